@@ -1,0 +1,11 @@
+//! Storage guard for Tower services.
+#![forbid(unsafe_code)]
+
+mod demand;
+pub mod fault;
+pub mod quota;
+pub mod refusal;
+mod scope;
+
+pub use self::demand::Amount;
+pub use tower::BoxError;
