@@ -1,32 +1,69 @@
 //! Storage failures, classified by cause.
+//!
+//! When a disk fills up, what comes back from a service is some library's error, with the news somewhere inside of it.
+//! A [`Classifier`] finds it there. It looks at the error, then at the error inside of that one, and so on: the first
+//! one that says "no room" makes the [`Fault`].
+//!
+//! ```
+//! use std::io;
+//!
+//! use tower_storage_guard::fault::{self, Cause};
+//!
+//! let full = io::Error::other(io::Error::from(io::ErrorKind::StorageFull));
+//! assert_eq!(fault::classify(&full).unwrap().cause, Cause::DiskFull);
+//!
+//! let missing = io::Error::from(io::ErrorKind::NotFound);
+//! assert_eq!(fault::classify(&missing), None);
+//! ```
+//!
+//! # Failures that are not faults
+//!
+//! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does not.
+//! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about storage.
+//! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that: say so with
+//!   [`Verdict::NotOurs`].
+//!
+//! # Errors that hide what is inside of them
+//!
+//! The walk follows `source()`, and looks into `io::Error`, `Arc` and `Box` where `source()` does not lead. An enum whose
+//! variant is `#[error(transparent)]` shows the *source* of the error in it, never that error. Look into such a type with
+//! a function of your own:
+//!
+//! ```
+//! use std::{error::Error, fmt, io};
+//!
+//! use tower_storage_guard::fault::{self, Cause, Classifier, Verdict};
+//!
+//! #[derive(Debug)]
+//! struct Hiding(io::Error);
+//!
+//! impl fmt::Display for Hiding {
+//!     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+//!         self.0.fmt(f)
+//!     }
+//! }
+//!
+//! impl Error for Hiding {
+//!     fn source(&self) -> Option<&(dyn Error + 'static)> {
+//!         self.0.source()
+//!     }
+//! }
+//!
+//! let error = Hiding(io::ErrorKind::StorageFull.into());
+//! assert_eq!(fault::classify(&error), None);
+//!
+//! let classifier = Classifier::default().with(|error| {
+//!     let hiding = error.downcast_ref::<Hiding>()?;
+//!     fault::classify(&hiding.0).map(Verdict::Fault)
+//! });
+//! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
+//! ```
 
-/// What ran out.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Resource {
-    /// Bytes of space.
-    Bytes,
-    /// Objects: inodes, files, entries.
-    Objects,
-}
+mod cause;
+mod classifier;
+mod io;
 
-/// Why there is no room. The four causes of HTTP 507.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Cause {
-    /// The server's disk is full.
-    DiskFull,
-    /// The quota of a user, tenant or project is used up.
-    QuotaExceeded,
-    /// A database or its tablespace is full.
-    DatabaseFull,
-    /// A collection (directory, bucket) has reached its limit.
-    CollectionFull,
-}
-
-/// A storage failure: its cause, and the resource that ran out.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct Fault {
-    /// Why there is no room.
-    pub cause: Cause,
-    /// What ran out.
-    pub resource: Resource,
-}
+pub use self::{
+    cause::{Cause, Fault, Resource},
+    classifier::{Classifier, Verdict, classify},
+};

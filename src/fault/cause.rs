@@ -1,0 +1,132 @@
+use std::fmt;
+
+/// A storage failure: its cause, and the resource that ran out.
+///
+/// It is an error too, so that a handler can return it with `?`. The classifier takes it as it is.
+///
+/// ```
+/// use tower_storage_guard::fault::{self, Cause, Fault, Resource};
+///
+/// fn add(entries: u64) -> Result<(), Fault> {
+///     match entries {
+///         1000.. => Err(Fault::new(Cause::CollectionFull, Resource::Objects)),
+///         _ => Ok(()),
+///     }
+/// }
+///
+/// let fault = add(1000).unwrap_err();
+/// assert_eq!(fault.to_string(), "collection limit reached: no objects left");
+/// assert_eq!(fault::classify(&fault), Some(fault));
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+#[error("{cause}: no {resource} left")]
+pub struct Fault {
+    /// Why there is no room.
+    pub cause: Cause,
+    /// What ran out.
+    pub resource: Resource,
+}
+
+impl Fault {
+    /// A fault of this cause, for want of this resource.
+    pub const fn new(cause: Cause, resource: Resource) -> Self {
+        Self { cause, resource }
+    }
+}
+
+/// Why there is no room. The four causes of HTTP 507.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The server's disk is full.
+    DiskFull,
+    /// The quota of a user, tenant or project is used up.
+    QuotaExceeded,
+    /// A database or its tablespace is full.
+    DatabaseFull,
+    /// A collection (directory, bucket) has reached its limit.
+    CollectionFull,
+}
+
+impl Cause {
+    /// The name on the wire and in metrics. It never changes.
+    ///
+    /// ```
+    /// use tower_storage_guard::fault::Cause;
+    ///
+    /// assert_eq!(Cause::DiskFull.reason(), "disk_full");
+    /// assert_eq!(Cause::QuotaExceeded.reason(), "quota_exceeded");
+    /// assert_eq!(Cause::DatabaseFull.reason(), "database_full");
+    /// assert_eq!(Cause::CollectionFull.reason(), "collection_limit_reached");
+    /// ```
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::DiskFull => "disk_full",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::DatabaseFull => "database_full",
+            Self::CollectionFull => "collection_limit_reached",
+        }
+    }
+}
+
+/// The cause in words, for logs.
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DiskFull => "disk full",
+            Self::QuotaExceeded => "quota exceeded",
+            Self::DatabaseFull => "database full",
+            Self::CollectionFull => "collection limit reached",
+        })
+    }
+}
+
+/// What ran out.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Bytes of space.
+    Bytes,
+    /// Objects: inodes, files, entries.
+    Objects,
+}
+
+impl Resource {
+    /// The name on the wire and in metrics, which is also the unit of its figures.
+    ///
+    /// ```
+    /// use tower_storage_guard::fault::Resource;
+    ///
+    /// assert_eq!(Resource::Bytes.as_str(), "bytes");
+    /// assert_eq!(Resource::Objects.as_str(), "objects");
+    /// ```
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Objects => "objects",
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_reads_well_in_a_log() {
+        for (cause, resource, text) in [
+            (Cause::DiskFull, Resource::Bytes, "disk full: no bytes left"),
+            (Cause::QuotaExceeded, Resource::Objects, "quota exceeded: no objects left"),
+            (Cause::DatabaseFull, Resource::Bytes, "database full: no bytes left"),
+            (Cause::CollectionFull, Resource::Objects, "collection limit reached: no objects left"),
+        ] {
+            assert_eq!(Fault::new(cause, resource).to_string(), text);
+        }
+    }
+}

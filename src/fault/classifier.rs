@@ -1,0 +1,447 @@
+use std::{any::Any, error::Error, fmt, io, iter, sync::Arc};
+
+use tower::BoxError;
+
+use super::Fault;
+
+/// Finds the storage failure in an error, if there is one.
+///
+/// An error is walked from the outside in. Each error on the way is shown to all functions, in this order:
+///
+/// 1. those given to [`with`](Self::with), the newest first;
+/// 2. the built-in ones: a [`Fault`] is what it says, then one function for each supported library.
+///
+/// The first verdict ends the walk. So an outer error is judged before what is inside of it, and a function of your own
+/// can overrule a built-in one. The walk also ends after 64 errors: no real chain is that long, and one may be cyclic.
+///
+/// Cloning is cheap.
+///
+/// # Panics
+///
+/// A panic in a function of your own is not caught.
+#[derive(Clone)]
+pub struct Classifier {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone)]
+struct Inner {
+    /// Oldest first.
+    custom: Vec<Arc<Custom>>,
+    built_in: &'static [Look],
+    types: Vec<Open>,
+}
+
+type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
+
+/// What a library's error says; none when it is not that library's, or does not decide.
+type Look = fn(&(dyn Error + 'static)) -> Option<Verdict>;
+
+/// The error in a value of a type that is known.
+type Open = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
+
+/// One function for each library that we know.
+const LIBRARIES: &[Look] = &[super::io::look];
+
+/// The types that services without an error type of their own fail with.
+const TYPES: &[Open] = &[boxed, open::<io::Error>, open::<Arc<io::Error>>, open::<Fault>];
+
+/// Long enough for every real chain, and an end to the cyclic ones.
+const MOST_ERRORS: usize = 64;
+
+impl Classifier {
+    /// Knows no library: a [`Fault`] is still a fault, everything else is up to [`with`](Self::with).
+    ///
+    /// ```
+    /// use std::io;
+    ///
+    /// use tower_storage_guard::fault::Classifier;
+    ///
+    /// let full = io::Error::from(io::ErrorKind::StorageFull);
+    /// assert_eq!(Classifier::empty().classify(&full), None);
+    /// assert!(Classifier::default().classify(&full).is_some());
+    /// ```
+    pub fn empty() -> Self {
+        Self::of(&[])
+    }
+
+    /// Asks `classify` about every error, before all that were there already.
+    ///
+    /// It is shown one error at a time, and need not look inside. `None` means "I cannot say", and the next function is
+    /// asked.
+    ///
+    /// A classifier knows nothing of where an error comes from. Here a full disk is not ours, because it is at the other
+    /// end of an outbound call:
+    ///
+    /// ```
+    /// use std::io;
+    ///
+    /// use tower_storage_guard::fault::{Classifier, Verdict};
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("the upstream failed")]
+    /// struct Upstream(#[source] io::Error);
+    ///
+    /// let classifier = Classifier::default().with(|error| error.is::<Upstream>().then_some(Verdict::NotOurs));
+    ///
+    /// let full = || io::Error::from(io::ErrorKind::StorageFull);
+    /// assert_eq!(classifier.classify(&Upstream(full())), None);
+    /// assert!(classifier.classify(&full()).is_some());
+    /// ```
+    #[must_use]
+    pub fn with<F>(mut self, classify: F) -> Self
+    where
+        F: Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync + 'static,
+    {
+        Arc::make_mut(&mut self.inner).custom.push(Arc::new(classify));
+        self
+    }
+
+    /// Looks into `E`, when that is what a service fails with.
+    ///
+    /// A service's error can be any type, and one that is no storage failure has to come out as it went in. So the guard
+    /// has to be told which types are errors at all. It knows [`BoxError`], [`io::Error`], `Arc<io::Error>` and
+    /// [`Fault`].
+    #[must_use]
+    pub fn error_type<E: Error + 'static>(mut self) -> Self {
+        Arc::make_mut(&mut self.inner).types.push(open::<E>);
+        self
+    }
+
+    /// The storage failure in `error`, or none.
+    ///
+    /// ```
+    /// use tower_storage_guard::fault::{Cause, Classifier, Fault, Resource, Verdict};
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("table {0} is full")]
+    /// struct TableFull(&'static str);
+    ///
+    /// let fault = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+    /// let classifier =
+    ///     Classifier::default().with(move |error| error.is::<TableFull>().then_some(Verdict::Fault(fault)));
+    ///
+    /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
+    /// ```
+    pub fn classify(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
+        let verdict = iter::successors(Some(error), |&error| inside(error))
+            .take(MOST_ERRORS)
+            .find_map(|error| self.look(error))?;
+        match verdict {
+            Verdict::Fault(fault) => Some(fault),
+            Verdict::NotOurs => None,
+        }
+    }
+
+    /// As [`classify`](Self::classify), for an error whose type is not known to be one: `S::Error`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the service will ask"))]
+    pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
+        let error = TYPES.iter().chain(&self.inner.types).find_map(|open| open(error))?;
+        self.classify(error)
+    }
+
+    fn of(built_in: &'static [Look]) -> Self {
+        let (custom, types) = (Vec::new(), Vec::new());
+        Self { inner: Arc::new(Inner { custom, built_in, types }) }
+    }
+
+    fn look(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+        let Inner { custom, built_in, .. } = &*self.inner;
+        (custom.iter().rev().find_map(|look| look(error)))
+            .or_else(|| error.downcast_ref().copied().map(Verdict::Fault))
+            .or_else(|| built_in.iter().find_map(|look| look(error)))
+    }
+}
+
+/// Knows every supported library.
+impl Default for Classifier {
+    fn default() -> Self {
+        Self::of(LIBRARIES)
+    }
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { custom, built_in, types } = &*self.inner;
+        f.debug_struct("Classifier")
+            .field("custom", &custom.len())
+            .field("built_in", &built_in.len())
+            .field("types", &types.len())
+            .finish()
+    }
+}
+
+/// What a function says about one error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// This is a storage failure.
+    Fault(Fault),
+    /// This is none, and neither is anything inside of it: a veto.
+    NotOurs,
+}
+
+/// The storage failure in `error`, by the default [`Classifier`].
+///
+/// ```
+/// use std::io;
+///
+/// use tower_storage_guard::fault::{self, Cause, Fault, Resource};
+///
+/// let error = io::Error::from(io::ErrorKind::QuotaExceeded);
+/// assert_eq!(fault::classify(&error), Some(Fault::new(Cause::QuotaExceeded, Resource::Bytes)));
+/// ```
+pub fn classify(error: &(dyn Error + 'static)) -> Option<Fault> {
+    Classifier::default().classify(error)
+}
+
+/// The next error on the way in.
+///
+/// Every error has at most one: where `source()` skips the error inside, it goes on to that one's source, which the walk
+/// reaches anyway.
+fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        error.get_ref().map(|inner| inner as _)
+    } else if let Some(shared) = error.downcast_ref::<Arc<io::Error>>() {
+        Some(&**shared)
+    } else if let Some(boxed) = error.downcast_ref::<Box<io::Error>>() {
+        Some(&**boxed)
+    } else if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        Some(&**shared)
+    } else if let Some(shared) = error.downcast_ref::<Arc<dyn Error>>() {
+        Some(&**shared)
+    } else {
+        error.source()
+    }
+}
+
+fn open<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    error.downcast_ref::<E>().map(|error| error as _)
+}
+
+/// A `Box<dyn Error>` is not itself an `Error`.
+fn boxed(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    error.downcast_ref::<BoxError>().map(|error| &**error as _)
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::fault::{Cause, Resource};
+
+    const DISK_FULL: Fault = Fault::new(Cause::DiskFull, Resource::Bytes);
+    const TABLE_FULL: Fault = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+
+    fn io_error(kind: io::ErrorKind) -> io::Error {
+        kind.into()
+    }
+
+    /// As anyhow does it: a context whose source is the rest.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Context {
+        text: &'static str,
+        source: BoxError,
+    }
+
+    fn context(source: impl Into<BoxError>) -> Context {
+        Context { text: "while storing", source: source.into() }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("shared")]
+    struct Holder<E: Error + 'static>(#[source] E);
+
+    /// Wraps an error of a kind in every way that errors are wrapped.
+    fn wrapped(kind: io::ErrorKind) -> Vec<(&'static str, BoxError)> {
+        let e = || io_error(kind);
+        let shared: Arc<dyn Error + Send + Sync> = Arc::new(e());
+        let nested: Arc<dyn Error + Send + Sync> = Arc::new(context(io::Error::other(Arc::new(e()))));
+        vec![
+            ("bare", e().into()),
+            ("other", io::Error::other(e()).into()),
+            ("other in other", io::Error::other(io::Error::other(e())).into()),
+            ("another kind around it", io::Error::new(io::ErrorKind::UnexpectedEof, e()).into()),
+            ("a context in an io::Error", io::Error::other(context(e())).into()),
+            ("context", context(e()).into()),
+            ("context in context", context(context(context(e()))).into()),
+            ("Arc", Arc::new(e()).into()),
+            ("Arc in an io::Error", io::Error::other(Arc::new(e())).into()),
+            ("source in an Arc", Holder(Arc::new(e())).into()),
+            ("source in a Box", Holder(Box::new(e())).into()),
+            ("Arc<dyn Error>", Holder(shared.clone()).into()),
+            ("Arc<dyn Error> in an io::Error", io::Error::other(shared).into()),
+            ("all of it", Holder(nested).into()),
+        ]
+    }
+
+    #[test]
+    fn found_in_every_wrapping() {
+        for (name, error) in wrapped(io::ErrorKind::StorageFull) {
+            assert_eq!(classify(&*error), Some(DISK_FULL), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_wrapping_makes_a_fault_of_something_else() {
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::FileTooLarge, io::ErrorKind::OutOfMemory] {
+            for (name, error) in wrapped(kind) {
+                assert_eq!(classify(&*error), None, "{kind:?}, {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn found_in_an_arc_that_cannot_be_sent() {
+        let error: Arc<dyn Error> = Arc::new(io_error(io::ErrorKind::StorageFull));
+        assert_eq!(classify(&Holder(error)), Some(DISK_FULL));
+        let error: Arc<dyn Error> = Arc::new(io_error(io::ErrorKind::NotFound));
+        assert_eq!(classify(&Holder(error)), None);
+    }
+
+    #[test]
+    fn the_text_of_an_error_says_nothing() {
+        assert_eq!(classify(&io::Error::other("No space left on device (os error 28)")), None);
+    }
+
+    #[test]
+    fn a_fault_is_taken_as_it_is() {
+        assert_eq!(classify(&TABLE_FULL), Some(TABLE_FULL));
+        assert_eq!(classify(&context(TABLE_FULL)), Some(TABLE_FULL));
+        assert_eq!(classify(&io::Error::other(TABLE_FULL)), Some(TABLE_FULL));
+        assert_eq!(Classifier::empty().classify(&context(TABLE_FULL)), Some(TABLE_FULL));
+    }
+
+    #[test]
+    fn the_outermost_verdict_wins() {
+        let outer = io::Error::new(io::ErrorKind::QuotaExceeded, io_error(io::ErrorKind::StorageFull));
+        assert_eq!(classify(&outer).map(|fault| fault.cause), Some(Cause::QuotaExceeded));
+        let vetoed = io::Error::new(io::ErrorKind::FileTooLarge, io_error(io::ErrorKind::StorageFull));
+        assert_eq!(classify(&vetoed), None);
+    }
+
+    #[test]
+    fn a_veto_ends_the_walk_where_it_is_spoken() {
+        let classifier = Classifier::default().with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
+        let full = || io_error(io::ErrorKind::StorageFull);
+        assert_eq!(classifier.classify(&context(full())), None);
+        assert_eq!(classifier.classify(&io::Error::other(context(full()))), None);
+        assert_eq!(classifier.classify(&io::Error::other(full())), Some(DISK_FULL));
+    }
+
+    #[test]
+    fn custom_before_built_in_and_newest_first() {
+        let says = |verdict| move |error: &(dyn Error + 'static)| error.is::<io::Error>().then_some(verdict);
+        let full = io_error(io::ErrorKind::StorageFull);
+
+        let one = Classifier::default().with(says(Verdict::Fault(TABLE_FULL)));
+        assert_eq!(one.classify(&full), Some(TABLE_FULL));
+        let two = one.clone().with(says(Verdict::NotOurs));
+        assert_eq!(two.classify(&full), None);
+        // The clone that `two` was made from has not changed.
+        assert_eq!(one.classify(&full), Some(TABLE_FULL));
+
+        let silent = two.with(|_| None);
+        assert_eq!(silent.classify(&full), None);
+        let vetoed = Classifier::default().with(|error| error.is::<Fault>().then_some(Verdict::NotOurs));
+        assert_eq!(vetoed.classify(&DISK_FULL), None);
+    }
+
+    #[test]
+    fn every_error_is_seen_once_from_the_outside_in() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let classifier = Classifier::empty().with(move |error| {
+            log.lock().unwrap().push(error.to_string());
+            None
+        });
+        let error = io::Error::other(Context {
+            text: "a",
+            source: io::Error::other(Context { text: "b", source: "c".into() }).into(),
+        });
+        assert_eq!(classifier.classify(&error), None);
+        // An io::Error shows the text of the error in it, hence the pairs.
+        assert_eq!(*seen.lock().unwrap(), ["a", "a", "b", "b", "c"]);
+    }
+
+    /// Is its own source.
+    #[derive(Debug)]
+    struct Ring;
+
+    impl fmt::Display for Ring {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("ring")
+        }
+    }
+
+    impl Error for Ring {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(self)
+        }
+    }
+
+    #[test]
+    fn a_cyclic_chain_ends() {
+        assert_eq!(classify(&Ring), None);
+    }
+
+    #[test]
+    fn the_walk_is_bounded_in_depth() {
+        let deep = |contexts| {
+            let mut error: BoxError = DISK_FULL.into();
+            for _ in 0..contexts {
+                error = context(error).into();
+            }
+            error
+        };
+        assert_eq!(classify(&*deep(MOST_ERRORS - 1)), Some(DISK_FULL));
+        assert_eq!(classify(&*deep(MOST_ERRORS)), None);
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum HandlerError {
+        #[error("cannot store")]
+        Store(#[source] io::Error),
+        #[error("not found")]
+        NotFound,
+    }
+
+    #[test]
+    fn any_error_of_a_known_type_is_looked_into() {
+        let classifier = Classifier::default();
+        let any = |error: &dyn Any| classifier.classify_any(error);
+        let full = || io_error(io::ErrorKind::StorageFull);
+        let missing = || io_error(io::ErrorKind::NotFound);
+
+        assert_eq!(any(&full()), Some(DISK_FULL));
+        assert_eq!(any(&missing()), None);
+        assert_eq!(any(&Arc::new(full())), Some(DISK_FULL));
+        assert_eq!(any(&Arc::new(missing())), None);
+        assert_eq!(any(&TABLE_FULL), Some(TABLE_FULL));
+        assert_eq!(any(&BoxError::from(context(full()))), Some(DISK_FULL));
+        assert_eq!(any(&BoxError::from(context(missing()))), None);
+        assert_eq!(any(&BoxError::from(HandlerError::Store(full()))), Some(DISK_FULL));
+        // Not errors at all.
+        assert_eq!(any(&()), None);
+        assert_eq!(any(&"No space left on device"), None);
+    }
+
+    #[test]
+    fn an_error_type_of_the_users_own() {
+        let error = HandlerError::Store(io_error(io::ErrorKind::StorageFull));
+        assert_eq!(Classifier::default().classify_any(&error), None);
+
+        let classifier = Classifier::default().error_type::<Holder<io::Error>>().error_type::<HandlerError>();
+        assert_eq!(classifier.classify_any(&error), Some(DISK_FULL));
+        assert_eq!(classifier.classify_any(&HandlerError::NotFound), None);
+        let missing = HandlerError::Store(io_error(io::ErrorKind::NotFound));
+        assert_eq!(classifier.classify_any(&missing), None);
+    }
+
+    #[test]
+    fn debug_counts() {
+        let classifier = Classifier::default().with(|_| None).error_type::<HandlerError>();
+        assert_eq!(format!("{classifier:?}"), "Classifier { custom: 1, built_in: 1, types: 1 }");
+    }
+}
