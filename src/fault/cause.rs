@@ -122,9 +122,21 @@ mod tests {
     fn a_fault_reads_well_in_a_log() {
         for (cause, resource, text) in [
             (Cause::DiskFull, Resource::Bytes, "disk full: no bytes left"),
-            (Cause::QuotaExceeded, Resource::Objects, "quota exceeded: no objects left"),
-            (Cause::DatabaseFull, Resource::Bytes, "database full: no bytes left"),
-            (Cause::CollectionFull, Resource::Objects, "collection limit reached: no objects left"),
+            (
+                Cause::QuotaExceeded,
+                Resource::Objects,
+                "quota exceeded: no objects left",
+            ),
+            (
+                Cause::DatabaseFull,
+                Resource::Bytes,
+                "database full: no bytes left",
+            ),
+            (
+                Cause::CollectionFull,
+                Resource::Objects,
+                "collection limit reached: no objects left",
+            ),
         ] {
             assert_eq!(Fault::new(cause, resource).to_string(), text);
         }

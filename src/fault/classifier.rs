@@ -6,13 +6,15 @@ use super::Fault;
 
 /// Finds the storage failure in an error, if there is one.
 ///
-/// An error is walked from the outside in. Each error on the way is shown to all functions, in this order:
+/// An error is walked from the outside in. Each error on the way is shown to all functions, in this
+/// order:
 ///
 /// 1. those given to [`with`](Self::with), the newest first;
 /// 2. the built-in ones: a [`Fault`] is what it says, then one function for each supported library.
 ///
-/// The first verdict ends the walk. So an outer error is judged before what is inside of it, and a function of your own
-/// can overrule a built-in one. The walk also ends after 64 errors: no real chain is that long, and one may be cyclic.
+/// The first verdict ends the walk. So an outer error is judged before what is inside of it, and a
+/// function of your own can overrule a built-in one. The walk also ends after 64 errors: no real
+/// chain is that long, and one may be cyclic.
 ///
 /// Cloning is cheap.
 ///
@@ -44,13 +46,19 @@ type Open = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 const LIBRARIES: &[Look] = &[super::io::look];
 
 /// The types that services without an error type of their own fail with.
-const TYPES: &[Open] = &[boxed, open::<io::Error>, open::<Arc<io::Error>>, open::<Fault>];
+const TYPES: &[Open] = &[
+    boxed,
+    open::<io::Error>,
+    open::<Arc<io::Error>>,
+    open::<Fault>,
+];
 
 /// Long enough for every real chain, and an end to the cyclic ones.
 const MOST_ERRORS: usize = 64;
 
 impl Classifier {
-    /// Knows no library: a [`Fault`] is still a fault, everything else is up to [`with`](Self::with).
+    /// Knows no library: a [`Fault`] is still a fault, everything else is up to
+    /// [`with`](Self::with).
     ///
     /// ```
     /// use std::io;
@@ -67,11 +75,11 @@ impl Classifier {
 
     /// Asks `classify` about every error, before all that were there already.
     ///
-    /// It is shown one error at a time, and need not look inside. `None` means "I cannot say", and the next function is
-    /// asked.
+    /// It is shown one error at a time, and need not look inside. `None` means "I cannot say", and
+    /// the next function is asked.
     ///
-    /// A classifier knows nothing of where an error comes from. Here a full disk is not ours, because it is at the other
-    /// end of an outbound call:
+    /// A classifier knows nothing of where an error comes from. Here a full disk is not ours,
+    /// because it is at the other end of an outbound call:
     ///
     /// ```
     /// use std::io;
@@ -82,7 +90,8 @@ impl Classifier {
     /// #[error("the upstream failed")]
     /// struct Upstream(#[source] io::Error);
     ///
-    /// let classifier = Classifier::default().with(|error| error.is::<Upstream>().then_some(Verdict::NotOurs));
+    /// let classifier = Classifier::default()
+    ///     .with(|error| error.is::<Upstream>().then_some(Verdict::NotOurs));
     ///
     /// let full = || io::Error::from(io::ErrorKind::StorageFull);
     /// assert_eq!(classifier.classify(&Upstream(full())), None);
@@ -93,15 +102,17 @@ impl Classifier {
     where
         F: Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync + 'static,
     {
-        Arc::make_mut(&mut self.inner).custom.push(Arc::new(classify));
+        Arc::make_mut(&mut self.inner)
+            .custom
+            .push(Arc::new(classify));
         self
     }
 
     /// Looks into `E`, when that is what a service fails with.
     ///
-    /// A service's error can be any type, and one that is no storage failure has to come out as it went in. So the guard
-    /// has to be told which types are errors at all. It knows [`BoxError`], [`io::Error`], `Arc<io::Error>` and
-    /// [`Fault`].
+    /// A service's error can be any type, and one that is no storage failure has to come out as it
+    /// went in. So the guard has to be told which types are errors at all. It knows [`BoxError`],
+    /// [`io::Error`], `Arc<io::Error>` and [`Fault`].
     #[must_use]
     pub fn error_type<E: Error + 'static>(mut self) -> Self {
         Arc::make_mut(&mut self.inner).types.push(open::<E>);
@@ -118,8 +129,8 @@ impl Classifier {
     /// struct TableFull(&'static str);
     ///
     /// let fault = Fault::new(Cause::DatabaseFull, Resource::Bytes);
-    /// let classifier =
-    ///     Classifier::default().with(move |error| error.is::<TableFull>().then_some(Verdict::Fault(fault)));
+    /// let classifier = Classifier::default()
+    ///     .with(move |error| error.is::<TableFull>().then_some(Verdict::Fault(fault)));
     ///
     /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
     /// ```
@@ -136,17 +147,28 @@ impl Classifier {
     /// As [`classify`](Self::classify), for an error whose type is not known to be one: `S::Error`.
     #[cfg_attr(not(test), expect(dead_code, reason = "the service will ask"))]
     pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
-        let error = TYPES.iter().chain(&self.inner.types).find_map(|open| open(error))?;
+        let error = TYPES
+            .iter()
+            .chain(&self.inner.types)
+            .find_map(|open| open(error))?;
         self.classify(error)
     }
 
     fn of(built_in: &'static [Look]) -> Self {
         let (custom, types) = (Vec::new(), Vec::new());
-        Self { inner: Arc::new(Inner { custom, built_in, types }) }
+        Self {
+            inner: Arc::new(Inner {
+                custom,
+                built_in,
+                types,
+            }),
+        }
     }
 
     fn look(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
-        let Inner { custom, built_in, .. } = &*self.inner;
+        let Inner {
+            custom, built_in, ..
+        } = &*self.inner;
         (custom.iter().rev().find_map(|look| look(error)))
             .or_else(|| error.downcast_ref().copied().map(Verdict::Fault))
             .or_else(|| built_in.iter().find_map(|look| look(error)))
@@ -162,7 +184,11 @@ impl Default for Classifier {
 
 impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { custom, built_in, types } = &*self.inner;
+        let Inner {
+            custom,
+            built_in,
+            types,
+        } = &*self.inner;
         f.debug_struct("Classifier")
             .field("custom", &custom.len())
             .field("built_in", &built_in.len())
@@ -196,8 +222,8 @@ pub fn classify(error: &(dyn Error + 'static)) -> Option<Fault> {
 
 /// The next error on the way in.
 ///
-/// Every error has at most one: where `source()` skips the error inside, it goes on to that one's source, which the walk
-/// reaches anyway.
+/// Every error has at most one: where `source()` skips the error inside, it goes on to that one's
+/// source, which the walk reaches anyway.
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         error.get_ref().map(|inner| inner as _)
@@ -246,7 +272,10 @@ mod tests {
     }
 
     fn context(source: impl Into<BoxError>) -> Context {
-        Context { text: "while storing", source: source.into() }
+        Context {
+            text: "while storing",
+            source: source.into(),
+        }
     }
 
     #[derive(Debug, thiserror::Error)]
@@ -257,21 +286,37 @@ mod tests {
     fn wrapped(kind: io::ErrorKind) -> Vec<(&'static str, BoxError)> {
         let e = || io_error(kind);
         let shared: Arc<dyn Error + Send + Sync> = Arc::new(e());
-        let nested: Arc<dyn Error + Send + Sync> = Arc::new(context(io::Error::other(Arc::new(e()))));
+        let nested: Arc<dyn Error + Send + Sync> =
+            Arc::new(context(io::Error::other(Arc::new(e()))));
         vec![
             ("bare", e().into()),
             ("other", io::Error::other(e()).into()),
-            ("other in other", io::Error::other(io::Error::other(e())).into()),
-            ("another kind around it", io::Error::new(io::ErrorKind::UnexpectedEof, e()).into()),
-            ("a context in an io::Error", io::Error::other(context(e())).into()),
+            (
+                "other in other",
+                io::Error::other(io::Error::other(e())).into(),
+            ),
+            (
+                "another kind around it",
+                io::Error::new(io::ErrorKind::UnexpectedEof, e()).into(),
+            ),
+            (
+                "a context in an io::Error",
+                io::Error::other(context(e())).into(),
+            ),
             ("context", context(e()).into()),
             ("context in context", context(context(context(e()))).into()),
             ("Arc", Arc::new(e()).into()),
-            ("Arc in an io::Error", io::Error::other(Arc::new(e())).into()),
+            (
+                "Arc in an io::Error",
+                io::Error::other(Arc::new(e())).into(),
+            ),
             ("source in an Arc", Holder(Arc::new(e())).into()),
             ("source in a Box", Holder(Box::new(e())).into()),
             ("Arc<dyn Error>", Holder(shared.clone()).into()),
-            ("Arc<dyn Error> in an io::Error", io::Error::other(shared).into()),
+            (
+                "Arc<dyn Error> in an io::Error",
+                io::Error::other(shared).into(),
+            ),
             ("all of it", Holder(nested).into()),
         ]
     }
@@ -285,7 +330,11 @@ mod tests {
 
     #[test]
     fn no_wrapping_makes_a_fault_of_something_else() {
-        for kind in [io::ErrorKind::NotFound, io::ErrorKind::FileTooLarge, io::ErrorKind::OutOfMemory] {
+        for kind in [
+            io::ErrorKind::NotFound,
+            io::ErrorKind::FileTooLarge,
+            io::ErrorKind::OutOfMemory,
+        ] {
             for (name, error) in wrapped(kind) {
                 assert_eq!(classify(&*error), None, "{kind:?}, {name}");
             }
@@ -302,7 +351,10 @@ mod tests {
 
     #[test]
     fn the_text_of_an_error_says_nothing() {
-        assert_eq!(classify(&io::Error::other("No space left on device (os error 28)")), None);
+        assert_eq!(
+            classify(&io::Error::other("No space left on device (os error 28)")),
+            None
+        );
     }
 
     #[test]
@@ -310,29 +362,50 @@ mod tests {
         assert_eq!(classify(&TABLE_FULL), Some(TABLE_FULL));
         assert_eq!(classify(&context(TABLE_FULL)), Some(TABLE_FULL));
         assert_eq!(classify(&io::Error::other(TABLE_FULL)), Some(TABLE_FULL));
-        assert_eq!(Classifier::empty().classify(&context(TABLE_FULL)), Some(TABLE_FULL));
+        assert_eq!(
+            Classifier::empty().classify(&context(TABLE_FULL)),
+            Some(TABLE_FULL)
+        );
     }
 
     #[test]
     fn the_outermost_verdict_wins() {
-        let outer = io::Error::new(io::ErrorKind::QuotaExceeded, io_error(io::ErrorKind::StorageFull));
-        assert_eq!(classify(&outer).map(|fault| fault.cause), Some(Cause::QuotaExceeded));
-        let vetoed = io::Error::new(io::ErrorKind::FileTooLarge, io_error(io::ErrorKind::StorageFull));
+        let outer = io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            io_error(io::ErrorKind::StorageFull),
+        );
+        assert_eq!(
+            classify(&outer).map(|fault| fault.cause),
+            Some(Cause::QuotaExceeded)
+        );
+        let vetoed = io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            io_error(io::ErrorKind::StorageFull),
+        );
         assert_eq!(classify(&vetoed), None);
     }
 
     #[test]
     fn a_veto_ends_the_walk_where_it_is_spoken() {
-        let classifier = Classifier::default().with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
+        let classifier =
+            Classifier::default().with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
         let full = || io_error(io::ErrorKind::StorageFull);
         assert_eq!(classifier.classify(&context(full())), None);
-        assert_eq!(classifier.classify(&io::Error::other(context(full()))), None);
-        assert_eq!(classifier.classify(&io::Error::other(full())), Some(DISK_FULL));
+        assert_eq!(
+            classifier.classify(&io::Error::other(context(full()))),
+            None
+        );
+        assert_eq!(
+            classifier.classify(&io::Error::other(full())),
+            Some(DISK_FULL)
+        );
     }
 
     #[test]
     fn custom_before_built_in_and_newest_first() {
-        let says = |verdict| move |error: &(dyn Error + 'static)| error.is::<io::Error>().then_some(verdict);
+        let says = |verdict| {
+            move |error: &(dyn Error + 'static)| error.is::<io::Error>().then_some(verdict)
+        };
         let full = io_error(io::ErrorKind::StorageFull);
 
         let one = Classifier::default().with(says(Verdict::Fault(TABLE_FULL)));
@@ -344,7 +417,8 @@ mod tests {
 
         let silent = two.with(|_| None);
         assert_eq!(silent.classify(&full), None);
-        let vetoed = Classifier::default().with(|error| error.is::<Fault>().then_some(Verdict::NotOurs));
+        let vetoed =
+            Classifier::default().with(|error| error.is::<Fault>().then_some(Verdict::NotOurs));
         assert_eq!(vetoed.classify(&DISK_FULL), None);
     }
 
@@ -358,7 +432,11 @@ mod tests {
         });
         let error = io::Error::other(Context {
             text: "a",
-            source: io::Error::other(Context { text: "b", source: "c".into() }).into(),
+            source: io::Error::other(Context {
+                text: "b",
+                source: "c".into(),
+            })
+            .into(),
         });
         assert_eq!(classifier.classify(&error), None);
         // An io::Error shows the text of the error in it, hence the pairs.
@@ -421,7 +499,10 @@ mod tests {
         assert_eq!(any(&TABLE_FULL), Some(TABLE_FULL));
         assert_eq!(any(&BoxError::from(context(full()))), Some(DISK_FULL));
         assert_eq!(any(&BoxError::from(context(missing()))), None);
-        assert_eq!(any(&BoxError::from(HandlerError::Store(full()))), Some(DISK_FULL));
+        assert_eq!(
+            any(&BoxError::from(HandlerError::Store(full()))),
+            Some(DISK_FULL)
+        );
         // Not errors at all.
         assert_eq!(any(&()), None);
         assert_eq!(any(&"No space left on device"), None);
@@ -432,7 +513,9 @@ mod tests {
         let error = HandlerError::Store(io_error(io::ErrorKind::StorageFull));
         assert_eq!(Classifier::default().classify_any(&error), None);
 
-        let classifier = Classifier::default().error_type::<Holder<io::Error>>().error_type::<HandlerError>();
+        let classifier = Classifier::default()
+            .error_type::<Holder<io::Error>>()
+            .error_type::<HandlerError>();
         assert_eq!(classifier.classify_any(&error), Some(DISK_FULL));
         assert_eq!(classifier.classify_any(&HandlerError::NotFound), None);
         let missing = HandlerError::Store(io_error(io::ErrorKind::NotFound));
@@ -441,7 +524,12 @@ mod tests {
 
     #[test]
     fn debug_counts() {
-        let classifier = Classifier::default().with(|_| None).error_type::<HandlerError>();
-        assert_eq!(format!("{classifier:?}"), "Classifier { custom: 1, built_in: 1, types: 1 }");
+        let classifier = Classifier::default()
+            .with(|_| None)
+            .error_type::<HandlerError>();
+        assert_eq!(
+            format!("{classifier:?}"),
+            "Classifier { custom: 1, built_in: 1, types: 1 }"
+        );
     }
 }

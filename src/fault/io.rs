@@ -6,12 +6,14 @@ use super::{Cause, Fault, Resource, Verdict};
 
 pub(super) fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let error = error.downcast_ref::<io::Error>()?;
-    // The kind first: libraries keep it when they wrap an error, and lose the code. std also knows the codes of every
-    // platform, so the table below is left with the ones that it has no kind for.
+    // The kind first: libraries keep it when they wrap an error, and lose the code. std also knows
+    // the codes of every platform, so the table below is left with the ones that it has no kind
+    // for.
     kind(error.kind()).or_else(|| code(Os::HERE, error.raw_os_error()?))
 }
 
-/// Whether bytes or inodes ran out, no kind and no code tells: `ENOSPC` is both. Bytes is the likely one.
+/// Whether bytes or inodes ran out, no kind and no code tells: `ENOSPC` is both. Bytes is the
+/// likely one.
 fn kind(kind: io::ErrorKind) -> Option<Verdict> {
     match kind {
         io::ErrorKind::StorageFull => Some(DISK_FULL),
@@ -57,7 +59,8 @@ impl Os {
 
 /// What an error code says.
 ///
-/// Linux: `errno(3)`, `asm-generic/errno.h`. BSD: `intro(2)`. Windows: "System Error Codes" in `winerror.h`.
+/// Linux: `errno(3)`, `asm-generic/errno.h`. BSD: `intro(2)`. Windows: "System Error Codes" in
+/// `winerror.h`.
 fn code(os: Os, raw: i32) -> Option<Verdict> {
     match (os, raw) {
         // ENOSPC
@@ -79,10 +82,15 @@ fn code(os: Os, raw: i32) -> Option<Verdict> {
     }
 }
 
-/// The code within an `HRESULT` of `FACILITY_WIN32` (0x8007xxxx), which is how COM and WinRT report it.
+/// The code within an `HRESULT` of `FACILITY_WIN32` (0x8007xxxx), which is how COM and WinRT report
+/// it.
 fn win32(raw: i32) -> u32 {
     let raw = raw.cast_unsigned();
-    if raw >> 16 == 0x8007 { raw & 0xFFFF } else { raw }
+    if raw >> 16 == 0x8007 {
+        raw & 0xFFFF
+    } else {
+        raw
+    }
 }
 
 #[cfg(all(test, not(storage_guard_loom)))]
@@ -91,9 +99,18 @@ mod tests {
 
     #[test]
     fn kinds_decide() {
-        assert_eq!(look(&io::Error::from(io::ErrorKind::StorageFull)), Some(DISK_FULL));
-        assert_eq!(look(&io::Error::from(io::ErrorKind::QuotaExceeded)), Some(QUOTA_EXCEEDED));
-        assert_eq!(look(&io::Error::from(io::ErrorKind::FileTooLarge)), Some(Verdict::NotOurs));
+        assert_eq!(
+            look(&io::Error::from(io::ErrorKind::StorageFull)),
+            Some(DISK_FULL)
+        );
+        assert_eq!(
+            look(&io::Error::from(io::ErrorKind::QuotaExceeded)),
+            Some(QUOTA_EXCEEDED)
+        );
+        assert_eq!(
+            look(&io::Error::from(io::ErrorKind::FileTooLarge)),
+            Some(Verdict::NotOurs)
+        );
         for kind in [
             io::ErrorKind::Other,
             io::ErrorKind::OutOfMemory,
@@ -168,7 +185,11 @@ mod tests {
     fn std_and_the_table_agree_about_this_system() {
         for raw in 0..256 {
             if let Some(verdict) = code(Os::HERE, raw) {
-                assert_eq!(kind(io::Error::from_raw_os_error(raw).kind()), Some(verdict), "{raw}");
+                assert_eq!(
+                    kind(io::Error::from_raw_os_error(raw).kind()),
+                    Some(verdict),
+                    "{raw}"
+                );
             }
         }
     }
@@ -178,7 +199,10 @@ mod tests {
     fn a_really_full_device() {
         use io::Write as _;
 
-        let mut device = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
+        let mut device = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("Linux has /dev/full");
         assert_eq!(look(&device.write_all(b"x").unwrap_err()), Some(DISK_FULL));
     }
 }

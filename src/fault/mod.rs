@@ -1,8 +1,8 @@
 //! Storage failures, classified by cause.
 //!
-//! When a disk fills up, what comes back from a service is some library's error, with the news somewhere inside of it.
-//! A [`Classifier`] finds it there. It looks at the error, then at the error inside of that one, and so on: the first
-//! one that says "no room" makes the [`Fault`].
+//! When a disk fills up, what comes back from a service is some library's error, with the news
+//! somewhere inside of it. A [`Classifier`] finds it there. It looks at the error, then at the
+//! error inside of that one, and so on: the first one that says "no room" makes the [`Fault`].
 //!
 //! ```
 //! use std::io;
@@ -18,16 +18,18 @@
 //!
 //! # Failures that are not faults
 //!
-//! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does not.
-//! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about storage.
-//! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that: say so with
-//!   [`Verdict::NotOurs`].
+//! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does
+//!   not.
+//! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
+//!   storage.
+//! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that:
+//!   say so with [`Verdict::NotOurs`].
 //!
 //! # Errors that hide what is inside of them
 //!
-//! The walk follows `source()`, and looks into `io::Error`, `Arc` and `Box` where `source()` does not lead. An enum whose
-//! variant is `#[error(transparent)]` shows the *source* of the error in it, never that error. Look into such a type with
-//! a function of your own:
+//! The walk follows `source()`, and looks into `io::Error`, `Arc` and `Box` where `source()` does
+//! not lead. An enum whose variant is `#[error(transparent)]` shows the *source* of the error in
+//! it, never that error. Look into such a type with a function of your own:
 //!
 //! ```
 //! use std::{error::Error, fmt, io};

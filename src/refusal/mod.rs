@@ -1,1 +1,50 @@
-//! Refusals.
+//! What a client is told when there is no room.
+//!
+//! A [`Refusal`] says what is wrong, and a [`Dialect`] makes the response of it that this client
+//! understands. [`Http`] is the dialect of all clients that speak no other: it answers in JSON,
+//! `application/problem+json`, plain text or HTML, as the client's `Accept` asks.
+//!
+//! ```
+//! use http::Request;
+//! use tower_storage_guard::{
+//!     fault::{Cause, Fault, Resource},
+//!     refusal::{Asked, Dialect, Http, Refusal},
+//! };
+//!
+//! let request = Request::put("/photos/1").body(()).unwrap();
+//! let refusal = Refusal::from(Fault::new(Cause::DiskFull, Resource::Bytes));
+//!
+//! let response = Http::default().render(&refusal, &Asked::from(&request));
+//! assert_eq!(response.status(), 507);
+//! assert_eq!(
+//!     response.body(),
+//!     concat!(
+//!         r#"{"error":"Insufficient Storage","message":"Server storage capacity reached","#,
+//!         r#""reason":"disk_full","resource":"bytes","temporary":true}"#,
+//!     ),
+//! );
+//! ```
+//!
+//! The refusal is in the extensions of every response that the guard makes, so that outer layers
+//! can see it, whatever the response looks like.
+//!
+//! # `Retry-After`
+//!
+//! There is none unless it is asked for, cause by cause. A 507 is temporary, but a request that was
+//! a user's action must not be repeated without a new one (RFC 4918, section 11.5), and clients
+//! take the header as a call to repeat it.
+
+mod answers;
+mod asked;
+mod escape;
+mod http;
+mod negotiate;
+mod value;
+
+pub(crate) use self::answers::Answers;
+pub use self::{
+    answers::ConfigError,
+    asked::{Asked, Dialect},
+    http::Http,
+    value::{Figures, Refusal, RefusalKind},
+};

@@ -1,0 +1,197 @@
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, Version,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+
+use super::{Answers, Refusal};
+
+/// A way to tell a client that its request is refused.
+///
+/// The whole response is the dialect's: gRPC, for one, answers 200 and says the rest in headers.
+/// The guard adds a `Retry-After` where it is asked for and the dialect has none, unless the status
+/// is 2xx.
+///
+/// The first dialect that hears a request answers it. [`Http`](super::Http) is the last, and hears
+/// all.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{HeaderMap, Method, Request, Response};
+/// use tower_storage_guard::refusal::{Asked, Dialect, Refusal};
+///
+/// /// For clients that read nothing but a line of CSV.
+/// struct Csv;
+///
+/// impl Dialect for Csv {
+///     fn hears(&self, _: &Method, headers: &HeaderMap) -> bool {
+///         headers.get("accept").is_some_and(|accept| accept == "text/csv")
+///     }
+///
+///     fn render(&self, refusal: &Refusal, _: &Asked) -> Response<Bytes> {
+///         Response::builder()
+///             .status(refusal.status())
+///             .header("content-type", "text/csv")
+///             .body(refusal.reason().into())
+///             .expect("both are valid")
+///     }
+/// }
+///
+/// let request = Request::put("/").header("accept", "text/csv").body(()).unwrap();
+/// assert!(Csv.hears(request.method(), request.headers()));
+///
+/// let response = Csv.render(&Refusal::unavailable(), &Asked::from(&request));
+/// assert_eq!(response.body(), "capacity_unknown");
+/// ```
+pub trait Dialect: Send + Sync + 'static {
+    /// Whether the client that sent this head speaks the dialect.
+    ///
+    /// Asked for every request, so it should be quick.
+    fn hears(&self, method: &Method, headers: &HeaderMap) -> bool;
+
+    /// The response that says so.
+    fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes>;
+}
+
+/// What is kept of a request's head, so that it can be answered when the request is gone.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    method: Method,
+    version: Version,
+    /// Beside the others, because hardly any request has more: an empty `Vec` allocates nothing.
+    accept: Option<HeaderValue>,
+    more_accept: Vec<HeaderValue>,
+    content_type: Option<HeaderValue>,
+    /// The index of the dialect that heard it; none for HTTP.
+    pub(super) dialect: Option<usize>,
+}
+
+impl Asked {
+    /// Keeps what answering the request will take.
+    ///
+    /// Every request comes through here, and hardly any is refused. So what costs time is left for
+    /// later: `Accept` is not read, and the content type is not looked up for HTTP, which has no
+    /// use for it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the service will ask"))]
+    pub(crate) fn hear<B>(request: &Request<B>, answers: &Answers) -> Self {
+        match answers.dialect_for(request.method(), request.headers()) {
+            None => Self::keep(request),
+            dialect => Self {
+                dialect,
+                ..request.into()
+            },
+        }
+    }
+
+    fn keep<B>(request: &Request<B>) -> Self {
+        let mut accept = request.headers().get_all(ACCEPT).iter();
+        Self {
+            method: request.method().clone(),
+            version: request.version(),
+            accept: accept.next().cloned(),
+            more_accept: accept.cloned().collect(),
+            content_type: None,
+            dialect: None,
+        }
+    }
+
+    /// The method.
+    pub const fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The version of HTTP.
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The lines of `Accept`, in their order.
+    pub fn accept(&self) -> impl Iterator<Item = &HeaderValue> {
+        self.accept.iter().chain(&self.more_accept)
+    }
+
+    /// The type of the request's content. Kept only where a dialect other than
+    /// [`Http`](super::Http) heard the request.
+    pub const fn content_type(&self) -> Option<&HeaderValue> {
+        self.content_type.as_ref()
+    }
+}
+
+/// For the tests of a dialect: keeps the content type too.
+impl<B> From<&Request<B>> for Asked {
+    fn from(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(CONTENT_TYPE).cloned();
+        Self {
+            content_type,
+            ..Self::keep(request)
+        }
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    fn request(accept: &[&'static str]) -> Request<()> {
+        let mut request = Request::put("/")
+            .header(CONTENT_TYPE, "image/png")
+            .body(())
+            .unwrap();
+        for line in accept {
+            request
+                .headers_mut()
+                .append(ACCEPT, HeaderValue::from_static(line));
+        }
+        request
+    }
+
+    struct Deaf;
+
+    impl Dialect for Deaf {
+        fn hears(&self, _: &Method, _: &HeaderMap) -> bool {
+            false
+        }
+
+        fn render(&self, _: &Refusal, _: &Asked) -> Response<Bytes> {
+            unreachable!("it hears nothing")
+        }
+    }
+
+    #[test]
+    fn all_lines_of_accept_are_kept() {
+        for lines in [&[][..], &["text/html"], &["text/html", "*/*;q=0.1", "a/b"]] {
+            let asked = Asked::hear(&request(lines), &Answers::default());
+            assert!(asked.accept().eq(lines), "{asked:?}");
+            assert_eq!(asked.method(), Method::PUT);
+            assert_eq!(asked.version(), Version::HTTP_11);
+        }
+    }
+
+    #[test]
+    fn hearing_allocates_nothing() {
+        let mut deaf = Answers::default();
+        deaf.push_dialect(Deaf);
+        for answers in [Answers::default(), deaf] {
+            for lines in [&[][..], &["application/json"]] {
+                let request = request(lines);
+                let counted = allocation_counter::measure(|| drop(Asked::hear(&request, &answers)));
+                assert_eq!(counted.count_total, 0, "{lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_content_type_is_kept_for_those_who_read_it() {
+        let request = request(&[]);
+        assert_eq!(
+            Asked::hear(&request, &Answers::default()).content_type(),
+            None
+        );
+        assert_eq!(Asked::from(&request).content_type().unwrap(), "image/png");
+
+        let mut answers = Answers::default();
+        answers.push_dialect(super::super::Http::default());
+        let asked = Asked::hear(&request, &answers);
+        assert_eq!(asked.content_type().unwrap(), "image/png");
+    }
+}

@@ -1,0 +1,378 @@
+//! Which of our formats a client wants: proactive negotiation by `Accept` (RFC 9110, section
+//! 12.5.1).
+
+/// What HTTP answers are written in, the one that we like best first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Format {
+    Json,
+    Problem,
+    Plain,
+    Html,
+}
+
+impl Format {
+    const ALL: [Self; 4] = [Self::Json, Self::Problem, Self::Plain, Self::Html];
+
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Problem => "application/problem+json",
+            Self::Plain => "text/plain; charset=utf-8",
+            Self::Html => "text/html; charset=utf-8",
+        }
+    }
+
+    const fn media_type(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Json => ("application", "json"),
+            Self::Problem => ("application", "problem+json"),
+            Self::Plain => ("text", "plain"),
+            Self::Html => ("text", "html"),
+        }
+    }
+
+    /// The one that the client likes best, by the lines of its `Accept`.
+    ///
+    /// 1. The range that names a format most specifically decides its weight: of `text/html`,
+    ///    `text/*` and `*/*` the first. Of two that are equally specific, the heavier.
+    /// 2. The greatest weight wins, then the more specific range, then our own order.
+    /// 3. Nothing acceptable: JSON, as with no `Accept` at all. An answer that is not understood is
+    ///    better than one that hides what is wrong.
+    ///
+    /// Parameters other than `q` are not looked at. A malformed range counts as not there.
+    pub(super) fn choose<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
+        // For each format, what the best range says of it.
+        let mut best = [None; Self::ALL.len()];
+        for range in accept
+            .flat_map(|line| split(line, b','))
+            .filter_map(Range::parse)
+        {
+            for (best, format) in best.iter_mut().zip(Self::ALL) {
+                let says = range
+                    .specificity(format)
+                    .map(|specificity| (specificity, range.weight));
+                *best = says.max(*best);
+            }
+        }
+        let acceptable = best
+            .into_iter()
+            .zip(Self::ALL)
+            .filter_map(|(says, format)| {
+                let (specificity, weight) = says?;
+                (weight > 0).then_some(((weight, specificity), format))
+            });
+        acceptable
+            // Of equals, `max_by_key` takes the last.
+            .rev()
+            .max_by_key(|(rank, _)| *rank)
+            .map_or(Self::Json, |(_, format)| format)
+    }
+}
+
+/// One media range: `type/subtype`, `type/*` or `*/*`, and its weight.
+struct Range<'a> {
+    kind: &'a [u8],
+    subtype: &'a [u8],
+    /// In thousandths.
+    weight: u16,
+}
+
+impl<'a> Range<'a> {
+    fn parse(range: &'a [u8]) -> Option<Self> {
+        let mut parts = split(range, b';').map(<[u8]>::trim_ascii);
+        let name = parts.next()?;
+        let slash = name.iter().position(|&byte| byte == b'/')?;
+        let (kind, subtype) = (&name[..slash], &name[slash + 1..]);
+        if !is_token(kind) || !is_token(subtype) || (kind == b"*" && subtype != b"*") {
+            return None;
+        }
+        let q = parts.find_map(|parameter| match parameter {
+            [b'q' | b'Q', b'=', value @ ..] => Some(value),
+            _ => None,
+        });
+        let weight = q.map_or(Some(1000), weight)?;
+        Some(Self {
+            kind,
+            subtype,
+            weight,
+        })
+    }
+
+    /// How closely the range names the format; none if it does not.
+    fn specificity(&self, format: Format) -> Option<u8> {
+        let (kind, subtype) = format.media_type();
+        match (self.kind, self.subtype) {
+            (b"*", _) => Some(0),
+            (range, _) if !range.eq_ignore_ascii_case(kind.as_bytes()) => None,
+            (_, b"*") => Some(1),
+            (_, range) => range.eq_ignore_ascii_case(subtype.as_bytes()).then_some(2),
+        }
+    }
+}
+
+/// A weight in thousandths: `0` or `1`, with up to three decimals (RFC 9110, section 12.4.2).
+fn weight(q: &[u8]) -> Option<u16> {
+    let (whole, decimals) = match q {
+        [whole] => (whole, &[][..]),
+        [whole, b'.', decimals @ ..] if decimals.len() <= 3 => (whole, decimals),
+        _ => return None,
+    };
+    if !matches!(whole, b'0' | b'1') || !decimals.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let digits = decimals.iter().chain(b"000").take(3);
+    let weight = digits.fold(u16::from(whole - b'0'), |sum, digit| {
+        sum * 10 + u16::from(digit - b'0')
+    });
+    (weight <= 1000).then_some(weight)
+}
+
+/// Cuts `text` at each `separator` that is not in a quoted string (RFC 9110, section 5.6.4).
+fn split(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |&byte| {
+        if escaped {
+            escaped = false;
+            return false;
+        }
+        match byte {
+            b'"' => quoted = !quoted,
+            b'\\' => escaped = quoted,
+            _ => return byte == separator && !quoted,
+        }
+        false
+    })
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(text: &[u8]) -> bool {
+    let is_tchar = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !text.is_empty() && text.iter().all(is_tchar)
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Format::*, *};
+
+    fn choose(lines: &[&str]) -> Format {
+        Format::choose(lines.iter().map(|line| line.as_bytes()))
+    }
+
+    #[test]
+    fn what_real_clients_send() {
+        for (accept, format) in [
+            // curl, wget, fetch
+            ("*/*", Json),
+            // axios
+            ("application/json, text/plain, */*", Json),
+            // Firefox, Chrome
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+                Html,
+            ),
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,\
+                 application/signed-exchange;v=b3;q=0.7",
+                Html,
+            ),
+            // Java's HttpURLConnection: `*` is no range
+            ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", Html),
+            // an image in a page
+            (
+                "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5",
+                Json,
+            ),
+            ("application/problem+json", Problem),
+            ("application/problem+json, application/json;q=0.9", Problem),
+            ("application/json;q=0.9, application/problem+json", Problem),
+        ] {
+            assert_eq!(choose(&[accept]), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn nothing_asked_or_nothing_acceptable_is_json() {
+        assert_eq!(choose(&[]), Json);
+        for accept in [
+            "",
+            ",, ,",
+            "image/png",
+            "application/xml",
+            "*/*;q=0",
+            "application/json;q=0",
+        ] {
+            assert_eq!(choose(&[accept]), Json, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_range_decides_the_weight() {
+        for (accept, format) in [
+            ("*/*, application/json;q=0.1", Problem),
+            ("application/*;q=0.2, text/*;q=0.3", Plain),
+            ("text/*, text/plain;q=0.5", Html),
+            (
+                "text/html;q=0.5, text/html;level=1;q=0.4, text/plain;q=0.45",
+                Html,
+            ),
+            ("text/*;q=0.5, */*;q=0.5", Plain),
+            ("*/*, text/html", Html),
+            ("*/*;q=0.9, text/*;q=0.8", Json),
+        ] {
+            assert_eq!(choose(&[accept]), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_weight_of_zero_excludes() {
+        for (accept, format) in [
+            ("*/*, application/json;q=0", Problem),
+            ("*/*, application/*;q=0", Plain),
+            ("*/*, application/*;q=0.000, text/plain;q=0", Html),
+            ("text/html;q=0, */*;q=0.1", Json),
+        ] {
+            assert_eq!(choose(&[accept]), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn several_lines_are_one_list() {
+        assert_eq!(choose(&["text/plain;q=0.5", "text/html"]), Html);
+        assert_eq!(choose(&["text/html;q=0.5", "text/plain"]), Plain);
+        assert_eq!(choose(&["", "garbage", "text/html"]), Html);
+    }
+
+    #[test]
+    fn malformed_ranges_are_skipped_and_only_they() {
+        for bad in [
+            "text",
+            "/",
+            "text/",
+            "/html",
+            "*/html",
+            "text/h tml",
+            "text/html;q=",
+            "text/html;q=2",
+            "text/html;q=1.001",
+            "text/html;q=0.1234",
+            "text/html;q=-1",
+            "text/html;q=a",
+            "text/html;q=.5",
+            "tëxt/html",
+            "text/html/x",
+        ] {
+            assert_eq!(choose(&[bad]), Json, "{bad}");
+            assert_eq!(
+                choose(&[&format!("{bad}, text/plain;q=0.1")]),
+                Plain,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn spelling_is_free() {
+        for good in [
+            "TEXT/HTML",
+            "text/html;q=1",
+            "text/html;q=1.",
+            "text/html;q=1.000",
+            "text/html ; Q=0.001",
+            "\ttext/html\t;\tq=0.5 ",
+            "text/html;charset=utf-8",
+            "text/html;;q=0.3",
+            "text/html;x=\"a,b;q=0\";q=0.5",
+            "text/html;x=\"\\\",text/plain\"",
+        ] {
+            assert_eq!(choose(&[good]), Html, "{good}");
+        }
+    }
+
+    #[test]
+    fn weights() {
+        for (q, thousandths) in [
+            ("0", Some(0)),
+            ("0.", Some(0)),
+            ("0.5", Some(500)),
+            ("0.05", Some(50)),
+            ("0.123", Some(123)),
+            ("1", Some(1000)),
+            ("1.000", Some(1000)),
+            ("1.001", None),
+            ("0.1234", None),
+            ("2", None),
+            ("", None),
+            ("00", None),
+            ("0,5", None),
+        ] {
+            assert_eq!(weight(q.as_bytes()), thousandths, "{q}");
+        }
+    }
+
+    /// What is tested of, said once more and plainly: the weight that the ranges give a format.
+    fn weight_of(format: Format, ranges: &[(&str, u16)]) -> u16 {
+        let (kind, subtype) = format.media_type();
+        [
+            format!("{kind}/{subtype}"),
+            format!("{kind}/*"),
+            "*/*".to_owned(),
+        ]
+        .iter()
+        .find_map(|name| {
+            ranges
+                .iter()
+                .filter(|(range, _)| range == name)
+                .map(|(_, weight)| *weight)
+                .max()
+        })
+        .unwrap_or(0)
+    }
+
+    fn ranges() -> impl Strategy<Value = Vec<(&'static str, u16)>> {
+        let names = prop::sample::select(vec![
+            "application/json",
+            "application/problem+json",
+            "application/*",
+            "text/plain",
+            "text/html",
+            "text/*",
+            "*/*",
+            "image/png",
+        ]);
+        prop::collection::vec((names, prop_oneof![Just(0), 0..=1000u16]), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_one_of_ours(lines in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..4)) {
+            let format = Format::choose(lines.iter().map(Vec::as_slice));
+            prop_assert!(Format::ALL.contains(&format));
+        }
+
+        #[test]
+        fn likely_bytes_end_in_one_of_ours(line in r#"([a-z*/;=q01.," \\]|text|html|json|application){0,24}"#) {
+            prop_assert!(Format::ALL.contains(&choose(&[&line])));
+        }
+
+        #[test]
+        fn the_heaviest_is_chosen_and_the_excluded_never(ranges in ranges(), in_one_line: bool) {
+            let lines: Vec<_> = ranges
+                .iter()
+                .map(|(name, weight)| format!("{name};q={}.{:03}", weight / 1000, weight % 1000))
+                .collect();
+            let chosen = if in_one_line {
+                choose(&[&lines.join(", ")])
+            } else {
+                Format::choose(lines.iter().map(|line| line.as_bytes()))
+            };
+            let heaviest = Format::ALL.map(|format| weight_of(format, &ranges)).into_iter().max();
+            if heaviest == Some(0) {
+                prop_assert_eq!(chosen, Json);
+            } else {
+                prop_assert_eq!(Some(weight_of(chosen, &ranges)), heaviest);
+            }
+        }
+    }
+}

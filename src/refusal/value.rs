@@ -1,0 +1,276 @@
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::fault::{Cause, Fault, Resource};
+
+/// The guard's answer, before it is put into anybody's words.
+///
+/// ```
+/// use tower_storage_guard::{
+///     fault::{Cause, Fault, Resource},
+///     refusal::{Figures, Refusal},
+/// };
+///
+/// let refusal = Refusal::from(Fault::new(Cause::QuotaExceeded, Resource::Bytes))
+///     .with_figures(Figures { limit: 1000, used: 900, required: 200 });
+///
+/// assert_eq!(refusal.status(), 507);
+/// assert_eq!(refusal.message(), "Storage quota exceeded");
+/// assert_eq!(refusal.reason(), "quota_exceeded");
+/// assert_eq!(refusal.figures().unwrap().limit, 1000);
+/// assert!(refusal.is_temporary());
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    kind: RefusalKind,
+    status: StatusCode,
+    temporary: bool,
+    figures: Option<Figures>,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// The guard could not find out whether there is room: the probe is stale, or the quota source
+    /// cannot be reached.
+    ///
+    /// Answered with 503, because that is an outage and not a lack of storage.
+    ///
+    /// ```
+    /// use tower_storage_guard::refusal::Refusal;
+    ///
+    /// assert_eq!(Refusal::unavailable().status(), 503);
+    /// ```
+    pub const fn unavailable() -> Self {
+        Self::new(
+            RefusalKind::Unavailable,
+            StatusCode::SERVICE_UNAVAILABLE,
+            true,
+        )
+    }
+
+    /// The request has a `Content-Length` that is no number of bytes.
+    ///
+    /// Answered with 400 (RFC 9112, section 6.3).
+    ///
+    /// ```
+    /// use tower_storage_guard::refusal::Refusal;
+    ///
+    /// assert_eq!(Refusal::invalid_length().status(), 400);
+    /// ```
+    pub const fn invalid_length() -> Self {
+        Self::new(RefusalKind::InvalidLength, StatusCode::BAD_REQUEST, false)
+    }
+
+    const fn new(kind: RefusalKind, status: StatusCode, temporary: bool) -> Self {
+        Self {
+            kind,
+            status,
+            temporary,
+            figures: None,
+            retry_after: None,
+        }
+    }
+
+    /// Tells the client how much there is, and how much is missing.
+    ///
+    /// The client will see them, so they must be of its own scope. Only a storage fault has
+    /// figures: any other refusal stays as it is. Defaults to none.
+    #[must_use]
+    pub const fn with_figures(mut self, figures: Figures) -> Self {
+        if self.fault().is_some() {
+            self.figures = Some(figures);
+        }
+        self
+    }
+
+    /// Tells the client whether the same request can succeed later.
+    ///
+    /// Defaults to true for a storage fault (RFC 4918, section 11.5) and for an outage, and to
+    /// false for an invalid length.
+    #[must_use]
+    pub const fn with_temporary(mut self, temporary: bool) -> Self {
+        self.temporary = temporary;
+        self
+    }
+
+    pub(super) const fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub(super) const fn with_retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// Why the request is refused.
+    pub const fn kind(&self) -> RefusalKind {
+        self.kind
+    }
+
+    /// The storage fault, if that is why.
+    pub const fn fault(&self) -> Option<Fault> {
+        match self.kind {
+            RefusalKind::Storage(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// The status of an HTTP answer: 4xx or 5xx.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// One sentence for people, without a full stop. It tells nothing of the server.
+    pub const fn message(&self) -> &'static str {
+        match self.kind {
+            RefusalKind::Storage(fault) => match fault.cause {
+                Cause::DiskFull => "Server storage capacity reached",
+                Cause::QuotaExceeded => "Storage quota exceeded",
+                Cause::DatabaseFull => "Database storage capacity reached",
+                Cause::CollectionFull => "Collection limit reached",
+            },
+            RefusalKind::Unavailable => "Storage capacity cannot be determined right now",
+            RefusalKind::InvalidLength => "Content-Length is not a valid number of bytes",
+        }
+    }
+
+    /// The name of the reason on the wire, for programs: [`Cause::reason`], `capacity_unknown` or
+    /// `invalid_content_length`.
+    pub const fn reason(&self) -> &'static str {
+        match self.kind {
+            RefusalKind::Storage(fault) => fault.cause.reason(),
+            RefusalKind::Unavailable => "capacity_unknown",
+            RefusalKind::InvalidLength => "invalid_content_length",
+        }
+    }
+
+    /// What ran out, if it is known.
+    pub(super) fn resource(&self) -> Option<Resource> {
+        self.fault().map(|fault| fault.resource)
+    }
+
+    /// Whether the same request can succeed later.
+    pub const fn is_temporary(&self) -> bool {
+        self.temporary
+    }
+
+    /// The figures, if the client may see them.
+    pub const fn figures(&self) -> Option<&Figures> {
+        self.figures.as_ref()
+    }
+
+    /// After how long the client may repeat the request, if that is set: whole seconds, at least
+    /// one.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+/// There is no room: 507.
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::new(
+            RefusalKind::Storage(fault),
+            StatusCode::INSUFFICIENT_STORAGE,
+            true,
+        )
+    }
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum RefusalKind {
+    /// There is no room: 507, unless another status is set for the cause.
+    Storage(Fault),
+    /// The guard could not find out whether there is room: 503.
+    Unavailable,
+    /// The request's `Content-Length` is malformed: 400.
+    InvalidLength,
+}
+
+/// How much there is, and how much is missing. Counted in the [`Resource`] that ran out.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Figures {
+    /// The most that may be used.
+    pub limit: u64,
+    /// What is used, with what is held for requests in flight.
+    pub used: u64,
+    /// What this request needs.
+    pub required: u64,
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    const FIGURES: Figures = Figures {
+        limit: 10,
+        used: 9,
+        required: 2,
+    };
+
+    #[test]
+    fn every_cause_has_its_message() {
+        for (cause, message) in [
+            (Cause::DiskFull, "Server storage capacity reached"),
+            (Cause::QuotaExceeded, "Storage quota exceeded"),
+            (Cause::DatabaseFull, "Database storage capacity reached"),
+            (Cause::CollectionFull, "Collection limit reached"),
+        ] {
+            for resource in [Resource::Bytes, Resource::Objects] {
+                let fault = Fault::new(cause, resource);
+                let refusal = Refusal::from(fault);
+                assert_eq!(refusal.message(), message);
+                assert_eq!(refusal.reason(), cause.reason());
+                assert_eq!(refusal.status(), 507);
+                assert_eq!(refusal.kind(), RefusalKind::Storage(fault));
+                assert_eq!(refusal.fault(), Some(fault));
+                assert_eq!(refusal.figures(), None);
+                assert_eq!(refusal.retry_after(), None);
+                assert!(refusal.is_temporary());
+            }
+        }
+    }
+
+    #[test]
+    fn an_outage_and_a_bad_request_are_no_faults() {
+        let outage = Refusal::unavailable();
+        assert_eq!(
+            (outage.status().as_u16(), outage.is_temporary()),
+            (503, true)
+        );
+        assert_eq!(
+            (outage.reason(), outage.fault()),
+            ("capacity_unknown", None)
+        );
+        let invalid = Refusal::invalid_length();
+        assert_eq!(
+            (invalid.status().as_u16(), invalid.is_temporary()),
+            (400, false)
+        );
+        assert_eq!(
+            (invalid.reason(), invalid.fault()),
+            ("invalid_content_length", None)
+        );
+    }
+
+    #[test]
+    fn only_faults_have_figures() {
+        let fault = Refusal::from(Fault::new(Cause::QuotaExceeded, Resource::Bytes));
+        assert_eq!(fault.with_figures(FIGURES).figures(), Some(&FIGURES));
+        assert_eq!(Refusal::unavailable().with_figures(FIGURES).figures(), None);
+        assert_eq!(
+            Refusal::invalid_length().with_figures(FIGURES).figures(),
+            None
+        );
+    }
+
+    #[test]
+    fn temporary_can_be_denied() {
+        let refusal = Refusal::from(Fault::new(Cause::CollectionFull, Resource::Objects));
+        assert!(!refusal.with_temporary(false).is_temporary());
+    }
+}
