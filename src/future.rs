@@ -1,0 +1,541 @@
+//! Price, reserve, call, settle: the way of a request as one future.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, Request, Response, StatusCode, Version,
+    header::{self, HeaderName},
+};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service};
+
+use crate::{
+    Amount, Demand, Outage, Refused, Scopes,
+    body::{Drain, MeteredBody, ResponseBody, Unread, WhenDropped},
+    fault::{Fault, Source},
+    layer::{Priced, Settings, too_late},
+    quota::{QuotaError, QuotaHold, QuotaSource},
+    refusal::{Asked, Refusal},
+    reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
+    time::Bound,
+    volume::Admission,
+};
+
+pin_project! {
+    /// The answer to come.
+    pub struct ResponseFuture<S, B, Q>
+    where
+        S: Service<Request<MeteredBody<B>>>,
+        B: Body,
+        Q: QuotaSource,
+    {
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        #[pin]
+        state: State<S, B, Q>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, Q>
+    where
+        S: Service<Request<MeteredBody<B>>>,
+        B: Body,
+        Q: QuotaSource,
+    {
+        /// The user's own pricing takes a look at something.
+        Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
+        /// `volume.reserve`
+        Volume { admission: Option<Admission>, door: Option<Door<S, B>> },
+        /// `quota.reserve.await`
+        Quota {
+            #[pin] hold: Q::Future,
+            time: Bound,
+            cell: Option<Cell<Q>>,
+            held: Option<Held<S, B>>,
+        },
+        /// The inner service, with everything set aside.
+        Inner { #[pin] response: S::Future, guarded: Option<Guarded<Q>> },
+        /// Its answer was a success: what it stored is charged before the answer is sent.
+        Commit {
+            #[pin] commit: <Q::Hold as QuotaHold>::Commit,
+            time: Bound,
+            response: Option<S::Response>,
+        },
+        /// Invalid from the start.
+        Refused { held: Option<Held<S, B>>, refusal: Option<Refusal> },
+        Done,
+    }
+}
+
+/// A request that waits at the door, with the service that is ready for it.
+pub(crate) struct Held<S, B> {
+    pub(crate) service: S,
+    pub(crate) request: Request<B>,
+}
+
+/// The same, with what it wants.
+struct Door<S, B> {
+    held: Held<S, B>,
+    scopes: Scopes,
+    demand: Demand,
+    /// Bytes to set aside to begin with.
+    first: u64,
+}
+
+/// A request inside. Dropped before it is settled, all that was set aside for it is released.
+struct Guarded<Q: QuotaSource>(Arc<Cell<Q>>);
+
+impl<Q: QuotaSource> Drop for Guarded<Q> {
+    fn drop(&mut self) {
+        // The body or the handle may outlive the request, in some task of the handler's.
+        self.0.end(false);
+    }
+}
+
+impl<S, B, Q> ResponseFuture<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    /// A request that is not guarded.
+    pub(crate) fn open(settings: Arc<Settings<Q>>, asked: Asked, response: S::Future) -> Self {
+        let guarded = None;
+        Self::new(settings, asked, State::Inner { response, guarded })
+    }
+
+    /// A request that cannot be carried out.
+    pub(crate) fn refused(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        held: Held<S, B>,
+        refusal: Refusal,
+    ) -> Self {
+        let (held, refusal) = (Some(held), Some(refusal));
+        Self::new(settings, asked, State::Refused { held, refusal })
+    }
+
+    /// A request whose price is still to be found.
+    pub(crate) fn price(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        held: Held<S, B>,
+        scopes: Scopes,
+        price: Priced,
+    ) -> Self {
+        let held = Some(held);
+        let state = State::Price {
+            price,
+            scopes,
+            held,
+        };
+        Self::new(settings, asked, state)
+    }
+
+    /// A request that wants to store something.
+    pub(crate) fn reserve(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        held: Held<S, B>,
+        scopes: Scopes,
+        demand: Demand,
+    ) -> Self {
+        let state = State::at_volume(&settings, held, scopes, demand);
+        Self::new(settings, asked, state)
+    }
+
+    fn new(settings: Arc<Settings<Q>>, asked: Asked, state: State<S, B, Q>) -> Self {
+        Self {
+            settings,
+            asked,
+            state,
+        }
+    }
+}
+
+impl<S, B, Q> State<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    fn at_volume(
+        settings: &Settings<Q>,
+        held: Held<S, B>,
+        scopes: Scopes,
+        demand: Demand,
+    ) -> Self {
+        let first = demand.bytes().unwrap_or_else(|| {
+            let hinted = demand.expected().min(settings.hint_cap);
+            hinted.max(settings.grants.first)
+        });
+        let admission = settings.volume.is_some().then(|| {
+            let amount = Amount::new(first, demand.objects());
+            Admission::new(amount, demand.expected(), settings.patience)
+        });
+        let door = Some(Door {
+            held,
+            scopes,
+            demand,
+            first,
+        });
+        Self::Volume { admission, door }
+    }
+}
+
+impl<S, B, R, Q> Future for ResponseFuture<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>, Response = Response<R>>,
+    S::Error: 'static,
+    B: Body + Send + 'static,
+    R: Body,
+    R::Data: From<Bytes>,
+    R::Error: Into<BoxError>,
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    type Output = Result<Response<ResponseBody<R>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let settings = &*this.settings;
+        let refuse = |refusal, unread| Poll::Ready(Ok(answer(settings, this.asked, refusal, unread)));
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Price {
+                    price,
+                    scopes,
+                    held,
+                } => {
+                    let demand = ready!(price.as_mut().poll(cx));
+                    let scopes = std::mem::take(scopes);
+                    let held = held.take().expect(ONCE);
+                    let state = State::at_volume(settings, held, scopes, demand);
+                    this.state.set(state);
+                }
+                StateProj::Volume { admission, door } => {
+                    let claimed = match (admission, &settings.volume) {
+                        (Some(admission), Some(volume)) => ready!(admission.poll(cx, volume)),
+                        _ => Ok(Amount::ZERO),
+                    };
+                    let Door {
+                        held,
+                        scopes,
+                        demand,
+                        first,
+                    } = door.take().expect(ONCE);
+                    this.state.set(State::Done);
+                    let blocks = match claimed {
+                        Ok(blocks) => blocks,
+                        Err(shortfall) => {
+                            return refuse(refuse_shortfall(shortfall), held.unread());
+                        }
+                    };
+                    let cell = Cell::new(Arc::clone(settings), scopes, demand, first, blocks);
+                    if cell.scopes().is_empty() {
+                        this.state.set(enter(cell, held));
+                    } else {
+                        let hold =
+                            settings
+                                .quota
+                                .reserve(cell.scopes(), cell.asked(), cell.expected());
+                        this.state.set(State::Quota {
+                            hold,
+                            time: Bound::new(settings.quota_timeout),
+                            cell: Some(cell),
+                            held: Some(held),
+                        });
+                    }
+                }
+                StateProj::Quota {
+                    hold,
+                    time,
+                    cell,
+                    held,
+                } => {
+                    let reserved = match hold.poll(cx) {
+                        Poll::Ready(reserved) => reserved,
+                        Poll::Pending => {
+                            ready!(time.poll(cx));
+                            Err(too_late())
+                        }
+                    };
+                    let mut cell = cell.take().expect(ONCE);
+                    let held = held.take().expect(ONCE);
+                    let refusal = match reserved {
+                        Ok(hold) => {
+                            cell.set_hold(hold);
+                            None
+                        }
+                        Err(QuotaError::Exceeded(exceeded)) => Some(refuse_exceeded(&exceeded)),
+                        Err(_) if settings.quota_outage == Outage::Admit => None,
+                        Err(_) => Some(Refusal::unavailable()),
+                    };
+                    if let Some(refusal) = refusal {
+                        // The room on the volume is for others now.
+                        drop(cell);
+                        this.state.set(State::Done);
+                        return refuse(refusal, held.unread());
+                    }
+                    this.state.set(enter(cell, held));
+                }
+                StateProj::Inner { response, guarded } => {
+                    let answered = ready!(response.poll(cx));
+                    let guarded = guarded.take();
+                    // The inner future may still hold the request's body.
+                    this.state.set(State::Done);
+                    let cell = guarded.as_ref().map(|guarded| &guarded.0);
+                    let response = match answered {
+                        Ok(response) => response,
+                        Err(error) => {
+                            let refusal = cell
+                                .and_then(|cell| cell.refused())
+                                .or_else(|| of_error(settings, &error));
+                            return match refusal {
+                                Some(refusal) => refuse(refusal, end_refused(cell)),
+                                None => Poll::Ready(Err(error)),
+                            };
+                        }
+                    };
+                    let refusal = cell
+                        .and_then(|cell| cell.refused())
+                        .or_else(|| of_response(settings, &response));
+                    if let Some(refusal) = refusal {
+                        let (head, body) = response.into_parts();
+                        drop(body);
+                        let mut response =
+                            answer(settings, this.asked, refusal, end_refused(cell));
+                        carry_over(head.headers, response.headers_mut());
+                        return Poll::Ready(Ok(response));
+                    }
+                    let Some(guarded) = guarded else {
+                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    };
+                    let (success, response) = is_success(settings, response);
+                    if !success {
+                        // Dropped, it releases.
+                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    }
+                    let cell = &guarded.0;
+                    if !cell.body_has_ended() {
+                        // Still being read behind the answer. Both have to end.
+                        let cell = guarded.into_cell();
+                        let watched = |body| ResponseBody::watched(body, cell);
+                        return Poll::Ready(Ok(response.map(watched)));
+                    }
+                    match cell.end(true) {
+                        Some((hold, change)) => this.state.set(State::Commit {
+                            commit: hold.commit(change),
+                            time: Bound::new(settings.quota_timeout),
+                            response: Some(response),
+                        }),
+                        None => return Poll::Ready(Ok(response.map(ResponseBody::inner))),
+                    }
+                }
+                StateProj::Commit {
+                    commit,
+                    time,
+                    response,
+                } => {
+                    // By its contract the source does not lose the charge when nobody waits longer.
+                    if commit.poll(cx).is_pending() {
+                        ready!(time.poll(cx));
+                    }
+                    let response = response.take().expect(ONCE);
+                    this.state.set(State::Done);
+                    settings.quota_line.ring();
+                    return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                }
+                StateProj::Refused { held, refusal } => {
+                    let held = held.take().expect(ONCE);
+                    let refusal = refusal.take().expect(ONCE);
+                    this.state.set(State::Done);
+                    return refuse(refusal, held.unread());
+                }
+                StateProj::Done => panic!("polled after it was ready"),
+            }
+        }
+    }
+}
+
+/// Why an `Option` of a state is there: the state is left in the same poll in which it is taken.
+const ONCE: &str = "taken once, when the state is left";
+
+/// Calls the inner service, with everything set aside.
+fn enter<S, B, Q>(cell: Cell<Q>, held: Held<S, B>) -> State<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body + Send + 'static,
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    let Held {
+        mut service,
+        request,
+    } = held;
+    let cell = Arc::new(cell);
+    let drain = when_dropped(request.version(), request.headers());
+    let mut request = request.map(|body| MeteredBody::new(body, cell.clone(), drain));
+    request
+        .extensions_mut()
+        .insert(Reservation::new(cell.clone()));
+    State::Inner {
+        response: service.call(request),
+        guarded: Some(Guarded(cell)),
+    }
+}
+
+/// What has to become of a body that is left unread.
+fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
+    if version >= Version::HTTP_2 {
+        WhenDropped::Close
+    } else if headers
+        .get(header::EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        WhenDropped::DrainOncePolled
+    } else {
+        WhenDropped::Drain
+    }
+}
+
+impl<S, B> Held<S, B>
+where
+    B: Body + Send + 'static,
+{
+    /// The body, if somebody has to drain it for the answer to arrive.
+    fn unread(self) -> Option<Unread> {
+        let request = self.request;
+        let drain = when_dropped(request.version(), request.headers());
+        (drain == WhenDropped::Drain).then(|| Box::pin(request.into_body()) as Unread)
+    }
+}
+
+impl<Q: QuotaSource> Guarded<Q> {
+    /// Hands the settling on.
+    fn into_cell(self) -> Arc<Cell<Q>> {
+        let cell = Arc::clone(&self.0);
+        std::mem::forget(self);
+        cell
+    }
+}
+
+fn end_refused<Q: QuotaSource>(cell: Option<&Arc<Cell<Q>>>) -> Option<Unread> {
+    let cell = cell?;
+    cell.end(false);
+    cell.take_unread()
+}
+
+/// The refusal behind a service's error.
+fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
+    let fault = settings.classifier.classify_any(error)?;
+    Some(of_fault(settings, fault))
+}
+
+/// The refusal behind an answer, if it is one that the guard has not made.
+fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
+    let is_507 = response.status() == StatusCode::INSUFFICIENT_STORAGE;
+    if response.extensions().is_empty() && !is_507 {
+        return None;
+    }
+    let extensions = response.extensions();
+    if extensions.get::<Refusal>().is_some() {
+        return None;
+    }
+    if let Some(fault) = extensions.get::<Fault>() {
+        return Some(of_fault(settings, *fault));
+    }
+    if let Some(source) = extensions.get::<Source>() {
+        let error = source.error();
+        if let Some(refused) = settings.classifier.find::<Refused>(error) {
+            return Some(refused.refusal().clone());
+        }
+        if let Some(fault) = settings.classifier.classify(error) {
+            return Some(of_fault(settings, fault));
+        }
+    }
+    // Nobody says why. A full disk is what it means most often.
+    is_507.then(|| of_fault(settings, Fault::DISK_FULL))
+}
+
+fn of_fault<Q>(settings: &Settings<Q>, fault: Fault) -> Refusal {
+    let volume = settings.volume.as_ref();
+    Refusal::from(volume.map_or(fault, |volume| volume.refine(fault)))
+}
+
+/// Whether an answer means that the request was carried out.
+fn is_success<R, Q>(settings: &Settings<Q>, response: Response<R>) -> (bool, Response<R>) {
+    match &settings.success {
+        None => {
+            let status = response.status();
+            let success = status.is_success() || status == StatusCode::SEE_OTHER;
+            (success, response)
+        }
+        Some(success) => {
+            let (head, body) = response.into_parts();
+            (success(&head), Response::from_parts(head, body))
+        }
+    }
+}
+
+/// Renders a refusal, with what has to be drained behind it.
+fn answer<R, Q>(
+    settings: &Settings<Q>,
+    asked: &Asked,
+    refusal: Refusal,
+    unread: Option<Unread>,
+) -> Response<ResponseBody<R>> {
+    let drain =
+        unread.and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time));
+    settings
+        .answers
+        .answer(refusal, asked)
+        .map(|content| ResponseBody::refusal(content, drain))
+}
+
+/// What describes the content that the refusal takes the place of, or how it is sent.
+const OF_CONTENT: [HeaderName; 12] = [
+    header::ACCEPT_RANGES,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::RETRY_AFTER,
+    header::TRANSFER_ENCODING,
+];
+
+/// Keeps what other layers inside have said: cookies, request ids, CORS.
+fn carry_over(inner: HeaderMap, refusal: &mut HeaderMap) {
+    let mut last = None;
+    for (name, value) in inner {
+        last = name.or(last);
+        if let Some(name) = &last
+            && !OF_CONTENT.contains(name)
+        {
+            refusal.append(name, value);
+        }
+    }
+}
+
+impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

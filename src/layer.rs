@@ -1,0 +1,401 @@
+//! [`StorageGuardLayer`] and its settings.
+
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, Response, StatusCode, request, response};
+use tower::{BoxError, Layer};
+
+use crate::{
+    Demand, Outage, Scopes, StorageGuard, Volume,
+    demand::{HINTS, is_write},
+    fault::{Cause, Classifier},
+    line::Line,
+    quota::{NoQuota, QuotaError, QuotaSource},
+    refusal::{Answers, Asked, ConfigError, Dialect, Refusal},
+    time::within,
+};
+
+/// Guards a service: sets storage aside before a request is let in, and answers when there is none.
+///
+/// One line guards the disk; each further line adds one thing.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use bytes::Bytes;
+/// use http::{Request, Response, StatusCode};
+/// use http_body_util::Full;
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_storage_guard::{
+///     Headroom, MeteredBody, StorageGuardLayer, Volume,
+///     quota::{Limits, MemoryQuota},
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// async fn store(_: Request<MeteredBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+///     Ok(Response::default())
+/// }
+///
+/// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(1));
+/// let service = ServiceBuilder::new()
+///     .layer(
+///         StorageGuardLayer::new(volume)
+///             .quota(MemoryQuota::new(Limits::bytes(1_000)))
+///             .scope_by(|_| "user:42"),
+///     )
+///     .service(service_fn(store));
+///
+/// let upload = Request::put("/files/a").body(Full::from(vec![0; 1_001]))?;
+/// let answer = service.oneshot(upload).await?;
+/// assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # What happens when your own functions panic
+///
+/// The panic goes on to whoever drives the request, as from any handler. What was set aside is released.
+#[derive(Clone)]
+#[must_use]
+pub struct StorageGuardLayer<Q = NoQuota> {
+    settings: Arc<Settings<Q>>,
+}
+
+type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
+pub(crate) type Priced = Pin<Box<dyn Future<Output = Demand> + Send>>;
+
+/// Everything that a layer was told.
+#[derive(Clone)]
+pub(crate) struct Settings<Q> {
+    pub(crate) volume: Option<Volume>,
+    pub(crate) quota: Q,
+    pub(crate) quota_timeout: Duration,
+    pub(crate) quota_outage: Outage,
+    pub(crate) quota_line: Arc<Line>,
+    pub(crate) scopes: Option<Choose<Scopes>>,
+    pub(crate) applies: Option<Choose<bool>>,
+    pub(crate) price: Option<Price>,
+    pub(crate) hints: Vec<HeaderName>,
+    pub(crate) hint_cap: u64,
+    pub(crate) grants: Grants,
+    pub(crate) patience: Duration,
+    pub(crate) success: Option<Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>>,
+    pub(crate) classifier: Classifier,
+    pub(crate) answers: Answers,
+    pub(crate) drain_bytes: u64,
+    pub(crate) drain_time: Duration,
+}
+
+/// How a request is priced, where its headers do not decide.
+#[derive(Clone)]
+pub(crate) enum Price {
+    At(Arc<dyn Fn(&request::Parts, Demand) -> Demand + Send + Sync>),
+    Later(Arc<dyn Fn(&request::Parts, Demand) -> Priced + Send + Sync>),
+}
+
+/// What uploads of unknown length are given at a time, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grants {
+    pub(crate) first: u64,
+    most: u64,
+}
+
+impl Grants {
+    /// A quarter more each time: what is drawn and not needed stays small beside what is.
+    pub(crate) fn next(self, reserved: u64) -> u64 {
+        (reserved / 4).clamp(self.first, self.most)
+    }
+}
+
+impl StorageGuardLayer {
+    /// Guards a volume. Each request that writes must find room on it.
+    pub fn new(volume: Volume) -> Self {
+        Self::with(Some(volume), NoQuota)
+    }
+}
+
+impl<Q> StorageGuardLayer<Q> {
+    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
+    pub fn quota_only(quota: Q) -> Self {
+        Self::with(None, quota)
+    }
+
+    fn with(volume: Option<Volume>, quota: Q) -> Self {
+        Self {
+            settings: Arc::new(Settings {
+                volume,
+                quota,
+                quota_timeout: Duration::from_secs(2),
+                quota_outage: Outage::Refuse,
+                quota_line: Arc::default(),
+                scopes: None,
+                applies: None,
+                price: None,
+                hints: HINTS.to_vec(),
+                hint_cap: 1 << 30,
+                grants: Grants {
+                    first: 64 << 10,
+                    most: 16 << 20,
+                },
+                patience: Duration::from_millis(500),
+                success: None,
+                classifier: Classifier::default(),
+                answers: Answers::default(),
+                drain_bytes: 1 << 30,
+                drain_time: Duration::from_secs(30),
+            }),
+        }
+    }
+}
+
+impl<Q: Clone> StorageGuardLayer<Q> {
+    /// Sets the keeper of limits and usage per scope. [`Self::scope_by`] says whom it charges.
+    ///
+    /// Defaults to none.
+    pub fn quota<R>(self, quota: R) -> StorageGuardLayer<R> {
+        let settings = Arc::unwrap_or_clone(self.settings);
+        StorageGuardLayer {
+            settings: Arc::new(Settings {
+                volume: settings.volume,
+                quota,
+                quota_timeout: settings.quota_timeout,
+                quota_outage: settings.quota_outage,
+                quota_line: settings.quota_line,
+                scopes: settings.scopes,
+                applies: settings.applies,
+                price: settings.price,
+                hints: settings.hints,
+                hint_cap: settings.hint_cap,
+                grants: settings.grants,
+                patience: settings.patience,
+                success: settings.success,
+                classifier: settings.classifier,
+                answers: settings.answers,
+                drain_bytes: settings.drain_bytes,
+                drain_time: settings.drain_time,
+            }),
+        }
+    }
+
+    /// Sets whom a request is charged to: one scope, several, or none. With several, all have room or
+    /// none is charged.
+    ///
+    /// The layer belongs inside authentication, whose result is in the request's extensions then. Charge
+    /// the owner of the target; where that is not the caller, say [`Scope::undisclosed`](crate::Scope).
+    ///
+    /// Defaults to nobody.
+    pub fn scope_by<F, T>(self, scopes: F) -> Self
+    where
+        F: Fn(&request::Parts) -> T + Send + Sync + 'static,
+        T: Into<Scopes>,
+    {
+        self.set(|settings| settings.scopes = Some(Arc::new(move |head| scopes(head).into())))
+    }
+
+    /// Sets how long a quota source may take, for each of its answers.
+    ///
+    /// Defaults to two seconds.
+    pub fn quota_timeout(self, timeout: Duration) -> Self {
+        self.set(|settings| settings.quota_timeout = timeout)
+    }
+
+    /// Sets what happens to requests when the quota source fails, or takes too long.
+    ///
+    /// Defaults to [`Outage::Refuse`].
+    pub fn quota_outage(self, outage: Outage) -> Self {
+        self.set(|settings| settings.quota_outage = outage)
+    }
+
+    /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
+    ///
+    /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
+    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room.
+    pub fn applies_when<F>(self, applies: F) -> Self
+    where
+        F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
+    {
+        self.set(|settings| settings.applies = Some(Arc::new(applies)))
+    }
+
+    /// Sets what a request costs, given what its head declares.
+    ///
+    /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
+    /// unknown; and one object for POST, PUT, MKCOL, MKCALENDAR and COPY.
+    pub fn price_by<F>(self, price: F) -> Self
+    where
+        F: Fn(&request::Parts, Demand) -> Demand + Send + Sync + 'static,
+    {
+        self.set(|settings| settings.price = Some(Price::At(Arc::new(price))))
+    }
+
+    /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
+    /// overwritten, say. The function runs at once, the future it returns is awaited.
+    pub fn price_by_async<F, T>(self, price: F) -> Self
+    where
+        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
+        T: Future<Output = Demand> + Send + 'static,
+    {
+        self.set(|settings| {
+            let price =
+                move |head: &request::Parts, demand| -> Priced { Box::pin(price(head, demand)) };
+            settings.price = Some(Price::Later(Arc::new(price)));
+        })
+    }
+
+    /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
+    /// counts; those that are not numbers are ignored.
+    ///
+    /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length` and
+    /// `upload-length`.
+    pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.set(|settings| settings.hints = names.into_iter().collect())
+    }
+
+    /// Sets the most bytes that are set aside on the word of a hint alone, when there is no
+    /// Content-Length. A larger hint must fit, but the rest is set aside as it comes.
+    ///
+    /// Defaults to 1 GiB.
+    pub fn hint_cap(self, bytes: u64) -> Self {
+        self.set(|settings| settings.hint_cap = bytes)
+    }
+
+    /// Sets what an upload of unknown length is given at the door, and the most that it is given at a time
+    /// later, in bytes. In between, it is given a quarter of what it has.
+    ///
+    /// Defaults to 64 KiB and 16 MiB. Neither is less than one byte, nor the most less than the first.
+    pub fn grants(self, first: u64, most: u64) -> Self {
+        let first = first.max(1);
+        self.set(|settings| {
+            settings.grants = Grants {
+                first,
+                most: most.max(first),
+            }
+        })
+    }
+
+    /// Sets how long a request may wait for room that others in flight are about to give back, before it
+    /// is refused. Where nobody can give any, it does not wait.
+    ///
+    /// Defaults to half a second.
+    pub fn patience(self, patience: Duration) -> Self {
+        self.set(|settings| settings.patience = patience)
+    }
+
+    /// Sets which answers mean that the request was carried out, so that what it stored is charged.
+    ///
+    /// Defaults to status 2xx, and 303 See Other, as forms are answered.
+    pub fn success_when<F>(self, success: F) -> Self
+    where
+        F: Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    {
+        self.set(|settings| settings.success = Some(Arc::new(success)))
+    }
+
+    /// Sets what tells storage faults from other errors.
+    ///
+    /// Defaults to [`Classifier::default`].
+    pub fn classifier(self, classifier: Classifier) -> Self {
+        self.set(|settings| settings.classifier = classifier)
+    }
+
+    /// Sets the status of a refusal by its cause.
+    ///
+    /// Defaults to 507 for each. Clients in the style of S3 expect 403 or 413 for quotas.
+    ///
+    /// # Errors
+    ///
+    /// When the status is not an error, 4xx or 5xx.
+    pub fn status(mut self, cause: Cause, status: StatusCode) -> Result<Self, ConfigError> {
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.answers.set_status(cause, status)?;
+        Ok(self)
+    }
+
+    /// Sets the Retry-After of refusals by their cause, rounded up to seconds.
+    ///
+    /// Defaults to none: a client must not repeat by itself a request that was answered 507, when it was a
+    /// user's (RFC 4918, section 11.5).
+    pub fn retry_after(self, cause: Cause, after: Duration) -> Self {
+        self.set(|settings| settings.answers.set_retry_after(cause, after))
+    }
+
+    /// Adds a dialect. The last added is asked first whether a request is in it.
+    ///
+    /// Defaults to [`Http`](crate::refusal::Http) alone.
+    pub fn dialect(self, dialect: impl Dialect) -> Self {
+        self.set(|settings| settings.answers.push_dialect(dialect))
+    }
+
+    /// Sets a renderer of your own. Where it returns None, the dialect renders.
+    ///
+    /// Defaults to none.
+    pub fn render_with<F>(self, render: F) -> Self
+    where
+        F: Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync + 'static,
+    {
+        self.set(|settings| settings.answers.set_renderer(render))
+    }
+
+    /// Sets how much of a refused upload is read and thrown away behind the answer, in bytes, and for how
+    /// long. An HTTP/1 client that is cut off while it sends does not see the answer.
+    ///
+    /// Defaults to 1 GiB and 30 seconds. With 0 of either, nothing is read.
+    pub fn drain(self, bytes: u64, time: Duration) -> Self {
+        self.set(|settings| {
+            settings.drain_bytes = bytes;
+            settings.drain_time = time;
+        })
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Settings<Q>)) -> Self {
+        set(Arc::make_mut(&mut self.settings));
+        self
+    }
+}
+
+impl<S, Q> Layer<S> for StorageGuardLayer<Q> {
+    type Service = StorageGuard<S, Q>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        StorageGuard::new(inner, Arc::clone(&self.settings))
+    }
+}
+
+impl<Q> fmt::Debug for StorageGuardLayer<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.settings.fmt(f)
+    }
+}
+
+impl<Q> fmt::Debug for Settings<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StorageGuardLayer")
+            .field("volume", &self.volume)
+            .field("grants", &self.grants)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q> Settings<Q> {
+    #[inline]
+    pub(crate) fn applies_to_method(&self, method: &http::Method) -> bool {
+        is_write(method)
+    }
+
+    /// The answer of a quota source, in time.
+    pub(crate) async fn bounded<T>(
+        &self,
+        answer: impl Future<Output = Result<T, QuotaError>>,
+    ) -> Result<T, QuotaError> {
+        within(self.quota_timeout, answer)
+            .await
+            .unwrap_or_else(|| Err(too_late()))
+    }
+}
+
+/// What a quota source that takes too long is taken to have said.
+pub(crate) fn too_late() -> QuotaError {
+    QuotaError::Unavailable(BoxError::from("the quota source did not answer in time"))
+}

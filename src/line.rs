@@ -1,0 +1,303 @@
+//! Where requests wait for room that others are about to give back.
+//!
+//! Uploads of unknown length are let in on a small grant and grow. When there is no room to grow, all
+//! of them would fail together, and with as many files stored as none. So they stand in line: the
+//! oldest is served first, and when nothing moves for a while, the youngest is sent away, whose room
+//! the others then have. An upload that waits is not read from; its client just sees a slow server.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use crate::{Scope, time::Bound};
+
+/// How many times a waiting request looks around within its patience.
+const LOOKS: u32 = 10;
+
+/// What is short: the volume, or a scope's quota.
+pub(crate) type Shortage = Option<Scope>;
+
+/// One line. It is empty unless something is short.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// How many wakers there are, so that nobody takes the lock for an empty line.
+    listeners: AtomicUsize,
+    /// Reservations that may have to grow.
+    growers: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By listener.
+    wakers: BTreeMap<u64, Waker>,
+    /// Who waits to grow: by what is short, then by age.
+    growing: BTreeSet<(Shortage, u64)>,
+    /// Who was sent away, until the reservation has ended.
+    condemned: BTreeSet<u64>,
+    numbers: u64,
+}
+
+impl Line {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Something was given back, or a new reading is there: whoever waits looks again.
+    ///
+    /// A listener that comes just now may miss it. It looks again soon by itself.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        if self.listeners.load(Ordering::SeqCst) != 0 {
+            let mut state = self.state();
+            let wakers = std::mem::take(&mut state.wakers);
+            self.listeners.store(0, Ordering::SeqCst);
+            drop(state);
+            wakers.into_values().for_each(Waker::wake);
+        }
+    }
+
+    /// A place for somebody who only listens.
+    pub(crate) fn listener(self: &Arc<Self>) -> Listener {
+        let mut state = self.state();
+        state.numbers += 1;
+        Listener {
+            line: Arc::clone(self),
+            number: state.numbers,
+        }
+    }
+
+    /// The age of a reservation that may have to grow.
+    pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
+        self.growers.fetch_add(1, Ordering::AcqRel);
+        Ticket(self.listener())
+    }
+
+    /// Whether somebody older than `number` waits for one of `keys`, or anybody where that is None.
+    pub(crate) fn is_waiting<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a Shortage>,
+        number: Option<u64>,
+    ) -> bool {
+        // The line is empty most of the time, and then there is nothing to lock.
+        self.listeners.load(Ordering::SeqCst) != 0 && {
+            let state = self.state();
+            keys.into_iter().any(|key| {
+                state
+                    .first(key)
+                    .is_some_and(|first| number.is_none_or(|number| first < number))
+            })
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Sets of plain values, whole between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = u64> {
+        self.growing
+            .range((key.clone(), 0)..=(key.clone(), u64::MAX))
+            .map(|(_, number)| *number)
+    }
+
+    fn first(&self, key: &Shortage) -> Option<u64> {
+        self.waiting(key).next()
+    }
+}
+
+/// Somebody who is woken when the line rings.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    line: Arc<Line>,
+    number: u64,
+}
+
+impl Listener {
+    /// Leaves the waker for the next ring.
+    pub(crate) fn listen(&self, cx: &Context<'_>) {
+        let mut state = self.line.state();
+        state.wakers.insert(self.number, cx.waker().clone());
+        self.line
+            .listeners
+            .store(state.wakers.len(), Ordering::SeqCst);
+    }
+
+    fn is_listening(&self) -> bool {
+        self.line.state().wakers.contains_key(&self.number)
+    }
+
+    fn leave(&self) {
+        let mut state = self.line.state();
+        state.wakers.remove(&self.number);
+        self.line
+            .listeners
+            .store(state.wakers.len(), Ordering::SeqCst);
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// The age of a reservation in a line. Dropped when the reservation ends.
+#[derive(Debug)]
+pub(crate) struct Ticket(Listener);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let line = &self.0.line;
+        line.growers.fetch_sub(1, Ordering::AcqRel);
+        line.state().condemned.remove(&self.0.number);
+        line.ring();
+    }
+}
+
+/// Why an attempt to grow did not succeed.
+#[derive(Debug)]
+pub(crate) struct Short<E> {
+    /// What is short. None where waiting cannot help.
+    pub(crate) of: Option<Shortage>,
+    pub(crate) error: E,
+}
+
+impl Ticket {
+    /// Whether somebody older waits for one of `keys`, so that this one may not try yet.
+    pub(crate) fn yields<'a>(&self, keys: impl IntoIterator<Item = &'a Shortage>) -> bool {
+        self.0.line.is_waiting(keys, Some(self.0.number))
+    }
+
+    /// Whether some other reservation may be sent away, and give room back.
+    pub(crate) fn has_company(&self) -> bool {
+        self.0.line.growers.load(Ordering::Acquire) > 1
+    }
+
+    /// Tries `attempt` until it succeeds, in line with others that are short of the same.
+    ///
+    /// # Errors
+    ///
+    /// With the last error: when waiting cannot help, when this one is the youngest in line and
+    /// nothing moved, or when it waited as the first for all of its patience.
+    pub(crate) async fn grow<T, E, F>(
+        &self,
+        patience: Duration,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, Short<E>>>,
+    {
+        let mut short = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(short) => short,
+        };
+        loop {
+            let Some(key) = short.of.take().filter(|_| !patience.is_zero()) else {
+                return Err(short.error);
+            };
+            let place = Place::take(self, key);
+            let mut bound = Bound::new(patience / LOOKS);
+            let mut looks = 0;
+            short = loop {
+                let late = place.look(&mut bound).await;
+                if late {
+                    bound = Bound::new(patience / LOOKS);
+                }
+                if place.is_condemned() {
+                    return Err(short.error);
+                }
+                if !place.is_first() {
+                    continue;
+                }
+                match attempt().await {
+                    Ok(done) => return Ok(done),
+                    // Now it is something else that is short: another line to stand in.
+                    Err(again) if again.of.as_ref() != Some(&place.key) => break again,
+                    Err(again) => short = again,
+                }
+                if late {
+                    looks = if place.send_youngest_away() { 0 } else { looks + 1 };
+                    if looks == LOOKS {
+                        return Err(short.error);
+                    }
+                }
+            };
+        }
+    }
+}
+
+/// A place in line. Dropping it leaves the line.
+struct Place<'a> {
+    ticket: &'a Ticket,
+    key: Shortage,
+}
+
+impl<'a> Place<'a> {
+    fn take(ticket: &'a Ticket, key: Shortage) -> Self {
+        let place = (key.clone(), ticket.0.number);
+        ticket.0.line.state().growing.insert(place);
+        Self { ticket, key }
+    }
+
+    /// Waits for the line to ring, or for `bound`: true for the latter.
+    async fn look(&self, bound: &mut Bound) -> bool {
+        let mut listening = false;
+        poll_fn(|cx| {
+            if listening && !self.ticket.0.is_listening() {
+                return Poll::Ready(false);
+            }
+            if bound.poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            self.ticket.0.listen(cx);
+            listening = true;
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn is_first(&self) -> bool {
+        self.ticket.0.line.state().first(&self.key) == Some(self.ticket.0.number)
+    }
+
+    fn is_condemned(&self) -> bool {
+        let state = self.ticket.0.line.state();
+        state.condemned.contains(&self.ticket.0.number)
+    }
+
+    /// One at a time: what the last one gives back may be enough.
+    fn send_youngest_away(&self) -> bool {
+        let line = &self.ticket.0.line;
+        let mut state = line.state();
+        let youngest = state.waiting(&self.key).next_back();
+        match youngest.filter(|youngest| *youngest != self.ticket.0.number) {
+            Some(youngest) if state.condemned.is_empty() => {
+                state.condemned.insert(youngest);
+                drop(state);
+                line.ring();
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let place = (self.key.clone(), self.ticket.0.number);
+        self.ticket.0.line.state().growing.remove(&place);
+        self.ticket.0.leave();
+        // Somebody else is the first now.
+        self.ticket.0.line.ring();
+    }
+}

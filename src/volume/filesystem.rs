@@ -1,0 +1,324 @@
+//! One filesystem in this process: its ledger, and the thread that reads how full it is.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ledger::{Epoch, Ledger, UNKNOWN},
+    probe::{Device, Probe, Reading, Statvfs},
+};
+use crate::{Amount, line::Line};
+
+/// How long opening a volume waits for the first reading.
+const FIRST_READING: Duration = Duration::from_secs(5);
+
+/// Readings that somebody asks for are at least this far apart, so that a crowd before a full disk
+/// cannot turn the probe into a busy loop.
+const SHORTEST: Duration = Duration::from_millis(5);
+
+/// Blocks larger than this are a network filesystem's transfer size, not what a small file costs.
+const LARGEST_BLOCK: u64 = 64 << 10;
+const USUAL_BLOCK: u64 = 4 << 10;
+
+/// All times are kept as nanoseconds since this, so that they fit an atomic.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn now() -> u64 {
+    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One filesystem.
+#[derive(Debug)]
+pub(crate) struct Filesystem {
+    pub(super) ledger: Ledger,
+    pub(crate) line: Arc<Line>,
+    total: AtomicU64,
+    inodes_total: AtomicU64,
+    /// Allocation unit in bytes, a power of two.
+    block: AtomicU64,
+    /// A probe is under way, or the last one failed: look at the reading's age.
+    doubt: AtomicBool,
+    /// When the last probe began.
+    begun_at: AtomicU64,
+    /// When the published reading began.
+    read_at: AtomicU64,
+    /// Probes begun so far.
+    begun: AtomicU64,
+    /// Which of them was published last.
+    published: AtomicU64,
+    control: Mutex<Control>,
+    wake: Condvar,
+}
+
+/// What the probing thread is told.
+#[derive(Debug)]
+struct Control {
+    every: Duration,
+    wanted: bool,
+    stop: bool,
+    /// What the last probe failed with, until one succeeds.
+    failed: Option<io::ErrorKind>,
+}
+
+impl Filesystem {
+    /// Starts to watch. Waits for the first reading, for five seconds at the most.
+    fn watch(probe: impl Probe, block: u64) -> io::Result<Watched> {
+        let filesystem = Arc::new(Self {
+            ledger: Ledger::new(),
+            line: Arc::new(Line::new()),
+            total: AtomicU64::new(0),
+            inodes_total: AtomicU64::new(0),
+            block: AtomicU64::new(block),
+            doubt: AtomicBool::new(true),
+            begun_at: AtomicU64::new(0),
+            read_at: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            control: Mutex::new(Control {
+                every: Duration::from_secs(1),
+                wanted: false,
+                stop: false,
+                failed: None,
+            }),
+            wake: Condvar::new(),
+        });
+        let watched = Watched(Arc::clone(&filesystem));
+        thread::Builder::new()
+            .name("storage-guard-probe".into())
+            .spawn(move || filesystem.probe_until_stopped(probe))?;
+        watched.first_reading()?;
+        Ok(watched)
+    }
+
+    /// The probing thread. It holds no lock while it reads, however long that takes.
+    fn probe_until_stopped(&self, mut probe: impl Probe) {
+        loop {
+            let epoch = self.ledger.begin();
+            let began = now();
+            self.begun_at.store(began, Ordering::Release);
+            self.doubt.store(true, Ordering::Release);
+            let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+            // A probe of the user's own may panic. That is a failed reading, not the end of all.
+            let reading = catch_unwind(AssertUnwindSafe(|| probe.read()))
+                .unwrap_or_else(|_| Err(io::Error::other("the probe panicked")));
+            let failed = match reading {
+                Ok(reading) => {
+                    self.publish(epoch, &reading);
+                    self.read_at.store(began, Ordering::Release);
+                    self.published.store(number, Ordering::Release);
+                    self.doubt.store(false, Ordering::Release);
+                    None
+                }
+                Err(error) => Some(error.kind()),
+            };
+            let mut control = self.control();
+            control.failed = failed;
+            drop(control);
+            self.wake.notify_all();
+            self.line.ring();
+            if !self.rest(began) {
+                return;
+            }
+        }
+    }
+
+    fn publish(&self, epoch: Epoch, reading: &Reading) {
+        self.total.store(reading.total, Ordering::Release);
+        self.inodes_total
+            .store(reading.inodes_total, Ordering::Release);
+        let inodes = match reading.inodes_total {
+            0 => UNKNOWN,
+            _ => reading.inodes_available,
+        };
+        self.ledger
+            .publish(epoch, Amount::new(reading.available, inodes));
+    }
+
+    /// Until the next probe is due or asked for. False when there is to be none.
+    fn rest(&self, began: u64) -> bool {
+        let mut control = self.control();
+        loop {
+            if control.stop {
+                return false;
+            }
+            let due = if control.wanted { SHORTEST } else { control.every };
+            let age = Duration::from_nanos(now().saturating_sub(began));
+            let Some(left) = due.checked_sub(age).filter(|left| !left.is_zero()) else {
+                control.wanted = false;
+                return true;
+            };
+            control = self
+                .wake
+                .wait_timeout(control, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Asks for a reading soon. Costs a lock; for the way to a refusal, not for every request.
+    pub(crate) fn want_reading(&self) {
+        self.control().wanted = true;
+        self.wake.notify_all();
+    }
+
+    /// The number of probes begun: a reading with a higher number holds all that is written now.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// The number of the published reading.
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// How old the reading is, where that is in doubt: a probe is under way, or the last failed.
+    ///
+    /// Elsewhere the thread is keeping it young, and nobody has to look at a clock.
+    #[inline]
+    pub(super) fn doubtful_age(&self) -> Option<Duration> {
+        self.doubt.load(Ordering::Acquire).then(|| self.age())
+    }
+
+    /// For how long a probe has been under way, or has been failing. Zero where all is well.
+    pub(super) fn hung_for(&self) -> Duration {
+        if !self.doubt.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(now().saturating_sub(self.begun_at.load(Ordering::Acquire)))
+    }
+
+    /// How old the reading is.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(now().saturating_sub(self.read_at.load(Ordering::Acquire)))
+    }
+
+    #[inline]
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn inodes_total(&self) -> u64 {
+        self.inodes_total.load(Ordering::Relaxed)
+    }
+
+    /// `bytes` in whole blocks.
+    #[inline]
+    pub(super) fn in_blocks(&self, bytes: u64) -> u64 {
+        let rest = self.block.load(Ordering::Relaxed) - 1;
+        bytes.saturating_add(rest) & !rest
+    }
+
+    /// Probes at least so often. The shortest that anybody asked for counts.
+    pub(super) fn probe_every(&self, every: Duration) {
+        let mut control = self.control();
+        control.every = control.every.min(every.max(SHORTEST));
+        drop(control);
+        self.wake.notify_all();
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        // Plain values, each of them valid at all times: a panic elsewhere breaks none.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A filesystem whose probing ends when the last volume on it is dropped.
+#[derive(Debug)]
+pub(super) struct Watched(Arc<Filesystem>);
+
+impl Watched {
+    pub(super) fn filesystem(&self) -> &Arc<Filesystem> {
+        &self.0
+    }
+
+    fn first_reading(&self) -> io::Result<()> {
+        let deadline = Instant::now() + FIRST_READING;
+        let mut control = self.0.control();
+        while self.0.published() == 0 {
+            if let Some(kind) = control.failed {
+                return Err(kind.into());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            control = self
+                .0
+                .wake
+                .wait_timeout(control, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A thread that hangs in its probe sees this when it returns; nobody waits for it.
+        self.0.control().stop = true;
+        self.0.wake.notify_all();
+    }
+}
+
+/// A filesystem that is watched, and the paths by which its probe may find it.
+#[derive(Debug)]
+struct Known {
+    watched: Weak<Watched>,
+    paths: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+/// The filesystem that holds `path`: the one already watched, if any. One ledger for a filesystem.
+pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
+    static KNOWN: LazyLock<Mutex<HashMap<Device, Known>>> = LazyLock::new(Mutex::default);
+
+    let path = fs::canonicalize(path)?;
+    let device = Device::of(&path)?;
+    let block = match fs4::allocation_granularity(&path)? {
+        block if block.is_power_of_two() && block <= LARGEST_BLOCK => block,
+        _ => USUAL_BLOCK,
+    };
+    // Held over the first reading, so that two who open at once do not make two ledgers. Bounded,
+    // as that reading is; it happens at start.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(there) = known.get(&device)
+        && let Some(watched) = there.watched.upgrade()
+    {
+        let mut paths = there.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+        return Ok(watched);
+    }
+    let paths = Arc::new(Mutex::new(vec![path]));
+    let probe = Statvfs {
+        device: device.clone(),
+        paths: Arc::clone(&paths),
+    };
+    let watched = Arc::new(Filesystem::watch(probe, block)?);
+    known.retain(|_, there| there.watched.strong_count() > 0);
+    known.insert(
+        device,
+        Known {
+            watched: Arc::downgrade(&watched),
+            paths,
+        },
+    );
+    Ok(watched)
+}
+
+/// A store that is not a filesystem of the operating system, with a ledger of its own.
+pub(super) fn custom(probe: impl Probe) -> io::Result<Arc<Watched>> {
+    Filesystem::watch(probe, 1).map(Arc::new)
+}

@@ -1,0 +1,84 @@
+//! What must stay free.
+
+use crate::Amount;
+
+/// What must stay free on a volume: bytes, a share of the total, or both, and inodes.
+///
+/// ```
+/// use tower_storage_guard::Headroom;
+///
+/// // 64 MiB, or 5 % of the volume where that is more; and a thousand inodes.
+/// let headroom = Headroom::bytes(64 << 20).or_percent(5).inodes(1_000);
+/// assert_eq!(headroom.of(1 << 40, 0).bytes, (1u64 << 40).div_ceil(20));
+/// assert_eq!(headroom.of(1 << 20, 0).bytes, 64 << 20);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Headroom {
+    bytes: u64,
+    percent: u8,
+    inodes: u64,
+}
+
+impl Headroom {
+    /// Nothing has to stay free.
+    pub const NONE: Self = Self {
+        bytes: 0,
+        percent: 0,
+        inodes: 0,
+    };
+
+    /// So many bytes stay free.
+    pub const fn bytes(bytes: u64) -> Self {
+        Self {
+            bytes,
+            ..Self::NONE
+        }
+    }
+
+    /// A share of the volume's total size stays free, in percent. More than 100 counts as 100.
+    pub const fn percent(percent: u8) -> Self {
+        Self::NONE.or_percent(percent)
+    }
+
+    /// Also keeps a share of the total size free, in percent. The larger of the two wins.
+    #[must_use]
+    pub const fn or_percent(mut self, percent: u8) -> Self {
+        self.percent = if percent > 100 { 100 } else { percent };
+        self
+    }
+
+    /// Also keeps so many bytes free. The larger of the two wins.
+    #[must_use]
+    pub const fn or_bytes(mut self, bytes: u64) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Also keeps so many inodes free, where the filesystem counts them.
+    #[must_use]
+    pub const fn inodes(mut self, inodes: u64) -> Self {
+        self.inodes = inodes;
+        self
+    }
+
+    /// What stays free on a volume of `total` bytes and `inodes` inodes in all (0: not known).
+    ///
+    /// The share is rounded up to whole bytes.
+    #[inline]
+    pub fn of(self, total: u64, inodes: u64) -> Amount {
+        let percent = u64::from(self.percent);
+        // Cannot overflow: at most 100 hundredths.
+        let share = total / 100 * percent + (total % 100 * percent).div_ceil(100);
+        Amount::new(
+            self.bytes.max(share),
+            if inodes == 0 { 0 } else { self.inodes },
+        )
+    }
+}
+
+/// So many bytes.
+impl From<u64> for Headroom {
+    fn from(bytes: u64) -> Self {
+        Self::bytes(bytes)
+    }
+}

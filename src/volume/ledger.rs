@@ -1,0 +1,221 @@
+//! What is promised on a filesystem, beside what the probe has seen.
+
+#[cfg(storage_guard_loom)]
+use loom::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(storage_guard_loom))]
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+
+use crate::Amount;
+
+/// Available to everyone where the filesystem does not say: no fixed number of inodes.
+pub(super) const UNKNOWN: u64 = i64::MAX as u64 / 2;
+
+/// The ledger of one filesystem: bytes and objects (inodes).
+///
+/// What is claimed is in flight or settling. A claim that settles stays claimed until a probe that
+/// *began after* it settled has been published: only then is it certain that the reading holds it.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    bytes: Account,
+    objects: Account,
+    /// The bucket, by parity, that settling claims go to.
+    epoch: AtomicUsize,
+}
+
+/// A probe under way: the bucket whose claims its reading will hold.
+#[derive(Debug)]
+pub(super) struct Epoch(usize);
+
+impl Ledger {
+    /// A ledger with nothing available, until the first reading is published.
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: Account::new(),
+            objects: Account::new(),
+            epoch: AtomicUsize::new(0),
+        }
+    }
+
+    /// Claims `amount` if that leaves `floor` free of each. All or nothing.
+    ///
+    /// Nothing of a resource always fits. Says which amount is missing otherwise.
+    #[inline]
+    pub(super) fn claim(&self, amount: Amount, floor: Amount) -> Result<(), Missing> {
+        if !self.bytes.claim(amount.bytes, floor.bytes) {
+            return Err(Missing::Bytes);
+        }
+        if !self.objects.claim(amount.objects, floor.objects) {
+            self.bytes.release(amount.bytes);
+            return Err(Missing::Objects);
+        }
+        Ok(())
+    }
+
+    /// Claims `amount` whatever is free. False only when the figures would overflow.
+    pub(super) fn claim_anyway(&self, amount: Amount) -> bool {
+        if !self.bytes.claim_above(amount.bytes, i64::MIN) {
+            return false;
+        }
+        let both = self.objects.claim_above(amount.objects, i64::MIN);
+        if !both {
+            self.bytes.release(amount.bytes);
+        }
+        both
+    }
+
+    /// Gives back claims that never reached the disk.
+    #[inline]
+    pub(super) fn release(&self, amount: Amount) {
+        self.bytes.release(amount.bytes);
+        self.objects.release(amount.objects);
+    }
+
+    /// Hands claims that are on the disk now over to the next probe.
+    #[inline]
+    pub(super) fn settle(&self, amount: Amount) {
+        if amount.is_zero() {
+            return;
+        }
+        // The caller wrote first. If this still reads the old epoch, the probe had not flipped it
+        // by then, so its statvfs comes after the write and sees it.
+        let bucket = self.epoch.load(Ordering::SeqCst) & 1;
+        self.bytes.settle(amount.bytes, bucket);
+        self.objects.settle(amount.objects, bucket);
+    }
+
+    /// A probe begins. One at a time: the probing thread's alone, as is [`Self::publish`].
+    pub(super) fn begin(&self) -> Epoch {
+        Epoch(self.epoch.fetch_add(1, Ordering::SeqCst) & 1)
+    }
+
+    /// Publishes what the probe saw, and lets go of the claims that it saw.
+    ///
+    /// A probe that failed is not published: its bucket waits for the next but one.
+    pub(super) fn publish(&self, epoch: Epoch, available: Amount) {
+        self.bytes.publish(epoch.0, available.bytes);
+        self.objects.publish(epoch.0, available.objects);
+    }
+
+    /// What is neither used nor claimed. Below zero when others filled the disk under our claims.
+    pub(super) fn free_bytes(&self) -> i64 {
+        self.bytes.free.load(Ordering::Acquire)
+    }
+
+    /// As [`Self::free_bytes`], in objects.
+    pub(super) fn free_objects(&self) -> i64 {
+        self.objects.free.load(Ordering::Acquire)
+    }
+
+    /// In flight and settling.
+    pub(super) fn claimed(&self) -> Amount {
+        Amount::new(self.bytes.claimed(), self.objects.claimed())
+    }
+
+    /// In flight alone: claims whose bytes may not be on the disk yet.
+    pub(super) fn in_flight(&self) -> Amount {
+        self.claimed() - Amount::new(self.bytes.settling(), self.objects.settling())
+    }
+
+    /// What the last reading saw as available.
+    pub(super) fn available(&self) -> Amount {
+        Amount::new(
+            self.bytes.seen.load(Ordering::Acquire),
+            self.objects.seen.load(Ordering::Acquire),
+        )
+    }
+}
+
+/// Which resource a claim lacks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Missing {
+    Bytes,
+    Objects,
+}
+
+/// One resource.
+///
+/// Free is available less claimed, in one word. A reading changes both at once, so nobody can see
+/// the new reading beside the old claims.
+#[derive(Debug)]
+struct Account {
+    free: AtomicI64,
+    settling: [AtomicU64; 2],
+    /// The last reading; only the probing thread writes it.
+    seen: AtomicU64,
+}
+
+impl Account {
+    fn new() -> Self {
+        Self {
+            free: AtomicI64::new(0),
+            settling: [AtomicU64::new(0), AtomicU64::new(0)],
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    fn claim(&self, amount: u64, floor: u64) -> bool {
+        self.claim_above(amount, i64::try_from(floor).unwrap_or(i64::MAX))
+    }
+
+    #[inline]
+    fn claim_above(&self, amount: u64, floor: i64) -> bool {
+        if amount == 0 {
+            return true;
+        }
+        let Ok(amount) = i64::try_from(amount) else {
+            return false;
+        };
+        let mut free = self.free.load(Ordering::Relaxed);
+        loop {
+            let Some(rest) = free.checked_sub(amount).filter(|rest| *rest >= floor) else {
+                return false;
+            };
+            match self.free.compare_exchange_weak(
+                free,
+                rest,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => free = now,
+            }
+        }
+    }
+
+    #[inline]
+    fn release(&self, amount: u64) {
+        if amount != 0 {
+            // Fits: it was claimed.
+            self.free.fetch_add(amount as i64, Ordering::AcqRel);
+        }
+    }
+
+    #[inline]
+    fn settle(&self, amount: u64, bucket: usize) {
+        if amount != 0 {
+            self.settling[bucket].fetch_add(amount, Ordering::AcqRel);
+        }
+    }
+
+    fn publish(&self, bucket: usize, available: u64) {
+        let available = available.min(UNKNOWN);
+        let drained = self.settling[bucket].swap(0, Ordering::AcqRel);
+        let before = self.seen.swap(available, Ordering::AcqRel);
+        // Both at most i64::MAX / 2, so the difference fits.
+        let change = available as i64 - before as i64;
+        self.free
+            .fetch_add(change.saturating_add_unsigned(drained), Ordering::AcqRel);
+    }
+
+    fn settling(&self) -> u64 {
+        let [even, odd] = &self.settling;
+        even.load(Ordering::Acquire) + odd.load(Ordering::Acquire)
+    }
+
+    fn claimed(&self) -> u64 {
+        let seen = self.seen.load(Ordering::Acquire) as i64;
+        let free = self.free.load(Ordering::Acquire);
+        u64::try_from(seen.saturating_sub(free)).unwrap_or(0)
+    }
+}

@@ -1,0 +1,432 @@
+//! Volumes: filesystems under guard.
+//!
+//! A [`Volume`] reads in the background how full its filesystem is, on a thread of its own, and keeps a
+//! ledger of what is promised on it. A request only ever looks at the last reading and at the ledger: a
+//! filesystem that hangs costs that one thread, and no request waits for it.
+//!
+//! All volumes of a process that name a path on the same filesystem share one ledger, each with its own
+//! headroom. They tell filesystems apart by device number. Where one space has several device numbers
+//! (the subvolumes of a btrfs), clone one `Volume` instead.
+//!
+//! # What a reading does not hold
+//!
+//! statvfs knows nothing of quotas of the filesystem itself. On btrfs it follows writes only after the
+//! filesystem's next commit, up to half a minute later. Headroom is what covers both; and a write that
+//! fails all the same is answered as the fault that it is.
+
+mod admission;
+mod filesystem;
+mod headroom;
+mod ledger;
+mod probe;
+
+#[cfg(all(test, storage_guard_loom))]
+mod loom;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use self::{filesystem::Watched, ledger::Missing};
+pub use self::{
+    headroom::Headroom,
+    probe::{Probe, Reading},
+};
+pub(crate) use self::{
+    admission::{Admission, Shortfall},
+    filesystem::Filesystem,
+};
+use crate::{
+    Amount,
+    fault::{Cause, Fault, Resource},
+    outage::Outage,
+};
+
+/// A filesystem under guard.
+///
+/// Cheap to clone; clones share everything.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_storage_guard::{Headroom, Outage, Volume};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let volume = Volume::open(std::env::temp_dir())?
+///     .keep_free(Headroom::bytes(64 << 20).or_percent(5))
+///     .probe_every(Duration::from_millis(500))
+///     .outage(Outage::Admit);
+/// assert!(volume.status().available <= volume.status().total);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Volume {
+    watched: Arc<Watched>,
+    keep_free: Headroom,
+    resume: Option<Resume>,
+    max_age: Duration,
+    outage: Outage,
+}
+
+/// The level at which a volume that was full takes requests again.
+#[derive(Clone, Debug)]
+struct Resume {
+    level: Headroom,
+    full: Arc<AtomicBool>,
+}
+
+/// What is known of a volume.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct VolumeStatus {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that the last reading saw as available.
+    pub available: u64,
+    /// Bytes promised to requests in flight, or stored since the last reading.
+    pub claimed: u64,
+    /// Bytes that stay free.
+    pub headroom: u64,
+    /// Inodes in all. None where the filesystem has no fixed number of them, or does not say.
+    pub inodes_total: Option<u64>,
+    /// Inodes that the last reading saw as available. None as above.
+    pub inodes_available: Option<u64>,
+    /// Objects promised to requests in flight, or made since the last reading.
+    pub objects_claimed: u64,
+    /// How old the last reading is.
+    pub age: Duration,
+    /// Whether the reading is too old to count: the probe hangs or fails.
+    pub is_stale: bool,
+    /// Whether the volume waits for its level to resume.
+    pub is_full: bool,
+}
+
+/// A volume could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot guard the filesystem of {}", path.display())]
+pub struct VolumeError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl VolumeError {
+    /// What the operating system said.
+    pub fn io_error(&self) -> &io::Error {
+        &self.source
+    }
+}
+
+impl Volume {
+    /// Guards the filesystem that holds `path`, which must exist.
+    ///
+    /// Starts the probing thread, unless this process guards that filesystem already, and waits for the
+    /// first reading: five seconds at the most.
+    ///
+    /// # Errors
+    ///
+    /// When the path cannot be read, or the first reading fails or takes too long.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, VolumeError> {
+        let path = path.as_ref();
+        filesystem::open(path)
+            .map(Self::new)
+            .map_err(|source| VolumeError {
+                path: path.to_path_buf(),
+                source,
+            })
+    }
+
+    /// Guards a store that is not a local filesystem, by a probe of your own.
+    ///
+    /// It has a ledger of its own: clone the volume to share it.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Probe, Reading, Volume};
+    ///
+    /// struct Pool;
+    ///
+    /// impl Probe for Pool {
+    ///     fn read(&mut self) -> std::io::Result<Reading> {
+    ///         Ok(Reading::new(3 << 30, 4 << 30))
+    ///     }
+    /// }
+    ///
+    /// let volume = Volume::from_probe(Pool)?;
+    /// assert_eq!(volume.status().available, 3 << 30);
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the first reading fails, or takes longer than five seconds.
+    pub fn from_probe(probe: impl Probe) -> io::Result<Self> {
+        filesystem::custom(probe).map(Self::new)
+    }
+
+    fn new(watched: Arc<Watched>) -> Self {
+        Self {
+            watched,
+            keep_free: Headroom::NONE,
+            resume: None,
+            max_age: Duration::from_secs(10),
+            outage: Outage::Refuse,
+        }
+    }
+
+    /// Sets what stays free. An upload that leaves exactly this much is let in.
+    ///
+    /// Defaults to nothing.
+    #[must_use]
+    pub fn keep_free(mut self, headroom: impl Into<Headroom>) -> Self {
+        self.keep_free = headroom.into();
+        self
+    }
+
+    /// Sets a level to resume at, higher than what is kept free.
+    ///
+    /// Once a request was refused while less than this was free, all are, until so much is free again.
+    /// Without it, a full volume lets in whatever happens to fit at the moment.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn resume_at(mut self, level: impl Into<Headroom>) -> Self {
+        self.resume = Some(Resume {
+            level: level.into(),
+            full: Arc::default(),
+        });
+        self
+    }
+
+    /// Sets how often the filesystem is read. Volumes on one filesystem share the shortest, and five
+    /// milliseconds is the least.
+    ///
+    /// A request about to be refused asks for a new reading, and does not wait for this.
+    ///
+    /// Defaults to one second.
+    #[must_use]
+    pub fn probe_every(self, every: Duration) -> Self {
+        self.filesystem().probe_every(every);
+        self
+    }
+
+    /// Sets how old a reading may grow, when the probe hangs or fails, before [`Self::outage`] decides.
+    ///
+    /// Defaults to ten seconds.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = age;
+        self
+    }
+
+    /// Sets what happens to requests while the last reading is too old.
+    ///
+    /// Defaults to [`Outage::Refuse`].
+    #[must_use]
+    pub fn outage(mut self, outage: Outage) -> Self {
+        self.outage = outage;
+        self
+    }
+
+    /// What is known now. Reads memory only.
+    pub fn status(&self) -> VolumeStatus {
+        let filesystem = self.filesystem();
+        let (available, claimed) = (filesystem.ledger.available(), filesystem.ledger.claimed());
+        let inodes = Some(filesystem.inodes_total()).filter(|total| *total != 0);
+        VolumeStatus {
+            total: filesystem.total(),
+            available: available.bytes,
+            claimed: claimed.bytes,
+            headroom: self.floor().bytes,
+            inodes_total: inodes,
+            inodes_available: inodes.map(|_| available.objects),
+            objects_claimed: claimed.objects,
+            age: filesystem.age(),
+            is_stale: self.is_stale(),
+            is_full: self.is_full(),
+        }
+    }
+
+    /// Asks for a new reading soon, for instance after files were deleted.
+    pub fn refresh(&self) {
+        self.filesystem().want_reading();
+    }
+
+    pub(crate) fn filesystem(&self) -> &Arc<Filesystem> {
+        self.watched.filesystem()
+    }
+
+    /// Claims `amount`, with no waiting, provided that `expected` bytes would fit too.
+    ///
+    /// Returns the claim in whole blocks, for the caller to [`Self::release`] or [`Self::settle`].
+    #[inline]
+    pub(crate) fn claim(&self, amount: Amount, expected: u64) -> Result<Amount, Shortfall> {
+        let ledger = &self.filesystem().ledger;
+        let blocks = self.in_blocks(amount);
+        if self.is_stale() {
+            return match self.outage {
+                // Claimed all the same, so that the ledger is right when the probe is back.
+                Outage::Admit if ledger.claim_anyway(blocks) => Ok(blocks),
+                Outage::Admit => Err(self.shortfall(amount, Missing::Bytes)),
+                Outage::Refuse => Err(Shortfall::Unknown),
+            };
+        }
+        let floor = self.floor();
+        let missing = if !amount.is_zero() && self.is_full() {
+            Missing::Bytes
+        } else if expected > amount.bytes && expected > self.room() {
+            Missing::Bytes
+        } else {
+            match ledger.claim(blocks, floor) {
+                Ok(()) => return Ok(blocks),
+                Err(missing) => missing,
+            }
+        };
+        self.note_full(amount);
+        Err(self.shortfall(Amount::new(amount.bytes.max(expected), amount.objects), missing))
+    }
+
+    /// Gives claimed blocks back that nothing was written to.
+    #[inline]
+    pub(crate) fn release(&self, blocks: Amount) {
+        if !blocks.is_zero() {
+            self.filesystem().ledger.release(blocks);
+            self.filesystem().line.ring();
+        }
+    }
+
+    /// Hands claimed blocks over to the probe: what they were claimed for is on the disk, or may be.
+    #[inline]
+    pub(crate) fn settle(&self, blocks: Amount) {
+        self.filesystem().ledger.settle(blocks);
+    }
+
+    /// Which fault a full disk is: without inodes it says the same as without bytes.
+    pub(crate) fn refine(&self, fault: Fault) -> Fault {
+        let filesystem = self.filesystem();
+        filesystem.want_reading();
+        if fault == Fault::new(Cause::DiskFull, Resource::Bytes)
+            && filesystem.inodes_total() != 0
+            && filesystem.ledger.available().objects == 0
+        {
+            Fault::new(Cause::DiskFull, Resource::Objects)
+        } else {
+            fault
+        }
+    }
+
+    /// In whole blocks, as files take them.
+    #[inline]
+    pub(crate) fn in_blocks(&self, amount: Amount) -> Amount {
+        Amount::new(self.filesystem().in_blocks(amount.bytes), amount.objects)
+    }
+
+    /// The part of `bytes` that fills whole blocks.
+    pub(crate) fn whole_blocks(&self, bytes: u64) -> u64 {
+        // The blocks that one byte more would begin are not among them.
+        let filesystem = self.filesystem();
+        let blocks = filesystem.in_blocks(bytes);
+        if blocks == bytes {
+            blocks
+        } else {
+            blocks - filesystem.in_blocks(1)
+        }
+    }
+
+    /// What can still be claimed, in bytes.
+    pub(crate) fn room(&self) -> u64 {
+        let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
+        free.saturating_sub(self.floor().bytes)
+    }
+
+    /// Whether `amount` would fit if all that is in flight were given back, but for `own`.
+    pub(crate) fn could_have_room(&self, amount: Amount, expected: u64, own: Amount) -> bool {
+        let ledger = &self.filesystem().ledger;
+        let (floor, in_flight) = (self.floor(), ledger.in_flight() - own);
+        let fits = |needed: u64, free: i64, in_flight, floor| {
+            needed == 0
+                || u64::try_from(free.saturating_add_unsigned(in_flight))
+                    .is_ok_and(|free| free.saturating_sub(floor) >= needed)
+        };
+        let bytes = amount.bytes.max(expected);
+        fits(bytes, ledger.free_bytes(), in_flight.bytes, floor.bytes)
+            && fits(amount.objects, ledger.free_objects(), in_flight.objects, floor.objects)
+    }
+
+    #[inline]
+    fn floor(&self) -> Amount {
+        let filesystem = self.filesystem();
+        self.keep_free
+            .of(filesystem.total(), filesystem.inodes_total())
+    }
+
+    #[inline]
+    fn is_stale(&self) -> bool {
+        self.filesystem()
+            .doubtful_age()
+            .is_some_and(|age| age > self.max_age)
+    }
+
+    /// Whether the volume still waits for its level to resume.
+    #[inline]
+    fn is_full(&self) -> bool {
+        let Some(resume) = &self.resume else {
+            return false;
+        };
+        let full = resume.full.load(Ordering::Relaxed);
+        if full && !self.is_below(resume.level) {
+            resume.full.store(false, Ordering::Relaxed);
+            return false;
+        }
+        full
+    }
+
+    /// A request was refused: from now on all are, if less is free than the level to resume at.
+    #[cold]
+    fn note_full(&self, amount: Amount) {
+        if let Some(resume) = &self.resume
+            && !amount.is_zero()
+            && self.is_below(resume.level)
+        {
+            resume.full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_below(&self, level: Headroom) -> bool {
+        let filesystem = self.filesystem();
+        let level = level.of(filesystem.total(), filesystem.inodes_total());
+        let is_below = |free: i64, level| u64::try_from(free).unwrap_or(0) < level;
+        is_below(filesystem.ledger.free_bytes(), level.bytes)
+            || is_below(filesystem.ledger.free_objects(), level.objects)
+    }
+
+    /// Full at the moment.
+    #[cold]
+    fn full(&self) -> Shortfall {
+        self.shortfall(Amount::ZERO, Missing::Bytes)
+    }
+
+    #[cold]
+    fn shortfall(&self, amount: Amount, missing: Missing) -> Shortfall {
+        let filesystem = self.filesystem();
+        let floor = self.floor();
+        let (resource, is_hopeless) = match missing {
+            Missing::Bytes => {
+                let most = filesystem.total().saturating_sub(floor.bytes);
+                (Resource::Bytes, amount.bytes > most)
+            }
+            Missing::Objects => {
+                let most = filesystem.inodes_total().saturating_sub(floor.objects);
+                (Resource::Objects, amount.objects > most)
+            }
+        };
+        Shortfall::Full {
+            fault: Fault::new(Cause::DiskFull, resource),
+            is_hopeless,
+        }
+    }
+}

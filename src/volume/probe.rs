@@ -1,0 +1,122 @@
+//! How full a filesystem is.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// What a probe saw.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Reading {
+    /// Bytes that an ordinary user can still write.
+    pub available: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Inodes that an ordinary user can still make. Without meaning while `inodes_total` is 0.
+    pub inodes_available: u64,
+    /// Inodes in all. 0 where the filesystem has no fixed number of them (btrfs), or does not say.
+    pub inodes_total: u64,
+}
+
+impl Reading {
+    /// A reading in bytes, of a store that has no inodes.
+    pub const fn new(available: u64, total: u64) -> Self {
+        Self {
+            available,
+            total,
+            inodes_available: 0,
+            inodes_total: 0,
+        }
+    }
+
+    /// The same, with inodes.
+    #[must_use]
+    pub const fn with_inodes(mut self, available: u64, total: u64) -> Self {
+        self.inodes_available = available;
+        self.inodes_total = total;
+        self
+    }
+}
+
+/// Something that can say how full it is. It is asked on a thread of its own, and may take its time.
+pub trait Probe: Send + 'static {
+    /// Takes a reading now. It must hold everything whose write had ended when this was called.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing to read. The last reading then counts until it is too old.
+    fn read(&mut self) -> io::Result<Reading>;
+}
+
+/// Asks the operating system about a filesystem, by any of the paths on it that volumes were opened
+/// at: a folder may go, and the filesystem stays.
+#[derive(Debug)]
+pub(super) struct Statvfs {
+    pub(super) device: Device,
+    pub(super) paths: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Probe for Statvfs {
+    fn read(&mut self) -> io::Result<Reading> {
+        // Cloned, since statvfs may hang and a volume may be opened meanwhile.
+        let paths = self
+            .paths
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        for path in paths {
+            result = self.read_at(&path);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+}
+
+impl Statvfs {
+    fn read_at(&self, path: &Path) -> io::Result<Reading> {
+        // After an unmount the path still answers, for the disk below.
+        if Device::of(path)? != self.device {
+            return Err(io::Error::other("another filesystem is mounted here"));
+        }
+        let stats = fs4::statvfs(path)?;
+        let reading = Reading::new(stats.available_space(), stats.total_space());
+        // fs4 reads no inodes.
+        #[cfg(all(unix, feature = "rustix"))]
+        let reading = {
+            let inodes = rustix::fs::statvfs(path)?;
+            reading.with_inodes(inodes.f_favail, inodes.f_files)
+        };
+        Ok(reading)
+    }
+}
+
+/// What tells filesystems apart.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Device {
+    #[cfg(unix)]
+    Number(u64),
+    /// The drive or share that a path is on.
+    #[cfg(not(unix))]
+    Root(PathBuf),
+}
+
+impl Device {
+    #[cfg(unix)]
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+
+        Ok(Self::Number(std::fs::metadata(path)?.dev()))
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        // The path is canonical, so that its last ancestor is the drive or the share.
+        let root = path.ancestors().last().unwrap_or(path);
+        Ok(Self::Root(root.to_path_buf()))
+    }
+}
