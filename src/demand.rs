@@ -15,7 +15,10 @@ pub struct Amount {
 
 impl Amount {
     /// Nothing at all.
-    pub const ZERO: Self = Self { bytes: 0, objects: 0 };
+    pub const ZERO: Self = Self {
+        bytes: 0,
+        objects: 0,
+    };
 
     /// An amount of both.
     pub const fn new(bytes: u64, objects: u64) -> Self {
