@@ -7,5 +7,8 @@ pub mod quota;
 pub mod refusal;
 mod scope;
 
-pub use self::demand::Amount;
+pub use self::{
+    demand::Amount,
+    scope::{Scope, Scopes},
+};
 pub use tower::BoxError;

@@ -1,1 +1,46 @@
-//! Quota sources.
+//! Quotas: limits and usage per [`Scope`](crate::Scope), kept by a [`QuotaSource`].
+//!
+//! | source | limits and usage are in | exact among |
+//! |---|---|---|
+//! | [`NoQuota`] | nowhere; charges nobody | |
+//! | [`MemoryQuota`] | this process | all requests of this process |
+//! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
+//! | your own [`QuotaSource`] | anywhere | whatever it promises |
+//!
+//! ```
+//! use tower_storage_guard::{
+//!     Amount, Scopes,
+//!     quota::{Change, Limits, MemoryQuota, QuotaHold, QuotaSource},
+//! };
+//!
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! let quota = MemoryQuota::new(Limits::bytes(100));
+//! let user = Scopes::from("user:42");
+//!
+//! let hold = quota.reserve(&user, Amount::bytes(80)).await.unwrap();
+//! // Set aside already, though nothing is stored yet.
+//! assert!(quota.reserve(&user, Amount::bytes(80)).await.is_err());
+//!
+//! // Half of it came.
+//! hold.commit(Change::from(Amount::bytes(40))).await;
+//! assert!(quota.reserve(&user, Amount::bytes(60)).await.is_ok());
+//! # });
+//! ```
+
+mod change;
+mod error;
+mod function;
+mod limits;
+mod memory;
+mod none;
+mod source;
+
+pub use self::{
+    change::Change,
+    error::{Exceeded, QuotaError},
+    function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},
+    limits::{Limits, Usage},
+    memory::{MemoryHold, MemoryQuota},
+    none::NoQuota,
+    source::{QuotaHold, QuotaSource},
+};

@@ -1,0 +1,97 @@
+//! By how much usage changes.
+
+use crate::Amount;
+
+/// By how much a scope's usage changes. Signed, because an overwrite by something smaller gives back.
+///
+/// ```
+/// use tower_storage_guard::{Amount, quota::Change};
+///
+/// let overwrite = Change::between(Amount::new(30, 1), Amount::new(100, 1));
+/// assert_eq!(overwrite, Change { bytes: -70, objects: 0 });
+///
+/// let delete = Change::between(Amount::ZERO, Amount::new(100, 1));
+/// assert_eq!(delete, Change { bytes: -100, objects: -1 });
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Change {
+    /// Bytes more, or less when negative.
+    pub bytes: i64,
+    /// Objects more, or less when negative.
+    pub objects: i64,
+}
+
+impl Change {
+    /// No change.
+    pub const ZERO: Self = Self {
+        bytes: 0,
+        objects: 0,
+    };
+
+    /// What changes when `stored` takes the place of `replaced`. Stops at the ends of [`i64`].
+    pub fn between(stored: Amount, replaced: Amount) -> Self {
+        Self {
+            bytes: difference(stored.bytes, replaced.bytes),
+            objects: difference(stored.objects, replaced.objects),
+        }
+    }
+
+    /// `self` followed by `other`. Stops at the ends of [`i64`].
+    pub(super) fn then(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            objects: self.objects.saturating_add(other.objects),
+        }
+    }
+
+    /// What it adds; what it takes away counts as zero.
+    pub(super) fn gain(self) -> Amount {
+        Amount::new(gain(self.bytes), gain(self.objects))
+    }
+}
+
+/// Storing this where nothing was.
+impl From<Amount> for Change {
+    fn from(stored: Amount) -> Self {
+        Self::between(stored, Amount::ZERO)
+    }
+}
+
+fn difference(stored: u64, replaced: u64) -> i64 {
+    let exact = i128::from(stored) - i128::from(replaced);
+    exact.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+}
+
+fn gain(change: i64) -> u64 {
+    change.max(0).unsigned_abs()
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stops_at_the_ends() {
+        let all = Amount::new(u64::MAX, u64::MAX);
+        let (most, least) = (Change::from(all), Change::between(Amount::ZERO, all));
+        assert_eq!(
+            most,
+            Change {
+                bytes: i64::MAX,
+                objects: i64::MAX
+            }
+        );
+        assert_eq!(
+            least,
+            Change {
+                bytes: i64::MIN,
+                objects: i64::MIN
+            }
+        );
+        assert_eq!(most.then(most), most);
+        assert_eq!(least.then(least), least);
+        assert_eq!(Change::between(all, all), Change::ZERO);
+        assert_eq!(least.gain(), Amount::ZERO);
+        assert_eq!(most.gain(), Amount::new(i64::MAX as u64, i64::MAX as u64));
+    }
+}

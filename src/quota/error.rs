@@ -1,0 +1,72 @@
+//! Why nothing could be set aside.
+
+use crate::{
+    BoxError, Scope,
+    fault::{Cause, Resource},
+};
+
+/// Why a [`QuotaSource`](super::QuotaSource) set nothing aside.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuotaError {
+    /// A limit would have been passed: the client's 507.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
+    /// The source could not tell. Never a 507: it says nothing about the quota.
+    #[error("the quota source is unavailable")]
+    Unavailable(#[source] BoxError),
+}
+
+/// The limit that would have been passed.
+///
+/// Its text names neither the scope nor a figure: errors end up in places where they can be read by anybody.
+///
+/// ```
+/// use tower_storage_guard::{
+///     Scope,
+///     fault::{Cause, Resource},
+///     quota::Exceeded,
+/// };
+///
+/// let full = Exceeded::new(Scope::from("collection:/photos"), Resource::Objects, 500, 500, 1)
+///     .with_cause(Cause::CollectionFull);
+/// assert_eq!(full.to_string(), "object quota exceeded");
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{} quota exceeded", match .resource { Resource::Bytes => "byte", Resource::Objects => "object" })]
+#[non_exhaustive]
+pub struct Exceeded {
+    /// Whose limit it is.
+    pub scope: Scope,
+    /// [`Cause::QuotaExceeded`], unless the source knows better.
+    pub cause: Cause,
+    /// What ran out. The three figures below count it: bytes or objects.
+    pub resource: Resource,
+    /// How much the scope may use.
+    pub limit: u64,
+    /// How much was used or held at that moment.
+    pub used: u64,
+    /// How much was asked for on top.
+    pub required: u64,
+}
+
+impl Exceeded {
+    /// A quota that is used up.
+    pub fn new(scope: Scope, resource: Resource, limit: u64, used: u64, required: u64) -> Self {
+        Self {
+            scope,
+            cause: Cause::QuotaExceeded,
+            resource,
+            limit,
+            used,
+            required,
+        }
+    }
+
+    /// Says what kind of limit it is. Defaults to [`Cause::QuotaExceeded`].
+    #[must_use]
+    pub fn with_cause(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
+    }
+}

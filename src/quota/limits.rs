@@ -1,0 +1,175 @@
+//! How much a scope may use, and how much it does.
+
+use super::Exceeded;
+use crate::{Amount, Scope, fault::Resource};
+
+/// How much a scope may use of each resource.
+///
+/// ```
+/// use tower_storage_guard::quota::Limits;
+///
+/// let limits = Limits::bytes(1 << 30).objects(10_000);
+/// assert_eq!(limits, Limits { bytes: Some(1 << 30), objects: Some(10_000) });
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Limits {
+    /// Bytes; `None` is unlimited.
+    pub bytes: Option<u64>,
+    /// Objects; `None` is unlimited.
+    pub objects: Option<u64>,
+}
+
+impl Limits {
+    /// No limit on anything.
+    pub const UNLIMITED: Self = Self {
+        bytes: None,
+        objects: None,
+    };
+
+    /// A limit on bytes alone.
+    pub const fn bytes(bytes: u64) -> Self {
+        Self {
+            bytes: Some(bytes),
+            objects: None,
+        }
+    }
+
+    /// Limits objects as well.
+    #[must_use]
+    pub const fn objects(mut self, objects: u64) -> Self {
+        self.objects = Some(objects);
+        self
+    }
+}
+
+/// Limits as two plain numbers, the largest of which stands for "unlimited": no sum of ours can pass it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Ceiling(pub(super) Amount);
+
+impl Ceiling {
+    /// Whether `need` fits on top of what is `counted` already.
+    ///
+    /// Without a limit too, all that is counted must stay countable. Figures of holds therefore never saturate, and
+    /// come out even when they are released.
+    pub(super) fn admit(
+        self,
+        scope: &Scope,
+        counted: Amount,
+        need: Amount,
+    ) -> Result<(), Exceeded> {
+        for (resource, limit, used, required) in [
+            (Resource::Bytes, self.0.bytes, counted.bytes, need.bytes),
+            (
+                Resource::Objects,
+                self.0.objects,
+                counted.objects,
+                need.objects,
+            ),
+        ] {
+            let fits = || {
+                used.checked_add(required)
+                    .is_some_and(|total| total <= limit)
+            };
+            if required > 0 && !fits() {
+                return Err(Exceeded::new(
+                    scope.clone(),
+                    resource,
+                    limit,
+                    used,
+                    required,
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Limits> for Ceiling {
+    fn from(limits: Limits) -> Self {
+        Self(Amount::new(
+            limits.bytes.unwrap_or(u64::MAX),
+            limits.objects.unwrap_or(u64::MAX),
+        ))
+    }
+}
+
+impl From<Ceiling> for Limits {
+    fn from(Ceiling(most): Ceiling) -> Self {
+        let limit = |most| (most < u64::MAX).then_some(most);
+        Self {
+            bytes: limit(most.bytes),
+            objects: limit(most.objects),
+        }
+    }
+}
+
+/// Where a scope stands.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// How much it may use: its own limits, or the default ones.
+    pub limits: Limits,
+    /// What it has stored.
+    pub used: Amount,
+    /// What is set aside for requests under way.
+    pub held: Amount,
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    fn admit(limits: Limits, counted: Amount, need: Amount) -> Result<(), Resource> {
+        Ceiling::from(limits)
+            .admit(&Scope::from("s"), counted, need)
+            .map_err(|exceeded| exceeded.resource)
+    }
+
+    #[test]
+    fn an_exact_fit_is_admitted_and_one_more_is_not() {
+        let limits = Limits::bytes(10).objects(2);
+        assert_eq!(admit(limits, Amount::new(4, 1), Amount::new(6, 1)), Ok(()));
+        assert_eq!(
+            admit(limits, Amount::new(4, 1), Amount::new(7, 1)),
+            Err(Resource::Bytes)
+        );
+        assert_eq!(
+            admit(limits, Amount::new(4, 1), Amount::new(6, 2)),
+            Err(Resource::Objects)
+        );
+        assert_eq!(
+            admit(limits, Amount::new(4, 1), Amount::new(7, 2)),
+            Err(Resource::Bytes)
+        );
+    }
+
+    #[test]
+    fn zero_fits_even_far_above_the_limit() {
+        let limits = Limits::bytes(10).objects(2);
+        let over = Amount::new(99, 99);
+        assert_eq!(admit(limits, over, Amount::ZERO), Ok(()));
+        // An empty object.
+        assert_eq!(
+            admit(limits, Amount::new(99, 1), Amount::objects(1)),
+            Ok(())
+        );
+        assert_eq!(
+            admit(limits, over, Amount::objects(1)),
+            Err(Resource::Objects)
+        );
+    }
+
+    #[test]
+    fn unlimited_ends_where_counting_does() {
+        let all = Amount::new(u64::MAX, u64::MAX);
+        assert_eq!(admit(Limits::UNLIMITED, Amount::ZERO, all), Ok(()));
+        assert_eq!(
+            admit(Limits::UNLIMITED, all, Amount::bytes(1)),
+            Err(Resource::Bytes)
+        );
+        assert_eq!(
+            Limits::from(Ceiling::from(Limits::UNLIMITED)),
+            Limits::UNLIMITED
+        );
+    }
+}

@@ -1,0 +1,857 @@
+//! Quotas kept in this process.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::{Ready, ready},
+    hash::{BuildHasherDefault, Hasher},
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use super::{Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
+use crate::{Amount, Scope, Scopes};
+
+/// Keeps limits and usage in this process, for up to millions of scopes.
+///
+/// A handle: clones share everything. Usage starts at zero with the process, so [`set_used`](Self::set_used) it from
+/// what is stored already. An account costs about 100 bytes beside its key, and the account of a scope which uses
+/// nothing and has no limits of its own costs nothing.
+///
+/// Use it when one process serves the storage. When usage is in a database anyway, [`quota_fn`](super::quota_fn) and
+/// [`quota_future`](super::quota_future) read it there.
+///
+/// ```
+/// use tower_storage_guard::{
+///     Amount,
+///     quota::{Change, Limits, MemoryQuota},
+/// };
+///
+/// let quota = MemoryQuota::new(Limits::bytes(1 << 30));
+/// quota.set_limits("user:42", Limits::bytes(5 << 30).objects(1000));
+///
+/// // Counted at the start of the server.
+/// quota.set_used("user:42", Amount::new(300, 3));
+/// // A DELETE gives back.
+/// quota.adjust("user:42", Change::between(Amount::ZERO, Amount::new(100, 1)));
+///
+/// let usage = quota.usage("user:42");
+/// assert_eq!(usage.used, Amount::new(200, 2));
+/// assert_eq!(usage.held, Amount::ZERO);
+/// assert_eq!(usage.limits.objects, Some(1000));
+/// ```
+#[derive(Clone)]
+pub struct MemoryQuota {
+    store: Arc<Store>,
+}
+
+impl MemoryQuota {
+    /// Quotas with these limits for every scope that has none of its own.
+    pub fn new(default: Limits) -> Self {
+        Self {
+            store: Arc::new(Store::new(default.into())),
+        }
+    }
+
+    /// Changes the limits of every scope that has none of its own. What is held already stays held.
+    pub fn set_default(&self, limits: Limits) {
+        self.store.set_default(limits.into());
+    }
+
+    /// Gives a scope limits of its own. What is held already stays held.
+    pub fn set_limits(&self, scope: impl Into<Scope>, limits: Limits) {
+        self.store.update(&scope.into(), |account| {
+            account.ceiling = Some(Box::new(limits.into()))
+        });
+    }
+
+    /// Takes a scope's own limits away: the default ones are in force again.
+    pub fn clear_limits(&self, scope: impl Into<Scope>) {
+        self.store
+            .update(&scope.into(), |account| account.ceiling = None);
+    }
+
+    /// Says how much a scope has stored, whatever was counted so far.
+    ///
+    /// Requests under way are charged on top when they commit. To be exact, say it before the first one.
+    pub fn set_used(&self, scope: impl Into<Scope>, used: Amount) {
+        self.store
+            .update(&scope.into(), |account| account.used = used.into());
+    }
+
+    /// Charges, or gives back, what changed without a reservation. A DELETE, for one.
+    ///
+    /// Never refused: it has happened. It may come before the commit of what it deletes. Usage then shows zero for a
+    /// while, and comes out right once both are in.
+    pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
+        self.store.update(&scope.into(), |account| {
+            account.used = account.used.then(change)
+        });
+    }
+
+    /// Where a scope stands now.
+    pub fn usage(&self, scope: impl Into<Scope>) -> Usage {
+        let (scope, default) = (scope.into(), self.store.default());
+        let shard = self.store.lock(shard_of(&scope));
+        let account = shard.get(&scope).unwrap_or(&Account::EMPTY);
+        Usage {
+            limits: account.ceiling(default).into(),
+            used: account.used.gain(),
+            held: account.held,
+        }
+    }
+
+    /// Forgets a scope's usage and its own limits. What is held for requests under way stays held until they end.
+    pub fn remove(&self, scope: impl Into<Scope>) {
+        self.store.update(&scope.into(), |account| {
+            account.used = Change::ZERO;
+            account.ceiling = None;
+        });
+    }
+}
+
+impl fmt::Debug for MemoryQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryQuota")
+            .field("default", &Limits::from(self.store.default()))
+            .finish_non_exhaustive()
+    }
+}
+
+impl QuotaSource for MemoryQuota {
+    type Future = Ready<Result<MemoryHold, QuotaError>>;
+    type Hold = MemoryHold;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
+        ready(self.store.take(scopes, demand).map(|()| MemoryHold {
+            store: Arc::clone(&self.store),
+            scopes: scopes.clone(),
+            amount: demand,
+        }))
+    }
+}
+
+/// What a [`MemoryQuota`] has set aside for one request.
+pub struct MemoryHold {
+    store: Arc<Store>,
+    scopes: Scopes,
+    amount: Amount,
+}
+
+impl QuotaHold for MemoryHold {
+    type Commit = Ready<()>;
+    type Grow = Ready<Result<(), QuotaError>>;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        ready(
+            self.store
+                .take(&self.scopes, more)
+                .map(|()| self.amount = self.amount + more),
+        )
+    }
+
+    fn commit(mut self, change: Change) -> Self::Commit {
+        self.end(change);
+        ready(())
+    }
+}
+
+impl MemoryHold {
+    fn end(&mut self, change: Change) {
+        // Taken, so that the drop which follows a commit finds nothing to release.
+        let held = mem::take(&mut self.amount);
+        if held.is_zero() && change == Change::ZERO {
+            return;
+        }
+        for scope in &self.scopes {
+            self.store.update(scope, |account| {
+                account.held = account.held - held;
+                account.used = account.used.then(change);
+            });
+        }
+    }
+}
+
+impl Drop for MemoryHold {
+    fn drop(&mut self) {
+        self.end(Change::ZERO);
+    }
+}
+
+impl fmt::Debug for MemoryHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryHold")
+            .field("scopes", &self.scopes)
+            .field("amount", &self.amount)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many locks the accounts are spread over.
+const SHARDS: u64 = 256;
+
+type Shard = HashMap<Scope, Account, BuildHasherDefault<PassThrough>>;
+
+struct Store {
+    // Two numbers instead of a lock that every request would touch. Each resource is decided by its own number, so
+    // nobody can tell that they are not changed at the same instant.
+    default_bytes: AtomicU64,
+    default_objects: AtomicU64,
+    shards: Box<[Mutex<Shard>]>,
+}
+
+impl Store {
+    fn new(default: Ceiling) -> Self {
+        Self {
+            default_bytes: AtomicU64::new(default.0.bytes),
+            default_objects: AtomicU64::new(default.0.objects),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    fn default(&self) -> Ceiling {
+        Ceiling(Amount::new(
+            self.default_bytes.load(Relaxed),
+            self.default_objects.load(Relaxed),
+        ))
+    }
+
+    fn set_default(&self, default: Ceiling) {
+        self.default_bytes.store(default.0.bytes, Relaxed);
+        self.default_objects.store(default.0.objects, Relaxed);
+    }
+
+    /// Sets `need` aside in every scope, or in none.
+    fn take(&self, scopes: &Scopes, need: Amount) -> Result<(), QuotaError> {
+        // Zero always fits, and leaves no trace.
+        if need.is_zero() {
+            return Ok(());
+        }
+        let default = self.default();
+        let mut shards = self.lock_all(scopes);
+        for scope in scopes {
+            let account = shards.of(scope).get(scope).unwrap_or(&Account::EMPTY);
+            account
+                .ceiling(default)
+                .admit(scope, account.used.gain() + account.held, need)?;
+        }
+        for scope in scopes {
+            let account = account_of(shards.of(scope), scope);
+            account.held = account.held + need;
+        }
+        Ok(())
+    }
+
+    /// Changes one account. One that says nothing afterwards is dropped: scopes that come and go must not add up.
+    fn update(&self, scope: &Scope, change: impl FnOnce(&mut Account)) {
+        let mut shard = self.lock(shard_of(scope));
+        let account = account_of(&mut shard, scope);
+        change(account);
+        if account.is_empty() {
+            shard.remove(scope);
+        }
+    }
+
+    fn lock_all(&self, scopes: &Scopes) -> Locked<'_> {
+        match scopes.as_slice() {
+            [scope] => Locked::One(self.lock(shard_of(scope))),
+            scopes => {
+                let mut places: Vec<usize> = scopes.iter().map(shard_of).collect();
+                // One order for everybody: two requests can never wait for each other.
+                places.sort_unstable();
+                places.dedup();
+                Locked::Several(
+                    places
+                        .into_iter()
+                        .map(|place| (place, self.lock(place)))
+                        .collect(),
+                )
+            }
+        }
+    }
+
+    fn lock(&self, place: usize) -> MutexGuard<'_, Shard> {
+        // Poisoned shards are sound: nothing that can panic runs between two changes that belong together.
+        self.shards[place]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The shards of one request, locked.
+enum Locked<'a> {
+    One(MutexGuard<'a, Shard>),
+    Several(Vec<(usize, MutexGuard<'a, Shard>)>),
+}
+
+impl Locked<'_> {
+    /// The shard of a scope that this was locked for.
+    fn of(&mut self, scope: &Scope) -> &mut Shard {
+        match self {
+            Self::One(shard) => shard,
+            Self::Several(shards) => {
+                let found = shards.binary_search_by_key(&shard_of(scope), |(place, _)| *place);
+                &mut shards[found.expect("the shard of every scope was locked")].1
+            }
+        }
+    }
+}
+
+/// Which shard a scope is in. The last ones get twice as many scopes as the first ones.
+///
+/// A map doubles when it is full. Were the shards equal, all of them would double at once: a wave of pauses, and more
+/// than half of the memory empty. Like this a few of them double at any time, and the share that is empty stays the same.
+fn shard_of(scope: &Scope) -> usize {
+    // The map looks at the lowest and the highest bits, so these are fresh.
+    let x = (scope.hash_code() >> 32) & 0xFFFF;
+    // x(4 - x)/3 over [0, 1): its slope falls from 4/3 to 2/3. In units of 2^-16.
+    let place = x * ((4 << 16) - x) * SHARDS / (3 << 32);
+    place as usize
+}
+
+fn account_of<'a>(shard: &'a mut Shard, scope: &Scope) -> &'a mut Account {
+    // The clone is cheaper than a second look into the map.
+    shard.entry(scope.clone()).or_insert(Account::EMPTY)
+}
+
+/// 40 bytes, because there may be millions.
+struct Account {
+    /// Signed: a delete may be counted before the commit of what it deletes.
+    used: Change,
+    held: Amount,
+    /// Limits of its own. Few have them.
+    ceiling: Option<Box<Ceiling>>,
+}
+
+impl Account {
+    /// The account of a scope that nothing is known about.
+    const EMPTY: Self = Self {
+        used: Change::ZERO,
+        held: Amount::ZERO,
+        ceiling: None,
+    };
+
+    fn ceiling(&self, default: Ceiling) -> Ceiling {
+        self.ceiling.as_deref().copied().unwrap_or(default)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.used == Change::ZERO && self.held.is_zero() && self.ceiling.is_none()
+    }
+}
+
+/// Takes the hash that a [`Scope`] carries as it is.
+#[derive(Default)]
+struct PassThrough(u64);
+
+impl Hasher for PassThrough {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a scope hashes itself as one u64");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, thread};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        fault::{Cause, Resource},
+        quota::Exceeded,
+    };
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "a name that is too long to be kept inline"];
+
+    fn reserve(
+        quota: &MemoryQuota,
+        scopes: impl Into<Scopes>,
+        demand: Amount,
+    ) -> Result<MemoryHold, Exceeded> {
+        quota
+            .reserve(&scopes.into(), demand)
+            .into_inner()
+            .map_err(|error| match error {
+                QuotaError::Exceeded(exceeded) => exceeded,
+                QuotaError::Unavailable(error) => panic!("memory is always there: {error}"),
+            })
+    }
+
+    fn accounts(quota: &MemoryQuota) -> usize {
+        quota
+            .store
+            .shards
+            .iter()
+            .map(|shard| shard.lock().unwrap().len())
+            .sum()
+    }
+
+    #[test]
+    fn a_refusal_says_who_and_how_much() {
+        let quota = MemoryQuota::new(Limits::bytes(100).objects(1));
+        quota.set_used("user:42", Amount::bytes(50));
+        let _hold = reserve(&quota, "user:42", Amount::new(20, 1)).unwrap();
+
+        let exceeded = reserve(&quota, ["tenant:acme", "user:42"], Amount::bytes(31)).unwrap_err();
+        assert_eq!(
+            exceeded,
+            Exceeded::new(Scope::from("user:42"), Resource::Bytes, 100, 70, 31)
+        );
+        assert_eq!(exceeded.cause, Cause::QuotaExceeded);
+        assert_eq!(
+            reserve(&quota, "user:42", Amount::objects(1))
+                .unwrap_err()
+                .resource,
+            Resource::Objects
+        );
+        assert!(reserve(&quota, "user:42", Amount::bytes(30)).is_ok());
+        // Nothing was taken from the scope that had room.
+        assert_eq!(quota.usage("tenant:acme").held, Amount::ZERO);
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_discretion_of_its_request() {
+        let quota = MemoryQuota::new(Limits::bytes(1));
+        let _account_of_the_disclosed = reserve(&quota, "user:1", Amount::bytes(1));
+        let owner = Scope::from("user:1").undisclosed();
+        assert!(
+            !reserve(&quota, owner, Amount::bytes(1))
+                .unwrap_err()
+                .scope
+                .is_disclosed()
+        );
+    }
+
+    #[test]
+    fn nobody_is_never_refused() {
+        let quota = MemoryQuota::new(Limits::bytes(0));
+        assert!(reserve(&quota, Scopes::NONE, Amount::bytes(1)).is_ok());
+        assert!(reserve(&quota, "user:42", Amount::bytes(1)).is_err());
+    }
+
+    #[test]
+    fn commit_charges_the_truth() {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let hold = reserve(&quota, "user:42", Amount::bytes(10)).unwrap();
+        hold.commit(Amount::bytes(150).into()).into_inner();
+        let usage = quota.usage("user:42");
+        assert_eq!((usage.used, usage.held), (Amount::bytes(150), Amount::ZERO));
+    }
+
+    #[test]
+    fn a_delete_may_overtake_the_commit() {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let hold = reserve(&quota, "user:42", Amount::bytes(60)).unwrap();
+        quota.adjust(
+            "user:42",
+            Change {
+                bytes: -60,
+                objects: 0,
+            },
+        );
+        assert_eq!(quota.usage("user:42").used, Amount::ZERO);
+        // It must not make room for more than there is.
+        assert!(reserve(&quota, "user:42", Amount::bytes(41)).is_err());
+        hold.commit(Amount::bytes(60).into()).into_inner();
+        assert_eq!(accounts(&quota), 0);
+    }
+
+    #[test]
+    fn default_limits_apply_where_none_are_set() {
+        let quota = MemoryQuota::new(Limits::UNLIMITED);
+        quota.set_limits("own", Limits::bytes(1));
+        quota.set_default(Limits::bytes(5));
+        assert_eq!(quota.usage("own").limits, Limits::bytes(1));
+        assert_eq!(quota.clone().usage("other").limits, Limits::bytes(5));
+        quota.clear_limits("own");
+        assert_eq!(quota.usage("own").limits, Limits::bytes(5));
+        assert_eq!(accounts(&quota), 0);
+    }
+
+    #[test]
+    fn removing_keeps_what_is_held() {
+        let quota = MemoryQuota::new(Limits::bytes(10));
+        let hold = reserve(&quota, "user:42", Amount::bytes(6)).unwrap();
+        quota.set_used("user:42", Amount::bytes(4));
+        quota.remove("user:42");
+        assert_eq!(quota.usage("user:42").used, Amount::ZERO);
+        let other = reserve(&quota, "user:42", Amount::bytes(4)).unwrap();
+        drop(hold);
+        assert_eq!(quota.usage("user:42").held, Amount::bytes(4));
+        drop(other);
+        assert_eq!(accounts(&quota), 0);
+    }
+
+    #[test]
+    fn extremes_neither_wrap_nor_panic() {
+        let (most, least) = (
+            Change {
+                bytes: i64::MAX,
+                objects: i64::MAX,
+            },
+            Change {
+                bytes: i64::MIN,
+                objects: i64::MIN,
+            },
+        );
+        let all = Amount::new(u64::MAX, u64::MAX);
+        let quota = MemoryQuota::new(Limits::UNLIMITED);
+
+        let hold = reserve(&quota, "s", all).unwrap();
+        // Not even an unlimited scope can count further, and so every hold is given back in full.
+        assert!(reserve(&quota, "s", Amount::bytes(1)).is_err());
+        quota.set_used("s", all);
+        quota.adjust("s", most);
+        assert!(reserve(&quota, "s", Amount::bytes(1)).is_err());
+        hold.commit(most).into_inner();
+        assert_eq!(quota.usage("s").used, most.gain());
+        assert_eq!(quota.usage("s").held, Amount::ZERO);
+
+        for _ in 0..3 {
+            quota.adjust("s", least);
+        }
+        assert_eq!(quota.usage("s").used, Amount::ZERO);
+        assert!(reserve(&quota, "s", all).is_ok());
+    }
+
+    #[test]
+    fn a_poisoned_shard_still_serves() {
+        let quota = MemoryQuota::new(Limits::bytes(10));
+        let store = Arc::clone(&quota.store);
+        let place = shard_of(&Scope::from("user:42"));
+        thread::spawn(move || {
+            let _shard = store.lock(place);
+            panic!("on purpose");
+        })
+        .join()
+        .unwrap_err();
+        assert!(quota.store.shards[place].is_poisoned());
+        assert!(reserve(&quota, "user:42", Amount::bytes(10)).is_ok());
+    }
+
+    #[test]
+    fn every_shard_is_in_use_and_the_last_the_most() {
+        let mut scopes = [0_u32; SHARDS as usize];
+        for id in 0..SHARDS * 1000 {
+            scopes[shard_of(&Scope::from(format_args!("{id}")))] += 1;
+        }
+        let eighth = scopes.len() / 8;
+        let first: u32 = scopes[..eighth].iter().sum();
+        let last: u32 = scopes[scopes.len() - eighth..].iter().sum();
+        assert!(scopes.iter().all(|&scopes| scopes > 500));
+        assert!((1.6..2.2).contains(&(f64::from(last) / f64::from(first))));
+    }
+
+    #[test]
+    fn a_request_of_one_scope_does_not_allocate() {
+        let quota = MemoryQuota::new(Limits::bytes(1000));
+        quota.set_used("user:42", Amount::bytes(1));
+        let counted = allocation_counter::measure(|| {
+            let mut hold = reserve(&quota, "user:42", Amount::new(10, 1)).unwrap();
+            hold.grow(Amount::bytes(5)).into_inner().unwrap();
+            hold.commit(Amount::new(12, 1).into()).into_inner();
+            drop(reserve(&quota, "user:42", Amount::new(10, 1)).unwrap());
+        });
+        assert_eq!(counted.count_total, 0);
+        assert_eq!(quota.usage("user:42").used, Amount::new(13, 1));
+    }
+
+    #[test]
+    fn an_account_costs_at_most_100_bytes() {
+        assert_eq!(size_of::<Account>(), 40);
+        let quota = MemoryQuota::new(Limits::bytes(1000));
+        // Ten steps over a doubling: whichever is the worst moment, it is among them.
+        let (mut scopes, mut bytes) = (0, 0);
+        for step in 0..=10 {
+            let target = 200_000 + 20_000 * step;
+            bytes += allocation_counter::measure(|| {
+                for id in scopes..target {
+                    quota.set_used(format_args!("user:{id}"), Amount::bytes(1));
+                }
+            })
+            .bytes_current;
+            scopes = target;
+            let each = bytes as f64 / scopes as f64 - size_of::<Scope>() as f64;
+            println!(
+                "{scopes} scopes: {each:.1} bytes each, beside the key of {} bytes",
+                size_of::<Scope>()
+            );
+            assert!(each <= 100.0);
+        }
+    }
+
+    /// What happens to a quota, in the order of `Model`'s fields. Holds are picked by a number modulo their count.
+    #[derive(Clone, Debug)]
+    enum Op {
+        Reserve(Vec<usize>, Amount),
+        Grow(usize, Amount),
+        Commit(usize, Change),
+        Drop(usize),
+        Adjust(usize, Change),
+        SetUsed(usize, Amount),
+        SetLimits(usize, Limits),
+        ClearLimits(usize),
+        SetDefault(Limits),
+        Remove(usize),
+    }
+
+    fn any_op() -> impl Strategy<Value = Op> {
+        let amount =
+            || (0..25_u64, 0..3_u64).prop_map(|(bytes, objects)| Amount::new(bytes, objects));
+        let change =
+            || (-25..25_i64, -3..3_i64).prop_map(|(bytes, objects)| Change { bytes, objects });
+        let limits = || {
+            (prop::option::of(0..80_u64), prop::option::of(0..8_u64))
+                .prop_map(|(bytes, objects)| Limits { bytes, objects })
+        };
+        let scope = || 0..NAMES.len();
+        prop_oneof![
+            8 => (prop::collection::vec(scope(), 0..4), amount()).prop_map(|(s, a)| Op::Reserve(s, a)),
+            4 => (any::<usize>(), amount()).prop_map(|(h, a)| Op::Grow(h, a)),
+            4 => (any::<usize>(), change()).prop_map(|(h, c)| Op::Commit(h, c)),
+            3 => any::<usize>().prop_map(Op::Drop),
+            2 => (scope(), change()).prop_map(|(s, c)| Op::Adjust(s, c)),
+            1 => (scope(), amount()).prop_map(|(s, a)| Op::SetUsed(s, a)),
+            1 => (scope(), limits()).prop_map(|(s, l)| Op::SetLimits(s, l)),
+            1 => scope().prop_map(Op::ClearLimits),
+            1 => limits().prop_map(Op::SetDefault),
+            1 => scope().prop_map(Op::Remove),
+        ]
+    }
+
+    /// The same, in the plainest way: `[bytes, objects]` per scope, and every hold by itself.
+    #[derive(Default)]
+    struct Model {
+        default: [Option<u64>; 2],
+        own: [Option<[Option<u64>; 2]>; NAMES.len()],
+        used: [[i64; 2]; NAMES.len()],
+        holds: Vec<(MemoryHold, HashSet<usize>, [u64; 2])>,
+    }
+
+    impl Model {
+        fn limits(&self, scope: usize) -> [Option<u64>; 2] {
+            self.own[scope].unwrap_or(self.default)
+        }
+
+        fn held(&self, scope: usize) -> [u64; 2] {
+            let of = |resource: usize| {
+                self.holds
+                    .iter()
+                    .filter(|(_, scopes, _)| scopes.contains(&scope))
+                    .map(|hold| hold.2[resource])
+                    .sum()
+            };
+            [of(0), of(1)]
+        }
+
+        fn total(&self, scope: usize, resource: usize) -> u64 {
+            self.used[scope][resource].max(0) as u64 + self.held(scope)[resource]
+        }
+
+        fn fits(&self, scopes: &HashSet<usize>, need: [u64; 2]) -> bool {
+            scopes.iter().all(|&scope| {
+                (0..2).all(|resource| {
+                    need[resource] == 0
+                        || self.limits(scope)[resource].is_none_or(|limit| {
+                            self.total(scope, resource) + need[resource] <= limit
+                        })
+                })
+            })
+        }
+
+        fn charge(&mut self, scope: usize, change: Change) {
+            self.used[scope][0] += change.bytes;
+            self.used[scope][1] += change.objects;
+        }
+
+        /// Does `op` to both, and checks that they agree on the answer.
+        fn apply(&mut self, quota: &MemoryQuota, op: Op) {
+            let pair = |amount: Amount| [amount.bytes, amount.objects];
+            let options = |limits: Limits| [limits.bytes, limits.objects];
+            let pick = |hold: usize| (!self.holds.is_empty()).then(|| hold % self.holds.len());
+            match op {
+                Op::Reserve(scopes, need) => {
+                    let names: Vec<_> = scopes.iter().map(|&scope| NAMES[scope]).collect();
+                    let scopes: HashSet<_> = scopes.into_iter().collect();
+                    let fits = self.fits(&scopes, pair(need));
+                    let hold = reserve(quota, names, need);
+                    assert_eq!(hold.is_ok(), fits);
+                    if let Ok(hold) = hold {
+                        self.holds.push((hold, scopes.clone(), pair(need)));
+                    }
+                    self.check_limits(fits, &scopes, pair(need));
+                }
+                Op::Grow(hold, more) => {
+                    let Some(hold) = pick(hold) else { return };
+                    let scopes = self.holds[hold].1.clone();
+                    let fits = self.fits(&scopes, pair(more));
+                    let (known, _, held) = &mut self.holds[hold];
+                    assert_eq!(known.grow(more).into_inner().is_ok(), fits);
+                    if fits {
+                        *held = [held[0] + more.bytes, held[1] + more.objects];
+                    }
+                    self.check_limits(fits, &scopes, pair(more));
+                }
+                Op::Commit(hold, change) => {
+                    let Some(hold) = pick(hold) else { return };
+                    let (hold, scopes, _) = self.holds.swap_remove(hold);
+                    hold.commit(change).into_inner();
+                    scopes
+                        .into_iter()
+                        .for_each(|scope| self.charge(scope, change));
+                }
+                Op::Drop(hold) => {
+                    let Some(hold) = pick(hold) else { return };
+                    self.holds.swap_remove(hold);
+                }
+                Op::Adjust(scope, change) => {
+                    quota.adjust(NAMES[scope], change);
+                    self.charge(scope, change);
+                }
+                Op::SetUsed(scope, used) => {
+                    quota.set_used(NAMES[scope], used);
+                    self.used[scope] = [used.bytes as i64, used.objects as i64];
+                }
+                Op::SetLimits(scope, limits) => {
+                    quota.set_limits(NAMES[scope], limits);
+                    self.own[scope] = Some(options(limits));
+                }
+                Op::ClearLimits(scope) => {
+                    quota.clear_limits(NAMES[scope]);
+                    self.own[scope] = None;
+                }
+                Op::SetDefault(limits) => {
+                    quota.set_default(limits);
+                    self.default = options(limits);
+                }
+                Op::Remove(scope) => {
+                    quota.remove(NAMES[scope]);
+                    (self.used[scope], self.own[scope]) = ([0; 2], None);
+                }
+            }
+        }
+
+        /// No admission takes a scope over its limit.
+        fn check_limits(&self, admitted: bool, scopes: &HashSet<usize>, need: [u64; 2]) {
+            for &scope in scopes.iter().filter(|_| admitted) {
+                for resource in (0..2).filter(|&resource| need[resource] > 0) {
+                    let limit = self.limits(scope)[resource].unwrap_or(u64::MAX);
+                    assert!(self.total(scope, resource) <= limit);
+                }
+            }
+        }
+
+        fn check_figures(&self, quota: &MemoryQuota) {
+            let mut known = 0;
+            for (scope, name) in NAMES.into_iter().enumerate() {
+                let usage = quota.usage(name);
+                let (used, held) = (self.used[scope], self.held(scope));
+                assert_eq!(
+                    [usage.limits.bytes, usage.limits.objects],
+                    self.limits(scope)
+                );
+                assert_eq!(
+                    [usage.used.bytes, usage.used.objects],
+                    used.map(|used| used.max(0) as u64)
+                );
+                assert_eq!([usage.held.bytes, usage.held.objects], held);
+                known += usize::from(used != [0; 2] || held != [0; 2] || self.own[scope].is_some());
+            }
+            assert_eq!(accounts(quota), known);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_model(ops in prop::collection::vec(any_op(), 1..150)) {
+            let quota = MemoryQuota::new(Limits::UNLIMITED);
+            let mut model = Model::default();
+            for op in ops {
+                model.apply(&quota, op);
+                model.check_figures(&quota);
+            }
+            model.holds.clear();
+            model.check_figures(&quota);
+        }
+    }
+
+    #[test]
+    fn threads_never_pass_the_limit_together() {
+        const LIMIT: u64 = 1000;
+        let quota = MemoryQuota::new(Limits::bytes(LIMIT));
+        // Kept beside the quota: entered after an admission, struck out before its end. Never more than is held.
+        let admitted: [AtomicU64; 3] = Default::default();
+        let stored: [AtomicU64; 3] = Default::default();
+        thread::scope(|threads| {
+            for seed in 1..=8_u64 {
+                let (quota, admitted, stored) = (&quota, &admitted, &stored);
+                threads.spawn(move || {
+                    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                    let mut below = |end: u64| {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        random % end
+                    };
+                    let enter = |scopes: &[usize], bytes: u64| {
+                        for &scope in scopes {
+                            assert!(admitted[scope].fetch_add(bytes, SeqCst) + bytes <= LIMIT);
+                        }
+                    };
+                    let strike = |scopes: &[usize], bytes: u64| {
+                        scopes
+                            .iter()
+                            .for_each(|&scope| drop(admitted[scope].fetch_sub(bytes, SeqCst)));
+                    };
+                    for _ in 0..4000 {
+                        let scopes: &[usize] =
+                            [&[0][..], &[1], &[2], &[0, 1], &[2, 0], &[2, 1, 0]][below(6) as usize];
+                        let names = scopes.iter().map(|&scope| NAMES[scope]);
+                        let mut bytes = below(300);
+                        let Ok(mut hold) =
+                            reserve(quota, names.collect::<Scopes>(), Amount::bytes(bytes))
+                        else {
+                            continue;
+                        };
+                        enter(scopes, bytes);
+                        let more = below(100);
+                        if hold.grow(Amount::bytes(more)).into_inner().is_ok() {
+                            enter(scopes, more);
+                            bytes += more;
+                        }
+                        if below(20) == 0 {
+                            // Stored, and therefore in the books for good.
+                            let kept = below(bytes.min(20) + 1);
+                            strike(scopes, bytes - kept);
+                            scopes
+                                .iter()
+                                .for_each(|&scope| drop(stored[scope].fetch_add(kept, SeqCst)));
+                            hold.commit(Amount::bytes(kept).into()).into_inner();
+                        } else {
+                            strike(scopes, bytes);
+                            drop(hold);
+                        }
+                    }
+                });
+            }
+        });
+        for (scope, name) in NAMES[..3].iter().enumerate() {
+            let usage = quota.usage(*name);
+            assert_eq!(usage.held, Amount::ZERO);
+            assert_eq!(usage.used, Amount::bytes(stored[scope].load(SeqCst)));
+            assert_eq!(stored[scope].load(SeqCst), admitted[scope].load(SeqCst));
+        }
+    }
+}

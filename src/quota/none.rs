@@ -1,0 +1,43 @@
+//! No quota at all.
+
+use std::future::{Ready, ready};
+
+use super::{Change, QuotaError, QuotaHold, QuotaSource};
+use crate::{Amount, Scopes};
+
+/// Charges nobody and refuses nothing. What a guard has until it is given a source.
+///
+/// ```
+/// use tower_storage_guard::{
+///     Amount, Scopes,
+///     quota::{NoQuota, QuotaSource},
+/// };
+///
+/// let hold = NoQuota.reserve(&Scopes::from("user:42"), Amount::bytes(u64::MAX));
+/// assert!(hold.into_inner().is_ok());
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoQuota;
+
+impl QuotaSource for NoQuota {
+    type Future = Ready<Result<(), QuotaError>>;
+    type Hold = ();
+
+    fn reserve(&self, _: &Scopes, _: Amount) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+/// Holds nothing.
+impl QuotaHold for () {
+    type Commit = Ready<()>;
+    type Grow = Ready<Result<(), QuotaError>>;
+
+    fn grow(&mut self, _: Amount) -> Self::Grow {
+        ready(Ok(()))
+    }
+
+    fn commit(self, _: Change) -> Self::Commit {
+        ready(())
+    }
+}

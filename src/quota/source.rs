@@ -1,0 +1,57 @@
+//! The contract between the guard and whoever keeps the quotas.
+
+use std::sync::Arc;
+
+use super::{Change, QuotaError};
+use crate::{Amount, Scopes};
+
+/// The keeper of limits and usage per [`Scope`](crate::Scope).
+///
+/// What an implementation promises:
+///
+/// 1. `used + held <= limit` for every scope and resource, as far as admissions decide. The decision and the taking are
+///    one step: never a check followed by a take.
+/// 2. All or nothing: a demand is set aside in every scope, or in none.
+/// 3. An exact fit is admitted.
+/// 4. Zero of a resource always fits: an empty object is refused only when objects ran out.
+/// 5. What is held is released when the [hold](QuotaHold) is dropped, or a reserving future is, at whatever moment.
+///
+/// [`QuotaError::Unavailable`] says that the source could not decide. That is an outage and not a full quota: the client
+/// must not be told that the quota is full.
+pub trait QuotaSource {
+    /// The record of what is set aside for one request.
+    type Hold: QuotaHold;
+    /// Resolves to the hold.
+    type Future: Future<Output = Result<Self::Hold, QuotaError>>;
+
+    /// Sets `demand` aside in every one of `scopes`, or in none.
+    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future;
+}
+
+/// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
+pub trait QuotaHold: Send + 'static {
+    /// Resolves once more is set aside.
+    type Grow: Future<Output = Result<(), QuotaError>> + Send;
+    /// Resolves once the charge is recorded.
+    type Commit: Future<Output = ()> + Send;
+
+    /// Sets `more` aside in every scope, or in none.
+    ///
+    /// The hold is as before when this fails, or when the future is dropped.
+    fn grow(&mut self, more: Amount) -> Self::Grow;
+
+    /// Ends the hold: charges `change` to every scope and releases everything that was set aside.
+    ///
+    /// `change` is the truth. It is charged even if it is more than was held, because it is on the disk already. The
+    /// charge must not be lost when the returned future is dropped: record it before returning, or hand it to a task.
+    fn commit(self, change: Change) -> Self::Commit;
+}
+
+impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
+    type Future = Q::Future;
+    type Hold = Q::Hold;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
+        Q::reserve(self, scopes, demand)
+    }
+}
