@@ -19,7 +19,7 @@ use tower::{BoxError, Service};
 use crate::{
     Amount, Demand, Outage, Refused, Scopes,
     body::{Drain, MeteredBody, ResponseBody, Unread, WhenDropped},
-    fault::{Fault, Source},
+    fault::{self, Fault, Source},
     layer::{Priced, Settings, too_late},
     quota::{QuotaError, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
@@ -92,12 +92,18 @@ struct Door<S, B> {
 }
 
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
-struct Guarded<Q: QuotaSource>(Arc<Cell<Q>>);
+struct Guarded<Q: QuotaSource> {
+    cell: Arc<Cell<Q>>,
+    /// Whether somebody else settles it.
+    is_handed_on: bool,
+}
 
 impl<Q: QuotaSource> Drop for Guarded<Q> {
     fn drop(&mut self) {
         // The body or the handle may outlive the request, in some task of the handler's.
-        self.0.end(false);
+        if !self.is_handed_on {
+            self.cell.end(false);
+        }
     }
 }
 
@@ -244,9 +250,7 @@ where
                         this.state.set(enter(cell, held));
                     } else {
                         let hold =
-                            settings
-                                .quota
-                                .reserve(cell.scopes(), cell.asked(), cell.expected());
+                            settings.quota.reserve(cell.scopes(), cell.asked());
                         this.state.set(State::Quota {
                             hold,
                             time: Bound::new(settings.quota_timeout),
@@ -292,7 +296,7 @@ where
                     let guarded = guarded.take();
                     // The inner future may still hold the request's body.
                     this.state.set(State::Done);
-                    let cell = guarded.as_ref().map(|guarded| &guarded.0);
+                    let cell = guarded.as_ref().map(|guarded| &guarded.cell);
                     let response = match answered {
                         Ok(response) => response,
                         Err(error) => {
@@ -324,10 +328,10 @@ where
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
-                    let cell = &guarded.0;
+                    let cell = &guarded.cell;
                     if !cell.body_has_ended() {
                         // Still being read behind the answer. Both have to end.
-                        let cell = guarded.into_cell();
+                        let cell = guarded.hand_on();
                         let watched = |body| ResponseBody::watched(body, cell);
                         return Poll::Ready(Ok(response.map(watched)));
                     }
@@ -388,7 +392,10 @@ where
         .insert(Reservation::new(cell.clone()));
     State::Inner {
         response: service.call(request),
-        guarded: Some(Guarded(cell)),
+        guarded: Some(Guarded {
+            cell,
+            is_handed_on: false,
+        }),
     }
 }
 
@@ -419,11 +426,10 @@ where
 }
 
 impl<Q: QuotaSource> Guarded<Q> {
-    /// Hands the settling on.
-    fn into_cell(self) -> Arc<Cell<Q>> {
-        let cell = Arc::clone(&self.0);
-        std::mem::forget(self);
-        cell
+    /// Leaves the settling to somebody else.
+    fn hand_on(mut self) -> Arc<Cell<Q>> {
+        self.is_handed_on = true;
+        Arc::clone(&self.cell)
     }
 }
 
@@ -454,7 +460,7 @@ fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<R
     }
     if let Some(source) = extensions.get::<Source>() {
         let error = source.error();
-        if let Some(refused) = settings.classifier.find::<Refused>(error) {
+        if let Some(refused) = fault::find::<Refused>(error) {
             return Some(refused.refusal().clone());
         }
         if let Some(fault) = settings.classifier.classify(error) {

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     Amount, Demand, Scopes,
     body::Unread,
-    fault::{Cause, Resource},
+    fault::{Cause, Fault, Resource},
     layer::Settings,
     line::{Short, Shortage, Ticket},
     outage::Outage,
@@ -387,7 +387,7 @@ where
             .quota
             .grow(patience, || async {
                 if tickets.quota.yields(&keys) {
-                    let refusal = Refusal::from(crate::fault::Fault::new(
+                    let refusal = Refusal::from(Fault::new(
                         Cause::QuotaExceeded,
                         Resource::Bytes,
                     ));
@@ -426,7 +426,7 @@ where
         match self.settings.bounded(growth).await {
             Ok(()) => Ok(()),
             Err(QuotaError::Exceeded(exceeded)) => Err(Short {
-                of: Some(Some(exceeded.scope().clone())),
+                of: Some(Some(exceeded.scope.clone())),
                 error: Refused::new(refuse_exceeded(&exceeded)),
             }),
             Err(_) if self.settings.quota_outage == Outage::Admit => Ok(()),
@@ -667,12 +667,12 @@ pub(crate) fn refuse_shortfall(shortfall: Shortfall) -> Refusal {
 /// What a client is told when a scope has no room: the figures too, if they are its own.
 pub(crate) fn refuse_exceeded(exceeded: &Exceeded) -> Refusal {
     let refusal =
-        Refusal::from(exceeded.fault()).with_temporary(exceeded.required() <= exceeded.limit());
-    if exceeded.scope().is_disclosed() {
+        Refusal::from(Fault::new(exceeded.cause, exceeded.resource)).with_temporary(exceeded.required <= exceeded.limit);
+    if exceeded.scope.is_disclosed() {
         refusal.with_figures(Figures {
-            limit: exceeded.limit(),
-            used: exceeded.used(),
-            required: exceeded.required(),
+            limit: exceeded.limit,
+            used: exceeded.used,
+            required: exceeded.required,
         })
     } else {
         refusal

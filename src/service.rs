@@ -76,7 +76,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
-        let asked = settings.answers.hear(&request);
+        let asked = Asked::hear(&request, &settings.answers);
         let (applies, request) = applies(&settings, request);
         if !applies {
             let response = self.inner.call(request.map(MeteredBody::open));

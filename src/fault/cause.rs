@@ -28,6 +28,9 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A full disk.
+    pub(crate) const DISK_FULL: Self = Self::new(Cause::DiskFull, Resource::Bytes);
+
     /// A fault of this cause, for want of this resource.
     pub const fn new(cause: Cause, resource: Resource) -> Self {
         Self { cause, resource }

@@ -135,9 +135,7 @@ impl Classifier {
     /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
     /// ```
     pub fn classify(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
-        let verdict = iter::successors(Some(error), |&error| inside(error))
-            .take(MOST_ERRORS)
-            .find_map(|error| self.look(error))?;
+        let verdict = walk(error).find_map(|error| self.look(error))?;
         match verdict {
             Verdict::Fault(fault) => Some(fault),
             Verdict::NotOurs => None,
@@ -145,7 +143,6 @@ impl Classifier {
     }
 
     /// As [`classify`](Self::classify), for an error whose type is not known to be one: `S::Error`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the service will ask"))]
     pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
         let error = TYPES
             .iter()
@@ -218,6 +215,18 @@ pub enum Verdict {
 /// ```
 pub fn classify(error: &(dyn Error + 'static)) -> Option<Fault> {
     Classifier::default().classify(error)
+}
+
+/// The first error of type `E` in `error`.
+pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    walk(error).find_map(|error| error.downcast_ref())
+}
+
+/// An error, and those inside of it, from the outside in.
+fn walk<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| inside(error)).take(MOST_ERRORS)
 }
 
 /// The next error on the way in.

@@ -64,8 +64,11 @@
 mod cause;
 mod classifier;
 mod io;
+mod source;
 
 pub use self::{
     cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
+    source::Source,
 };
+pub(crate) use self::classifier::find;

@@ -1,5 +1,3 @@
-#![cfg_attr(not(test), expect(dead_code, reason = "the layer will set and ask"))]
-
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;

@@ -72,7 +72,6 @@ impl Asked {
     /// Every request comes through here, and hardly any is refused. So what costs time is left for
     /// later: `Accept` is not read, and the content type is not looked up for HTTP, which has no
     /// use for it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the service will ask"))]
     pub(crate) fn hear<B>(request: &Request<B>, answers: &Answers) -> Self {
         match answers.dialect_for(request.method(), request.headers()) {
             None => Self::keep(request),
