@@ -284,7 +284,7 @@ mod tests {
             "text/html;charset=utf-8",
             "text/html;;q=0.3",
             "text/html;x=\"a,b;q=0\";q=0.5",
-            "text/html;x=\"\\\",text/plain\"",
+            "text/html;x=\"\\\",text/plain,\"",
         ] {
             assert_eq!(choose(&[good]), Html, "{good}");
         }
