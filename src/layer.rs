@@ -11,8 +11,8 @@ use crate::{
     demand::{HINTS, is_write},
     fault::{Cause, Classifier},
     line::Line,
-    quota::{NoQuota, QuotaError, QuotaSource},
-    refusal::{Answers, Asked, ConfigError, Dialect, Refusal},
+    quota::{NoQuota, QuotaError},
+    refusal::{Answers, Asked, ConfigError, Dialect, Http, Refusal},
     time::within,
 };
 
@@ -320,11 +320,18 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect. The last added is asked first whether a request is in it.
+    /// Adds a dialect. The first that hears a request answers it, and [`Http`] where none does.
     ///
-    /// Defaults to [`Http`](crate::refusal::Http) alone.
+    /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {
         self.set(|settings| settings.answers.push_dialect(dialect))
+    }
+
+    /// Sets how [`Http`] answers.
+    ///
+    /// Defaults to [`Http::default`].
+    pub fn http(self, http: Http) -> Self {
+        self.set(|settings| settings.answers.set_http(http))
     }
 
     /// Sets a renderer of your own. Where it returns None, the dialect renders.

@@ -266,10 +266,6 @@ impl<Q: QuotaSource> Cell<Q> {
         }
     }
 
-    pub(crate) fn settings(&self) -> &Arc<Settings<Q>> {
-        &self.settings
-    }
-
     pub(crate) fn scopes(&self) -> &Scopes {
         &self.scopes
     }
@@ -288,6 +284,12 @@ impl<Q: QuotaSource> Cell<Q> {
     pub(crate) fn expected(&self) -> Amount {
         let bytes = self.demand.expected().max(self.meter.reserved());
         Amount::new(bytes, self.demand.objects()) - self.demand.replaced()
+    }
+
+    /// Why the body was cut, if it was.
+    pub(crate) fn refused(&self) -> Option<Refusal> {
+        // A cut closes the meter, so that the lock is not needed for all the others.
+        self.meter.is_closed().then(|| self.books().refusal.clone())?
     }
 
     pub(crate) fn body_has_ended(&self) -> bool {
@@ -643,7 +645,7 @@ where
     }
 
     fn refusal(&self) -> Option<Refusal> {
-        self.books().refusal.clone()
+        self.refused()
     }
 }
 

@@ -172,12 +172,12 @@ impl Filesystem {
     }
 
     /// The number of probes begun: a reading with a higher number holds all that is written now.
-    pub(super) fn begun(&self) -> u64 {
+    pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Acquire)
     }
 
     /// The number of the published reading.
-    pub(super) fn published(&self) -> u64 {
+    pub(crate) fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
     }
 

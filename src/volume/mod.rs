@@ -406,7 +406,7 @@ impl Volume {
 
     /// Full at the moment.
     #[cold]
-    fn full(&self) -> Shortfall {
+    pub(crate) fn full(&self) -> Shortfall {
         self.shortfall(Amount::ZERO, Missing::Bytes)
     }
 

@@ -1,0 +1,3 @@
+//! The tests that stand outside of the crate.
+
+mod smoke;
