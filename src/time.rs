@@ -61,9 +61,7 @@ impl Bound {
     /// Ready when the time is up. Counts from the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let after = self.after;
-        self.sleep
-            .get_or_insert_with(|| Sleep::new(after))
-            .poll(cx)
+        self.sleep.get_or_insert_with(|| Sleep::new(after)).poll(cx)
     }
 }
 

@@ -65,10 +65,10 @@ pub struct Quota {
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let user = Scopes::from("user:42");
-/// let hold = quota.reserve(&user, Amount::bytes(30)).await.unwrap();
-/// assert!(quota.reserve(&user, Amount::bytes(1)).await.is_err());
+/// let hold = quota.reserve(&user, Amount::bytes(30), Amount::ZERO).await.unwrap();
+/// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_err());
 /// drop(hold);
-/// assert!(quota.reserve(&user, Amount::bytes(1)).await.is_ok());
+/// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_ok());
 /// # });
 /// ```
 pub fn quota_fn<F, E>(lookup: F) -> FunctionQuota
@@ -99,9 +99,9 @@ where
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let quota = quota_future(select);
-/// assert!(quota.reserve(&Scopes::from("user:42"), Amount::bytes(30)).await.is_ok());
+/// assert!(quota.reserve(&Scopes::from("user:42"), Amount::bytes(30), Amount::ZERO).await.is_ok());
 ///
-/// let unknown = quota.reserve(&Scopes::from("user:0"), Amount::bytes(30)).await;
+/// let unknown = quota.reserve(&Scopes::from("user:0"), Amount::bytes(30), Amount::ZERO).await;
 /// assert!(matches!(unknown, Err(QuotaError::Unavailable(_))));
 /// # });
 /// ```
@@ -147,11 +147,11 @@ impl QuotaSource for FunctionQuota {
     type Future = BoxFuture<Result<FunctionHold, QuotaError>>;
     type Hold = FunctionHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
         let (shared, scopes) = (Arc::clone(&self.shared), scopes.clone());
         Box::pin(async move {
             let claim = Claim::new(shared, scopes);
-            claim.take(demand).await?;
+            claim.take(demand, expected).await?;
             Ok(FunctionHold {
                 claim: Arc::new(claim),
             })
@@ -171,7 +171,7 @@ impl QuotaHold for FunctionHold {
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
         let claim = Arc::clone(&self.claim);
-        Box::pin(async move { claim.take(more).await })
+        Box::pin(async move { claim.take(more, Amount::ZERO).await })
     }
 
     fn commit(self, change: Change) -> Self::Commit {
@@ -259,10 +259,10 @@ impl Claim {
         }
     }
 
-    /// Sets `need` aside in every scope, or in none.
-    async fn take(&self, need: Amount) -> Result<(), QuotaError> {
+    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    async fn take(&self, need: Amount, expected: Amount) -> Result<(), QuotaError> {
         // Zero always fits: no reason to ask.
-        if need.is_zero() {
+        if need.max(expected).is_zero() {
             return Ok(());
         }
         let mut retries = RETRIES;
@@ -276,7 +276,7 @@ impl Claim {
                         .map_err(QuotaError::Unavailable)?,
                 );
             }
-            match self.admit(need, &quotas, &before) {
+            match self.admit(need, expected, &quotas, &before) {
                 Ok(()) => return Ok(()),
                 Err(Refused::Perhaps(_)) if retries > 0 => retries -= 1,
                 Err(Refused::Perhaps(exceeded) | Refused::Surely(exceeded)) => {
@@ -298,15 +298,24 @@ impl Claim {
     ///
     /// `quotas` were looked up after `settled` said `before`. What was committed since may be in
     /// them or not: it is counted, because too much is safe.
-    fn admit(&self, need: Amount, quotas: &[Quota], before: &[Amount]) -> Result<(), Refused> {
+    fn admit(
+        &self,
+        need: Amount,
+        expected: Amount,
+        quotas: &[Quota],
+        before: &[Amount],
+    ) -> Result<(), Refused> {
+        let required = need.max(expected);
         let mut flights = self.shared.lock();
         for ((scope, quota), before) in self.scopes.iter().zip(quotas).zip(before) {
             let flight = &flights[scope];
             let ceiling = Ceiling::from(quota.limits);
             let known = quota.used + flight.held;
-            ceiling.admit(scope, known, need).map_err(Refused::Surely)?;
             ceiling
-                .admit(scope, known + flight.settled_since(*before), need)
+                .admit(scope, known, required)
+                .map_err(Refused::Surely)?;
+            ceiling
+                .admit(scope, known + flight.settled_since(*before), required)
                 .map_err(Refused::Perhaps)?;
         }
         self.change(&mut flights, |flight| flight.held = flight.held + need);
@@ -425,7 +434,7 @@ mod tests {
 
         /// A hold that is there already.
         fn hold(&self, source: &FunctionQuota, bytes: u64, used: u64) -> FunctionHold {
-            let mut future = source.reserve(&"s".into(), Amount::bytes(bytes));
+            let mut future = source.reserve(&"s".into(), Amount::bytes(bytes), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
             self.answer(used);
             ready(future).unwrap()
@@ -438,7 +447,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(41));
+        let mut second = source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         // Read before the commit.
@@ -462,7 +471,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(40));
+        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         // Read after the commit, and 60 + 60 + 40 do not fit: but the second 60 may be the first.
@@ -478,7 +487,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(40));
+        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         database.answer(0);
@@ -490,7 +499,7 @@ mod tests {
     fn asking_again_has_an_end() {
         let database = ByHand::default();
         let source = database.source();
-        let mut second = source.reserve(&"s".into(), Amount::bytes(LIMIT));
+        let mut second = source.reserve(&"s".into(), Amount::bytes(LIMIT), Amount::ZERO);
         for _ in 0..RETRIES {
             assert!(poll(&mut second).is_pending());
             commit(database_hold(&database, &source), 1);
@@ -503,7 +512,7 @@ mod tests {
 
         /// A hold of a request that asks behind the other, and is answered first.
         fn database_hold(database: &ByHand, source: &FunctionQuota) -> FunctionHold {
-            let mut future = source.reserve(&"s".into(), Amount::bytes(1));
+            let mut future = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
             database.0.lock().unwrap().rotate_right(1);
             database.answer(0);
@@ -515,7 +524,7 @@ mod tests {
     fn several_scopes_take_all_or_nothing() {
         let database = ByHand::default();
         let source = database.source();
-        let mut both = source.reserve(&["a", "b"].into(), Amount::bytes(30));
+        let mut both = source.reserve(&["a", "b"].into(), Amount::bytes(30), Amount::ZERO);
         assert!(poll(&mut both).is_pending());
         assert_eq!(database.answer(0).as_str(), "a");
         assert!(poll(&mut both).is_pending());
@@ -532,8 +541,8 @@ mod tests {
         let database = ByHand::default();
         let source = database.source();
 
-        drop(source.reserve(&"s".into(), Amount::bytes(1)));
-        let mut asking = source.reserve(&["s", "t"].into(), Amount::bytes(1));
+        drop(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO));
+        let mut asking = source.reserve(&["s", "t"].into(), Amount::bytes(1), Amount::ZERO);
         assert!(poll(&mut asking).is_pending());
         assert!(!is_idle(&source));
         drop(asking);
@@ -583,14 +592,14 @@ mod tests {
     #[test]
     fn zero_is_not_even_asked_about() {
         let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("asked") });
-        assert!(ready(source.reserve(&"s".into(), Amount::ZERO)).is_ok());
+        assert!(ready(source.reserve(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
     }
 
     #[test]
     fn an_error_is_an_outage() {
         let source = quota_fn(|_| Err("connection refused"));
         let Err(QuotaError::Unavailable(error)) =
-            ready(source.reserve(&"s".into(), Amount::bytes(1)))
+            ready(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO))
         else {
             panic!("nothing is known")
         };
@@ -606,17 +615,17 @@ mod tests {
             assert!(!seen.load(SeqCst), "on purpose");
             Ok::<_, BoxError>(quota(0))
         });
-        let mut hold = ready(source.reserve(&"s".into(), Amount::bytes(60))).unwrap();
+        let mut hold = ready(source.reserve(&"s".into(), Amount::bytes(60), Amount::ZERO)).unwrap();
 
         broken.store(true, SeqCst);
         let growing = hold.grow(Amount::bytes(1));
         assert!(catch_unwind(AssertUnwindSafe(|| ready(growing))).is_err());
-        let asking = source.reserve(&"s".into(), Amount::bytes(1));
+        let asking = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
         assert!(catch_unwind(AssertUnwindSafe(|| ready(asking))).is_err());
 
         broken.store(false, SeqCst);
-        assert!(ready(source.reserve(&"s".into(), Amount::bytes(41))).is_err());
-        assert!(ready(source.reserve(&"s".into(), Amount::bytes(40))).is_ok());
+        assert!(ready(source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO)).is_err());
+        assert!(ready(source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO)).is_ok());
         drop(hold);
         assert!(is_idle(&source));
     }
@@ -640,7 +649,10 @@ mod tests {
             let requests = (0..16).map(|request| {
                 let (source, stored) = (source.clone(), Arc::clone(&stored));
                 tokio::spawn(async move {
-                    let Ok(hold) = source.reserve(&"s".into(), Amount::bytes(EACH)).await else {
+                    let Ok(hold) = source
+                        .reserve(&"s".into(), Amount::bytes(EACH), Amount::ZERO)
+                        .await
+                    else {
                         return;
                     };
                     for _ in 0..request % 4 {
@@ -655,7 +667,10 @@ mod tests {
             }
             // Whoever came in the moment between writing and committing may have been refused: now
             // all can have it.
-            while let Ok(hold) = source.reserve(&"s".into(), Amount::bytes(EACH)).await {
+            while let Ok(hold) = source
+                .reserve(&"s".into(), Amount::bytes(EACH), Amount::ZERO)
+                .await
+            {
                 stored.fetch_add(EACH, SeqCst);
                 commit(hold, EACH);
             }
@@ -750,7 +765,8 @@ mod tests {
                     self.asking.push((
                         scopes,
                         bytes,
-                        self.source.reserve(&names, Amount::bytes(bytes)),
+                        self.source
+                            .reserve(&names, Amount::bytes(bytes), Amount::ZERO),
                     ));
                 }
                 Step::Grow(hold, more) => {

@@ -128,12 +128,16 @@ impl QuotaSource for MemoryQuota {
     type Future = Ready<Result<MemoryHold, QuotaError>>;
     type Hold = MemoryHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
-        ready(self.store.take(scopes, demand).map(|()| MemoryHold {
-            store: Arc::clone(&self.store),
-            scopes: scopes.clone(),
-            amount: demand,
-        }))
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+        ready(
+            self.store
+                .take(scopes, demand, expected)
+                .map(|()| MemoryHold {
+                    store: Arc::clone(&self.store),
+                    scopes: scopes.clone(),
+                    amount: demand,
+                }),
+        )
     }
 }
 
@@ -151,7 +155,7 @@ impl QuotaHold for MemoryHold {
     fn grow(&mut self, more: Amount) -> Self::Grow {
         ready(
             self.store
-                .take(&self.scopes, more)
+                .take(&self.scopes, more, Amount::ZERO)
                 .map(|()| self.amount = self.amount + more),
         )
     }
@@ -227,10 +231,11 @@ impl Store {
         self.default_objects.store(default.0.objects, Relaxed);
     }
 
-    /// Sets `need` aside in every scope, or in none.
-    fn take(&self, scopes: &Scopes, need: Amount) -> Result<(), QuotaError> {
+    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    fn take(&self, scopes: &Scopes, need: Amount, expected: Amount) -> Result<(), QuotaError> {
         // Zero always fits, and leaves no trace.
-        if need.is_zero() {
+        let required = need.max(expected);
+        if required.is_zero() {
             return Ok(());
         }
         let default = self.default();
@@ -239,7 +244,10 @@ impl Store {
             let account = shards.of(scope).get(scope).unwrap_or(&Account::EMPTY);
             account
                 .ceiling(default)
-                .admit(scope, account.used.gain() + account.held, need)?;
+                .admit(scope, account.used.gain() + account.held, required)?;
+        }
+        if need.is_zero() {
+            return Ok(());
         }
         for scope in scopes {
             update(shards.of(scope), scope, |account| {
@@ -393,7 +401,7 @@ mod tests {
         demand: Amount,
     ) -> Result<MemoryHold, Exceeded> {
         quota
-            .reserve(&scopes.into(), demand)
+            .reserve(&scopes.into(), demand, Amount::ZERO)
             .into_inner()
             .map_err(|error| match error {
                 QuotaError::Exceeded(exceeded) => exceeded,
@@ -448,6 +456,21 @@ mod tests {
                 .scope
                 .is_disclosed()
         );
+    }
+
+    #[test]
+    fn what_is_expected_must_fit_and_is_not_held() {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let reserve = |demand, expected| {
+            let (demand, expected) = (Amount::bytes(demand), Amount::bytes(expected));
+            quota
+                .reserve(&"user:42".into(), demand, expected)
+                .into_inner()
+        };
+        let _hold = reserve(10, 100).unwrap();
+        assert_eq!(quota.usage("user:42").held, Amount::bytes(10));
+        assert!(reserve(0, 91).is_err());
+        assert!(reserve(0, 90).is_ok());
     }
 
     #[test]

@@ -26,7 +26,10 @@ pub trait QuotaSource {
     type Future: Future<Output = Result<Self::Hold, QuotaError>>;
 
     /// Sets `demand` aside in every one of `scopes`, or in none.
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future;
+    ///
+    /// `expected` is what the client announces in all, of which this request may be a part. It must fit
+    /// too, and is not set aside. Where it is less than `demand`, it says nothing.
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future;
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
@@ -53,7 +56,7 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
     type Future = Q::Future;
     type Hold = Q::Hold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
-        Q::reserve(self, scopes, demand)
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+        Q::reserve(self, scopes, demand, expected)
     }
 }

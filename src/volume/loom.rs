@@ -80,7 +80,10 @@ fn uploads_beside_a_probe_never_overfill() {
             })
             .collect();
         disk.probe();
-        let stored: u64 = uploads.into_iter().map(|upload| upload.join().unwrap()).sum();
+        let stored: u64 = uploads
+            .into_iter()
+            .map(|upload| upload.join().unwrap())
+            .sum();
         assert_eq!(stored, *disk.used.lock().unwrap());
         disk.is_quiet();
     });
