@@ -247,3 +247,134 @@ fn decimal(value: &[u8]) -> Option<u64> {
             .saturating_add(u64::from(digit - b'0'))
     }))
 }
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn declared(headers: &[(&str, &str)], body: SizeHint) -> Result<Demand, InvalidLength> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        Demand::declared(&Method::PUT, &map, &body, &HINTS)
+    }
+
+    fn bytes(headers: &[(&str, &str)]) -> Result<(Option<u64>, u64), InvalidLength> {
+        declared(headers, SizeHint::default()).map(|demand| (demand.bytes(), demand.expected()))
+    }
+
+    #[test]
+    fn content_length_is_taken_at_its_word() {
+        assert_eq!(bytes(&[("content-length", "0")]), Ok((Some(0), 0)));
+        assert_eq!(bytes(&[("content-length", "42")]), Ok((Some(42), 42)));
+        let twice = [("content-length", "42"), ("content-length", "42, 42")];
+        assert_eq!(bytes(&twice), Ok((Some(42), 42)));
+        // Too large to be counted is still a number, and fits nowhere.
+        let huge = bytes(&[("content-length", "99999999999999999999999")]);
+        assert_eq!(huge, Ok((Some(u64::MAX), u64::MAX)));
+    }
+
+    #[test]
+    fn a_malformed_content_length_is_invalid() {
+        for value in [
+            "", "-1", "+1", "1.0", "0x10", "ten", "4 2", "42, 43", "42,", "1_000",
+        ] {
+            let declared = bytes(&[("content-length", value)]);
+            assert_eq!(declared, Err(InvalidLength), "{value:?}");
+        }
+        let two = [("content-length", "42"), ("content-length", "43")];
+        assert_eq!(bytes(&two), Err(InvalidLength));
+    }
+
+    #[test]
+    fn without_one_the_body_may_know() {
+        let exact = declared(&[], SizeHint::with_exact(7)).unwrap();
+        assert_eq!(exact.bytes(), Some(7));
+        let unknown = declared(&[], SizeHint::default()).unwrap();
+        assert_eq!(unknown.bytes(), None);
+    }
+
+    #[test]
+    fn the_largest_hint_counts_and_malformed_ones_do_not() {
+        for name in HINTS {
+            assert_eq!(bytes(&[(name.as_str(), "9")]), Ok((None, 9)), "{name}");
+            for value in ["-9", "", "nine", "+9"] {
+                assert_eq!(bytes(&[(name.as_str(), value)]), Ok((None, 0)), "{value:?}");
+            }
+        }
+        let all = [
+            ("content-length", "10"),
+            ("oc-total-length", "30"),
+            ("upload-length", "20"),
+            ("x-expected-entity-length", "many"),
+        ];
+        assert_eq!(bytes(&all), Ok((Some(10), 30)));
+        // Content-Length counts beside hints, and is what comes with this request.
+        let smaller = [
+            ("content-length", "10"),
+            ("x-amz-decoded-content-length", "9"),
+        ];
+        assert_eq!(bytes(&smaller), Ok((Some(10), 10)));
+    }
+
+    #[test]
+    fn methods_that_write_are_guarded_and_some_make_an_object() {
+        let of = |method: &str| {
+            let method: Method = method.parse().unwrap();
+            (is_write(&method), objects_made_by(&method))
+        };
+        for method in ["PUT", "POST", "MKCOL", "MKCALENDAR", "COPY"] {
+            assert_eq!(of(method), (true, 1), "{method}");
+        }
+        for method in ["PATCH", "MOVE", "PROPPATCH", "LOCK"] {
+            assert_eq!(of(method), (true, 0), "{method}");
+        }
+        for method in [
+            "GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PROPFIND", "REPORT", "UNLOCK", "put",
+        ] {
+            assert_eq!(of(method), (false, 0), "{method}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_is_read_as_it_is(length: u64, hint: u64) {
+            let (length_text, hint_text) = (length.to_string(), hint.to_string());
+            let headers = [
+                ("content-length", length_text.as_str()),
+                ("upload-length", hint_text.as_str()),
+            ];
+            prop_assert_eq!(bytes(&headers), Ok((Some(length), length.max(hint))));
+        }
+
+        #[test]
+        fn no_header_is_too_odd(value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let Ok(value) = HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let text = String::from_utf8_lossy(value.as_bytes()).trim().to_string();
+            let is_list = text.split(',').all(|part| {
+                let part = part.trim_matches(['\t', ' ']);
+                !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
+            });
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_LENGTH, value);
+            let hint = SizeHint::default();
+            let demand = Demand::declared(&Method::PUT, &headers, &hint, &HINTS);
+            if !is_list {
+                prop_assert_eq!(demand, Err(InvalidLength));
+            }
+        }
+
+        #[test]
+        fn amounts_saturate(a: u64, b: u64) {
+            let (x, y) = (Amount::new(a, b), Amount::new(b, a));
+            prop_assert_eq!((x + y).bytes, a.saturating_add(b));
+            prop_assert_eq!((x - y).objects, b.saturating_sub(a));
+            prop_assert_eq!(x.max(y).bytes, a.max(b));
+        }
+    }
+}

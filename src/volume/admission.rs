@@ -9,7 +9,7 @@ use super::Volume;
 use crate::{Amount, fault::Fault, line::Listener, time::Bound};
 
 /// Why there is no room on a volume.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Shortfall {
     /// It is full.
     Full {

@@ -82,3 +82,38 @@ impl From<u64> for Headroom {
         Self::bytes(bytes)
     }
 }
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn inodes_stay_free_only_where_they_are_counted() {
+        let headroom = Headroom::NONE.inodes(10);
+        assert_eq!(headroom.of(1_000, 100), Amount::objects(10));
+        assert_eq!(headroom.of(1_000, 0), Amount::ZERO);
+    }
+
+    #[test]
+    fn more_than_all_is_all() {
+        assert_eq!(Headroom::percent(200).of(1_000, 0).bytes, 1_000);
+    }
+
+    proptest! {
+        #[test]
+        fn the_share_is_exact_and_rounded_up(total: u64, percent in 0..=100u8) {
+            let exact = (u128::from(total) * u128::from(percent)).div_ceil(100);
+            prop_assert_eq!(u128::from(Headroom::percent(percent).of(total, 0).bytes), exact);
+        }
+
+        #[test]
+        fn the_larger_wins(total: u64, bytes: u64, percent in 0..=100u8) {
+            let share = Headroom::percent(percent).of(total, 0).bytes;
+            let both = Headroom::bytes(bytes).or_percent(percent);
+            prop_assert_eq!(both, Headroom::percent(percent).or_bytes(bytes));
+            prop_assert_eq!(both.of(total, 0).bytes, bytes.max(share));
+        }
+    }
+}

@@ -22,6 +22,8 @@ mod probe;
 
 #[cfg(all(test, storage_guard_loom))]
 mod loom;
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests;
 
 use std::{
     io,

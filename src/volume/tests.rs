@@ -1,0 +1,305 @@
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::Amount;
+
+/// A disk whose figures the test sets.
+#[derive(Clone, Default)]
+struct Disk {
+    available: Arc<AtomicU64>,
+    inodes: Arc<AtomicU64>,
+    fails: Arc<AtomicBool>,
+}
+
+const TOTAL: u64 = 1_000;
+
+impl Probe for Disk {
+    fn read(&mut self) -> io::Result<Reading> {
+        if self.fails.load(SeqCst) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        let reading = Reading::new(self.available.load(SeqCst), TOTAL);
+        Ok(reading.with_inodes(self.inodes.load(SeqCst), 100))
+    }
+}
+
+impl Disk {
+    fn volume(available: u64) -> (Self, Volume) {
+        let disk = Self::default();
+        disk.available.store(available, SeqCst);
+        disk.inodes.store(50, SeqCst);
+        let volume = Volume::from_probe(disk.clone()).unwrap();
+        (disk, volume)
+    }
+}
+
+/// Waits for a reading that begins after this call.
+fn read(volume: &Volume) {
+    let begun = volume.filesystem().begun();
+    until(|| {
+        volume.refresh();
+        volume.filesystem().published() > begun
+    });
+}
+
+fn until(mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it never was so");
+        std::thread::yield_now();
+    }
+}
+
+fn claim(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
+    volume.claim(Amount::bytes(bytes), 0)
+}
+
+fn is_full(result: Result<Amount, Shortfall>, resource: Resource) -> bool {
+    matches!(result, Err(Shortfall::Full { fault, .. })
+        if fault == Fault::new(Cause::DiskFull, resource))
+}
+
+#[test]
+fn an_exact_fit_above_the_headroom_is_let_in_and_one_more_is_not() {
+    let (_, volume) = Disk::volume(500);
+    let volume = volume.keep_free(Headroom::bytes(100).or_percent(20));
+    assert!(is_full(claim(&volume, 301), Resource::Bytes));
+    let blocks = claim(&volume, 300).unwrap();
+    assert!(is_full(claim(&volume, 1), Resource::Bytes));
+    assert!(claim(&volume, 0).is_ok());
+    volume.release(blocks);
+    assert!(claim(&volume, 300).is_ok());
+}
+
+#[test]
+fn inodes_are_a_resource_of_their_own() {
+    let (_, volume) = Disk::volume(500);
+    let volume = volume.keep_free(Headroom::NONE.inodes(48));
+    let claims: Vec<_> = (0..3).map(|_| volume.claim(Amount::new(1, 1), 0)).collect();
+    assert!(claims[0].is_ok() && claims[1].is_ok());
+    assert!(is_full(claims[2].clone(), Resource::Objects));
+    // What was claimed of the bytes before the inodes were missing is given back.
+    assert_eq!(volume.status().claimed, 2);
+    // Without an object, bytes still fit.
+    assert!(claim(&volume, 498).is_ok());
+}
+
+#[test]
+fn what_is_expected_must_fit_and_is_not_claimed() {
+    let (_, volume) = Disk::volume(500);
+    assert!(is_full(
+        volume.claim(Amount::bytes(10), 501),
+        Resource::Bytes
+    ));
+    assert_eq!(volume.claim(Amount::bytes(10), 500), Ok(Amount::bytes(10)));
+    assert_eq!(volume.status().claimed, 10);
+}
+
+#[test]
+fn a_demand_beyond_the_whole_volume_is_hopeless() {
+    let (_, volume) = Disk::volume(500);
+    let volume = volume.keep_free(100);
+    let hopeless = |bytes| match claim(&volume, bytes) {
+        Err(Shortfall::Full { is_hopeless, .. }) => is_hopeless,
+        other => panic!("{other:?}"),
+    };
+    assert!(!hopeless(900));
+    assert!(hopeless(901));
+    assert!(hopeless(u64::MAX));
+}
+
+#[test]
+fn settled_claims_go_with_the_reading_that_sees_them() {
+    let (disk, volume) = Disk::volume(500);
+    let blocks = claim(&volume, 200).unwrap();
+    disk.available.store(300, SeqCst);
+    // Seen on the disk, and still claimed: counted twice, which is safe.
+    read(&volume);
+    assert!(is_full(claim(&volume, 101), Resource::Bytes));
+    volume.settle(blocks);
+    read(&volume);
+    let status = volume.status();
+    assert_eq!((status.available, status.claimed), (300, 0));
+    assert!(claim(&volume, 300).is_ok());
+}
+
+#[test]
+fn a_full_volume_resumes_at_its_level() {
+    let (disk, volume) = Disk::volume(150);
+    let volume = volume.keep_free(100).resume_at(200);
+    // Too large for what is there, and less is free than the level to resume at: full.
+    assert!(is_full(claim(&volume, 51), Resource::Bytes));
+    assert!(volume.status().is_full);
+    assert!(is_full(claim(&volume, 1), Resource::Bytes));
+    assert!(claim(&volume, 0).is_ok());
+    disk.available.store(199, SeqCst);
+    read(&volume);
+    assert!(is_full(claim(&volume, 1), Resource::Bytes));
+    disk.available.store(200, SeqCst);
+    read(&volume);
+    assert!(claim(&volume, 1).is_ok());
+    // In between, it depends on where it comes from.
+    disk.available.store(150, SeqCst);
+    read(&volume);
+    assert!(claim(&volume, 1).is_ok());
+}
+
+#[test]
+fn one_request_that_is_too_large_does_not_close_the_volume() {
+    let (_, volume) = Disk::volume(500);
+    let volume = volume.keep_free(100).resume_at(200);
+    assert!(is_full(claim(&volume, 401), Resource::Bytes));
+    assert!(claim(&volume, 100).is_ok());
+}
+
+#[test]
+fn a_probe_that_fails_is_an_outage_once_the_reading_is_too_old() {
+    let (disk, volume) = Disk::volume(500);
+    let refusing = volume.clone().max_age(Duration::ZERO);
+    let admitting = refusing.clone().outage(Outage::Admit);
+    let patient = volume.clone().max_age(Duration::from_secs(3600));
+    disk.fails.store(true, SeqCst);
+    volume.refresh();
+    until(|| refusing.status().is_stale);
+
+    assert!(matches!(claim(&refusing, 1), Err(Shortfall::Unknown)));
+    assert!(claim(&patient, 1).is_ok());
+    // More than there is: nobody knows.
+    assert!(claim(&admitting, 5_000).is_ok());
+    assert_eq!(volume.status().claimed, 5_001);
+
+    disk.fails.store(false, SeqCst);
+    read(&volume);
+    assert!(!refusing.status().is_stale);
+    assert!(is_full(claim(&admitting, 1), Resource::Bytes));
+}
+
+#[test]
+fn a_probe_that_panics_has_failed() {
+    struct Faulty(bool);
+    impl Probe for Faulty {
+        fn read(&mut self) -> io::Result<Reading> {
+            assert!(!std::mem::replace(&mut self.0, true), "as it is to be");
+            Ok(Reading::new(500, TOTAL))
+        }
+    }
+    assert!(Volume::from_probe(Faulty(true)).is_err());
+    let volume = Volume::from_probe(Faulty(false))
+        .unwrap()
+        .max_age(Duration::ZERO);
+    volume.refresh();
+    until(|| volume.status().is_stale);
+    assert!(matches!(claim(&volume, 1), Err(Shortfall::Unknown)));
+}
+
+#[test]
+fn volumes_on_one_filesystem_share_its_ledger_and_not_their_headroom() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, two] = folders
+        .each_ref()
+        .map(|dir| Volume::open(dir.path()).unwrap());
+    assert!(Arc::ptr_eq(one.filesystem(), two.filesystem()));
+    let two = two.keep_free(Headroom::percent(100));
+    let blocks = claim(&one, 1 << 20).unwrap();
+    assert!(two.status().claimed >= 1 << 20);
+    assert!(is_full(claim(&two, 1), Resource::Bytes));
+    one.release(blocks);
+
+    // The filesystem is found by the second path when the first is gone.
+    let [first, _second] = folders;
+    first.close().unwrap();
+    read(&two);
+    assert!(!two.status().is_stale);
+}
+
+#[test]
+fn files_take_whole_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::open(folder.path()).unwrap();
+    let block = volume.in_blocks(Amount::bytes(1)).bytes;
+    assert!(block > 1, "a filesystem with blocks of one byte");
+    assert_eq!(volume.in_blocks(Amount::bytes(block + 1)).bytes, 2 * block);
+    assert_eq!(volume.whole_blocks(block - 1), 0);
+    assert_eq!(volume.whole_blocks(2 * block), 2 * block);
+    assert_eq!(volume.in_blocks(Amount::ZERO), Amount::ZERO);
+}
+
+#[test]
+fn a_folder_that_is_not_there_cannot_be_guarded() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Volume::open(folder.path().join("missing")).unwrap_err();
+    assert_eq!(error.io_error().kind(), io::ErrorKind::NotFound);
+    assert!(error.to_string().contains("missing"));
+}
+
+/// What may happen to a volume.
+#[derive(Clone, Debug)]
+enum Step {
+    Claim(u64),
+    /// The claim of this number, written whole or given back.
+    Write(usize),
+    GiveBack(usize),
+    Probe,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0..400u64).prop_map(Step::Claim),
+        2 => (0..8usize).prop_map(Step::Write),
+        1 => (0..8usize).prop_map(Step::GiveBack),
+        2 => Just(Step::Probe),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the sizes and the order: never more promised than there is, and nothing refused that
+    /// fits beside what is claimed, once the reading is fresh.
+    #[test]
+    fn never_more_than_there_is(steps in steps(), headroom in 0..300u64) {
+        let (disk, volume) = Disk::volume(TOTAL);
+        let volume = volume.keep_free(headroom);
+        let mut claims: Vec<Amount> = Vec::new();
+        let mut used = 0;
+        for step in steps {
+            match step {
+                Step::Claim(bytes) => {
+                    read(&volume);
+                    read(&volume);
+                    let claimed: u64 = claims.iter().map(|claim| claim.bytes).sum();
+                    let fits = used + claimed + bytes + headroom <= TOTAL;
+                    let result = claim(&volume, bytes);
+                    prop_assert_eq!(result.is_ok(), fits || bytes == 0);
+                    claims.extend(result);
+                }
+                Step::Write(number) if number < claims.len() => {
+                    let blocks = claims.swap_remove(number);
+                    used += blocks.bytes;
+                    prop_assert!(used + headroom <= TOTAL);
+                    disk.available.store(TOTAL - used, SeqCst);
+                    volume.settle(blocks);
+                }
+                Step::GiveBack(number) if number < claims.len() => {
+                    volume.release(claims.swap_remove(number));
+                }
+                Step::Probe => read(&volume),
+                Step::Write(_) | Step::GiveBack(_) => {}
+            }
+        }
+        claims.into_iter().for_each(|blocks| volume.release(blocks));
+        read(&volume);
+        read(&volume);
+        prop_assert_eq!(volume.status().claimed, 0);
+    }
+}
