@@ -62,7 +62,12 @@ pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,
 }
 
+/// Decides by a request's head.
 type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
+/// Decides by an answer's head.
+type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+/// Prices a request, given what its head declares.
+type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
 pub(crate) type Priced = Pin<Box<dyn Future<Output = Demand> + Send>>;
 
 /// Everything that a layer was told.
@@ -80,7 +85,7 @@ pub(crate) struct Settings<Q> {
     pub(crate) hint_cap: u64,
     pub(crate) grants: Grants,
     pub(crate) patience: Duration,
-    pub(crate) success: Option<Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>>,
+    pub(crate) success: Option<Judge>,
     pub(crate) classifier: Classifier,
     pub(crate) answers: Answers,
     pub(crate) drain_bytes: u64,
@@ -90,8 +95,8 @@ pub(crate) struct Settings<Q> {
 /// How a request is priced, where its headers do not decide.
 #[derive(Clone)]
 pub(crate) enum Price {
-    At(Arc<dyn Fn(&request::Parts, Demand) -> Demand + Send + Sync>),
-    Later(Arc<dyn Fn(&request::Parts, Demand) -> Priced + Send + Sync>),
+    At(Pricing<Demand>),
+    Later(Pricing<Priced>),
 }
 
 /// What uploads of unknown length are given at a time, in bytes.

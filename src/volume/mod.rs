@@ -278,9 +278,8 @@ impl Volume {
             };
         }
         let floor = self.floor();
-        let missing = if !amount.is_zero() && self.is_full() {
-            Missing::Bytes
-        } else if expected > amount.bytes && expected > self.room() {
+        let is_closed = !amount.is_zero() && self.is_full();
+        let missing = if is_closed || expected > amount.bytes && expected > self.room() {
             Missing::Bytes
         } else {
             match ledger.claim(blocks, floor) {

@@ -1,3 +1,5 @@
 //! The tests that stand outside of the crate.
 
+mod guard;
 mod smoke;
+mod support;
