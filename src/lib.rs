@@ -1,4 +1,110 @@
-//! Storage guard for Tower services.
+//! Tower middleware for HTTP 507 Insufficient Storage: a request is let in only with space set aside for
+//! it, and what cannot be kept is refused at the door, in words that its client understands.
+//!
+//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that
+//! come at once all see the same 32 MiB free, and all fail in the middle. [`StorageGuardLayer`] makes a
+//! promise instead. It reserves before the inner service is called, keeps count while the body streams,
+//! settles when the answer is known, and turns storage errors from downstream into the same one refusal.
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{Headroom, StorageGuardLayer, Volume};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
+//! let app = Router::new()
+//!     .route("/files/{name}", put(|body: String| async move { StatusCode::CREATED }))
+//!     .layer(StorageGuardLayer::new(volume));
+//!
+//! // Everything has to stay free here, so that nothing fits.
+//! let answer = app.oneshot(Request::put("/files/a").body(Body::from("content"))?).await?;
+//! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One line guards the disk; each further line adds one thing. Here a quota for each user, an overwrite
+//! charged for its difference, and a status that S3-style clients expect:
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{
+//!     Amount, StorageGuardLayer, Volume,
+//!     fault::Cause,
+//!     quota::{Limits, MemoryQuota},
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn size_of(_: String) -> u64 { 3 }
+//! let quota = MemoryQuota::new(Limits::bytes(10));
+//! quota.set_used("user:42", Amount::new(8, 1));
+//!
+//! let guard = StorageGuardLayer::new(Volume::open(std::env::temp_dir())?)
+//!     .quota(quota.clone())
+//!     .scope_by(|head| head.headers.get("x-user").map(|_| "user:42"))
+//!     .price_by_async(|head, demand| {
+//!         let old = size_of(head.uri.path().to_owned());
+//!         async { demand.replacing(Amount::new(old.await, 1)) }
+//!     })
+//!     .status(Cause::QuotaExceeded, StatusCode::PAYLOAD_TOO_LARGE)?;
+//! let app = Router::new()
+//!     .route("/files/{name}", put(|body: String| async move { StatusCode::CREATED }))
+//!     .layer(guard);
+//!
+//! let put = |content| Request::put("/files/a").header("x-user", "42").body(Body::from(content));
+//! // Five bytes in the place of three: ten in all, which fits exactly.
+//! assert_eq!(app.clone().oneshot(put("12345")?).await?.status(), StatusCode::CREATED);
+//! assert_eq!(quota.usage("user:42").used, Amount::new(10, 1));
+//! assert_eq!(app.oneshot(put("1234")?).await?.status(), StatusCode::PAYLOAD_TOO_LARGE);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # When a request is let in
+//!
+//! A request that [applies](StorageGuardLayer::applies_when) is let in when all of these hold:
+//!
+//! 1. Its Content-Length, if there is one, is a number. Otherwise: 400.
+//! 2. The volume's reading is not too old. Otherwise its [`Outage`] decides: 503, or let in.
+//! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
+//!    exact fit is let in. Otherwise: 507 `disk_full`.
+//! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507
+//!    `quota_exceeded`.
+//!
+//! A body whose length nobody said is let in on a small grant, and must find room to grow. A body that
+//! cannot is cut, and the answer is 507 whatever the inner service says.
+//!
+//! # When it is settled
+//!
+//! A success (2xx, or 303) is charged for what was read, or what the handler
+//! [reports](Reservation). Everything else releases: another status, an error, a panic, a cancelled future,
+//! a client that went away.
+//!
+//! # What the inner service sees
+//!
+//! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. Both axum and tonic take any
+//! body, so that nothing changes for them.
+//!
+//! # When to use this, and when not
+//!
+//! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`.
+//!   They answer 413, whatever is free. Both go well with this crate.
+//! - To bound how often somebody may ask, use a rate limit. That is 429.
+//! - A service that stores nothing needs no guard.
+//! - Layer it inside authentication, so that nobody learns of storage who may not store (RFC 4918, section
+//!   8.1), and inside whatever adds headers for browsers (CORS), so that its refusals have them.
+//!
+//! # Features
+//!
+//! | feature | brings | for |
+//! |---|---|---|
+//! | `rustix` (default) | nothing new: fs4 has it | inodes |
+//! | `tokio` | tokio's `time` | timers that a test can pause; without it, one thread of our own keeps time |
+//! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -30,4 +136,6 @@ pub use self::{
     service::StorageGuard,
     volume::{Headroom, Probe, Reading, Volume},
 };
+/// Any error, as Tower passes it on.
+#[doc(no_inline)]
 pub use tower::BoxError;

@@ -1,0 +1,55 @@
+# What the project is checked with. `make test` is everything; CI runs it and nothing else.
+
+CARGO ?= cargo
+LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
+
+.PHONY: test tools lint doc unit features loom bench
+
+test: tools lint doc unit features loom
+
+# Debian packages that the tests need: program:package.
+TOOLS = curl:curl java:default-jdk-headless node:nodejs python3:python3 \
+	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
+	prlimit:util-linux unshare:util-linux cc:gcc
+
+# Installs what is missing where it may, and says what is missing where it may not.
+tools:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for tool in $(TOOLS); do \
+		command -v "$${tool%%:*}" >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; \
+	done; \
+	python3 -c 'import requests' 2>/dev/null || missing="$$missing python3-requests"; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -q --no-install-recommends $$missing; \
+		else \
+			echo "make test needs these packages:$$missing" >&2; exit 1; \
+		fi; \
+	fi
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-features --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
+
+# All of them, with those that mount filesystems and start other people's clients.
+unit:
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored
+
+# No feature changes what another does, and none is needed.
+features:
+	$(CARGO) clippy --lib --no-default-features -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features tokio -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features axum -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
+
+# Every interleaving of the ledger's atomics.
+loom:
+	$(LOOM) $(CARGO) test --lib --release loom
+
+# Ends in the table that README shows.
+bench:
+	$(CARGO) bench --bench guard
