@@ -1,7 +1,12 @@
 //! What only axum needs: the [`Reservation`] as an extractor, and an error type for handlers.
 //!
 //! ```
-//! use axum::{Router, body::Bytes, http::{Request, StatusCode}, routing::put};
+//! use axum::{
+//!     Router,
+//!     body::{Body, Bytes},
+//!     http::{Request, StatusCode},
+//!     routing::put,
+//! };
 //! use tower::ServiceExt;
 //! use tower_storage_guard::{Reservation, StorageGuardLayer, Volume, axum::Failure};
 //!
@@ -17,7 +22,7 @@
 //!     .route("/files/{name}", put(upload))
 //!     .layer(StorageGuardLayer::new(Volume::open(std::env::temp_dir())?));
 //!
-//! let answer = app.oneshot(Request::put("/files/a").body("content".into())?).await?;
+//! let answer = app.oneshot(Request::put("/files/a").body(Body::from("content"))?).await?;
 //! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
 //! # Ok(())
 //! # }

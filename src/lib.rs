@@ -48,7 +48,7 @@
 //!     .scope_by(|head| head.headers.get("x-user").map(|_| "user:42"))
 //!     .price_by_async(|head, demand| {
 //!         let old = size_of(head.uri.path().to_owned());
-//!         async { demand.replacing(Amount::new(old.await, 1)) }
+//!         async move { demand.replacing(Amount::new(old.await, 1)) }
 //!     })
 //!     .status(Cause::QuotaExceeded, StatusCode::PAYLOAD_TOO_LARGE)?;
 //! let app = Router::new()
