@@ -62,9 +62,9 @@ impl Reservation {
         self.reserved().saturating_sub(self.received())
     }
 
-    /// Reports that `bytes` more have reached the disk, where the filesystem counts them.
+    /// Reports that `bytes` more have reached the filesystem: a write of them has returned.
     ///
-    /// On most filesystems that is when a write has returned, on btrfs when it was synced.
+    /// A buffered writer must be flushed first. `tokio::fs::File` is one.
     pub fn written(&self, bytes: u64) {
         self.0.written(bytes);
     }

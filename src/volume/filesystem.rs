@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     ledger::{Epoch, Ledger, UNKNOWN},
-    probe::{Device, Probe, Reading, Statvfs},
+    probe::{Device, Probe, Reading, Statvfs, counts_at_commit},
 };
 use crate::{Amount, line::Line};
 
@@ -109,8 +109,13 @@ impl Filesystem {
             self.doubt.store(true, Ordering::Release);
             let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
             // A probe of the user's own may panic. That is a failed reading, not the end of all.
-            let reading = catch_unwind(AssertUnwindSafe(|| probe.read()))
-                .unwrap_or_else(|_| Err(io::Error::other("the probe panicked")));
+            let reading = catch_unwind(AssertUnwindSafe(|| {
+                if self.ledger.is_settling() {
+                    probe.sync()?;
+                }
+                probe.read()
+            }))
+            .unwrap_or_else(|_| Err(io::Error::other("the probe panicked")));
             let failed = match reading {
                 Ok(reading) => {
                     self.publish(epoch, &reading);
@@ -305,8 +310,10 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
         }
         return Ok(watched);
     }
+    let counts_at_commit = counts_at_commit(&path);
     let paths = Arc::new(Mutex::new(vec![path]));
     let probe = Statvfs {
+        counts_at_commit,
         device: device.clone(),
         paths: Arc::clone(&paths),
     };

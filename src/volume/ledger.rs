@@ -116,6 +116,14 @@ impl Ledger {
         self.claimed() - Amount::new(self.bytes.settling(), self.objects.settling())
     }
 
+    /// Whether anything waits for a probe to see it.
+    pub(super) fn is_settling(&self) -> bool {
+        let buckets = [&self.bytes, &self.objects].into_iter();
+        buckets
+            .flat_map(|account| &account.settling)
+            .any(|bucket| bucket.load(Ordering::Acquire) != 0)
+    }
+
     /// What the last reading saw as available.
     pub(super) fn available(&self) -> Amount {
         Amount::new(

@@ -10,9 +10,13 @@
 //!
 //! # What a reading does not hold
 //!
-//! statvfs knows nothing of quotas of the filesystem itself. On btrfs it follows writes only after the
-//! filesystem's next commit, up to half a minute later. Headroom is what covers both; and a write that
-//! fails all the same is answered as the fault that it is.
+//! statvfs knows nothing of quotas of the filesystem itself, nor of the last blocks that a filesystem keeps
+//! for its own books. Headroom is what covers both; and a write that fails all the same is answered as the
+//! fault that it is.
+//!
+//! On btrfs statvfs follows writes only when the filesystem commits. So there a probe has it commit
+//! (`syncfs`) before it reads, if anything was stored since the last reading. Where that is too often,
+//! [probe less often](Volume::probe_every).
 
 mod admission;
 mod filesystem;

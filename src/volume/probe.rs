@@ -48,6 +48,16 @@ pub trait Probe: Send + 'static {
     ///
     /// When there is nothing to read. The last reading then counts until it is too old.
     fn read(&mut self) -> io::Result<Reading>;
+
+    /// Brings the figures up to date, where they do not follow writes by themselves. Called before a
+    /// reading, when something was stored since the last.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::read`], which is not called then.
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Asks the operating system about a filesystem, by any of the paths on it that volumes were opened
@@ -56,11 +66,25 @@ pub trait Probe: Send + 'static {
 pub(super) struct Statvfs {
     pub(super) device: Device,
     pub(super) paths: Arc<Mutex<Vec<PathBuf>>>,
+    pub(super) counts_at_commit: bool,
 }
 
 impl Probe for Statvfs {
     fn read(&mut self) -> io::Result<Reading> {
-        // Cloned, since statvfs may hang and a volume may be opened meanwhile.
+        self.on_some_path(read_at)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.counts_at_commit {
+            self.on_some_path(commit)?;
+        }
+        Ok(())
+    }
+}
+
+impl Statvfs {
+    fn on_some_path<T>(&self, look: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        // Cloned, since the look may hang and a volume may be opened meanwhile.
         let paths = self
             .paths
             .lock()
@@ -68,7 +92,12 @@ impl Probe for Statvfs {
             .clone();
         let mut result = Err(io::ErrorKind::NotFound.into());
         for path in paths {
-            result = self.read_at(&path);
+            // After an unmount the path still answers, for the disk below.
+            result = match Device::of(&path) {
+                Ok(device) if device == self.device => look(&path),
+                Ok(_) => Err(io::Error::other("another filesystem is mounted here")),
+                Err(error) => Err(error),
+            };
             if result.is_ok() {
                 break;
             }
@@ -77,22 +106,42 @@ impl Probe for Statvfs {
     }
 }
 
-impl Statvfs {
-    fn read_at(&self, path: &Path) -> io::Result<Reading> {
-        // After an unmount the path still answers, for the disk below.
-        if Device::of(path)? != self.device {
-            return Err(io::Error::other("another filesystem is mounted here"));
-        }
-        let stats = fs4::statvfs(path)?;
-        let reading = Reading::new(stats.available_space(), stats.total_space());
-        // fs4 reads no inodes.
-        #[cfg(all(unix, feature = "rustix"))]
-        let reading = {
-            let inodes = rustix::fs::statvfs(path)?;
-            reading.with_inodes(inodes.f_favail, inodes.f_files)
-        };
-        Ok(reading)
+fn read_at(path: &Path) -> io::Result<Reading> {
+    let stats = fs4::statvfs(path)?;
+    let reading = Reading::new(stats.available_space(), stats.total_space());
+    // fs4 reads no inodes.
+    #[cfg(all(unix, feature = "rustix"))]
+    let reading = {
+        let inodes = rustix::fs::statvfs(path)?;
+        reading.with_inodes(inodes.f_favail, inodes.f_files)
+    };
+    Ok(reading)
+}
+
+/// Whether statvfs follows writes only when the filesystem commits: on btrfs up to half a minute later,
+/// fsync or not.
+pub(super) fn counts_at_commit(path: &Path) -> bool {
+    #[cfg(all(target_os = "linux", feature = "rustix"))]
+    {
+        // From linux/magic.h.
+        const BTRFS_SUPER_MAGIC: u32 = 0x9123_683E;
+
+        rustix::fs::statfs(path).is_ok_and(|stats| stats.f_type as u32 == BTRFS_SUPER_MAGIC)
     }
+    #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+    {
+        let _ = path;
+        false
+    }
+}
+
+/// Has the filesystem commit what was written.
+fn commit(path: &Path) -> io::Result<()> {
+    #[cfg(all(target_os = "linux", feature = "rustix"))]
+    rustix::fs::syncfs(std::fs::File::open(path)?)?;
+    #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+    let _ = path;
+    Ok(())
 }
 
 /// What tells filesystems apart.
