@@ -1,3 +1,8 @@
 //! The tests that stand outside of the crate.
 
-mod smoke;
+mod clients_that_leave;
+#[cfg(target_os = "linux")]
+mod disks;
+#[cfg(target_os = "linux")]
+mod hang;
+mod support;
