@@ -111,11 +111,6 @@ impl Ledger {
         Amount::new(self.bytes.claimed(), self.objects.claimed())
     }
 
-    /// In flight alone: claims whose bytes may not be on the disk yet.
-    pub(super) fn in_flight(&self) -> Amount {
-        self.claimed() - Amount::new(self.bytes.settling(), self.objects.settling())
-    }
-
     /// What the last reading saw as available.
     pub(super) fn available(&self) -> Amount {
         Amount::new(
@@ -206,11 +201,6 @@ impl Account {
         let change = available as i64 - before as i64;
         self.free
             .fetch_add(change.saturating_add_unsigned(drained), Ordering::AcqRel);
-    }
-
-    fn settling(&self) -> u64 {
-        let [even, odd] = &self.settling;
-        even.load(Ordering::Acquire) + odd.load(Ordering::Acquire)
     }
 
     fn claimed(&self) -> u64 {

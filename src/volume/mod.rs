@@ -343,18 +343,21 @@ impl Volume {
         free.saturating_sub(self.floor().bytes)
     }
 
-    /// Whether `amount` would fit if all that is in flight were given back, but for `own`.
+    /// Whether `amount` would fit if all that is claimed were given back, but for `own`.
+    ///
+    /// What settles is among it: a reading that began before may hold it already, so that it counts twice
+    /// until the next.
     pub(crate) fn could_have_room(&self, amount: Amount, expected: u64, own: Amount) -> bool {
         let ledger = &self.filesystem().ledger;
-        let (floor, in_flight) = (self.floor(), ledger.in_flight() - own);
-        let fits = |needed: u64, free: i64, in_flight, floor| {
+        let (floor, claimed) = (self.floor(), ledger.claimed() - own);
+        let fits = |needed: u64, free: i64, claimed, floor| {
             needed == 0
-                || u64::try_from(free.saturating_add_unsigned(in_flight))
+                || u64::try_from(free.saturating_add_unsigned(claimed))
                     .is_ok_and(|free| free.saturating_sub(floor) >= needed)
         };
         let bytes = amount.bytes.max(expected);
-        fits(bytes, ledger.free_bytes(), in_flight.bytes, floor.bytes)
-            && fits(amount.objects, ledger.free_objects(), in_flight.objects, floor.objects)
+        fits(bytes, ledger.free_bytes(), claimed.bytes, floor.bytes)
+            && fits(amount.objects, ledger.free_objects(), claimed.objects, floor.objects)
     }
 
     #[inline]
