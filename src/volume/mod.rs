@@ -325,18 +325,6 @@ impl Volume {
         Amount::new(self.filesystem().in_blocks(amount.bytes), amount.objects)
     }
 
-    /// The part of `bytes` that fills whole blocks.
-    pub(crate) fn whole_blocks(&self, bytes: u64) -> u64 {
-        // The blocks that one byte more would begin are not among them.
-        let filesystem = self.filesystem();
-        let blocks = filesystem.in_blocks(bytes);
-        if blocks == bytes {
-            blocks
-        } else {
-            blocks - filesystem.in_blocks(1)
-        }
-    }
-
     /// What can still be claimed, in bytes.
     pub(crate) fn room(&self) -> u64 {
         let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
