@@ -42,6 +42,8 @@ struct State {
     growing: BTreeSet<(Shortage, u64)>,
     /// Who was sent away, until the reservation has ended.
     condemned: BTreeSet<u64>,
+    /// How many times anybody left the line, or a reservation that may have to grow ended.
+    moves: u64,
     numbers: u64,
 }
 
@@ -159,7 +161,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let line = &self.0.line;
         line.growers.fetch_sub(1, Ordering::AcqRel);
-        line.state().condemned.remove(&self.0.number);
+        let mut state = line.state();
+        state.condemned.remove(&self.0.number);
+        state.moves += 1;
+        drop(state);
         line.ring();
     }
 }
@@ -207,11 +212,14 @@ impl Ticket {
             };
             let place = Place::take(self, key);
             let mut bound = Bound::new(patience / LOOKS);
-            let mut looks = 0;
+            let (mut looks, mut moves) = (0, place.moves());
             short = loop {
-                let late = place.look(&mut bound).await;
-                if late {
+                let mut late = place.look(&mut bound).await;
+                let before = std::mem::replace(&mut moves, place.moves());
+                if late || moves != before {
+                    // What somebody gives back is seen only by the next reading.
                     bound = Bound::new(patience / LOOKS);
+                    late = moves == before;
                 }
                 if place.is_condemned() {
                     return Err(short.error);
@@ -266,6 +274,10 @@ impl<'a> Place<'a> {
         .await
     }
 
+    fn moves(&self) -> u64 {
+        self.ticket.0.line.state().moves
+    }
+
     fn is_first(&self) -> bool {
         self.ticket.0.line.state().first(&self.key) == Some(self.ticket.0.number)
     }
@@ -295,7 +307,10 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let place = (self.key.clone(), self.ticket.0.number);
-        self.ticket.0.line.state().growing.remove(&place);
+        let mut state = self.ticket.0.line.state();
+        state.growing.remove(&place);
+        state.moves += 1;
+        drop(state);
         self.ticket.0.leave();
         // Somebody else is the first now.
         self.ticket.0.line.ring();
