@@ -77,7 +77,8 @@ async fn is_refused_until_there_is_room(
     }
     store.delete(makes_room).await;
     // xfs gives the blocks of a deleted file back a little later. The guard has not looked since.
-    let has_room = || fs4::available_space(&store.folder).unwrap() > 4 * MIB || resource == "objects";
+    let has_room =
+        || fs4::available_space(&store.folder).unwrap() > 4 * MIB || resource == "objects";
     eventually("room on the disk itself", has_room).await;
     let upload = Upload::new(2, 4 * MIB);
     assert_eq!(store.put(&upload).await, Answer::plain(201));
