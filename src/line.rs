@@ -40,8 +40,10 @@ struct State {
     wakers: BTreeMap<u64, Waker>,
     /// Who waits to grow: by what is short, then by age.
     growing: BTreeSet<(Shortage, u64)>,
-    /// Who was sent away, until the reservation has ended.
-    condemned: BTreeSet<u64>,
+    /// Who was sent away, and for want of what, until the reservation has ended.
+    condemned: BTreeMap<u64, Shortage>,
+    /// How many times somebody gave back what is short, while anybody waits for it.
+    moves: BTreeMap<Shortage, u64>,
     numbers: u64,
 }
 
@@ -113,6 +115,16 @@ impl State {
     fn first(&self, key: &Shortage) -> Option<u64> {
         self.waiting(key).next()
     }
+
+    fn moved(&mut self, key: &Shortage) {
+        if self.first(key).is_none() {
+            self.moves.remove(key);
+        } else if let Some(moves) = self.moves.get_mut(key) {
+            *moves += 1;
+        } else {
+            self.moves.insert(key.clone(), 1);
+        }
+    }
 }
 
 /// Somebody who is woken when the line rings.
@@ -159,7 +171,13 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let line = &self.0.line;
         line.growers.fetch_sub(1, Ordering::AcqRel);
-        line.state().condemned.remove(&self.0.number);
+        let mut state = line.state();
+        if let Some(key) = state.condemned.remove(&self.0.number).flatten() {
+            state.moved(&Some(key));
+        }
+        // Any end gives back room on the volume, and the next reading has to see it.
+        state.moved(&None);
+        drop(state);
         line.ring();
     }
 }
@@ -207,11 +225,14 @@ impl Ticket {
             };
             let place = Place::take(self, key);
             let mut bound = Bound::new(patience / LOOKS);
-            let mut looks = 0;
+            let (mut looks, mut moves) = (0, place.moves());
             short = loop {
-                let late = place.look(&mut bound).await;
-                if late {
+                let mut late = place.look(&mut bound).await;
+                let before = std::mem::replace(&mut moves, place.moves());
+                if late || moves != before {
+                    // What somebody gives back is seen only by the next reading.
                     bound = Bound::new(patience / LOOKS);
+                    late = moves == before;
                 }
                 if place.is_condemned() {
                     return Err(short.error);
@@ -270,13 +291,18 @@ impl<'a> Place<'a> {
         .await
     }
 
+    fn moves(&self) -> u64 {
+        let state = self.ticket.0.line.state();
+        state.moves.get(&self.key).copied().unwrap_or(0)
+    }
+
     fn is_first(&self) -> bool {
         self.ticket.0.line.state().first(&self.key) == Some(self.ticket.0.number)
     }
 
     fn is_condemned(&self) -> bool {
         let state = self.ticket.0.line.state();
-        state.condemned.contains(&self.ticket.0.number)
+        state.condemned.contains_key(&self.ticket.0.number)
     }
 
     /// One at a time: what the last one gives back may be enough.
@@ -286,7 +312,7 @@ impl<'a> Place<'a> {
         let youngest = state.waiting(&self.key).next_back();
         match youngest.filter(|youngest| *youngest != self.ticket.0.number) {
             Some(youngest) if state.condemned.is_empty() => {
-                state.condemned.insert(youngest);
+                state.condemned.insert(youngest, self.key.clone());
                 drop(state);
                 line.ring();
                 true
@@ -299,7 +325,10 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let place = (self.key.clone(), self.ticket.0.number);
-        self.ticket.0.line.state().growing.remove(&place);
+        let mut state = self.ticket.0.line.state();
+        state.growing.remove(&place);
+        state.moved(&self.key);
+        drop(state);
         self.ticket.0.leave();
         // Somebody else is the first now.
         self.ticket.0.line.ring();

@@ -571,8 +571,12 @@ where
         let Some(volume) = &self.settings.volume else {
             return;
         };
-        // Whole blocks only: the last one is still being filled, and is counted when it ends.
-        let settled = volume.whole_blocks(books.written).min(books.blocks.bytes);
+        // A block is taken by its first byte. Counted as promised beside that, it would be one too many
+        // for an upload that fits exactly.
+        let settled = volume
+            .in_blocks(Amount::bytes(books.written))
+            .bytes
+            .min(books.blocks.bytes);
         volume.settle(Amount::bytes(settled.saturating_sub(books.settled)));
         books.settled = settled.max(books.settled);
     }

@@ -111,11 +111,6 @@ impl Ledger {
         Amount::new(self.bytes.claimed(), self.objects.claimed())
     }
 
-    /// In flight alone: claims whose bytes may not be on the disk yet.
-    pub(super) fn in_flight(&self) -> Amount {
-        self.claimed() - Amount::new(self.bytes.settling(), self.objects.settling())
-    }
-
     /// Whether anything waits for a probe to see it.
     pub(super) fn is_settling(&self) -> bool {
         let buckets = [&self.bytes, &self.objects].into_iter();
@@ -212,11 +207,6 @@ impl Account {
         let change = available as i64 - before as i64;
         self.free
             .fetch_add(change.saturating_add_unsigned(drained), Ordering::AcqRel);
-    }
-
-    fn settling(&self) -> u64 {
-        let [even, odd] = &self.settling;
-        even.load(Ordering::Acquire) + odd.load(Ordering::Acquire)
     }
 
     fn claimed(&self) -> u64 {

@@ -333,39 +333,30 @@ impl Volume {
         Amount::new(self.filesystem().in_blocks(amount.bytes), amount.objects)
     }
 
-    /// The part of `bytes` that fills whole blocks.
-    pub(crate) fn whole_blocks(&self, bytes: u64) -> u64 {
-        // The blocks that one byte more would begin are not among them.
-        let filesystem = self.filesystem();
-        let blocks = filesystem.in_blocks(bytes);
-        if blocks == bytes {
-            blocks
-        } else {
-            blocks - filesystem.in_blocks(1)
-        }
-    }
-
     /// What can still be claimed, in bytes.
     pub(crate) fn room(&self) -> u64 {
         let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
         free.saturating_sub(self.floor().bytes)
     }
 
-    /// Whether `amount` would fit if all that is in flight were given back, but for `own`.
+    /// Whether `amount` would fit if all that is claimed were given back, but for `own`.
+    ///
+    /// What settles is among it: a reading that began before may hold it already, so that it counts twice
+    /// until the next.
     pub(crate) fn could_have_room(&self, amount: Amount, expected: u64, own: Amount) -> bool {
         let ledger = &self.filesystem().ledger;
-        let (floor, in_flight) = (self.floor(), ledger.in_flight() - own);
-        let fits = |needed: u64, free: i64, in_flight, floor| {
+        let (floor, claimed) = (self.floor(), ledger.claimed() - own);
+        let fits = |needed: u64, free: i64, claimed, floor| {
             needed == 0
-                || u64::try_from(free.saturating_add_unsigned(in_flight))
+                || u64::try_from(free.saturating_add_unsigned(claimed))
                     .is_ok_and(|free| free.saturating_sub(floor) >= needed)
         };
         let bytes = amount.bytes.max(expected);
-        fits(bytes, ledger.free_bytes(), in_flight.bytes, floor.bytes)
+        fits(bytes, ledger.free_bytes(), claimed.bytes, floor.bytes)
             && fits(
                 amount.objects,
                 ledger.free_objects(),
-                in_flight.objects,
+                claimed.objects,
                 floor.objects,
             )
     }

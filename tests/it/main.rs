@@ -1,5 +1,9 @@
 //! The tests that stand outside of the crate.
 
+mod clients_that_leave;
+#[cfg(target_os = "linux")]
+mod disks;
 mod guard;
-mod smoke;
+#[cfg(target_os = "linux")]
+mod hang;
 mod support;

@@ -1,0 +1,263 @@
+//! A server that stores uploads as files, as its users would write it, and its clients.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{self, PathBuf},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::put,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt;
+use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tower_storage_guard::{Reservation, StorageGuardLayer, axum::Failure};
+
+/// A server on a port of its own. Its files are in `folder`, without any others.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) folder: PathBuf,
+    address: SocketAddr,
+}
+
+/// Which way into the store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// Through the guard's door.
+    Guarded,
+    /// Past the door: what the disk says is for the guard to answer.
+    Unchecked,
+}
+
+impl Store {
+    pub(crate) async fn open(folder: impl Into<PathBuf>, layer: StorageGuardLayer) -> Self {
+        let folder = folder.into();
+        let at = |way: &str| format!("/{way}/{{name}}");
+        let unchecked = layer.clone().applies_when(|_| false);
+        let router = Router::new()
+            .route(&at("unchecked"), put(upload).layer(unchecked))
+            .route(&at("guarded"), put(upload).delete(delete).layer(layer))
+            .with_state(folder.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Self { folder, address }
+    }
+
+    /// Uploads, as a client with a connection of its own.
+    pub(crate) async fn put(&self, upload: &Upload) -> Answer {
+        let way = match upload.way {
+            Way::Guarded => "guarded",
+            Way::Unchecked => "unchecked",
+        };
+        let pause = upload.pause;
+        let pieces = stream::iter(upload.pieces()).then(move |piece| async move {
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            Ok::<_, Infallible>(piece)
+        });
+        let url = format!("http://{}/{way}/{}", self.address, upload.name());
+        let mut request = reqwest::Client::new()
+            .put(url)
+            .body(reqwest::Body::wrap_stream(pieces));
+        if !upload.is_chunked {
+            request = request.header("content-length", upload.size);
+        }
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    pub(crate) async fn delete(&self, name: &str) {
+        let url = format!("http://{}/guarded/{name}", self.address);
+        let answer = reqwest::Client::new().delete(url).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+
+    /// What lies in the folder: names and sizes.
+    pub(crate) fn files(&self) -> Vec<(String, u64)> {
+        let mut files: Vec<_> = std::fs::read_dir(&self.folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                (
+                    entry.file_name().into_string().unwrap(),
+                    entry.metadata().unwrap().len(),
+                )
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    /// Whether exactly these uploads are stored, every byte of them, and nothing else.
+    pub(crate) fn holds_exactly<'a>(&self, uploads: impl IntoIterator<Item = &'a Upload>) {
+        let mut names: Vec<_> = Vec::new();
+        for upload in uploads {
+            assert!(upload.is_stored_in(&self.folder), "torn: {upload:?}");
+            names.push((upload.name(), upload.size));
+        }
+        names.sort();
+        assert_eq!(self.files(), names);
+    }
+}
+
+/// What a client sends: bytes that tell one upload from another, and each piece from the next.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    pub(crate) number: u8,
+    pub(crate) size: u64,
+    pub(crate) way: Way,
+    pub(crate) is_chunked: bool,
+    /// Before each piece of 64 KiB.
+    pub(crate) pause: Option<Duration>,
+}
+
+const PIECE: u64 = 64 << 10;
+
+impl Upload {
+    pub(crate) fn new(number: u8, size: u64) -> Self {
+        Self {
+            number,
+            size,
+            way: Way::Guarded,
+            is_chunked: false,
+            pause: None,
+        }
+    }
+
+    pub(crate) fn by(self, way: Way) -> Self {
+        Self { way, ..self }
+    }
+
+    pub(crate) fn chunked(self, is_chunked: bool) -> Self {
+        Self { is_chunked, ..self }
+    }
+
+    pub(crate) fn slowly(self, pause: Duration) -> Self {
+        let pause = Some(pause);
+        Self { pause, ..self }
+    }
+
+    fn name(&self) -> String {
+        format!("upload-{}", self.number)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Bytes> + Send + 'static {
+        let (number, size) = (self.number, self.size);
+        (0..size.div_ceil(PIECE)).map(move |piece| {
+            let length = PIECE.min(size - piece * PIECE);
+            vec![number.wrapping_mul(31).wrapping_add(piece as u8); length as usize].into()
+        })
+    }
+
+    fn is_stored_in(&self, folder: &path::Path) -> bool {
+        let stored = std::fs::read(folder.join(self.name())).unwrap();
+        stored.len() as u64 == self.size
+            && self
+                .pieces()
+                .zip(stored.chunks(PIECE as usize))
+                .all(|(sent, kept)| sent == kept)
+    }
+}
+
+/// What a client was told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) reason: Option<String>,
+    pub(crate) resource: Option<String>,
+}
+
+impl Answer {
+    async fn of(response: reqwest::Response) -> Self {
+        let status = response.status().as_u16();
+        let body = response.bytes().await.unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let field = |name: &str| json[name].as_str().map(ToOwned::to_owned);
+        Self {
+            status,
+            reason: field("reason"),
+            resource: field("resource"),
+        }
+    }
+
+    pub(crate) fn plain(status: u16) -> Self {
+        Self {
+            status,
+            reason: None,
+            resource: None,
+        }
+    }
+
+    /// 507 for this reason and resource.
+    pub(crate) fn full(reason: &str, resource: &str) -> Self {
+        Self {
+            status: 507,
+            reason: Some(reason.into()),
+            resource: Some(resource.into()),
+        }
+    }
+}
+
+/// A file that is there only if it was kept: also when the client leaves, and this is dropped.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Not there any more, once kept.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn upload(
+    State(folder): State<PathBuf>,
+    Path(name): Path<String>,
+    reservation: Option<Reservation>,
+    mut body: Body,
+) -> Result<StatusCode, Failure> {
+    let stored = store(folder, name, &reservation, &mut body).await;
+    if stored.is_err() && reservation.is_none() {
+        // Only guarded requests are drained by the guard, so that their answers arrive.
+        while let Some(Ok(_)) = body.frame().await {}
+    }
+    stored
+}
+
+async fn store(
+    folder: PathBuf,
+    name: String,
+    reservation: &Option<Reservation>,
+    body: &mut Body,
+) -> Result<StatusCode, Failure> {
+    let part = Part(folder.join(format!("{name}.part")));
+    let mut file = tokio::fs::File::create(&part.0).await?;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        file.write_all(&data).await?;
+        // Before this, it may not be on the disk yet, and what fails is not known.
+        file.flush().await?;
+        if let Some(reservation) = reservation {
+            reservation.written(data.len() as u64);
+        }
+    }
+    file.sync_all().await?;
+    tokio::fs::rename(&part.0, folder.join(name)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+async fn delete(
+    State(folder): State<PathBuf>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Failure> {
+    tokio::fs::remove_file(folder.join(name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
