@@ -8,7 +8,6 @@
 //! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
 
 use std::{
-    error::Error,
     fmt::Display,
     io::{self, Write},
     process::ExitCode,
