@@ -105,7 +105,7 @@ async fn the_status_shows_the_disk_and_the_scopes() {
 
 #[tokio::test]
 async fn an_overwrite_is_charged_for_its_difference() {
-    let server = start(&["--quota", "1000"]);
+    let server = start(&["--quota", "1000KiB"]);
     for (size, status, charged) in [
         (800, StatusCode::CREATED, 800),
         (1000, StatusCode::NO_CONTENT, 1000),
@@ -120,7 +120,7 @@ async fn an_overwrite_is_charged_for_its_difference() {
                 StatusCode::CREATED if is_chunked => StatusCode::NO_CONTENT,
                 status => status,
             };
-            let content = vec![b'x'; size];
+            let (content, charged) = (vec![b'x'; size * 1024], charged * 1024);
             let body = if is_chunked {
                 chunked(content)
             } else {
