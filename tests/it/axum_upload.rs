@@ -136,6 +136,28 @@ async fn an_overwrite_is_charged_for_its_difference() {
 }
 
 #[tokio::test]
+async fn what_an_overwrite_was_promised_is_looked_at_again() {
+    let server = start(&["--quota", "1000"]);
+    let put = async |name, size| server.put(name, vec![0; size]).await.status();
+    assert_eq!(put("/files/a", 900).await, StatusCode::CREATED);
+    // Let in for its difference, which is nothing.
+    let mut stream = begin_upload_of(&server, "a", 900, 0).await;
+    // Now it is not an overwrite any more, and there is no room for another.
+    let delete = server.request(Method::DELETE, "/files/a");
+    assert_eq!(
+        delete.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(put("/files/b", 200).await, StatusCode::CREATED);
+    stream.write_all(&[0; 450]).await.unwrap();
+    let line = status_line(&mut stream).await;
+    assert_eq!(line, "HTTP/1.1 507 Insufficient Storage");
+    assert_eq!(used(&server).await, 200);
+    gone(&server).await;
+    assert_eq!(server.names(), ["b"]);
+}
+
+#[tokio::test]
 async fn a_delete_gives_back() {
     let server = start(&["--quota", "1000"]);
     let put = async |name| server.put(name, vec![0; 600]).await.status();
@@ -574,7 +596,7 @@ async fn finishes_what_is_in_flight_before_it_ends() {
 async fn a_new_start_counts_what_is_there() {
     let server = start(&["--quota", "1000"]);
     server.put("/files/a", vec![0; 700]).await;
-    let stream = begin_upload_of(&server, "b", 200).await;
+    let stream = begin_upload_of(&server, "b", 200, 200).await;
     // Killed in the middle of an upload.
     let dir = {
         let mut server = server;
@@ -612,15 +634,15 @@ async fn users_are_counted_each_and_together() {
 
 /// Sends the head and the first half of an upload, and returns once it is on the way.
 async fn begin_upload(server: &Server, name: &str) -> TcpStream {
-    begin_upload_of(server, name, MIB).await
+    begin_upload_of(server, name, MIB, MIB).await
 }
 
-async fn begin_upload_of(server: &Server, name: &str, size: usize) -> TcpStream {
+async fn begin_upload_of(server: &Server, name: &str, size: usize, held: usize) -> TcpStream {
     let mut stream = TcpStream::connect(&server.addr).await.unwrap();
     let head = format!("PUT /files/{name} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&vec![0; size / 2]).await.unwrap();
-    let is_held = |status: &Value| status["everyone"]["held"] == size;
+    let is_held = |status: &Value| status["everyone"]["held"] == held;
     server.status_when("", is_held).await;
     // Held is the first step, the temporary file the next.
     let is_there = || {
