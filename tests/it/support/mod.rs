@@ -3,6 +3,7 @@
 pub(crate) mod disk;
 #[cfg(target_os = "linux")]
 pub(crate) mod mounts;
+pub(crate) mod server;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;
 

@@ -1,0 +1,313 @@
+//! An upload server that never promises more than it can keep.
+//!
+//! ```sh
+//! cargo run --release --example axum_upload
+//! curl -T photo.jpg http://127.0.0.1:3000/files/photo.jpg
+//! ```
+//!
+//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use axum::{
+    Extension, Json, RequestExt, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Multipart, Path, Request, State},
+    http::{
+        HeaderMap, Method, StatusCode,
+        header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+        request::Parts,
+    },
+    middleware::{self, Next},
+    response::{ErrorResponse, Html, IntoResponse, Redirect, Response},
+    routing::get,
+};
+use clap::Parser;
+use futures_util::{Stream, TryStreamExt};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, signal, task::spawn_blocking};
+use tokio_util::io::ReaderStream;
+use tower::ServiceBuilder;
+use tower_storage_guard::{
+    Amount, BoxError, Demand, Reservation, Scope, Scopes, StorageGuardLayer, axum::Failure,
+};
+
+use self::shared::{
+    flags::Flags,
+    store::{Entry, Folder, Name, NotAFile, Store, Upload},
+};
+
+mod shared;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match serve(Flags::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("error: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprint!(": {error}");
+                source = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(flags: Flags) -> Result<(), BoxError> {
+    let listen = flags.listen;
+    let store = spawn_blocking(move || Store::open(&flags)).await??;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let mut out = io::stdout();
+    writeln!(out, "listening on http://{}", listener.local_addr()?)?;
+    out.flush()?;
+    axum::serve(listener, app(store))
+        .with_graceful_shutdown(asked_to_stop())
+        .await?;
+    Ok(())
+}
+
+fn app(store: Store) -> Router {
+    let guard = StorageGuardLayer::new(store.volume.clone())
+        .quota(store.quota.clone())
+        .scope_by(scopes)
+        .price_by_async(price);
+    let name = get(read_file).put(put_file).delete(delete_file);
+    Router::new()
+        .route("/files", get(list_files).post(post_files))
+        .route("/files/", name.clone())
+        .route("/files/{*name}", name)
+        .route("/status", get(status))
+        .route_layer(
+            ServiceBuilder::new()
+                // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+                .layer(middleware::from_fn_with_state(store.clone(), identify))
+                .layer(guard),
+        )
+        // The guard knows how much there is room for.
+        .layer(DefaultBodyLimit::disable())
+        .route("/", get(page))
+        .with_state(store)
+}
+
+/// Puts whose folder it is about, and the name of the file if it is about one, into the request.
+async fn identify(
+    State(store): State<Store>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Response> {
+    let Some(folder) = store.folder(token(request.headers())) else {
+        let challenge = [(WWW_AUTHENTICATE, "Bearer")];
+        return Err((StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response());
+    };
+    request.extensions_mut().insert(folder.clone());
+    if request.uri().path().starts_with("/files/") {
+        let name: Option<Path<String>> = request.extract_parts().await.ok();
+        let name: Name = name
+            .map_or_else(String::new, |Path(name)| name)
+            .parse()
+            .map_err(bad_request)?;
+        request.extensions_mut().insert(name);
+    }
+    Ok(next.run(request).await)
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Who is charged: everyone together, and the user if there are users.
+fn scopes(head: &Parts) -> Scopes {
+    let folder = head.extensions.get::<Folder>();
+    folder.map_or_else(Scopes::default, |folder| folder.scopes.clone())
+}
+
+/// An overwrite costs the difference only.
+fn price(head: &Parts, demand: Demand) -> impl Future<Output = Demand> + Send + use<> {
+    let folder = head.extensions.get::<Folder>().cloned();
+    let name = head.extensions.get::<Name>().cloned();
+    let is_put = head.method == Method::PUT;
+    async move {
+        let (Some(folder), Some(name), true) = (folder, name, is_put) else {
+            return demand;
+        };
+        match folder.size(&name).await {
+            Ok(Some(old)) => demand.replacing(Amount::new(old, 1)),
+            // Whatever is wrong shows again when the file is written.
+            Ok(None) | Err(_) => demand,
+        }
+    }
+}
+
+async fn put_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+    reservation: Reservation,
+    body: Body,
+) -> Result<StatusCode, ErrorResponse> {
+    let content = body.into_data_stream().map_err(bad_request);
+    let upload = receive(&folder, name, &reservation, content).await?;
+    let stored = folder
+        .publish(vec![upload], &reservation)
+        .await
+        .map_err(fail)?;
+    let status = if stored.has_replaced() {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::CREATED
+    };
+    stored.answered();
+    Ok(status)
+}
+
+/// A form, with any number of files. All of them are stored, or none.
+async fn post_files(
+    Extension(folder): Extension<Folder>,
+    reservation: Reservation,
+    headers: HeaderMap,
+    mut form: Multipart,
+) -> Result<Response, ErrorResponse> {
+    let mut uploads = Vec::new();
+    while let Some(field) = form.next_field().await? {
+        // What is not a file is of no interest.
+        if let Some(name) = field.file_name() {
+            let name = name.parse().map_err(bad_request)?;
+            uploads.push(receive(&folder, name, &reservation, field).await?);
+        }
+    }
+    if uploads.is_empty() {
+        return Err(bad_request("there is no file in the form").into());
+    }
+    let stored = folder.publish(uploads, &reservation).await.map_err(fail)?;
+    let files = stored.answered();
+    Ok(if accepts_html(&headers) {
+        Redirect::to("/").into_response()
+    } else {
+        (StatusCode::CREATED, Json(files)).into_response()
+    })
+}
+
+async fn receive<E: IntoResponse>(
+    folder: &Folder,
+    name: Name,
+    reservation: &Reservation,
+    mut content: impl Stream<Item = Result<Bytes, E>> + Unpin,
+) -> Result<Upload, ErrorResponse> {
+    let mut upload = folder
+        .begin(name, reservation)
+        .await
+        .map_err(Failure::from)?;
+    while let Some(chunk) = content.try_next().await? {
+        upload.write(&chunk).await.map_err(Failure::from)?;
+    }
+    Ok(upload.finish().await.map_err(Failure::from)?)
+}
+
+async fn list_files(Extension(folder): Extension<Folder>) -> Result<Json<Vec<Entry>>, Failure> {
+    Ok(Json(folder.list().await?))
+}
+
+/// HEAD comes here too: axum sends the head alone then.
+async fn read_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+) -> Result<Response, Failure> {
+    let Some((file, size)) = folder.read(&name).await? else {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    };
+    let head = [
+        (CONTENT_LENGTH, size.to_string()),
+        (CONTENT_TYPE, "application/octet-stream".to_owned()),
+    ];
+    let content = Body::from_stream(ReaderStream::with_capacity(file, 64 << 10));
+    Ok((head, content).into_response())
+}
+
+async fn delete_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+) -> Result<StatusCode, Failure> {
+    Ok(if folder.delete(&name).await? {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::NOT_FOUND
+    })
+}
+
+/// How full it is: the disk, and whoever the caller is charged to.
+async fn status(State(store): State<Store>, Extension(folder): Extension<Folder>) -> Json<Value> {
+    let volume = store.volume.status();
+    let usage = |scope: &Scope| {
+        let usage = store.quota.usage(scope);
+        json!({
+            "scope": scope.as_str(),
+            "limit": usage.limits.bytes,
+            "used": usage.used.bytes,
+            "held": usage.held.bytes,
+        })
+    };
+    let user = folder
+        .scopes
+        .iter()
+        .find(|scope| scope.as_str() != Store::EVERYONE);
+    Json(json!({
+        "volume": {
+            "available": volume.available,
+            "claimed": volume.claimed,
+            "headroom": volume.headroom,
+        },
+        "user": user.map(usage),
+        "everyone": usage(&Store::EVERYONE.into()),
+    }))
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("shared/page.html"))
+}
+
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter();
+    accepted.any(|value| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.contains("text/html"))
+    })
+}
+
+fn bad_request(error: impl Display) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}
+
+/// A name that is taken is the client's to change. In everything else, the guard finds the storage faults.
+fn fail(error: BoxError) -> ErrorResponse {
+    match error.downcast::<NotAFile>() {
+        Ok(error) => (StatusCode::CONFLICT, error.to_string()).into(),
+        Err(error) => Failure::from(error).into(),
+    }
+}
+
+/// Ctrl-C, or what a service manager sends.
+async fn asked_to_stop() {
+    let interrupted = async { signal::ctrl_c().await.expect("Ctrl-C can be handled") };
+    #[cfg(unix)]
+    let terminated = async {
+        let mut signals = signal::unix::signal(signal::unix::SignalKind::terminate())
+            .expect("SIGTERM can be handled");
+        signals.recv().await;
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupted => {}
+        () = terminated => {}
+    }
+}

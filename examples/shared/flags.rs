@@ -1,0 +1,63 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use bytesize::ByteSize;
+use clap::Parser;
+
+use super::store::Name;
+
+/// Stores files, and lets an upload in only when there is room for it.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Flags {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    pub(crate) listen: SocketAddr,
+
+    /// Where the files are; made if missing. Only one server may use it at a time
+    #[arg(long, default_value = "./uploads")]
+    pub(crate) dir: PathBuf,
+
+    /// What stays free on the disk
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub keep_free: ByteSize,
+
+    /// What everyone may store together
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) quota: ByteSize,
+
+    /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
+    #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]
+    pub(crate) users: Vec<User>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct User {
+    pub(crate) name: Name,
+    pub(crate) token: String,
+    pub(crate) limit: ByteSize,
+}
+
+impl FromStr for User {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A token may have colons; a name and a limit have none.
+        let parts = text.split_once(':').and_then(|(name, rest)| {
+            let (token, limit) = rest.rsplit_once(':')?;
+            Some((name, token, limit))
+        });
+        let (name, token, limit) = parts.ok_or("expected NAME:TOKEN:LIMIT")?;
+        // What an Authorization header can carry.
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token must be printable ASCII, without spaces".to_owned());
+        }
+        Ok(Self {
+            name: name.parse().map_err(|error| format!("{error}"))?,
+            token: token.to_owned(),
+            limit: limit
+                .parse()
+                .map_err(|error| format!("the limit: {error}"))?,
+        })
+    }
+}

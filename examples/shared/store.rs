@@ -1,0 +1,494 @@
+//! Folders of files. A file is there whole or not at all, and is charged for exactly as long as it is there.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    fs, io, mem,
+    path::{Component, Path, PathBuf},
+    process,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::Serialize;
+use tokio::{fs::File, io::AsyncWriteExt, sync::Mutex, task::spawn_blocking};
+use tower_storage_guard::{
+    Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
+    quota::{Change, Limits, MemoryQuota},
+};
+
+use super::flags::Flags;
+
+/// How uploads in progress are called. No file can be: names do not begin with a dot.
+const TEMPORARY: &str = ".upload-";
+
+/// How many bytes are written before they are reported to the reservation.
+const REPORT_EVERY: u64 = 1 << 20;
+
+/// Everything that is stored, and what guards it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub(crate) volume: Volume,
+    pub(crate) quota: MemoryQuota,
+    folders: Arc<Folders>,
+}
+
+enum Folders {
+    Shared(Folder),
+    /// By token. The map hashes with a random key, so its timing tells nothing of the tokens.
+    OfUsers(HashMap<String, Folder>),
+}
+
+impl Store {
+    /// The scope that all uploads are charged to.
+    pub(crate) const EVERYONE: &str = "everyone";
+
+    /// Makes what is missing, removes what was left behind, and counts what is there. Blocks.
+    pub(crate) fn open(flags: &Flags) -> Result<Self, BoxError> {
+        fs::create_dir_all(&flags.dir).map_err(|error| named(&flags.dir, error))?;
+        let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
+        let quota = MemoryQuota::new(Limits::UNLIMITED);
+        quota.set_limits(Self::EVERYONE, Limits::bytes(flags.quota.as_u64()));
+
+        let open = |dir: PathBuf, scopes: Scopes| Folder::open(dir, scopes, &volume, &quota);
+        if flags.users.is_empty() {
+            let folder = open(flags.dir.clone(), Self::EVERYONE.into())?;
+            let folders = Arc::new(Folders::Shared(folder));
+            return Ok(Self {
+                volume,
+                quota,
+                folders,
+            });
+        }
+        let (mut folders, mut names) = (HashMap::new(), HashSet::new());
+        for user in &flags.users {
+            let own = Scope::from(format_args!("user:{}", user.name.as_str()));
+            quota.set_limits(&own, Limits::bytes(user.limit.as_u64()));
+            if !names.insert(&user.name) {
+                return Err(format!("there are two users {:?}", user.name.as_str()).into());
+            }
+            let dir = flags.dir.join(user.name.as_str());
+            let folder = open(dir, [own, Self::EVERYONE.into()].into())?;
+            if folders.insert(user.token.clone(), folder).is_some() {
+                return Err("two users have the same token".into());
+            }
+        }
+        let folders = Arc::new(Folders::OfUsers(folders));
+        Ok(Self {
+            volume,
+            quota,
+            folders,
+        })
+    }
+
+    /// The folder of whoever has this token, or everyone's where there are no users.
+    pub(crate) fn folder(&self, token: Option<&str>) -> Option<&Folder> {
+        match &*self.folders {
+            Folders::Shared(folder) => Some(folder),
+            Folders::OfUsers(folders) => folders.get(token?),
+        }
+    }
+}
+
+/// Files beside each other, all of one owner. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Folder {
+    dir: Arc<Path>,
+    /// Who is charged.
+    pub(crate) scopes: Scopes,
+    quota: MemoryQuota,
+    volume: Volume,
+    /// Held while a file comes, goes or changes place with another, so that what was there can be counted.
+    changing: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) size: u64,
+}
+
+impl Folder {
+    fn open(
+        dir: PathBuf,
+        scopes: Scopes,
+        volume: &Volume,
+        quota: &MemoryQuota,
+    ) -> io::Result<Self> {
+        fs::create_dir_all(&dir)
+            .and_then(|()| remove_leftovers(&dir))
+            .map_err(|error| named(&dir, error))?;
+        let folder = Self {
+            dir: dir.into(),
+            scopes,
+            quota: quota.clone(),
+            volume: volume.clone(),
+            changing: Arc::default(),
+        };
+        for Entry { size, .. } in entries(&folder.dir)? {
+            folder.charge(Amount::new(size, 1).into());
+        }
+        Ok(folder)
+    }
+
+    /// The files, by name.
+    pub(crate) async fn list(&self) -> io::Result<Vec<Entry>> {
+        let dir = Arc::clone(&self.dir);
+        spawn_blocking(move || entries(&dir)).await?
+    }
+
+    /// The size of a file. None where there is no file.
+    pub(crate) async fn size(&self, name: &Name) -> io::Result<Option<u64>> {
+        let path = self.path(name);
+        Ok(spawn_blocking(move || found(&path)).await??.file())
+    }
+
+    /// A file to read, and its size. It stays what it is, whoever replaces it meanwhile.
+    pub(crate) async fn read(&self, name: &Name) -> io::Result<Option<(File, u64)>> {
+        let path = self.path(name);
+        spawn_blocking(move || {
+            let Found::File(_) = found(&path)? else {
+                return Ok(None);
+            };
+            match fs::File::open(&path) {
+                Ok(file) => {
+                    let size = file.metadata()?.len();
+                    Ok(Some((File::from_std(file), size)))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await?
+    }
+
+    /// Removes a file, and gives back what it was charged. False where there is none.
+    pub(crate) async fn delete(&self, name: &Name) -> io::Result<bool> {
+        let (folder, path) = (self.clone(), self.path(name));
+        // A task of its own: a caller who leaves cannot stop it half way.
+        tokio::spawn(async move {
+            let _changing = folder.changing.lock().await;
+            let dir = Arc::clone(&folder.dir);
+            let removed = spawn_blocking(move || {
+                let Found::File(size) = found(&path)? else {
+                    return Ok(None);
+                };
+                fs::remove_file(&path)?;
+                Ok::<_, io::Error>(Some((size, sync_dir(&dir))))
+            });
+            let Some((size, synced)) = removed.await?? else {
+                return Ok(false);
+            };
+            folder.charge(Change::between(Amount::ZERO, Amount::new(size, 1)));
+            folder.volume.refresh();
+            synced.map(|()| true)
+        })
+        .await?
+    }
+
+    /// Begins an upload. Nobody sees it until it is published; dropped before, it leaves nothing.
+    pub(crate) async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Upload> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = self
+            .dir
+            .join(format!("{TEMPORARY}{}-{number}", process::id()));
+        let volume = self.volume.clone();
+        // Made together, so that there is no file without its remover when the caller leaves meanwhile.
+        let (file, temporary) = spawn_blocking(move || {
+            let file = fs::File::create_new(&path)?;
+            Ok::<_, io::Error>((
+                file,
+                Temporary {
+                    path: Some(path),
+                    volume,
+                },
+            ))
+        })
+        .await??;
+        Ok(Upload {
+            name,
+            file: File::from_std(file),
+            temporary,
+            size: 0,
+            unreported: 0,
+            reservation: reservation.clone(),
+        })
+    }
+
+    /// Gives uploads of one request their names. From then on they are charged: by the guard if the caller
+    /// says that the request is [`Stored::answered`], and otherwise by us.
+    pub(crate) async fn publish(
+        &self,
+        uploads: Vec<Upload>,
+        reservation: &Reservation,
+    ) -> Result<Stored, BoxError> {
+        let (folder, reservation) = (self.clone(), reservation.clone());
+        // A task of its own: a caller who leaves cannot stop it between the rename and the count.
+        tokio::spawn(async move {
+            let changing = Arc::clone(&folder.changing);
+            let _changing = changing.lock().await;
+            let mut stored = Stored::nothing_yet(folder);
+            for upload in uploads {
+                stored.publish(upload, &reservation).await?;
+            }
+            let dir = Arc::clone(&stored.folder.dir);
+            spawn_blocking(move || sync_dir(&dir)).await??;
+            reservation.stored(stored.made.bytes);
+            reservation.made(stored.made.objects);
+            Ok(stored)
+        })
+        .await?
+    }
+
+    fn charge(&self, change: Change) {
+        for scope in &self.scopes {
+            self.quota.adjust(scope, change);
+        }
+    }
+
+    fn path(&self, name: &Name) -> PathBuf {
+        self.dir.join(name.as_str())
+    }
+}
+
+/// A file that is being uploaded.
+pub(crate) struct Upload {
+    name: Name,
+    file: File,
+    temporary: Temporary,
+    size: u64,
+    unreported: u64,
+    reservation: Reservation,
+}
+
+impl Upload {
+    pub(crate) async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.file.write_all(chunk).await?;
+        self.size += chunk.len() as u64;
+        self.unreported += chunk.len() as u64;
+        if self.unreported >= REPORT_EVERY {
+            self.report().await?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything on the disk. An upload is not to be published without.
+    pub(crate) async fn finish(mut self) -> io::Result<Self> {
+        self.report().await?;
+        self.file.sync_all().await?;
+        Ok(self)
+    }
+
+    async fn report(&mut self) -> io::Result<()> {
+        // tokio's files write behind our back. Only a flush tells whether the disk had room.
+        self.file.flush().await?;
+        self.reservation.written(mem::take(&mut self.unreported));
+        Ok(())
+    }
+}
+
+/// Removes a temporary file, however the upload ends.
+struct Temporary {
+    path: Option<PathBuf>,
+    volume: Volume,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let Some(path) = self.path.take() else {
+            return;
+        };
+        let volume = self.volume.clone();
+        spawn_blocking(move || {
+            // Nobody is left to tell. If it fails, the next start removes it.
+            let _ = fs::remove_file(path);
+            volume.refresh();
+        });
+    }
+}
+
+/// Files that have just got their names.
+pub(crate) struct Stored {
+    folder: Folder,
+    made: Amount,
+    replaced: Amount,
+    is_answered: bool,
+    pub(crate) files: Vec<Entry>,
+}
+
+impl Stored {
+    fn nothing_yet(folder: Folder) -> Self {
+        Self {
+            folder,
+            made: Amount::ZERO,
+            replaced: Amount::ZERO,
+            is_answered: false,
+            files: Vec::new(),
+        }
+    }
+
+    pub(crate) fn has_replaced(&self) -> bool {
+        self.replaced.objects > 0
+    }
+
+    /// The answer will be a success, and nothing can go wrong before it: the guard charges for the files.
+    pub(crate) fn answered(mut self) -> Vec<Entry> {
+        self.is_answered = true;
+        mem::take(&mut self.files)
+    }
+
+    async fn publish(
+        &mut self,
+        mut upload: Upload,
+        reservation: &Reservation,
+    ) -> Result<(), BoxError> {
+        let to = self.folder.path(&upload.name);
+        let old = spawn_blocking({
+            let to = to.clone();
+            move || found(&to)
+        });
+        let old = match old.await?? {
+            Found::Nothing => Amount::ZERO,
+            Found::File(size) => Amount::new(size, 1),
+            Found::Other => return Err(NotAFile.into()),
+        };
+        // What was there at the door may have been replaced or deleted since.
+        reservation.replaces(self.replaced + old).await?;
+        upload.temporary = spawn_blocking(move || {
+            let mut temporary = upload.temporary;
+            if let Some(from) = &temporary.path {
+                fs::rename(from, to)?;
+                temporary.path = None;
+            }
+            Ok::<_, io::Error>(temporary)
+        })
+        .await??;
+        self.replaced = self.replaced + old;
+        self.made = self.made + Amount::new(upload.size, 1);
+        self.files.push(Entry {
+            name: upload.name.0,
+            size: upload.size,
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        // The request has failed or was abandoned, so the guard charges nothing. But the files are there.
+        if !self.is_answered {
+            self.folder
+                .charge(Change::between(self.made, self.replaced));
+        }
+    }
+}
+
+/// The name is taken by a folder, or by a link.
+#[derive(Debug, thiserror::Error)]
+#[error("there is something of this name that is not a file")]
+pub(crate) struct NotAFile;
+
+/// The name of a file, or of a user: one that cannot lead out of a folder.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Name(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("a name must have 1 to 255 bytes and no slash, and not begin with a dot")]
+pub(crate) struct InvalidName;
+
+impl Name {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        // As the operating system sees it: on Windows there is more that leads elsewhere.
+        let mut parts = Path::new(name).components();
+        let is_plain = parts.next() == Some(Component::Normal(OsStr::new(name)));
+        if is_plain
+            && parts.next().is_none()
+            && name.len() <= 255
+            && !name.starts_with('.')
+            && !name.contains('\0')
+        {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(InvalidName)
+        }
+    }
+}
+
+/// What a name leads to. Links are not followed.
+enum Found {
+    Nothing,
+    File(u64),
+    Other,
+}
+
+impl Found {
+    fn file(self) -> Option<u64> {
+        match self {
+            Self::File(size) => Some(size),
+            Self::Nothing | Self::Other => None,
+        }
+    }
+}
+
+fn found(path: &Path) -> io::Result<Found> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(Found::File(metadata.len())),
+        Ok(_) => Ok(Found::Other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // Files that we cannot name are not ours.
+        let Some(Ok(name)) = entry.file_name().to_str().map(Name::from_str) else {
+            continue;
+        };
+        if let Found::File(size) = found(&entry.path())? {
+            entries.push(Entry { name: name.0, size });
+        }
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TEMPORARY.as_bytes())
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A rename is on the disk when its directory is. Windows has no such thing.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,135 @@
+//! An example that runs as a server of its own.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take that we wait for.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// A running example, with a folder of its own. Killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// `127.0.0.1:PORT`
+    pub(crate) addr: String,
+    pub(crate) client: Client,
+    pub(crate) dir: TempDir,
+}
+
+impl Server {
+    pub(crate) fn start(example: &str, flags: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), example, flags)
+    }
+
+    pub(crate) fn start_in(dir: TempDir, example: &str, flags: &[&str]) -> Self {
+        let mut child = Command::new(path_of(example))
+            .args(["--listen", "127.0.0.1:0", "--dir"])
+            .arg(dir.path())
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let out = child.stdout.take().unwrap();
+        // Ends without a line when the server cannot start: its complaint is on our stderr then.
+        BufReader::new(out).read_line(&mut line).unwrap();
+        let addr = line.trim_end().strip_prefix("listening on http://");
+        Self {
+            addr: addr.expect("the server says where it listens").to_owned(),
+            child,
+            client: Client::new(),
+            dir,
+        }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, format!("http://{}{path}", self.addr))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    pub(crate) async fn put(&self, path: &str, content: impl Into<reqwest::Body>) -> Response {
+        let request = self.request(Method::PUT, path).body(content);
+        request.send().await.unwrap()
+    }
+
+    /// The names of everything in the folder, hidden or not.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Asks for the status until it is as wanted.
+    pub(crate) async fn status_when(&self, token: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let request = self.request(Method::GET, "/status").bearer_auth(token);
+            let status: Value = request.send().await.unwrap().json().await.unwrap();
+            if is_so(&status) {
+                return status;
+            }
+            assert!(start.elapsed() < BOUND, "still {status}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Waits until the process has ended by itself, and leaves its folder.
+    pub(crate) async fn ended(mut self) -> (ExitStatus, TempDir) {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < BOUND, "the server does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let empty = tempfile::tempdir().unwrap();
+        (status, std::mem::replace(&mut self.dir, empty))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails when it has ended before, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `target/PROFILE/examples/NAME`, seen from `target/PROFILE/deps/it-HASH`.
+fn path_of(example: &str) -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile
+        .join("examples")
+        .join(example)
+        .with_extension(env::consts::EXE_EXTENSION);
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` builds it, and so does `cargo build --example {example}`",
+        path.display()
+    );
+    path
+}
