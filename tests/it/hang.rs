@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     ffi::OsStr,
     io,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, mpsc},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -14,8 +14,11 @@ use fuser::{
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
+use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_storage_guard::{MeteredBody, Outage, Probe, Reading, StorageGuardLayer, Volume};
+use tower_storage_guard::{
+    MeteredBody, Outage, Probe, Reading, Reservation, StorageGuardLayer, Volume,
+};
 
 use crate::support::{eventually, mounts::with_own_mounts};
 
@@ -288,5 +291,91 @@ async fn only_one_probes() {
     loop {
         assert_eq!(probing_threads(), 1);
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A disk whose readings are taken step by step.
+struct Stepped {
+    disk: Arc<Mutex<u64>>,
+    begun: mpsc::Sender<()>,
+    go: mpsc::Receiver<()>,
+}
+
+impl Probe for Stepped {
+    fn read(&mut self) -> io::Result<Reading> {
+        // The test is over when these fail.
+        let _ = self.begun.send(());
+        let _ = self.go.recv();
+        Ok(Reading::new(100 - *self.disk.lock().unwrap(), 100))
+    }
+}
+
+/// An upload that is let in, and ends as it is told.
+struct Held {
+    answer: JoinHandle<u16>,
+    inside: oneshot::Receiver<Reservation>,
+    end: oneshot::Sender<u16>,
+}
+
+impl Held {
+    fn begin(layer: &StorageGuardLayer, bytes: u64) -> Self {
+        let (let_in, inside) = oneshot::channel();
+        let (end, ends) = oneshot::channel();
+        // Called once, though a service could be called more often.
+        let hooks = Arc::new(Mutex::new(Some((let_in, ends))));
+        let service = service_fn(move |request: Request<MeteredBody<Full<Bytes>>>| {
+            let (let_in, ends) = hooks.lock().unwrap().take().unwrap();
+            async move {
+                let reservation = request.extensions().get::<Reservation>().unwrap();
+                let_in.send(reservation.clone()).unwrap();
+                let answer = Response::builder().status(ends.await.unwrap());
+                Ok::<_, Infallible>(answer.body(Full::<Bytes>::default()).unwrap())
+            }
+        });
+        let request = Request::put("/").header("content-length", bytes);
+        let request = request.body(Full::default()).unwrap();
+        let answer = layer.layer(service).oneshot(request);
+        let answer = tokio::spawn(async { answer.await.unwrap().status().as_u16() });
+        Self {
+            answer,
+            inside,
+            end,
+        }
+    }
+}
+
+/// What is written while a reading is taken counts twice until the next. Nobody is refused for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reading_that_counts_twice_refuses_nobody() {
+    let disk = Arc::new(Mutex::new(0));
+    let ((begun, has_begun), (step, go)) = (mpsc::channel(), mpsc::channel());
+    let stepped = Stepped {
+        disk: disk.clone(),
+        begun,
+        go,
+    };
+    step.send(()).unwrap();
+    let volume = Volume::from_probe(stepped).unwrap();
+    has_begun.recv().unwrap();
+    let layer = StorageGuardLayer::new(volume).patience(Duration::from_secs(60));
+
+    let writes = Held::begin(&layer, 60);
+    let writing = writes.inside.await.unwrap();
+    let fails = Held::begin(&layer, 40);
+    fails.inside.await.unwrap();
+    let waits = Held::begin(&layer, 40);
+    has_begun.recv().unwrap();
+    *disk.lock().unwrap() = 60;
+    writing.written(60);
+    step.send(()).unwrap();
+    // It asks for another instead of giving up.
+    has_begun.recv().unwrap();
+    step.send(()).unwrap();
+    fails.end.send(500).unwrap();
+    assert_eq!(fails.answer.await.unwrap(), 500);
+    waits.inside.await.expect("is let in");
+    for (end, answer) in [(waits.end, waits.answer), (writes.end, writes.answer)] {
+        end.send(200).unwrap();
+        assert_eq!(answer.await.unwrap(), 200);
     }
 }
