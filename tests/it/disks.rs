@@ -469,6 +469,26 @@ stampede!(a_chunked_stampede, times: 10, chunked: true, pause: None);
 stampede!(a_slow_stampede, times: 2, chunked: false, pause: PAUSE);
 stampede!(a_slow_chunked_stampede, times: 2, chunked: true, pause: PAUSE);
 
+/// The same stampede on the check that most people write: all pass it, before anybody has written.
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_stampede_on_the_usual_check() {
+    with_own_mounts(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = tmpfs(folder.path(), "size=32m");
+        in_runtime(async {
+            let store = Store::open(&disk, guard(&disk).1).await;
+            let uploads = (0..16).map(|number| Upload::new(number, 4 * MIB).by(Way::Usual));
+            join_all(uploads.map(async |upload| store.put(&upload).await)).await;
+            let files = store.files();
+            let whole = files.iter().filter(|(_, size)| *size == 4 * MIB).count();
+            let torn = files.len() - whole;
+            println!("the usual check: {whole} whole, {torn} torn");
+            assert!(whole < 8 && torn > 0);
+        });
+    });
+}
+
 /// Uploads of any size, in any order: those that fit are stored, and those that are refused did not fit.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
