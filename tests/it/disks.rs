@@ -206,6 +206,37 @@ fn a_btrfs_at_the_quota_of_its_subvolume() {
     });
 }
 
+/// statvfs on btrfs follows no write before the filesystem commits, which may take it half a minute.
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn what_was_stored_on_btrfs_is_not_free_again() {
+    with_own_loop_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = image(folder.path(), 256, "mkfs.btrfs", &["-q"]);
+            let (volume, layer) = guard(&disk);
+            let before = volume.status().available;
+            let service = layer.layer(service_fn(
+                async |request: Request<MeteredBody<Full<Bytes>>>| {
+                    // No fsync: the filesystem shall have no reason of its own to commit.
+                    std::fs::write(disk.join("file"), vec![1; 16 << 20]).unwrap();
+                    read(request).await
+                },
+            ));
+            let upload = Request::put("/").body(Full::from(vec![1; 16 << 20]));
+            let answer = service.oneshot(upload.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            eventually("settled", || {
+                volume.refresh();
+                volume.status().claimed == 0
+            })
+            .await;
+            let after = volume.status().available;
+            assert!(before - after >= 16 * MIB, "{before} bytes, then {after}");
+        });
+    });
+}
+
 /// The status and reason that a handler's error comes to.
 async fn answer_of<H, F>(handler: H) -> (u16, serde_json::Value)
 where
