@@ -1,3 +1,4 @@
 //! The tests that stand outside of the crate.
 
+mod allocations;
 mod smoke;
