@@ -53,6 +53,12 @@ impl Amount {
         Self::new(0, objects)
     }
 
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self::new(self.bytes.max(other.bytes), self.objects.max(other.objects))
+    }
+
     /// Whether this is nothing at all.
     pub const fn is_zero(self) -> bool {
         self.bytes == 0 && self.objects == 0

@@ -174,12 +174,7 @@ where
     B: Body,
     Q: QuotaSource,
 {
-    fn at_volume(
-        settings: &Settings<Q>,
-        held: Held<S, B>,
-        scopes: Scopes,
-        demand: Demand,
-    ) -> Self {
+    fn at_volume(settings: &Settings<Q>, held: Held<S, B>, scopes: Scopes, demand: Demand) -> Self {
         let first = demand.bytes().unwrap_or_else(|| {
             let hinted = demand.expected().min(settings.hint_cap);
             hinted.max(settings.grants.first)
@@ -213,7 +208,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let settings = &*this.settings;
-        let refuse = |refusal, unread| Poll::Ready(Ok(answer(settings, this.asked, refusal, unread)));
+        let refuse =
+            |refusal, unread| Poll::Ready(Ok(answer(settings, this.asked, refusal, unread)));
         loop {
             match this.state.as_mut().project() {
                 StateProj::Price {
@@ -250,7 +246,9 @@ where
                         this.state.set(enter(cell, held));
                     } else {
                         let hold =
-                            settings.quota.reserve(cell.scopes(), cell.asked());
+                            settings
+                                .quota
+                                .reserve(cell.scopes(), cell.asked(), cell.expected());
                         this.state.set(State::Quota {
                             hold,
                             time: Bound::new(settings.quota_timeout),
@@ -315,8 +313,7 @@ where
                     if let Some(refusal) = refusal {
                         let (head, body) = response.into_parts();
                         drop(body);
-                        let mut response =
-                            answer(settings, this.asked, refusal, end_refused(cell));
+                        let mut response = answer(settings, this.asked, refusal, end_refused(cell));
                         carry_over(head.headers, response.headers_mut());
                         return Poll::Ready(Ok(response));
                     }
@@ -498,8 +495,7 @@ fn answer<R, Q>(
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain =
-        unread.and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time));
+    let drain = unread.and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time));
     settings
         .answers
         .answer(refusal, asked)

@@ -226,7 +226,11 @@ impl Ticket {
                     Err(again) => short = again,
                 }
                 if late {
-                    looks = if place.send_youngest_away() { 0 } else { looks + 1 };
+                    looks = if place.send_youngest_away() {
+                        0
+                    } else {
+                        looks + 1
+                    };
                     if looks == LOOKS {
                         return Err(short.error);
                     }

@@ -289,7 +289,9 @@ impl<Q: QuotaSource> Cell<Q> {
     /// Why the body was cut, if it was.
     pub(crate) fn refused(&self) -> Option<Refusal> {
         // A cut closes the meter, so that the lock is not needed for all the others.
-        self.meter.is_closed().then(|| self.books().refusal.clone())?
+        self.meter
+            .is_closed()
+            .then(|| self.books().refusal.clone())?
     }
 
     pub(crate) fn body_has_ended(&self) -> bool {
@@ -317,7 +319,9 @@ impl<Q: QuotaSource> Cell<Q> {
         if let Some(volume) = &self.settings.volume {
             // After a failure the partial file may still be there: what was read stays claimed until
             // the probe has looked.
-            let on_disk = stored.max(if success { 0 } else { received }).max(books.written);
+            let on_disk = stored
+                .max(if success { 0 } else { received })
+                .max(books.written);
             let blocks = volume
                 .in_blocks(Amount::new(on_disk, books.blocks.objects))
                 .bytes
@@ -389,10 +393,7 @@ where
             .quota
             .grow(patience, || async {
                 if tickets.quota.yields(&keys) {
-                    let refusal = Refusal::from(Fault::new(
-                        Cause::QuotaExceeded,
-                        Resource::Bytes,
-                    ));
+                    let refusal = Refusal::from(Fault::new(Cause::QuotaExceeded, Resource::Bytes));
                     return Err(Short {
                         of: keys.first().cloned(),
                         error: Refused::new(refusal),
@@ -472,7 +473,13 @@ impl<'a, Q: QuotaSource> Extra<'a, Q> {
                     volume.full()
                 } else {
                     match cell.claim_more(want).or_else(|_| cell.claim_more(need)) {
-                        Ok((bytes, blocks)) => return Ok(Self { cell, bytes, blocks }),
+                        Ok((bytes, blocks)) => {
+                            return Ok(Self {
+                                cell,
+                                bytes,
+                                blocks,
+                            });
+                        }
                         Err(shortfall) => shortfall,
                     }
                 };
@@ -659,17 +666,15 @@ impl<Q: QuotaSource> Drop for Cell<Q> {
 /// What a client is told when the volume has no room.
 pub(crate) fn refuse_shortfall(shortfall: Shortfall) -> Refusal {
     match shortfall {
-        Shortfall::Full { fault, is_hopeless } => {
-            Refusal::from(fault).with_temporary(!is_hopeless)
-        }
+        Shortfall::Full { fault, is_hopeless } => Refusal::from(fault).with_temporary(!is_hopeless),
         Shortfall::Unknown => Refusal::unavailable(),
     }
 }
 
 /// What a client is told when a scope has no room: the figures too, if they are its own.
 pub(crate) fn refuse_exceeded(exceeded: &Exceeded) -> Refusal {
-    let refusal =
-        Refusal::from(Fault::new(exceeded.cause, exceeded.resource)).with_temporary(exceeded.required <= exceeded.limit);
+    let refusal = Refusal::from(Fault::new(exceeded.cause, exceeded.resource))
+        .with_temporary(exceeded.required <= exceeded.limit);
     if exceeded.scope.is_disclosed() {
         refusal.with_figures(Figures {
             limit: exceeded.limit,

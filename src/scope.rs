@@ -10,16 +10,16 @@ use std::{
 
 /// The longest name, in bytes, that is kept without an allocation.
 ///
-/// With it a [`Scope`] is 40 bytes.
-const INLINE: usize = 29;
+/// With it a [`Scope`] is 32 bytes.
+const INLINE: usize = 21;
 
 /// Keyed at random once per process: clients who choose names cannot choose collisions.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Who is charged: a name such as `user:42` or `collection:/photos`.
 ///
-/// Two scopes are equal when their names are. Names of up to 29 bytes need no allocation, and a clone never does.
-/// The name is hashed here, once, and never again on the way of the request.
+/// Two scopes are equal when their names are. Names of up to 21 bytes need no allocation, and a
+/// clone never does. The name is hashed here, once, and never again on the way of the request.
 ///
 /// ```
 /// use tower_storage_guard::Scope;
@@ -60,9 +60,11 @@ impl Scope {
         }
     }
 
-    /// Keeps the figures of this scope from the caller: a refusal names neither its limit nor its usage.
+    /// Keeps the figures of this scope from the caller: a refusal names neither its limit nor its
+    /// usage.
     ///
-    /// For when somebody else is charged, such as the owner of the folder that the caller writes to.
+    /// For when somebody else is charged, such as the owner of the folder that the caller writes
+    /// to.
     ///
     /// ```
     /// use tower_storage_guard::Scope;
@@ -226,8 +228,8 @@ impl fmt::Write for Buffer {
 
 /// All the scopes that a request charges: none, one or several, each once.
 ///
-/// When a scope is given twice, it is [disclosed](Scope::is_disclosed) if one of the two is: a caller who happens to be
-/// the owner as well may see their own figures.
+/// When a scope is given twice, it is [disclosed](Scope::is_disclosed) if one of the two is: a
+/// caller who happens to be the owner as well may see their own figures.
 ///
 /// ```
 /// use tower_storage_guard::{Scope, Scopes};
@@ -362,8 +364,8 @@ mod tests {
 
     #[test]
     fn sizes() {
-        assert_eq!(size_of::<Scope>(), 40);
-        assert_eq!(size_of::<Scopes>(), 40);
+        assert_eq!(size_of::<Scope>(), 32);
+        assert_eq!(size_of::<Scopes>(), 32);
     }
 
     #[test]
@@ -423,7 +425,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_its_name(a in ".{0,12}", b in ".{0,40}") {
+        fn behaves_like_its_name(a in ".{0,8}", b in ".{0,30}") {
             let (x, y) = (Scope::from(a.as_str()), Scope::from(b.clone()));
             prop_assert_eq!(x.as_str(), &a);
             prop_assert_eq!(y.to_string(), b.clone());

@@ -4,7 +4,6 @@
 
 use std::{
     fmt,
-    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,7 +14,7 @@ pub(crate) struct Sleep(Kind);
 enum Kind {
     /// Tokio's own, so that a test can pause it.
     #[cfg(feature = "tokio")]
-    Tokio(Pin<Box<tokio::time::Sleep>>),
+    Tokio(std::pin::Pin<Box<tokio::time::Sleep>>),
     Thread(thread::Sleep),
 }
 
@@ -62,9 +61,7 @@ impl Bound {
     /// Ready when the time is up. Counts from the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let after = self.after;
-        self.sleep
-            .get_or_insert_with(|| Sleep::new(after))
-            .poll(cx)
+        self.sleep.get_or_insert_with(|| Sleep::new(after)).poll(cx)
     }
 }
 

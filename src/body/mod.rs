@@ -11,8 +11,8 @@ use std::{
 use bytes::Buf;
 use http_body::Body;
 
-pub(crate) use self::{request::WhenDropped, response::Drain};
 pub use self::{request::MeteredBody, response::ResponseBody};
+pub(crate) use self::{request::WhenDropped, response::Drain};
 
 /// A request body that nobody reads any more, to be drained so that the answer arrives.
 pub(crate) type Unread = Pin<Box<dyn Discard + Send>>;

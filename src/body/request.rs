@@ -243,7 +243,10 @@ impl<B: Body> Metered<B> {
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.body.as_ref().map(|body| body.size_hint());
-        let held = self.growing.as_ref().and_then(|(frame, _)| frame.data_ref());
+        let held = self
+            .growing
+            .as_ref()
+            .and_then(|(frame, _)| frame.data_ref());
         let held = held.map_or(0, |data| data.remaining() as u64);
         rest.unwrap_or_else(|| SizeHint::with_exact(0)) + SizeHint::with_exact(held)
     }

@@ -66,9 +66,9 @@ mod classifier;
 mod io;
 mod source;
 
+pub(crate) use self::classifier::find;
 pub use self::{
     cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
     source::Source,
 };
-pub(crate) use self::classifier::find;

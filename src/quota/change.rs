@@ -2,7 +2,8 @@
 
 use crate::Amount;
 
-/// By how much a scope's usage changes. Signed, because an overwrite by something smaller gives back.
+/// By how much a scope's usage changes. Signed, because an overwrite by something smaller gives
+/// back.
 ///
 /// ```
 /// use tower_storage_guard::{Amount, quota::Change};

@@ -19,7 +19,8 @@ pub enum QuotaError {
 
 /// The limit that would have been passed.
 ///
-/// Its text names neither the scope nor a figure: errors end up in places where they can be read by anybody.
+/// Its text names neither the scope nor a figure: errors end up in places where they can be read by
+/// anybody.
 ///
 /// ```
 /// use tower_storage_guard::{

@@ -34,15 +34,18 @@ pub struct Quota {
 ///
 /// # What `used` must say
 ///
-/// Everything that a request stored **by the time its handler answers**. Write the row first, answer then. Between the
-/// two its bytes count twice, in the row and in the hold: for that moment a request close to the limit may be refused,
-/// though never let in wrongly. Nothing is held any more when the process starts again, so nothing has to be cleaned up.
+/// Everything that a request stored **by the time its handler answers**. Write the row first,
+/// answer then. Between the two its bytes count twice, in the row and in the hold: for that moment
+/// a request close to the limit may be refused, though never let in wrongly. Nothing is held any
+/// more when the process starts again, so nothing has to be cleaned up.
 ///
-/// Processes do not know of each other's holds. Where several serve one storage, use a source that they share.
+/// Processes do not know of each other's holds. Where several serve one storage, use a source that
+/// they share.
 ///
 /// # Panics
 ///
-/// A panic of `lookup` is passed on to whoever polls the request. Nothing stays held.
+/// A panic of `lookup` is passed on to whoever polls the request. It holds nothing more than
+/// before.
 ///
 /// # Example
 ///
@@ -62,10 +65,10 @@ pub struct Quota {
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let user = Scopes::from("user:42");
-/// let hold = quota.reserve(&user, Amount::bytes(30)).await.unwrap();
-/// assert!(quota.reserve(&user, Amount::bytes(1)).await.is_err());
+/// let hold = quota.reserve(&user, Amount::bytes(30), Amount::ZERO).await.unwrap();
+/// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_err());
 /// drop(hold);
-/// assert!(quota.reserve(&user, Amount::bytes(1)).await.is_ok());
+/// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_ok());
 /// # });
 /// ```
 pub fn quota_fn<F, E>(lookup: F) -> FunctionQuota
@@ -78,8 +81,8 @@ where
 
 /// Asks `lookup`, and waits for its answer: [`quota_fn`] for databases that take their time.
 ///
-/// The same must be true of the answers. Several scopes are looked up one after the other. When requests of the same
-/// scope end meanwhile and that makes the difference, it is looked up again.
+/// The same must be true of the answers. Several scopes are looked up one after the other. When
+/// requests of the same scope end meanwhile and that makes the difference, it is looked up again.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -96,9 +99,9 @@ where
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let quota = quota_future(select);
-/// assert!(quota.reserve(&Scopes::from("user:42"), Amount::bytes(30)).await.is_ok());
+/// assert!(quota.reserve(&Scopes::from("user:42"), Amount::bytes(30), Amount::ZERO).await.is_ok());
 ///
-/// let unknown = quota.reserve(&Scopes::from("user:0"), Amount::bytes(30)).await;
+/// let unknown = quota.reserve(&Scopes::from("user:0"), Amount::bytes(30), Amount::ZERO).await;
 /// assert!(matches!(unknown, Err(QuotaError::Unavailable(_))));
 /// # });
 /// ```
@@ -114,7 +117,8 @@ where
     })
 }
 
-/// The source that [`quota_fn`] and [`quota_future`] make. A handle: clones share what is in flight.
+/// The source that [`quota_fn`] and [`quota_future`] make. A handle: clones share what is in
+/// flight.
 #[derive(Clone)]
 pub struct FunctionQuota {
     shared: Arc<Shared>,
@@ -143,11 +147,11 @@ impl QuotaSource for FunctionQuota {
     type Future = BoxFuture<Result<FunctionHold, QuotaError>>;
     type Hold = FunctionHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
         let (shared, scopes) = (Arc::clone(&self.shared), scopes.clone());
         Box::pin(async move {
             let claim = Claim::new(shared, scopes);
-            claim.take(demand).await?;
+            claim.take(demand, expected).await?;
             Ok(FunctionHold {
                 claim: Arc::new(claim),
             })
@@ -167,7 +171,7 @@ impl QuotaHold for FunctionHold {
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
         let claim = Arc::clone(&self.claim);
-        Box::pin(async move { claim.take(more).await })
+        Box::pin(async move { claim.take(more, Amount::ZERO).await })
     }
 
     fn commit(self, change: Change) -> Self::Commit {
@@ -191,7 +195,8 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Flight>> {
-        // Poison is sound here: no code of the user runs under this lock, and nothing of ours that can panic.
+        // Poison is sound here: no code of the user runs under this lock, and nothing of ours that
+        // can panic.
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -200,7 +205,8 @@ impl Shared {
 #[derive(Default)]
 struct Flight {
     held: Amount,
-    /// Everything that commits have added so far. Only differences of it mean anything, so it may wrap around.
+    /// Everything that commits have added so far. Only differences of it mean anything, so it may
+    /// wrap around.
     settled: Amount,
     /// Claims that there are. The flight is forgotten with the last one.
     claims: usize,
@@ -222,8 +228,8 @@ impl Flight {
     }
 }
 
-/// One request's part in the flights of its scopes. Made before the first lookup, with nothing held, so that whatever
-/// ends it on the way takes everything back.
+/// One request's part in the flights of its scopes. Made before the first lookup, with nothing
+/// held, so that whatever ends it on the way takes everything back.
 struct Claim {
     shared: Arc<Shared>,
     scopes: Scopes,
@@ -253,10 +259,10 @@ impl Claim {
         }
     }
 
-    /// Sets `need` aside in every scope, or in none.
-    async fn take(&self, need: Amount) -> Result<(), QuotaError> {
+    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    async fn take(&self, need: Amount, expected: Amount) -> Result<(), QuotaError> {
         // Zero always fits: no reason to ask.
-        if need.is_zero() {
+        if need.max(expected).is_zero() {
             return Ok(());
         }
         let mut retries = RETRIES;
@@ -270,7 +276,7 @@ impl Claim {
                         .map_err(QuotaError::Unavailable)?,
                 );
             }
-            match self.admit(need, &quotas, &before) {
+            match self.admit(need, expected, &quotas, &before) {
                 Ok(()) => return Ok(()),
                 Err(Refused::Perhaps(_)) if retries > 0 => retries -= 1,
                 Err(Refused::Perhaps(exceeded) | Refused::Surely(exceeded)) => {
@@ -290,17 +296,26 @@ impl Claim {
 
     /// Decides and takes in one step.
     ///
-    /// `quotas` were looked up after `settled` said `before`. What was committed since may be in them or not: it is
-    /// counted, because too much is safe.
-    fn admit(&self, need: Amount, quotas: &[Quota], before: &[Amount]) -> Result<(), Refused> {
+    /// `quotas` were looked up after `settled` said `before`. What was committed since may be in
+    /// them or not: it is counted, because too much is safe.
+    fn admit(
+        &self,
+        need: Amount,
+        expected: Amount,
+        quotas: &[Quota],
+        before: &[Amount],
+    ) -> Result<(), Refused> {
+        let required = need.max(expected);
         let mut flights = self.shared.lock();
         for ((scope, quota), before) in self.scopes.iter().zip(quotas).zip(before) {
             let flight = &flights[scope];
             let ceiling = Ceiling::from(quota.limits);
             let known = quota.used + flight.held;
-            ceiling.admit(scope, known, need).map_err(Refused::Surely)?;
             ceiling
-                .admit(scope, known + flight.settled_since(*before), need)
+                .admit(scope, known, required)
+                .map_err(Refused::Surely)?;
+            ceiling
+                .admit(scope, known + flight.settled_since(*before), required)
                 .map_err(Refused::Perhaps)?;
         }
         self.change(&mut flights, |flight| flight.held = flight.held + need);
@@ -339,6 +354,544 @@ impl Drop for Claim {
             if flights.get(scope).is_some_and(|flight| flight.claims == 0) {
                 flights.remove(scope);
             }
+        }
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::{
+        cell::Cell,
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        task::{Context, Poll, Waker},
+    };
+
+    use proptest::prelude::*;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::fault::Resource;
+
+    const LIMIT: u64 = 100;
+
+    fn quota(used: u64) -> Quota {
+        Quota {
+            limits: Limits::bytes(LIMIT),
+            used: Amount::bytes(used),
+        }
+    }
+
+    fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
+        future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn ready<T>(mut future: BoxFuture<T>) -> T {
+        match poll(&mut future) {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    fn is_idle(source: &FunctionQuota) -> bool {
+        source.shared.lock().is_empty()
+    }
+
+    fn commit(hold: FunctionHold, bytes: u64) {
+        let () = hold.commit(Amount::bytes(bytes).into()).into_inner();
+    }
+
+    /// A scope, and where the answer goes.
+    type Asked = (Scope, oneshot::Sender<Quota>);
+
+    /// A database whose every answer the test gives by hand.
+    #[derive(Clone, Default)]
+    struct ByHand(Arc<Mutex<Vec<Asked>>>);
+
+    impl ByHand {
+        fn source(&self) -> FunctionQuota {
+            let asked = Arc::clone(&self.0);
+            quota_future(move |scope| {
+                let (answer, answered) = oneshot::channel();
+                asked.lock().unwrap().push((scope, answer));
+                answered
+            })
+        }
+
+        /// Answers the oldest question, and says whom it was about.
+        fn answer(&self, used: u64) -> Scope {
+            let (scope, answer) = self.0.lock().unwrap().remove(0);
+            // Whoever asked may be gone.
+            let _ = answer.send(quota(used));
+            scope
+        }
+
+        fn is_asked(&self) -> bool {
+            !self.0.lock().unwrap().is_empty()
+        }
+
+        /// A hold that is there already.
+        fn hold(&self, source: &FunctionQuota, bytes: u64, used: u64) -> FunctionHold {
+            let mut future = source.reserve(&"s".into(), Amount::bytes(bytes), Amount::ZERO);
+            assert!(poll(&mut future).is_pending());
+            self.answer(used);
+            ready(future).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_commit_that_the_answer_missed_is_counted() {
+        let database = ByHand::default();
+        let source = database.source();
+        let first = database.hold(&source, 60, 0);
+
+        let mut second = source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO);
+        assert!(poll(&mut second).is_pending());
+        commit(first, 60);
+        // Read before the commit.
+        database.answer(0);
+        // That was not sure enough to refuse: it asks again.
+        assert!(poll(&mut second).is_pending());
+        database.answer(60);
+        let Err(QuotaError::Exceeded(exceeded)) = ready(second) else {
+            panic!("60 + 41 do not fit")
+        };
+        assert_eq!(
+            exceeded,
+            Exceeded::new("s".into(), Resource::Bytes, LIMIT, 60, 41)
+        );
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn a_commit_that_the_answer_saw_refuses_nobody() {
+        let database = ByHand::default();
+        let source = database.source();
+        let first = database.hold(&source, 60, 0);
+
+        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
+        assert!(poll(&mut second).is_pending());
+        commit(first, 60);
+        // Read after the commit, and 60 + 60 + 40 do not fit: but the second 60 may be the first.
+        database.answer(60);
+        assert!(poll(&mut second).is_pending());
+        database.answer(60);
+        assert!(ready(second).is_ok());
+    }
+
+    #[test]
+    fn what_fits_for_certain_is_not_asked_again() {
+        let database = ByHand::default();
+        let source = database.source();
+        let first = database.hold(&source, 60, 0);
+
+        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
+        assert!(poll(&mut second).is_pending());
+        commit(first, 60);
+        database.answer(0);
+        assert!(ready(second).is_ok());
+        assert!(!database.is_asked());
+    }
+
+    #[test]
+    fn asking_again_has_an_end() {
+        let database = ByHand::default();
+        let source = database.source();
+        let mut second = source.reserve(&"s".into(), Amount::bytes(LIMIT), Amount::ZERO);
+        for _ in 0..RETRIES {
+            assert!(poll(&mut second).is_pending());
+            commit(database_hold(&database, &source), 1);
+            database.answer(0);
+        }
+        assert!(poll(&mut second).is_pending());
+        commit(database_hold(&database, &source), 1);
+        database.answer(0);
+        assert!(matches!(ready(second), Err(QuotaError::Exceeded(_))));
+
+        /// A hold of a request that asks behind the other, and is answered first.
+        fn database_hold(database: &ByHand, source: &FunctionQuota) -> FunctionHold {
+            let mut future = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
+            assert!(poll(&mut future).is_pending());
+            database.0.lock().unwrap().rotate_right(1);
+            database.answer(0);
+            ready(future).unwrap()
+        }
+    }
+
+    #[test]
+    fn several_scopes_take_all_or_nothing() {
+        let database = ByHand::default();
+        let source = database.source();
+        let mut both = source.reserve(&["a", "b"].into(), Amount::bytes(30), Amount::ZERO);
+        assert!(poll(&mut both).is_pending());
+        assert_eq!(database.answer(0).as_str(), "a");
+        assert!(poll(&mut both).is_pending());
+        assert_eq!(database.answer(80).as_str(), "b");
+        let Err(QuotaError::Exceeded(exceeded)) = ready(both) else {
+            panic!("80 + 30 do not fit")
+        };
+        assert_eq!(exceeded.scope.as_str(), "b");
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn a_request_that_goes_away_leaves_nothing() {
+        let database = ByHand::default();
+        let source = database.source();
+
+        drop(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO));
+        let mut asking = source.reserve(&["s", "t"].into(), Amount::bytes(1), Amount::ZERO);
+        assert!(poll(&mut asking).is_pending());
+        assert!(!is_idle(&source));
+        drop(asking);
+        assert!(is_idle(&source));
+        database.answer(0);
+
+        let mut hold = database.hold(&source, 60, 0);
+        let mut growing = hold.grow(Amount::bytes(40));
+        assert!(poll(&mut growing).is_pending());
+        drop(growing);
+        assert_eq!(
+            source.shared.lock()[&Scope::from("s")].held,
+            Amount::bytes(60)
+        );
+        drop(hold);
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn growing_counts_the_hold_itself() {
+        let database = ByHand::default();
+        let source = database.source();
+        let mut hold = database.hold(&source, 60, 0);
+        for (more, fits) in [(41, false), (40, true), (1, false)] {
+            let mut growing = hold.grow(Amount::bytes(more));
+            assert!(poll(&mut growing).is_pending());
+            database.answer(0);
+            assert_eq!(ready(growing).is_ok(), fits);
+        }
+        drop(hold);
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn growth_that_outlives_its_hold_is_released() {
+        let database = ByHand::default();
+        let source = database.source();
+        let mut hold = database.hold(&source, 60, 0);
+        let mut growing = hold.grow(Amount::bytes(10));
+        assert!(poll(&mut growing).is_pending());
+        commit(hold, 60);
+        database.answer(0);
+        assert!(ready(growing).is_ok());
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn zero_is_not_even_asked_about() {
+        let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("asked") });
+        assert!(ready(source.reserve(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
+    }
+
+    #[test]
+    fn an_error_is_an_outage() {
+        let source = quota_fn(|_| Err("connection refused"));
+        let Err(QuotaError::Unavailable(error)) =
+            ready(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO))
+        else {
+            panic!("nothing is known")
+        };
+        assert_eq!(error.to_string(), "connection refused");
+        assert!(is_idle(&source));
+    }
+
+    #[test]
+    fn a_panic_leaves_nothing() {
+        let broken = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&broken);
+        let source = quota_fn(move |_| {
+            assert!(!seen.load(SeqCst), "on purpose");
+            Ok::<_, BoxError>(quota(0))
+        });
+        let mut hold = ready(source.reserve(&"s".into(), Amount::bytes(60), Amount::ZERO)).unwrap();
+
+        broken.store(true, SeqCst);
+        let growing = hold.grow(Amount::bytes(1));
+        assert!(catch_unwind(AssertUnwindSafe(|| ready(growing))).is_err());
+        let asking = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
+        assert!(catch_unwind(AssertUnwindSafe(|| ready(asking))).is_err());
+
+        broken.store(false, SeqCst);
+        assert!(ready(source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO)).is_err());
+        assert!(ready(source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO)).is_ok());
+        drop(hold);
+        assert!(is_idle(&source));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_stampede_stores_as_many_as_fit() {
+        const EACH: u64 = 12;
+        for _ in 0..50 {
+            let stored = Arc::new(AtomicU64::new(0));
+            let database = Arc::clone(&stored);
+            let source = quota_future(move |_| {
+                let database = Arc::clone(&database);
+                async move {
+                    // The answer is on its way for a while, before and after the reading.
+                    tokio::task::yield_now().await;
+                    let used = database.load(SeqCst);
+                    tokio::task::yield_now().await;
+                    Ok::<_, BoxError>(quota(used))
+                }
+            });
+            let requests = (0..16).map(|request| {
+                let (source, stored) = (source.clone(), Arc::clone(&stored));
+                tokio::spawn(async move {
+                    let Ok(hold) = source
+                        .reserve(&"s".into(), Amount::bytes(EACH), Amount::ZERO)
+                        .await
+                    else {
+                        return;
+                    };
+                    for _ in 0..request % 4 {
+                        tokio::task::yield_now().await;
+                    }
+                    assert!(stored.fetch_add(EACH, SeqCst) + EACH <= LIMIT);
+                    commit(hold, EACH);
+                })
+            });
+            for request in requests.collect::<Vec<_>>() {
+                request.await.unwrap();
+            }
+            // Whoever came in the moment between writing and committing may have been refused: now
+            // all can have it.
+            while let Ok(hold) = source
+                .reserve(&"s".into(), Amount::bytes(EACH), Amount::ZERO)
+                .await
+            {
+                stored.fetch_add(EACH, SeqCst);
+                commit(hold, EACH);
+            }
+            assert_eq!(stored.load(SeqCst), LIMIT / EACH * EACH);
+            assert!(is_idle(&source));
+        }
+    }
+
+    /// One step of a world in which everything takes its time. Numbers pick one of what there is.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A request comes, for one scope or for both.
+        Ask(Vec<usize>, u64),
+        /// A hold wants more.
+        Grow(usize, u64),
+        /// The database reads what one question is about.
+        Read(usize),
+        /// An answer arrives.
+        Arrive(usize),
+        /// The handler stores a part of what it may, and answers.
+        Store(usize, u64),
+        /// A request that is still asking goes away.
+        Cancel(usize),
+        /// A request that holds something stores nothing.
+        Drop(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let pick = any::<usize>;
+        prop_oneof![
+            4 => (prop::sample::subsequence(vec![0, 1], 1..=2), 1..60_u64).prop_map(|(s, b)| Step::Ask(s, b)),
+            2 => (pick(), 1..30_u64).prop_map(|(hold, bytes)| Step::Grow(hold, bytes)),
+            6 => pick().prop_map(Step::Read),
+            6 => pick().prop_map(Step::Arrive),
+            2 => (pick(), any::<u64>()).prop_map(|(hold, part)| Step::Store(hold, part)),
+            1 => pick().prop_map(Step::Cancel),
+            1 => pick().prop_map(Step::Drop),
+        ]
+    }
+
+    struct Question {
+        scope: usize,
+        read: Cell<Option<u64>>,
+        answer: oneshot::Sender<Quota>,
+    }
+
+    type Reserving = BoxFuture<Result<FunctionHold, QuotaError>>;
+    type Growing = BoxFuture<Result<(), QuotaError>>;
+    /// A hold, its scopes, and how many bytes it should have in each.
+    type Held = (FunctionHold, Vec<usize>, u64);
+
+    struct World {
+        source: FunctionQuota,
+        questions: Arc<Mutex<Vec<Question>>>,
+        stored: [u64; 2],
+        asking: Vec<(Vec<usize>, u64, Reserving)>,
+        growing: Vec<(Held, u64, Growing)>,
+        holding: Vec<Held>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let questions = Arc::new(Mutex::new(Vec::new()));
+            let asked = Arc::clone(&questions);
+            let source = quota_future(move |scope| {
+                let (answer, answered) = oneshot::channel();
+                let scope = usize::from(scope.as_str() == "1");
+                asked.lock().unwrap().push(Question {
+                    scope,
+                    read: Cell::new(None),
+                    answer,
+                });
+                answered
+            });
+            Self {
+                source,
+                questions,
+                stored: [0; 2],
+                asking: Vec::new(),
+                growing: Vec::new(),
+                holding: Vec::new(),
+            }
+        }
+
+        fn step(&mut self, step: Step) {
+            fn pick<T>(from: &[T], number: usize) -> Option<usize> {
+                (!from.is_empty()).then(|| number % from.len())
+            }
+            match step {
+                Step::Ask(scopes, bytes) => {
+                    let names: Scopes = scopes.iter().map(|scope| ["0", "1"][*scope]).collect();
+                    self.asking.push((
+                        scopes,
+                        bytes,
+                        self.source
+                            .reserve(&names, Amount::bytes(bytes), Amount::ZERO),
+                    ));
+                }
+                Step::Grow(hold, more) => {
+                    let Some(hold) = pick(&self.holding, hold) else {
+                        return;
+                    };
+                    let (mut hold, scopes, bytes) = self.holding.swap_remove(hold);
+                    let growing = hold.grow(Amount::bytes(more));
+                    self.growing.push(((hold, scopes, bytes), more, growing));
+                }
+                Step::Read(question) => {
+                    let questions = self.questions.lock().unwrap();
+                    let Some(question) = pick(&questions, question) else {
+                        return;
+                    };
+                    let question = &questions[question];
+                    question.read.set(Some(
+                        question.read.get().unwrap_or(self.stored[question.scope]),
+                    ));
+                }
+                Step::Arrive(question) => {
+                    let mut questions = self.questions.lock().unwrap();
+                    let Some(question) = pick(&questions, question) else {
+                        return;
+                    };
+                    if let Some(used) = questions[question].read.get() {
+                        let _ = questions.swap_remove(question).answer.send(quota(used));
+                    }
+                }
+                Step::Store(hold, part) => {
+                    let Some(hold) = pick(&self.holding, hold) else {
+                        return;
+                    };
+                    let (hold, scopes, bytes) = self.holding.swap_remove(hold);
+                    let stored = part % (bytes + 1);
+                    scopes
+                        .iter()
+                        .for_each(|&scope| self.stored[scope] += stored);
+                    commit(hold, stored);
+                }
+                Step::Cancel(asking) => {
+                    let Some(asking) = pick(&self.asking, asking) else {
+                        return;
+                    };
+                    drop(self.asking.swap_remove(asking));
+                }
+                Step::Drop(hold) => {
+                    let Some(hold) = pick(&self.holding, hold) else {
+                        return;
+                    };
+                    drop(self.holding.swap_remove(hold));
+                }
+            }
+        }
+
+        /// Lets everybody who can go on do so, and checks what comes of it.
+        fn run(&mut self) {
+            for (scopes, bytes, mut future) in mem::take(&mut self.asking) {
+                match poll(&mut future) {
+                    Poll::Pending => self.asking.push((scopes, bytes, future)),
+                    Poll::Ready(Ok(hold)) => self.holding.push((hold, scopes, bytes)),
+                    Poll::Ready(Err(error)) => self.check_refusal(error),
+                }
+            }
+            for ((hold, scopes, bytes), more, mut future) in mem::take(&mut self.growing) {
+                match poll(&mut future) {
+                    Poll::Pending => self.growing.push(((hold, scopes, bytes), more, future)),
+                    Poll::Ready(Ok(())) => self.holding.push((hold, scopes, bytes + more)),
+                    Poll::Ready(Err(error)) => {
+                        self.check_refusal(error);
+                        self.holding.push((hold, scopes, bytes));
+                    }
+                }
+            }
+            for scope in 0..2 {
+                let total = self.stored[scope] + self.held(scope);
+                assert!(total <= LIMIT, "{total} of {LIMIT}");
+            }
+        }
+
+        /// A refusal is never more careful than the truth, as long as asking again has not come to
+        /// its end.
+        fn check_refusal(&self, error: QuotaError) {
+            let QuotaError::Exceeded(exceeded) = error else {
+                panic!("the database is there")
+            };
+            let scope = usize::from(exceeded.scope.as_str() == "1");
+            assert!(exceeded.used <= self.stored[scope] + self.source_held(&exceeded.scope));
+            assert!(exceeded.used + exceeded.required > LIMIT);
+        }
+
+        fn source_held(&self, scope: &Scope) -> u64 {
+            self.source
+                .shared
+                .lock()
+                .get(scope)
+                .map_or(0, |flight| flight.held.bytes)
+        }
+
+        fn held(&self, scope: usize) -> u64 {
+            let held = self
+                .holding
+                .iter()
+                .chain(self.growing.iter().map(|(held, ..)| held));
+            held.filter(|(_, scopes, _)| scopes.contains(&scope))
+                .map(|(.., bytes)| bytes)
+                .sum()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+        #[test]
+        fn no_interleaving_passes_the_limit(steps in prop::collection::vec(any_step(), 1..120)) {
+            let mut world = World::new();
+            for step in steps {
+                world.step(step);
+                world.run();
+                for (scope, name) in ["0", "1"].into_iter().enumerate() {
+                    prop_assert_eq!(world.source_held(&name.into()), world.held(scope));
+                }
+            }
+            let source = world.source.clone();
+            drop(world);
+            prop_assert!(is_idle(&source));
         }
     }
 }

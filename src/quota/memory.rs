@@ -17,12 +17,13 @@ use crate::{Amount, Scope, Scopes};
 
 /// Keeps limits and usage in this process, for up to millions of scopes.
 ///
-/// A handle: clones share everything. Usage starts at zero with the process, so [`set_used`](Self::set_used) it from
-/// what is stored already. An account costs about 100 bytes beside its key, and the account of a scope which uses
-/// nothing and has no limits of its own costs nothing.
+/// A handle: clones share everything. Usage starts at zero with the process, so
+/// [`set_used`](Self::set_used) it from what is stored already. An account costs less than 100
+/// bytes beside its key, and the account of a scope which uses nothing and has no limits of its own
+/// costs nothing.
 ///
-/// Use it when one process serves the storage. When usage is in a database anyway, [`quota_fn`](super::quota_fn) and
-/// [`quota_future`](super::quota_future) read it there.
+/// Use it when one process serves the storage. When usage is in a database anyway,
+/// [`quota_fn`](super::quota_fn) and [`quota_future`](super::quota_future) read it there.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -76,7 +77,8 @@ impl MemoryQuota {
 
     /// Says how much a scope has stored, whatever was counted so far.
     ///
-    /// Requests under way are charged on top when they commit. To be exact, say it before the first one.
+    /// Requests under way are charged on top when they commit. To be exact, say it before the first
+    /// one.
     pub fn set_used(&self, scope: impl Into<Scope>, used: Amount) {
         self.store
             .update(&scope.into(), |account| account.used = used.into());
@@ -84,8 +86,8 @@ impl MemoryQuota {
 
     /// Charges, or gives back, what changed without a reservation. A DELETE, for one.
     ///
-    /// Never refused: it has happened. It may come before the commit of what it deletes. Usage then shows zero for a
-    /// while, and comes out right once both are in.
+    /// Never refused: it has happened. It may come before the commit of what it deletes. Usage then
+    /// shows zero for a while, and comes out right once both are in.
     pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
         self.store.update(&scope.into(), |account| {
             account.used = account.used.then(change)
@@ -104,7 +106,8 @@ impl MemoryQuota {
         }
     }
 
-    /// Forgets a scope's usage and its own limits. What is held for requests under way stays held until they end.
+    /// Forgets a scope's usage and its own limits. What is held for requests under way stays held
+    /// until they end.
     pub fn remove(&self, scope: impl Into<Scope>) {
         self.store.update(&scope.into(), |account| {
             account.used = Change::ZERO;
@@ -125,12 +128,16 @@ impl QuotaSource for MemoryQuota {
     type Future = Ready<Result<MemoryHold, QuotaError>>;
     type Hold = MemoryHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
-        ready(self.store.take(scopes, demand).map(|()| MemoryHold {
-            store: Arc::clone(&self.store),
-            scopes: scopes.clone(),
-            amount: demand,
-        }))
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+        ready(
+            self.store
+                .take(scopes, demand, expected)
+                .map(|()| MemoryHold {
+                    store: Arc::clone(&self.store),
+                    scopes: scopes.clone(),
+                    amount: demand,
+                }),
+        )
     }
 }
 
@@ -148,7 +155,7 @@ impl QuotaHold for MemoryHold {
     fn grow(&mut self, more: Amount) -> Self::Grow {
         ready(
             self.store
-                .take(&self.scopes, more)
+                .take(&self.scopes, more, Amount::ZERO)
                 .map(|()| self.amount = self.amount + more),
         )
     }
@@ -191,13 +198,13 @@ impl fmt::Debug for MemoryHold {
 }
 
 /// How many locks the accounts are spread over.
-const SHARDS: u64 = 256;
+const SHARDS: u64 = 128;
 
 type Shard = HashMap<Scope, Account, BuildHasherDefault<PassThrough>>;
 
 struct Store {
-    // Two numbers instead of a lock that every request would touch. Each resource is decided by its own number, so
-    // nobody can tell that they are not changed at the same instant.
+    // Two numbers instead of a lock that every request would touch. Each resource is decided by its
+    // own number, so nobody can tell that they are not changed at the same instant.
     default_bytes: AtomicU64,
     default_objects: AtomicU64,
     shards: Box<[Mutex<Shard>]>,
@@ -224,10 +231,11 @@ impl Store {
         self.default_objects.store(default.0.objects, Relaxed);
     }
 
-    /// Sets `need` aside in every scope, or in none.
-    fn take(&self, scopes: &Scopes, need: Amount) -> Result<(), QuotaError> {
+    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    fn take(&self, scopes: &Scopes, need: Amount, expected: Amount) -> Result<(), QuotaError> {
         // Zero always fits, and leaves no trace.
-        if need.is_zero() {
+        let required = need.max(expected);
+        if required.is_zero() {
             return Ok(());
         }
         let default = self.default();
@@ -236,23 +244,21 @@ impl Store {
             let account = shards.of(scope).get(scope).unwrap_or(&Account::EMPTY);
             account
                 .ceiling(default)
-                .admit(scope, account.used.gain() + account.held, need)?;
+                .admit(scope, account.used.gain() + account.held, required)?;
+        }
+        if need.is_zero() {
+            return Ok(());
         }
         for scope in scopes {
-            let account = account_of(shards.of(scope), scope);
-            account.held = account.held + need;
+            update(shards.of(scope), scope, |account| {
+                account.held = account.held + need
+            });
         }
         Ok(())
     }
 
-    /// Changes one account. One that says nothing afterwards is dropped: scopes that come and go must not add up.
     fn update(&self, scope: &Scope, change: impl FnOnce(&mut Account)) {
-        let mut shard = self.lock(shard_of(scope));
-        let account = account_of(&mut shard, scope);
-        change(account);
-        if account.is_empty() {
-            shard.remove(scope);
-        }
+        update(&mut self.lock(shard_of(scope)), scope, change);
     }
 
     fn lock_all(&self, scopes: &Scopes) -> Locked<'_> {
@@ -274,7 +280,8 @@ impl Store {
     }
 
     fn lock(&self, place: usize) -> MutexGuard<'_, Shard> {
-        // Poisoned shards are sound: nothing that can panic runs between two changes that belong together.
+        // Poisoned shards are sound: nothing that can panic runs between two changes that belong
+        // together.
         self.shards[place]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -302,8 +309,9 @@ impl Locked<'_> {
 
 /// Which shard a scope is in. The last ones get twice as many scopes as the first ones.
 ///
-/// A map doubles when it is full. Were the shards equal, all of them would double at once: a wave of pauses, and more
-/// than half of the memory empty. Like this a few of them double at any time, and the share that is empty stays the same.
+/// A map doubles when it is full. Were the shards equal, all of them would double at once: a wave
+/// of pauses, and more than half of the memory empty. Like this a few of them double at any time,
+/// and the share that is empty stays the same.
 fn shard_of(scope: &Scope) -> usize {
     // The map looks at the lowest and the highest bits, so these are fresh.
     let x = (scope.hash_code() >> 32) & 0xFFFF;
@@ -312,9 +320,21 @@ fn shard_of(scope: &Scope) -> usize {
     place as usize
 }
 
-fn account_of<'a>(shard: &'a mut Shard, scope: &Scope) -> &'a mut Account {
-    // The clone is cheaper than a second look into the map.
-    shard.entry(scope.clone()).or_insert(Account::EMPTY)
+/// Changes one account. Those that say nothing are not kept: scopes that come and go must not add
+/// up.
+fn update(shard: &mut Shard, scope: &Scope, change: impl FnOnce(&mut Account)) {
+    if let Some(account) = shard.get_mut(scope) {
+        change(account);
+        if account.is_empty() {
+            shard.remove(scope);
+        }
+    } else {
+        let mut account = Account::EMPTY;
+        change(&mut account);
+        if !account.is_empty() {
+            shard.insert(scope.clone(), account);
+        }
+    }
 }
 
 /// 40 bytes, because there may be millions.
@@ -381,12 +401,16 @@ mod tests {
         demand: Amount,
     ) -> Result<MemoryHold, Exceeded> {
         quota
-            .reserve(&scopes.into(), demand)
+            .reserve(&scopes.into(), demand, Amount::ZERO)
             .into_inner()
             .map_err(|error| match error {
                 QuotaError::Exceeded(exceeded) => exceeded,
                 QuotaError::Unavailable(error) => panic!("memory is always there: {error}"),
             })
+    }
+
+    fn commit(hold: MemoryHold, change: impl Into<Change>) {
+        let () = hold.commit(change.into()).into_inner();
     }
 
     fn accounts(quota: &MemoryQuota) -> usize {
@@ -435,6 +459,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_expected_must_fit_and_is_not_held() {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let reserve = |demand, expected| {
+            let (demand, expected) = (Amount::bytes(demand), Amount::bytes(expected));
+            quota
+                .reserve(&"user:42".into(), demand, expected)
+                .into_inner()
+        };
+        let _hold = reserve(10, 100).unwrap();
+        assert_eq!(quota.usage("user:42").held, Amount::bytes(10));
+        assert!(reserve(0, 91).is_err());
+        assert!(reserve(0, 90).is_ok());
+    }
+
+    #[test]
     fn nobody_is_never_refused() {
         let quota = MemoryQuota::new(Limits::bytes(0));
         assert!(reserve(&quota, Scopes::NONE, Amount::bytes(1)).is_ok());
@@ -445,7 +484,7 @@ mod tests {
     fn commit_charges_the_truth() {
         let quota = MemoryQuota::new(Limits::bytes(100));
         let hold = reserve(&quota, "user:42", Amount::bytes(10)).unwrap();
-        hold.commit(Amount::bytes(150).into()).into_inner();
+        commit(hold, Amount::bytes(150));
         let usage = quota.usage("user:42");
         assert_eq!((usage.used, usage.held), (Amount::bytes(150), Amount::ZERO));
     }
@@ -464,7 +503,7 @@ mod tests {
         assert_eq!(quota.usage("user:42").used, Amount::ZERO);
         // It must not make room for more than there is.
         assert!(reserve(&quota, "user:42", Amount::bytes(41)).is_err());
-        hold.commit(Amount::bytes(60).into()).into_inner();
+        commit(hold, Amount::bytes(60));
         assert_eq!(accounts(&quota), 0);
     }
 
@@ -515,7 +554,7 @@ mod tests {
         quota.set_used("s", all);
         quota.adjust("s", most);
         assert!(reserve(&quota, "s", Amount::bytes(1)).is_err());
-        hold.commit(most).into_inner();
+        commit(hold, most);
         assert_eq!(quota.usage("s").used, most.gain());
         assert_eq!(quota.usage("s").held, Amount::ZERO);
 
@@ -561,7 +600,7 @@ mod tests {
         let counted = allocation_counter::measure(|| {
             let mut hold = reserve(&quota, "user:42", Amount::new(10, 1)).unwrap();
             hold.grow(Amount::bytes(5)).into_inner().unwrap();
-            hold.commit(Amount::new(12, 1).into()).into_inner();
+            commit(hold, Amount::new(12, 1));
             drop(reserve(&quota, "user:42", Amount::new(10, 1)).unwrap());
         });
         assert_eq!(counted.count_total, 0);
@@ -571,11 +610,14 @@ mod tests {
     #[test]
     fn an_account_costs_at_most_100_bytes() {
         assert_eq!(size_of::<Account>(), 40);
-        let quota = MemoryQuota::new(Limits::bytes(1000));
-        // Ten steps over a doubling: whichever is the worst moment, it is among them.
-        let (mut scopes, mut bytes) = (0, 0);
-        for step in 0..=10 {
-            let target = 200_000 + 20_000 * step;
+        let mut quota = None;
+        let allocated =
+            allocation_counter::measure(|| quota = Some(MemoryQuota::new(Limits::bytes(1000))));
+        let quota = quota.unwrap();
+        // Steps over a doubling: whichever is the worst moment, it is among them.
+        let steps = (0..=10).map(|step| 200_000 + 20_000 * step);
+        let (mut scopes, mut bytes) = (0, allocated.bytes_current);
+        for target in [1000, 10_000].into_iter().chain(steps) {
             bytes += allocation_counter::measure(|| {
                 for id in scopes..target {
                     quota.set_used(format_args!("user:{id}"), Amount::bytes(1));
@@ -592,7 +634,8 @@ mod tests {
         }
     }
 
-    /// What happens to a quota, in the order of `Model`'s fields. Holds are picked by a number modulo their count.
+    /// What happens to a quota, in the order of `Model`'s fields. Holds are picked by a number
+    /// modulo their count.
     #[derive(Clone, Debug)]
     enum Op {
         Reserve(Vec<usize>, Amount),
@@ -707,7 +750,7 @@ mod tests {
                 Op::Commit(hold, change) => {
                     let Some(hold) = pick(hold) else { return };
                     let (hold, scopes, _) = self.holds.swap_remove(hold);
-                    hold.commit(change).into_inner();
+                    commit(hold, change);
                     scopes
                         .into_iter()
                         .for_each(|scope| self.charge(scope, change));
@@ -791,7 +834,8 @@ mod tests {
     fn threads_never_pass_the_limit_together() {
         const LIMIT: u64 = 1000;
         let quota = MemoryQuota::new(Limits::bytes(LIMIT));
-        // Kept beside the quota: entered after an admission, struck out before its end. Never more than is held.
+        // Kept beside the quota: entered after an admission, struck out before its end. Never more
+        // than is held.
         let admitted: [AtomicU64; 3] = Default::default();
         let stored: [AtomicU64; 3] = Default::default();
         thread::scope(|threads| {
@@ -811,9 +855,9 @@ mod tests {
                         }
                     };
                     let strike = |scopes: &[usize], bytes: u64| {
-                        scopes
-                            .iter()
-                            .for_each(|&scope| drop(admitted[scope].fetch_sub(bytes, SeqCst)));
+                        scopes.iter().for_each(|&scope| {
+                            admitted[scope].fetch_sub(bytes, SeqCst);
+                        });
                     };
                     for _ in 0..4000 {
                         let scopes: &[usize] =
@@ -835,10 +879,10 @@ mod tests {
                             // Stored, and therefore in the books for good.
                             let kept = below(bytes.min(20) + 1);
                             strike(scopes, bytes - kept);
-                            scopes
-                                .iter()
-                                .for_each(|&scope| drop(stored[scope].fetch_add(kept, SeqCst)));
-                            hold.commit(Amount::bytes(kept).into()).into_inner();
+                            scopes.iter().for_each(|&scope| {
+                                stored[scope].fetch_add(kept, SeqCst);
+                            });
+                            commit(hold, Amount::bytes(kept));
                         } else {
                             strike(scopes, bytes);
                             drop(hold);

@@ -17,13 +17,13 @@
 //! let quota = MemoryQuota::new(Limits::bytes(100));
 //! let user = Scopes::from("user:42");
 //!
-//! let hold = quota.reserve(&user, Amount::bytes(80)).await.unwrap();
+//! let hold = quota.reserve(&user, Amount::bytes(80), Amount::ZERO).await.unwrap();
 //! // Set aside already, though nothing is stored yet.
-//! assert!(quota.reserve(&user, Amount::bytes(80)).await.is_err());
+//! assert!(quota.reserve(&user, Amount::bytes(80), Amount::ZERO).await.is_err());
 //!
 //! // Half of it came.
 //! hold.commit(Change::from(Amount::bytes(40))).await;
-//! assert!(quota.reserve(&user, Amount::bytes(60)).await.is_ok());
+//! assert!(quota.reserve(&user, Amount::bytes(60), Amount::ZERO).await.is_ok());
 //! # });
 //! ```
 

@@ -13,7 +13,7 @@ use crate::{Amount, Scopes};
 ///     quota::{NoQuota, QuotaSource},
 /// };
 ///
-/// let hold = NoQuota.reserve(&Scopes::from("user:42"), Amount::bytes(u64::MAX));
+/// let hold = NoQuota.reserve(&Scopes::from("user:42"), Amount::bytes(u64::MAX), Amount::ZERO);
 /// assert!(hold.into_inner().is_ok());
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +23,7 @@ impl QuotaSource for NoQuota {
     type Future = Ready<Result<(), QuotaError>>;
     type Hold = ();
 
-    fn reserve(&self, _: &Scopes, _: Amount) -> Self::Future {
+    fn reserve(&self, _: &Scopes, _: Amount, _: Amount) -> Self::Future {
         ready(Ok(()))
     }
 }

@@ -9,15 +9,16 @@ use crate::{Amount, Scopes};
 ///
 /// What an implementation promises:
 ///
-/// 1. `used + held <= limit` for every scope and resource, as far as admissions decide. The decision and the taking are
-///    one step: never a check followed by a take.
+/// 1. `used + held <= limit` for every scope and resource, as far as admissions decide.
+///    The decision and the taking are one step: never a check followed by a take.
 /// 2. All or nothing: a demand is set aside in every scope, or in none.
 /// 3. An exact fit is admitted.
 /// 4. Zero of a resource always fits: an empty object is refused only when objects ran out.
-/// 5. What is held is released when the [hold](QuotaHold) is dropped, or a reserving future is, at whatever moment.
+/// 5. What is held is released when the [hold](QuotaHold) is dropped, or a reserving future is, at
+///    whatever moment.
 ///
-/// [`QuotaError::Unavailable`] says that the source could not decide. That is an outage and not a full quota: the client
-/// must not be told that the quota is full.
+/// [`QuotaError::Unavailable`] says that the source could not decide. That is an outage and not a
+/// full quota: the client must not be told that the quota is full.
 pub trait QuotaSource {
     /// The record of what is set aside for one request.
     type Hold: QuotaHold;
@@ -25,7 +26,10 @@ pub trait QuotaSource {
     type Future: Future<Output = Result<Self::Hold, QuotaError>>;
 
     /// Sets `demand` aside in every one of `scopes`, or in none.
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future;
+    ///
+    /// `expected` is what the client announces in all, of which this request may be a part. It must fit
+    /// too, and is not set aside. Where it is less than `demand`, it says nothing.
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future;
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
@@ -42,8 +46,9 @@ pub trait QuotaHold: Send + 'static {
 
     /// Ends the hold: charges `change` to every scope and releases everything that was set aside.
     ///
-    /// `change` is the truth. It is charged even if it is more than was held, because it is on the disk already. The
-    /// charge must not be lost when the returned future is dropped: record it before returning, or hand it to a task.
+    /// `change` is the truth. It is charged even if it is more than was held, because it is on the
+    /// disk already. The charge must not be lost when the returned future is dropped: record it
+    /// before returning, or hand it to a task.
     fn commit(self, change: Change) -> Self::Commit;
 }
 
@@ -51,7 +56,7 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
     type Future = Q::Future;
     type Hold = Q::Hold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount) -> Self::Future {
-        Q::reserve(self, scopes, demand)
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+        Q::reserve(self, scopes, demand, expected)
     }
 }

@@ -6,12 +6,7 @@ use std::{
 };
 
 use super::Volume;
-use crate::{
-    Amount,
-    fault::Fault,
-    line::Listener,
-    time::Bound,
-};
+use crate::{Amount, fault::Fault, line::Listener, time::Bound};
 
 /// Why there is no room on a volume.
 #[derive(Clone, Copy, Debug)]

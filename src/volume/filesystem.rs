@@ -151,7 +151,11 @@ impl Filesystem {
             if control.stop {
                 return false;
             }
-            let due = if control.wanted { SHORTEST } else { control.every };
+            let due = if control.wanted {
+                SHORTEST
+            } else {
+                control.every
+            };
             let age = Duration::from_nanos(now().saturating_sub(began));
             let Some(left) = due.checked_sub(age).filter(|left| !left.is_zero()) else {
                 control.wanted = false;

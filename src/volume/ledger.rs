@@ -171,12 +171,10 @@ impl Account {
             let Some(rest) = free.checked_sub(amount).filter(|rest| *rest >= floor) else {
                 return false;
             };
-            match self.free.compare_exchange_weak(
-                free,
-                rest,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .free
+                .compare_exchange_weak(free, rest, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) => return true,
                 Err(now) => free = now,
             }

@@ -33,14 +33,14 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::{
+    admission::{Admission, Shortfall},
+    filesystem::Filesystem,
+};
 use self::{filesystem::Watched, ledger::Missing};
 pub use self::{
     headroom::Headroom,
     probe::{Probe, Reading},
-};
-pub(crate) use self::{
-    admission::{Admission, Shortfall},
-    filesystem::Filesystem,
 };
 use crate::{
     Amount,
@@ -287,7 +287,10 @@ impl Volume {
             }
         };
         self.note_full(amount);
-        Err(self.shortfall(Amount::new(amount.bytes.max(expected), amount.objects), missing))
+        Err(self.shortfall(
+            Amount::new(amount.bytes.max(expected), amount.objects),
+            missing,
+        ))
     }
 
     /// Gives claimed blocks back that nothing was written to.
@@ -354,7 +357,12 @@ impl Volume {
         };
         let bytes = amount.bytes.max(expected);
         fits(bytes, ledger.free_bytes(), in_flight.bytes, floor.bytes)
-            && fits(amount.objects, ledger.free_objects(), in_flight.objects, floor.objects)
+            && fits(
+                amount.objects,
+                ledger.free_objects(),
+                in_flight.objects,
+                floor.objects,
+            )
     }
 
     #[inline]
