@@ -74,10 +74,18 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
         let asked = Asked::hear(&request, &settings.answers);
-        let (applies, request) = applies(&settings, request);
+        let applies = match &settings.applies {
+            None => settings.applies_to_method(request.method()),
+            Some(applies) => {
+                let (head, body) = request.into_parts();
+                let applies = applies(&head);
+                request = Request::from_parts(head, body);
+                applies
+            }
+        };
         if !applies {
             let response = self.inner.call(request.map(MeteredBody::open));
             return ResponseFuture::open(settings, asked, response);
@@ -86,18 +94,6 @@ where
         let clone = self.inner.clone();
         let service = std::mem::replace(&mut self.inner, clone);
         begin(settings, asked, Held { service, request })
-    }
-}
-
-/// Whether a request is guarded.
-#[inline]
-fn applies<B, Q>(settings: &Settings<Q>, request: Request<B>) -> (bool, Request<B>) {
-    match &settings.applies {
-        None => (settings.applies_to_method(request.method()), request),
-        Some(applies) => {
-            let (head, body) = request.into_parts();
-            (applies(&head), Request::from_parts(head, body))
-        }
     }
 }
 
