@@ -159,31 +159,27 @@ where
         if self.drain == WhenDropped::DrainOncePolled {
             self.drain = WhenDropped::Drain;
         }
-        match ready!(body.as_mut().poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                let received = self.received.saturating_add(bytes);
-                if received > self.reserved {
-                    self.reserved = self.cell.meter().reserved();
-                    if received > self.reserved {
-                        let need = received - self.reserved;
-                        let want = need.max(self.cell.next_grant());
-                        let growth = Arc::clone(&self.cell).grow(need, want);
-                        self.growing = Some((frame, growth));
-                        return self.poll_growth(cx);
-                    }
-                }
-                Poll::Ready(Some(Ok(self.pass(frame, received))))
-            }
-            Some(Err(error)) => {
+        let frame = match ready!(body.as_mut().poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            ended => {
                 self.end(None);
-                Poll::Ready(Some(Err(error.into())))
+                return Poll::Ready(ended.map(|ended| ended.map_err(Into::into)));
             }
-            None => {
-                self.end(None);
-                Poll::Ready(None)
+        };
+        let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+        let received = self.received.saturating_add(bytes);
+        if received > self.reserved {
+            self.reserved = self.cell.meter().reserved();
+            if received > self.reserved {
+                let need = received - self.reserved;
+                let want = need.max(self.cell.next_grant());
+                let growth = Arc::clone(&self.cell).grow(need, want);
+                self.growing = Some((frame, growth));
+                return self.poll_growth(cx);
             }
         }
+        self.pass(received);
+        Poll::Ready(Some(Ok(frame)))
     }
 
     /// Waits until there is room for the frame that is held back, or cuts the body.
@@ -203,7 +199,8 @@ where
             Poll::Ready(Ok(())) => {
                 self.reserved = self.cell.meter().reserved();
                 let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                Ok(self.pass(frame, self.received.saturating_add(bytes)))
+                self.pass(self.received.saturating_add(bytes));
+                Ok(frame)
             }
             Poll::Ready(Err(refused)) => {
                 self.cell.cut(&refused);
@@ -213,15 +210,15 @@ where
         }))
     }
 
+    /// A frame goes on to the handler.
     #[inline]
-    fn pass(&mut self, frame: Frame<B::Data>, received: u64) -> Frame<B::Data> {
+    fn pass(&mut self, received: u64) {
         self.received = received;
         self.cell.meter().set_received(received);
         // A consumer may leave it at that and never poll again.
         if self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
             self.end(None);
         }
-        frame
     }
 }
 
