@@ -105,8 +105,8 @@ fn begin<S, B, Q>(
 ) -> ResponseFuture<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
-    B: Body,
-    Q: QuotaSource,
+    B: Body + Send + 'static,
+    Q: QuotaSource + Send + Sync + 'static,
 {
     let declared = Demand::declared(
         held.request.method(),
