@@ -245,13 +245,12 @@ fn longest_hint(headers: &HeaderMap, hints: &[HeaderName]) -> Option<u64> {
 /// Digits and nothing else, white space around them aside. A number too large for us is still one: it
 /// saturates, and fits nowhere.
 fn decimal(value: &[u8]) -> Option<u64> {
-    let value = value.trim_ascii();
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+    let digits = value.trim_ascii();
+    if digits.is_empty() {
         return None;
     }
-    Some(value.iter().fold(0u64, |number, digit| {
-        number
-            .saturating_mul(10)
-            .saturating_add(u64::from(digit - b'0'))
-    }))
+    digits.iter().try_fold(0u64, |number, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        Some(number.saturating_mul(10).saturating_add(u64::from(digit)))
+    })
 }
