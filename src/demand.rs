@@ -181,13 +181,8 @@ impl Demand {
             Some(bytes) => Self::known(bytes),
             None => Self::unknown(),
         };
-        let hinted = hints
-            .iter()
-            .flat_map(|name| headers.get_all(name))
-            .filter_map(|value| decimal(value.as_bytes()))
-            .max();
         Ok(demand
-            .expecting(hinted.unwrap_or(0))
+            .expecting(longest_hint(headers, hints).unwrap_or(0))
             .with_objects(objects_made_by(method)))
     }
 }
@@ -234,18 +229,30 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidLength> {
     Ok(length)
 }
 
+/// The largest of the hints that are numbers.
+fn longest_hint(headers: &HeaderMap, hints: &[HeaderName]) -> Option<u64> {
+    // Hardly any request has one, and a glance at its names is quicker than a lookup for each hint.
+    if !headers.keys().any(|name| hints.contains(name)) {
+        return None;
+    }
+    hints
+        .iter()
+        .flat_map(|name| headers.get_all(name))
+        .filter_map(|value| decimal(value.as_bytes()))
+        .max()
+}
+
 /// Digits and nothing else, white space around them aside. A number too large for us is still one: it
 /// saturates, and fits nowhere.
 fn decimal(value: &[u8]) -> Option<u64> {
-    let value = value.trim_ascii();
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+    let digits = value.trim_ascii();
+    if digits.is_empty() {
         return None;
     }
-    Some(value.iter().fold(0u64, |number, digit| {
-        number
-            .saturating_mul(10)
-            .saturating_add(u64::from(digit - b'0'))
-    }))
+    digits.iter().try_fold(0u64, |number, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        Some(number.saturating_mul(10).saturating_add(u64::from(digit)))
+    })
 }
 
 #[cfg(all(test, not(storage_guard_loom)))]

@@ -54,12 +54,12 @@ pin_project! {
         /// The user's own pricing takes a look at something.
         Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
         /// `volume.reserve`
-        Volume { admission: Option<Admission>, door: Option<Door<S, B>> },
+        Volume { admission: Admission, door: Option<Door<S, B>> },
         /// `quota.reserve.await`
         Quota {
             #[pin] hold: Q::Future,
             time: Bound,
-            cell: Option<Cell<Q>>,
+            cell: Option<Arc<Cell<Q>>>,
             held: Option<Held<S, B>>,
         },
         /// The inner service, with everything set aside.
@@ -154,7 +154,11 @@ where
         held: Held<S, B>,
         scopes: Scopes,
         demand: Demand,
-    ) -> Self {
+    ) -> Self
+    where
+        B: Send + 'static,
+        Q: Send + Sync + 'static,
+    {
         let state = State::at_volume(&settings, held, scopes, demand);
         Self::new(settings, asked, state)
     }
@@ -171,25 +175,79 @@ where
 impl<S, B, Q> State<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
-    B: Body,
-    Q: QuotaSource,
+    B: Body + Send + 'static,
+    Q: QuotaSource + Send + Sync + 'static,
 {
-    fn at_volume(settings: &Settings<Q>, held: Held<S, B>, scopes: Scopes, demand: Demand) -> Self {
+    fn at_volume(
+        settings: &Arc<Settings<Q>>,
+        held: Held<S, B>,
+        scopes: Scopes,
+        demand: Demand,
+    ) -> Self {
         let first = demand.bytes().unwrap_or_else(|| {
             let hinted = demand.expected().min(settings.hint_cap);
             hinted.max(settings.grants.first)
         });
-        let admission = settings.volume.is_some().then(|| {
-            let amount = Amount::new(first, demand.objects());
-            Admission::new(amount, demand.expected(), settings.patience)
-        });
-        let door = Some(Door {
+        let door = Door {
             held,
             scopes,
             demand,
             first,
-        });
-        Self::Volume { admission, door }
+        };
+        let Some(volume) = &settings.volume else {
+            return Self::at_quota(settings, door, Amount::ZERO);
+        };
+        let amount = Amount::new(first, demand.objects());
+        let admission = Admission::new(amount, demand.expected(), settings.patience);
+        // There is room nearly always, and then nobody has to wait at the door.
+        match admission.claim(volume) {
+            Ok(blocks) => Self::at_quota(settings, door, blocks),
+            Err(_) => Self::Volume {
+                admission,
+                door: Some(door),
+            },
+        }
+    }
+
+    fn at_quota(settings: &Arc<Settings<Q>>, door: Door<S, B>, blocks: Amount) -> Self {
+        let Door {
+            held,
+            scopes,
+            demand,
+            first,
+        } = door;
+        let cell = Cell::new(Arc::clone(settings), scopes, demand, first, blocks);
+        let cell = Arc::new(cell);
+        if cell.scopes().is_empty() {
+            return Self::inside(cell, held);
+        }
+        let (scopes, asked, expected) = (cell.scopes(), cell.asked(), cell.expected());
+        Self::Quota {
+            hold: settings.quota.reserve(scopes, asked, expected),
+            time: Bound::new(settings.quota_timeout),
+            cell: Some(cell),
+            held: Some(held),
+        }
+    }
+
+    /// Calls the inner service, with everything set aside.
+    fn inside(cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
+        let Held {
+            mut service,
+            request,
+        } = held;
+        let drain = when_dropped(request.version(), request.headers());
+        let mut request = request.map(|body| MeteredBody::new(body, cell.clone(), drain));
+        request
+            .extensions_mut()
+            .insert(Reservation::new(cell.clone()));
+        Self::Inner {
+            response: service.call(request),
+            guarded: Some(Guarded {
+                cell,
+                is_handed_on: false,
+            }),
+        }
     }
 }
 
@@ -224,37 +282,15 @@ where
                     this.state.set(state);
                 }
                 StateProj::Volume { admission, door } => {
-                    let claimed = match (admission, &settings.volume) {
-                        (Some(admission), Some(volume)) => ready!(admission.poll(cx, volume)),
-                        _ => Ok(Amount::ZERO),
-                    };
-                    let Door {
-                        held,
-                        scopes,
-                        demand,
-                        first,
-                    } = door.take().expect(ONCE);
+                    let volume = settings.volume.as_ref().expect("somebody waits for it");
+                    let claimed = ready!(admission.poll(cx, volume));
+                    let door = door.take().expect(ONCE);
                     this.state.set(State::Done);
-                    let blocks = match claimed {
-                        Ok(blocks) => blocks,
+                    match claimed {
+                        Ok(blocks) => this.state.set(State::at_quota(settings, door, blocks)),
                         Err(shortfall) => {
-                            return refuse(refuse_shortfall(shortfall), held.unread());
+                            return refuse(refuse_shortfall(shortfall), door.held.unread());
                         }
-                    };
-                    let cell = Cell::new(Arc::clone(settings), scopes, demand, first, blocks);
-                    if cell.scopes().is_empty() {
-                        this.state.set(enter(cell, held));
-                    } else {
-                        let hold =
-                            settings
-                                .quota
-                                .reserve(cell.scopes(), cell.asked(), cell.expected());
-                        this.state.set(State::Quota {
-                            hold,
-                            time: Bound::new(settings.quota_timeout),
-                            cell: Some(cell),
-                            held: Some(held),
-                        });
                     }
                 }
                 StateProj::Quota {
@@ -270,7 +306,7 @@ where
                             Err(too_late())
                         }
                     };
-                    let mut cell = cell.take().expect(ONCE);
+                    let cell = cell.take().expect(ONCE);
                     let held = held.take().expect(ONCE);
                     let refusal = match reserved {
                         Ok(hold) => {
@@ -287,7 +323,7 @@ where
                         this.state.set(State::Done);
                         return refuse(refusal, held.unread());
                     }
-                    this.state.set(enter(cell, held));
+                    this.state.set(State::inside(cell, held));
                 }
                 StateProj::Inner { response, guarded } => {
                     let answered = ready!(response.poll(cx));
@@ -295,7 +331,7 @@ where
                     // The inner future may still hold the request's body.
                     this.state.set(State::Done);
                     let cell = guarded.as_ref().map(|guarded| &guarded.cell);
-                    let response = match answered {
+                    let mut response = match answered {
                         Ok(response) => response,
                         Err(error) => {
                             let refusal = cell
@@ -320,7 +356,15 @@ where
                     let Some(guarded) = guarded else {
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     };
-                    let (success, response) = is_success(settings, response);
+                    let success = match &settings.success {
+                        None => means_success(response.status()),
+                        Some(success) => {
+                            let (head, body) = response.into_parts();
+                            let success = success(&head);
+                            response = Response::from_parts(head, body);
+                            success
+                        }
+                    };
                     if !success {
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
@@ -369,32 +413,6 @@ where
 
 /// Why an `Option` of a state is there: the state is left in the same poll in which it is taken.
 const ONCE: &str = "taken once, when the state is left";
-
-/// Calls the inner service, with everything set aside.
-fn enter<S, B, Q>(cell: Cell<Q>, held: Held<S, B>) -> State<S, B, Q>
-where
-    S: Service<Request<MeteredBody<B>>>,
-    B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
-{
-    let Held {
-        mut service,
-        request,
-    } = held;
-    let cell = Arc::new(cell);
-    let drain = when_dropped(request.version(), request.headers());
-    let mut request = request.map(|body| MeteredBody::new(body, cell.clone(), drain));
-    request
-        .extensions_mut()
-        .insert(Reservation::new(cell.clone()));
-    State::Inner {
-        response: service.call(request),
-        guarded: Some(Guarded {
-            cell,
-            is_handed_on: false,
-        }),
-    }
-}
 
 /// What has to become of a body that is left unread.
 fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
@@ -473,19 +491,9 @@ fn of_fault<Q>(settings: &Settings<Q>, fault: Fault) -> Refusal {
     Refusal::from(volume.map_or(fault, |volume| volume.refine(fault)))
 }
 
-/// Whether an answer means that the request was carried out.
-fn is_success<R, Q>(settings: &Settings<Q>, response: Response<R>) -> (bool, Response<R>) {
-    match &settings.success {
-        None => {
-            let status = response.status();
-            let success = status.is_success() || status == StatusCode::SEE_OTHER;
-            (success, response)
-        }
-        Some(success) => {
-            let (head, body) = response.into_parts();
-            (success(&head), Response::from_parts(head, body))
-        }
-    }
+/// Whether a request was carried out that is answered so, unless the user decides.
+fn means_success(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SEE_OTHER
 }
 
 /// Renders a refusal, with what has to be drained behind it.

@@ -212,7 +212,7 @@ struct Books<H> {
     replaced: Amount,
     report: Report,
     tickets: Option<Arc<Tickets>>,
-    refusal: Option<Refusal>,
+    refusal: Option<Refused>,
     body_ended: bool,
     unread: Option<Unread>,
     /// The answer was a success, and was sent before the body ended.
@@ -270,9 +270,8 @@ impl<Q: QuotaSource> Cell<Q> {
         &self.scopes
     }
 
-    pub(crate) fn set_hold(&mut self, hold: Q::Hold) {
-        let books = self.books.get_mut();
-        books.unwrap_or_else(PoisonError::into_inner).hold = Some(hold);
+    pub(crate) fn set_hold(&self, hold: Q::Hold) {
+        self.books().hold = Some(hold);
     }
 
     /// What the quota is asked to set aside at the door.
@@ -289,9 +288,12 @@ impl<Q: QuotaSource> Cell<Q> {
     /// Why the body was cut, if it was.
     pub(crate) fn refused(&self) -> Option<Refusal> {
         // A cut closes the meter, so that the lock is not needed for all the others.
-        self.meter
-            .is_closed()
-            .then(|| self.books().refusal.clone())?
+        if !self.meter.is_closed() {
+            return None;
+        }
+        let books = self.books();
+        let refused = books.refusal.as_ref()?;
+        Some(refused.refusal().clone())
     }
 
     pub(crate) fn body_has_ended(&self) -> bool {
@@ -621,9 +623,7 @@ where
 
     fn cut(&self, refused: &Refused) {
         self.meter.close();
-        self.books()
-            .refusal
-            .get_or_insert_with(|| refused.refusal().clone());
+        self.books().refusal.get_or_insert_with(|| refused.clone());
     }
 
     fn body_ended(&self, unread: Option<Unread>) {

@@ -74,10 +74,18 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
         let asked = Asked::hear(&request, &settings.answers);
-        let (applies, request) = applies(&settings, request);
+        let applies = match &settings.applies {
+            None => settings.applies_to_method(request.method()),
+            Some(applies) => {
+                let (head, body) = request.into_parts();
+                let applies = applies(&head);
+                request = Request::from_parts(head, body);
+                applies
+            }
+        };
         if !applies {
             let response = self.inner.call(request.map(MeteredBody::open));
             return ResponseFuture::open(settings, asked, response);
@@ -89,18 +97,6 @@ where
     }
 }
 
-/// Whether a request is guarded.
-#[inline]
-fn applies<B, Q>(settings: &Settings<Q>, request: Request<B>) -> (bool, Request<B>) {
-    match &settings.applies {
-        None => (settings.applies_to_method(request.method()), request),
-        Some(applies) => {
-            let (head, body) = request.into_parts();
-            (applies(&head), Request::from_parts(head, body))
-        }
-    }
-}
-
 /// What the request wants, and who is charged for it.
 fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
@@ -109,8 +105,8 @@ fn begin<S, B, Q>(
 ) -> ResponseFuture<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
-    B: Body,
-    Q: QuotaSource,
+    B: Body + Send + 'static,
+    Q: QuotaSource + Send + Sync + 'static,
 {
     let declared = Demand::declared(
         held.request.method(),

@@ -46,7 +46,8 @@ impl fmt::Debug for Sleep {
 #[derive(Debug)]
 pub(crate) struct Bound {
     after: Duration,
-    sleep: Option<Sleep>,
+    /// Boxed, because nearly every bound is moved around and never waits.
+    sleep: Option<Box<Sleep>>,
 }
 
 impl Bound {
@@ -61,7 +62,9 @@ impl Bound {
     /// Ready when the time is up. Counts from the first call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let after = self.after;
-        self.sleep.get_or_insert_with(|| Sleep::new(after)).poll(cx)
+        self.sleep
+            .get_or_insert_with(|| Box::new(Sleep::new(after)))
+            .poll(cx)
     }
 }
 

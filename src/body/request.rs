@@ -50,8 +50,9 @@ struct Metered<B: Body> {
     received: u64,
     /// As far as the meter was last seen to reach.
     reserved: u64,
-    /// A frame that has to wait until there is room for it.
-    growing: Option<(Frame<B::Data>, Growth)>,
+    /// A frame that has to wait until there is room for it. Boxed, because the body is moved around, and hardly any
+    /// has to wait.
+    growing: Option<Box<(Frame<B::Data>, Growth)>>,
     drain: WhenDropped,
     /// Takes an unfinished body, for whoever answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Unread,
@@ -160,21 +161,14 @@ where
             self.drain = WhenDropped::Drain;
         }
         match ready!(body.as_mut().poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                let received = self.received.saturating_add(bytes);
-                if received > self.reserved {
-                    self.reserved = self.cell.meter().reserved();
-                    if received > self.reserved {
-                        let need = received - self.reserved;
-                        let want = need.max(self.cell.next_grant());
-                        let growth = Arc::clone(&self.cell).grow(need, want);
-                        self.growing = Some((frame, growth));
-                        return self.poll_growth(cx);
-                    }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if self.has_room_for(&data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(data) => self.hold_back(Frame::data(data), cx),
+                Err(trailers) => {
+                    self.pass(self.received);
+                    Poll::Ready(Some(Ok(trailers)))
                 }
-                Poll::Ready(Some(Ok(self.pass(frame, received))))
-            }
+            },
             Some(Err(error)) => {
                 self.end(None);
                 Poll::Ready(Some(Err(error.into())))
@@ -186,26 +180,55 @@ where
         }
     }
 
+    /// Counts data, if there is room for them.
+    #[inline]
+    fn has_room_for(&mut self, data: &B::Data) -> bool {
+        let received = self.received.saturating_add(data.remaining() as u64);
+        if received > self.reserved {
+            self.reserved = self.cell.meter().reserved();
+            if received > self.reserved {
+                return false;
+            }
+        }
+        self.pass(received);
+        true
+    }
+
+    #[cold]
+    fn hold_back(
+        &mut self,
+        frame: Frame<B::Data>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let received = self.received.saturating_add(length(&frame));
+        let need = received - self.reserved;
+        let want = need.max(self.cell.next_grant());
+        let growth = Arc::clone(&self.cell).grow(need, want);
+        self.growing = Some(Box::new((frame, growth)));
+        self.poll_growth(cx)
+    }
+
     /// Waits until there is room for the frame that is held back, or cuts the body.
     #[cold]
     fn poll_growth(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let Some((frame, mut growth)) = self.growing.take() else {
+        let Some(mut growing) = self.growing.take() else {
             return Poll::Ready(None);
         };
-        Poll::Ready(Some(match growth.as_mut().poll(cx) {
-            Poll::Pending => {
-                self.growing = Some((frame, growth));
-                return Poll::Pending;
-            }
-            Poll::Ready(Ok(())) => {
+        let Poll::Ready(grown) = growing.1.as_mut().poll(cx) else {
+            self.growing = Some(growing);
+            return Poll::Pending;
+        };
+        let (frame, _) = *growing;
+        Poll::Ready(Some(match grown {
+            Ok(()) => {
                 self.reserved = self.cell.meter().reserved();
-                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                Ok(self.pass(frame, self.received.saturating_add(bytes)))
+                self.pass(self.received.saturating_add(length(&frame)));
+                Ok(frame)
             }
-            Poll::Ready(Err(refused)) => {
+            Err(refused) => {
                 self.cell.cut(&refused);
                 self.give_up();
                 Err(refused.into())
@@ -213,15 +236,15 @@ where
         }))
     }
 
+    /// A frame goes on to the handler.
     #[inline]
-    fn pass(&mut self, frame: Frame<B::Data>, received: u64) -> Frame<B::Data> {
+    fn pass(&mut self, received: u64) {
         self.received = received;
         self.cell.meter().set_received(received);
         // A consumer may leave it at that and never poll again.
         if self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
             self.end(None);
         }
-        frame
     }
 }
 
@@ -246,10 +269,14 @@ impl<B: Body> Metered<B> {
         let held = self
             .growing
             .as_ref()
-            .and_then(|(frame, _)| frame.data_ref());
-        let held = held.map_or(0, |data| data.remaining() as u64);
+            .map_or(0, |growing| length(&growing.0));
         rest.unwrap_or_else(|| SizeHint::with_exact(0)) + SizeHint::with_exact(held)
     }
+}
+
+/// In bytes of data: trailers cost nothing.
+fn length<D: Buf>(frame: &Frame<D>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
 impl<B: Body> Drop for Metered<B> {

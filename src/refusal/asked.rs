@@ -1,3 +1,5 @@
+use std::iter;
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Version,
@@ -88,7 +90,10 @@ impl Asked {
             method: request.method().clone(),
             version: request.version(),
             accept: accept.next().cloned(),
-            more_accept: accept.cloned().collect(),
+            more_accept: match accept.next() {
+                None => Vec::new(),
+                Some(second) => iter::once(second).chain(accept).cloned().collect(),
+            },
             content_type: None,
             dialect: None,
         }

@@ -89,7 +89,8 @@ impl Admission {
         Poll::Pending
     }
 
-    fn claim(&self, volume: &Volume) -> Result<Amount, Shortfall> {
+    /// The claim without waiting.
+    pub(crate) fn claim(&self, volume: &Volume) -> Result<Amount, Shortfall> {
         // Uploads that are let in and want to grow come before those at the door.
         if self.amount.bytes > 0 && volume.filesystem().line.is_waiting([&None], None) {
             return Err(volume.full());

@@ -1,5 +1,6 @@
 //! The tests that stand outside of the crate.
 
+mod allocations;
 mod axum_upload;
 mod clients_that_leave;
 #[cfg(target_os = "linux")]

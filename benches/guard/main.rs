@@ -1,0 +1,247 @@
+//! What the guard costs, beside a reference that is measured in the same run: `cargo bench --bench guard`.
+//!
+//! A figure in nanoseconds says as much about the machine, and about who else is on it, as about the code. So
+//! every row is a difference or a ratio of things that take turns in rounds of some microseconds, and what is
+//! told is the median over the rounds: whatever slows the machine for a while slows both. Criterion measures one
+//! thing for seconds and then the next, and knows no ratios; hence a runner of our own.
+//!
+//! It ends in two tables in Markdown, about a minute later.
+
+mod cases;
+mod quota;
+mod threads;
+
+use std::time::Instant;
+
+use self::cases::{Case, FRAMES};
+
+/// Requests at a time. So few that their heads are still in the cache, as on a server that has just read them; and
+/// that what they free fits the allocator's own cache.
+const BATCH: usize = 4;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("--count") => count(&mut arguments),
+        Some("--bench") => report(100_000, 10_000_000),
+        // `cargo test --benches`: all that matters is that it runs.
+        _ => report(2, 10_000),
+    }
+}
+
+/// Measures everything, in so many rounds and with so many scopes at the most.
+fn report(rounds: usize, scopes: u32) {
+    let [open_bare, open] = measure(cases::downloads(), rounds, BATCH);
+    let [bare, limit, statvfs, disk, whole] = measure(cases::uploads(), rounds, BATCH);
+    let [long_bare, long] = measure(cases::long_uploads(), rounds / 4, 1);
+    let threads = threads::measure(rounds / 20);
+    let quota = quota::measure(rounds / 20, scopes);
+
+    println!();
+    println!("| what | reference | measured | budget | holds | allocations |");
+    println!("|---|---|---|---|---|---|");
+    let added = open.over(&open_bare);
+    row(
+        "a request that is not guarded",
+        &format!("the bare service: {:.0} ns", open_bare.median()),
+        &format!("+ {added:.1} ns"),
+        "+ 15 ns, no allocation",
+        added <= 15.0 && open.allocations == 0,
+        Some(open.allocations),
+    );
+    let reference = limit.over(&bare);
+    let limit_adds = format!("`RequestBodyLimit` adds {reference:.0} ns");
+    let added = disk.over(&bare);
+    row(
+        "disk guard, Content-Length",
+        &limit_adds,
+        &format!("+ {added:.0} ns = {:.1} x", added / reference),
+        "1.0 x",
+        added <= reference,
+        Some(disk.allocations),
+    );
+    let added = whole.over(&bare);
+    row(
+        "disk, memory quota and handle",
+        &limit_adds,
+        &format!("+ {added:.0} ns = {:.1} x", added / reference),
+        "3 x, at most 3 allocations",
+        added <= 3.0 * reference && whole.allocations <= 3,
+        Some(whole.allocations),
+    );
+    let reference = statvfs.over(&bare);
+    row(
+        "the same",
+        &format!("statvfs in the handler adds {reference:.0} ns"),
+        &format!("+ {added:.0} ns = {:.2} x", added / reference),
+        "a third",
+        added <= reference / 3.0,
+        None,
+    );
+    let frames = FRAMES as f64;
+    let added = long.over(&long_bare) / frames;
+    row(
+        "metering a frame",
+        &format!("moving the frame: {:.1} ns", long_bare.median() / frames),
+        &format!("+ {added:.1} ns"),
+        "+ 5 ns",
+        added <= 5.0,
+        Some(0),
+    );
+    row(
+        "reserve and release, one thread",
+        &format!("an uncontended CAS pair: {:.0} ns", threads.pair),
+        &format!(
+            "{:.0} ns = {:.1} x",
+            threads.alone,
+            threads.alone / threads.pair
+        ),
+        "",
+        true,
+        Some(0),
+    );
+    row(
+        "the same, two threads on one volume",
+        "the same",
+        &format!(
+            "{:.0} ns = {:.1} x",
+            threads.shared,
+            threads.shared / threads.pair
+        ),
+        "3 x",
+        threads.shared <= 3.0 * threads.pair,
+        Some(0),
+    );
+    row(
+        &format!("memory quota of {scopes} scopes"),
+        &format!("the same of 1000: {:.0} ns", quota.few),
+        &format!(
+            "{:.1} x (at random: {:.1} x)",
+            quota.many / quota.few,
+            quota.random / quota.few
+        ),
+        "1.5 x in the cache",
+        quota.many <= 1.5 * quota.few,
+        Some(0),
+    );
+    row(
+        "a scope of these, beside its key",
+        "",
+        &format!("{:.0} bytes", quota.bytes),
+        "100 bytes",
+        quota.bytes <= 100.0,
+        None,
+    );
+
+    println!();
+    println!("| an upload of 1 KiB through | takes | adds | allocations |");
+    println!("|---|---|---|---|");
+    for case in [&bare, &limit, &statvfs, &disk, &whole] {
+        println!(
+            "| {} | {:.0} ns | {:.0} ns | {} |",
+            case.name,
+            case.median(),
+            case.over(&bare),
+            case.allocations,
+        );
+    }
+}
+
+fn row(
+    what: &str,
+    reference: &str,
+    measured: &str,
+    budget: &str,
+    holds: bool,
+    allocations: Option<u64>,
+) {
+    let holds = match (budget, holds) {
+        ("", _) => "",
+        (_, true) => "yes",
+        (_, false) => "**no**",
+    };
+    let allocations = allocations.map_or(String::new(), |count| count.to_string());
+    println!("| {what} | {reference} | {measured} | {budget} | {holds} | {allocations} |");
+}
+
+/// How long a request took, in each round.
+struct Times {
+    name: &'static str,
+    allocations: u64,
+    /// In nanoseconds.
+    each: Vec<f64>,
+}
+
+impl Times {
+    fn median(&self) -> f64 {
+        median(self.each.iter().copied())
+    }
+
+    /// How much longer than another, in the same round.
+    fn over(&self, other: &Self) -> f64 {
+        median(
+            self.each
+                .iter()
+                .zip(&other.each)
+                .map(|(this, other)| this - other),
+        )
+    }
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    let middle = values.len() / 2;
+    *values.select_nth_unstable_by(middle, f64::total_cmp).1
+}
+
+/// Lets the cases take turns, each with `batch` requests at a time. The requests are made before the clock starts.
+fn measure<B: 'static, const N: usize>(
+    mut cases: [Case<B>; N],
+    rounds: usize,
+    batch: usize,
+) -> [Times; N] {
+    let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    let mut requests = Vec::with_capacity(batch);
+    for round in 0..rounds.max(1) {
+        // Nobody always comes after the same.
+        for turn in 0..N {
+            let at = (turn * if round % 2 == 0 { 1 } else { N - 1 } + round) % N;
+            let case = &mut cases[at];
+            requests.extend((0..batch).map(|_| (case.request)()));
+            let start = Instant::now();
+            case.serve(&mut requests);
+            times[at].push(start.elapsed().as_nanos() as f64 / batch as f64);
+        }
+    }
+    let mut times = times.into_iter();
+    cases.map(|case| Times {
+        name: case.name,
+        allocations: case.allocations,
+        each: times.next().unwrap_or_default(),
+    })
+}
+
+/// Serves requests of one case, for a tool that counts instructions: `--count <case> <requests>`.
+///
+/// Making them costs instructions too. `benches/instructions.sh` takes the difference of two counts.
+fn count(arguments: &mut impl Iterator<Item = String>) {
+    let name = arguments.next().unwrap_or_default();
+    let requests = arguments.next().and_then(|count| count.parse().ok());
+    let requests = requests.expect("a number of requests");
+    let (group, index) = name.split_once('/').expect("a group and an index");
+    let index: usize = index.parse().expect("an index");
+    match group {
+        "download" => serve(&mut cases::downloads()[index], requests),
+        "upload" => serve(&mut cases::uploads()[index], requests),
+        "long" => serve(&mut cases::long_uploads()[index], requests),
+        _ => panic!("no such group"),
+    }
+}
+
+fn serve<B: 'static>(case: &mut Case<B>, requests: u32) {
+    let mut one = Vec::with_capacity(1);
+    for _ in 0..requests {
+        one.push((case.request)());
+        case.serve(&mut one);
+    }
+}
