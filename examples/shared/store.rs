@@ -14,7 +14,12 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::{fs::File, io::AsyncWriteExt, sync::Mutex, task::spawn_blocking};
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt,
+    sync::Mutex,
+    task::{JoinHandle, spawn_blocking},
+};
 use tower_storage_guard::{
     Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
     quota::{Change, Limits, MemoryQuota},
@@ -276,6 +281,14 @@ impl Upload {
         self.file.sync_all().await?;
         Ok(self)
     }
+
+    /// Removes what there is of it, and waits until it is gone. A drop does the same, but does not wait.
+    pub(crate) async fn discard(mut self) {
+        if let Some(removed) = self.temporary.remove() {
+            // It does not panic, and is not cancelled.
+            let _ = removed.await;
+        }
+    }
 }
 
 /// Removes a temporary file, however the upload ends.
@@ -284,17 +297,20 @@ struct Temporary {
     volume: Volume,
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let Some(path) = self.path.take() else {
-            return;
-        };
-        let volume = self.volume.clone();
-        spawn_blocking(move || {
-            // Nobody is left to tell. If it fails, the next start removes it.
+impl Temporary {
+    fn remove(&mut self) -> Option<JoinHandle<()>> {
+        let (path, volume) = (self.path.take()?, self.volume.clone());
+        Some(spawn_blocking(move || {
+            // Nobody can do anything about it. If it fails, the next start removes it.
             let _ = fs::remove_file(path);
             volume.refresh();
-        });
+        }))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
