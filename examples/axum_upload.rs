@@ -206,8 +206,16 @@ async fn receive<E: IntoResponse>(
         .begin(name, reservation)
         .await
         .map_err(Failure::from)?;
-    while let Some(chunk) = content.try_next().await? {
-        upload.write(&chunk).await.map_err(Failure::from)?;
+    let received = async {
+        while let Some(chunk) = content.try_next().await? {
+            upload.write(&chunk).await.map_err(Failure::from)?;
+        }
+        Ok::<_, ErrorResponse>(())
+    };
+    if let Err(error) = received.await {
+        // There is room again before the next in line hears that there may be.
+        upload.discard().await;
+        return Err(error);
     }
     Ok(upload.finish().await.map_err(Failure::from)?)
 }

@@ -14,7 +14,12 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::{fs::File, io::AsyncWriteExt, sync::Mutex, task::spawn_blocking};
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt,
+    sync::Mutex,
+    task::{JoinHandle, spawn_blocking},
+};
 use tower_storage_guard::{
     Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
     quota::{Change, Limits, MemoryQuota},
@@ -24,9 +29,6 @@ use super::flags::Flags;
 
 /// How uploads in progress are called. No file can be: names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
-
-/// How many bytes are written before they are reported to the reservation.
-const REPORT_EVERY: u64 = 1 << 20;
 
 /// Everything that is stored, and what guards it.
 #[derive(Clone)]
@@ -214,7 +216,6 @@ impl Folder {
             file: File::from_std(file),
             temporary,
             size: 0,
-            unreported: 0,
             reservation: reservation.clone(),
         })
     }
@@ -261,33 +262,32 @@ pub(crate) struct Upload {
     file: File,
     temporary: Temporary,
     size: u64,
-    unreported: u64,
     reservation: Reservation,
 }
 
 impl Upload {
     pub(crate) async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.file.write_all(chunk).await?;
+        // tokio's files write behind our back: only a flush tells whether the disk had room. What is reported
+        // late is counted twice until then, on the disk and as promised.
+        self.file.flush().await?;
+        self.reservation.written(chunk.len() as u64);
         self.size += chunk.len() as u64;
-        self.unreported += chunk.len() as u64;
-        if self.unreported >= REPORT_EVERY {
-            self.report().await?;
-        }
         Ok(())
     }
 
     /// Puts everything on the disk. An upload is not to be published without.
-    pub(crate) async fn finish(mut self) -> io::Result<Self> {
-        self.report().await?;
+    pub(crate) async fn finish(self) -> io::Result<Self> {
         self.file.sync_all().await?;
         Ok(self)
     }
 
-    async fn report(&mut self) -> io::Result<()> {
-        // tokio's files write behind our back. Only a flush tells whether the disk had room.
-        self.file.flush().await?;
-        self.reservation.written(mem::take(&mut self.unreported));
-        Ok(())
+    /// Removes what there is of it, and waits until it is gone. A drop does the same, but does not wait.
+    pub(crate) async fn discard(mut self) {
+        if let Some(removed) = self.temporary.remove() {
+            // It does not panic, and is not cancelled.
+            let _ = removed.await;
+        }
     }
 }
 
@@ -297,17 +297,20 @@ struct Temporary {
     volume: Volume,
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let Some(path) = self.path.take() else {
-            return;
-        };
-        let volume = self.volume.clone();
-        spawn_blocking(move || {
-            // Nobody is left to tell. If it fails, the next start removes it.
+impl Temporary {
+    fn remove(&mut self) -> Option<JoinHandle<()>> {
+        let (path, volume) = (self.path.take()?, self.volume.clone());
+        Some(spawn_blocking(move || {
+            // Nobody can do anything about it. If it fails, the next start removes it.
             let _ = fs::remove_file(path);
             volume.refresh();
-        });
+        }))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
