@@ -25,7 +25,7 @@ use crate::{
     refusal::{Asked, Refusal},
     reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
     time::Bound,
-    volume::Admission,
+    volume::{Admission, Admitted},
 };
 
 pin_project! {
@@ -87,8 +87,6 @@ struct Door<S, B> {
     held: Held<S, B>,
     scopes: Scopes,
     demand: Demand,
-    /// Bytes to set aside to begin with.
-    first: u64,
 }
 
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
@@ -184,24 +182,29 @@ where
         scopes: Scopes,
         demand: Demand,
     ) -> Self {
-        let first = demand.bytes().unwrap_or_else(|| {
-            let hinted = demand.expected().min(settings.hint_cap);
-            hinted.max(settings.grants.first)
-        });
+        let (bytes, least) = match demand.bytes() {
+            Some(bytes) => (bytes, bytes),
+            // Nobody knows how little it may be.
+            None if demand.expected() == 0 => (settings.grants.first, 1),
+            None => {
+                let hinted = demand.expected().min(settings.hint_cap);
+                (hinted, hinted)
+            }
+        };
         let door = Door {
             held,
             scopes,
             demand,
-            first,
         };
         let Some(volume) = &settings.volume else {
-            return Self::at_quota(settings, door, Amount::ZERO);
+            let blocks = Amount::ZERO;
+            return Self::at_quota(settings, door, Admitted { bytes, blocks });
         };
-        let amount = Amount::new(first, demand.objects());
-        let admission = Admission::new(amount, demand.expected(), settings.patience);
+        let amount = Amount::new(bytes, demand.objects());
+        let admission = Admission::new(amount, least, demand.expected(), settings.patience);
         // There is room nearly always, and then nobody has to wait at the door.
         match admission.claim(volume) {
-            Ok(blocks) => Self::at_quota(settings, door, blocks),
+            Ok(admitted) => Self::at_quota(settings, door, admitted),
             Err(_) => Self::Volume {
                 admission,
                 door: Some(door),
@@ -209,18 +212,22 @@ where
         }
     }
 
-    fn at_quota(settings: &Arc<Settings<Q>>, door: Door<S, B>, blocks: Amount) -> Self {
+    fn at_quota(settings: &Arc<Settings<Q>>, door: Door<S, B>, admitted: Admitted) -> Self {
         let Door {
             held,
             scopes,
             demand,
-            first,
         } = door;
-        let cell = Cell::new(Arc::clone(settings), scopes, demand, first, blocks);
+        let cell = Cell::new(Arc::clone(settings), scopes, demand, admitted);
         let cell = Arc::new(cell);
         if cell.scopes().is_empty() {
-            return Self::inside(cell, held);
+            Self::inside(cell, held)
+        } else {
+            Self::asking(settings, cell, held)
         }
+    }
+
+    fn asking(settings: &Settings<Q>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
         let (scopes, asked, expected) = (cell.scopes(), cell.asked(), cell.expected());
         Self::Quota {
             hold: settings.quota.reserve(scopes, asked, expected),
@@ -287,7 +294,7 @@ where
                     let door = door.take().expect(ONCE);
                     this.state.set(State::Done);
                     match claimed {
-                        Ok(blocks) => this.state.set(State::at_quota(settings, door, blocks)),
+                        Ok(admitted) => this.state.set(State::at_quota(settings, door, admitted)),
                         Err(shortfall) => {
                             return refuse(refuse_shortfall(shortfall), door.held.unread());
                         }
@@ -308,6 +315,12 @@ where
                     };
                     let cell = cell.take().expect(ONCE);
                     let held = held.take().expect(ONCE);
+                    if let Err(QuotaError::Exceeded(exceeded)) = &reserved
+                        && cell.makes_do_with_less(exceeded)
+                    {
+                        this.state.set(State::asking(settings, cell, held));
+                        continue;
+                    }
                     let refusal = match reserved {
                         Ok(hold) => {
                             cell.set_hold(hold);
@@ -376,7 +389,7 @@ where
                         let watched = |body| ResponseBody::watched(body, cell);
                         return Poll::Ready(Ok(response.map(watched)));
                     }
-                    match cell.end(true) {
+                    match cell.end(true).flatten() {
                         Some((hold, change)) => this.state.set(State::Commit {
                             commit: hold.commit(change),
                             time: Bound::new(settings.quota_timeout),

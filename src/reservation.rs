@@ -19,7 +19,7 @@ use crate::{
     quota::{Change, Exceeded, QuotaError, QuotaHold, QuotaSource},
     refusal::{Figures, Refusal},
     time::within,
-    volume::Shortfall,
+    volume::{Admitted, Shortfall},
 };
 
 /// A handle on what is set aside for a request, in its extensions. Cheap to clone.
@@ -91,6 +91,20 @@ impl Reservation {
         Arc::clone(&self.0).replaces(replaced).await
     }
 
+    /// Commits what was stored, now, whatever is answered and whether or not the client is still there.
+    ///
+    /// For a handler that cannot take back what it has done: files that have got their names. Nothing more
+    /// of the body can be read then. False where the reservation has ended before, since the client left
+    /// or the body was cut: nothing is charged then.
+    pub async fn commit(&self) -> bool {
+        Arc::clone(&self.0).commit().await
+    }
+
+    /// Whether it has ended: committed or released. A task that outlives its request can tell by this.
+    pub fn has_ended(&self) -> bool {
+        self.0.has_ended()
+    }
+
     /// Sets `bytes` more aside, on the volume and in every scope.
     ///
     /// # Errors
@@ -144,6 +158,9 @@ pub(crate) trait Charged: Send + Sync {
     fn body_ended(&self, unread: Option<Unread>);
     /// The answer was sent whole, or was not. The handle's end where the body's came before.
     fn answer_ended(self: Arc<Self>, success: bool) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Commits now. False where it has ended before, or was cut.
+    fn commit(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>>;
+    fn has_ended(&self) -> bool;
     /// Why the body was cut, if it was.
     fn refusal(&self) -> Option<Refusal>;
 }
@@ -233,9 +250,9 @@ impl<Q: QuotaSource> Cell<Q> {
         settings: Arc<Settings<Q>>,
         scopes: Scopes,
         demand: Demand,
-        reserved: u64,
-        blocks: Amount,
+        admitted: Admitted,
     ) -> Self {
+        let Admitted { bytes, blocks } = admitted;
         let tickets = demand
             .bytes()
             .is_none()
@@ -245,7 +262,7 @@ impl<Q: QuotaSource> Cell<Q> {
             scopes,
             demand,
             meter: Meter {
-                reserved: AtomicU64::new(reserved),
+                reserved: AtomicU64::new(bytes),
                 received: AtomicU64::new(0),
                 closed: AtomicBool::new(false),
             },
@@ -285,6 +302,22 @@ impl<Q: QuotaSource> Cell<Q> {
         Amount::new(bytes, self.demand.objects()) - self.demand.replaced()
     }
 
+    /// Lowers what the quota is asked for to what it has, where the length is unknown: at the door the
+    /// request may need less than a grant. False where that is of no use.
+    pub(crate) fn makes_do_with_less(&self, exceeded: &Exceeded) -> bool {
+        let is_grant = self.demand.bytes().is_none() && self.demand.expected() == 0;
+        let left = exceeded.limit.saturating_sub(exceeded.used);
+        let less = left.saturating_add(self.demand.replaced().bytes);
+        let helps = is_grant
+            && exceeded.resource == Resource::Bytes
+            && left > 0
+            && less < self.meter.reserved();
+        if helps {
+            self.meter.reserved.store(less, Ordering::Release);
+        }
+        helps
+    }
+
     /// Why the body was cut, if it was.
     pub(crate) fn refused(&self) -> Option<Refusal> {
         // A cut closes the meter, so that the lock is not needed for all the others.
@@ -304,9 +337,9 @@ impl<Q: QuotaSource> Cell<Q> {
         self.books().unread.take()
     }
 
-    /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there
-    /// is to commit is returned.
-    pub(crate) fn end(&self, success: bool) -> Option<(Q::Hold, Change)> {
+    /// Ends the reservation, if this is the first to do so: otherwise None. The volume's part is done here;
+    /// what there is to commit is returned.
+    pub(crate) fn end(&self, success: bool) -> Option<Option<(Q::Hold, Change)>> {
         let mut books = self.books();
         if std::mem::replace(&mut books.ended, true) {
             return None;
@@ -344,7 +377,7 @@ impl<Q: QuotaSource> Cell<Q> {
         if hold.is_none() {
             line.ring();
         }
-        hold.map(|hold| (hold, change))
+        Some(hold.map(|hold| (hold, change)))
     }
 
     fn books(&self) -> MutexGuard<'_, Books<Q::Hold>> {
@@ -632,7 +665,7 @@ where
         books.unread = unread;
         let answered = books.answered;
         drop(books);
-        if answered && let Some((hold, change)) = self.end(true) {
+        if answered && let Some((hold, change)) = self.end(true).flatten() {
             // Nobody is left to wait for it; the source sees to it by its contract.
             drop(hold.commit(change));
         }
@@ -644,7 +677,11 @@ where
         books.answered = wait;
         let success = success && books.refusal.is_none();
         drop(books);
-        let commit = if wait { None } else { self.end(success) };
+        let commit = if wait {
+            None
+        } else {
+            self.end(success).flatten()
+        };
         // Called here, not in the future: nobody may be left to poll that.
         let commit = commit.map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
@@ -653,6 +690,24 @@ where
                 self.settings.quota_line.ring();
             }
         })
+    }
+
+    fn commit(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let was_cut = self.books().refusal.is_some();
+        let ended = if was_cut { None } else { self.end(true) };
+        let is_first = ended.is_some();
+        let commit = ended.flatten().map(|(hold, change)| hold.commit(change));
+        Box::pin(async move {
+            if let Some(commit) = commit {
+                within(self.settings.quota_timeout, commit).await;
+                self.settings.quota_line.ring();
+            }
+            is_first
+        })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.books().ended
     }
 
     fn refusal(&self) -> Option<Refusal> {

@@ -21,6 +21,14 @@ pub(crate) enum Shortfall {
     Unknown,
 }
 
+/// What a request is let in with.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Admitted {
+    pub(crate) bytes: u64,
+    /// The claim for them, in whole blocks.
+    pub(crate) blocks: Amount,
+}
+
 /// A request on its way to a claim.
 ///
 /// The last reading may be a second old, and files were deleted since; or uploads in flight are counted
@@ -30,6 +38,8 @@ pub(crate) enum Shortfall {
 #[derive(Debug)]
 pub(crate) struct Admission {
     amount: Amount,
+    /// The bytes that are enough where there is room for no more.
+    least: u64,
     expected: u64,
     patience: Bound,
     waiting: Option<Waiting>,
@@ -43,22 +53,24 @@ struct Waiting {
 }
 
 impl Admission {
-    /// A claim of `amount`, provided that `expected` bytes would fit.
-    pub(crate) fn new(amount: Amount, expected: u64, patience: Duration) -> Self {
+    /// A claim of `amount`, or of as many bytes as there are but not less than `least`, provided that
+    /// `expected` bytes would fit.
+    pub(crate) fn new(amount: Amount, least: u64, expected: u64, patience: Duration) -> Self {
         Self {
             amount,
+            least,
             expected,
             patience: Bound::new(patience),
             waiting: None,
         }
     }
 
-    /// The claim in whole blocks, or why there is none.
+    /// The claim, or why there is none.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         volume: &Volume,
-    ) -> Poll<Result<Amount, Shortfall>> {
+    ) -> Poll<Result<Admitted, Shortfall>> {
         if let Some(waiting) = &self.waiting {
             // Before the look, so that nothing is missed between the two.
             waiting.listener.listen(cx);
@@ -80,7 +92,7 @@ impl Admission {
         let is_hung = filesystem.hung_for() > self.patience.after();
         let is_fair = filesystem.published() > begun;
         if is_hung
-            || is_fair && !volume.could_have_room(self.amount, self.expected, Amount::ZERO)
+            || is_fair && !volume.could_have_room(self.least(), self.expected, Amount::ZERO)
             || self.patience.poll(cx).is_ready()
         {
             return Poll::Ready(Err(shortfall));
@@ -90,11 +102,21 @@ impl Admission {
     }
 
     /// The claim without waiting.
-    pub(crate) fn claim(&self, volume: &Volume) -> Result<Amount, Shortfall> {
+    pub(crate) fn claim(&self, volume: &Volume) -> Result<Admitted, Shortfall> {
         // Uploads that are let in and want to grow come before those at the door.
         if self.amount.bytes > 0 && volume.filesystem().line.is_waiting([&None], None) {
             return Err(volume.full());
         }
-        volume.claim(self.amount, self.expected)
+        let mut amount = self.amount;
+        if self.least < amount.bytes {
+            amount.bytes = amount.bytes.min(volume.room()).max(self.least);
+        }
+        let blocks = volume.claim(amount, self.expected)?;
+        let bytes = amount.bytes;
+        Ok(Admitted { bytes, blocks })
+    }
+
+    fn least(&self) -> Amount {
+        Amount::new(self.least, self.amount.objects)
     }
 }

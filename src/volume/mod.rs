@@ -40,7 +40,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    admission::{Admission, Shortfall},
+    admission::{Admission, Admitted, Shortfall},
     filesystem::Filesystem,
 };
 use self::{filesystem::Watched, ledger::Missing};
@@ -333,10 +333,11 @@ impl Volume {
         Amount::new(self.filesystem().in_blocks(amount.bytes), amount.objects)
     }
 
-    /// What can still be claimed, in bytes.
+    /// What can still be claimed: the bytes of so many whole blocks.
     pub(crate) fn room(&self) -> u64 {
         let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
-        free.saturating_sub(self.floor().bytes)
+        let room = free.saturating_sub(self.floor().bytes);
+        room - room % self.filesystem().in_blocks(1)
     }
 
     /// Whether `amount` would fit if all that is claimed were given back, but for `own`.

@@ -384,6 +384,63 @@ async fn a_body_that_passes_its_demand_must_grow_or_is_cut() {
 }
 
 #[tokio::test]
+async fn a_grant_takes_no_more_than_there_is() {
+    // Less is left, of the quota and of the disk, than a grant would be.
+    for (limit, disk, bytes, status) in [
+        (800, 1 << 30, 800, 201),
+        (800, 1 << 30, 801, 507),
+        (1 << 30, 800, 800, 201),
+        (1 << 30, 800, 801, 507),
+        (0, 1 << 30, 1, 507),
+        (1 << 30, 0, 1, 507),
+    ] {
+        let quota = MemoryQuota::new(Limits::UNLIMITED);
+        quota.set_limits("tenant:acme", Limits::bytes(limit));
+        let service = StorageGuardLayer::new(Disk::new(disk).volume())
+            .quota(quota.clone())
+            .scope_by(|_| [USER, "tenant:acme"])
+            .patience(Duration::ZERO)
+            .layer(service_fn(read_all));
+        let response = service.oneshot(put(chunked(1, bytes))).await.unwrap();
+        assert_eq!(response.status(), status, "{bytes} of {limit}, on {disk}");
+        assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn a_handler_can_commit_before_its_answer() {
+    let (volume, quota, layer) = layer(1_000);
+    let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
+        let reservation = request.extensions().get::<Reservation>().unwrap().clone();
+        request.into_body().collect().await.unwrap();
+        reservation.stored(60);
+        assert!(!reservation.has_ended());
+        assert!(reservation.commit().await);
+        assert!(reservation.has_ended());
+        assert!(!reservation.commit().await, "it ends once");
+        Ok::<_, Infallible>(answer(500))
+    }));
+    service.oneshot(put(full(100))).await.unwrap();
+    assert_eq!(quota.usage(USER).used, Amount::new(60, 1));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    Disk::until_settled(&volume).await;
+}
+
+#[tokio::test]
+async fn what_was_cut_cannot_be_committed() {
+    let (_, quota, layer) = layer(100);
+    let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
+        let reservation = request.extensions().get::<Reservation>().unwrap().clone();
+        request.into_body().collect().await.unwrap_err();
+        assert!(!reservation.commit().await);
+        Ok::<_, Infallible>(answer(201))
+    }));
+    let response = service.oneshot(put(chunked(1, 101))).await.unwrap();
+    assert_eq!(response.status(), 507);
+    assert_eq!(quota.usage(USER).used, Amount::ZERO);
+}
+
+#[tokio::test]
 async fn a_cut_upload_is_never_acknowledged() {
     let (_, quota, layer) = layer(1_000);
     // The handler does not look at the error, and says that all is well.
