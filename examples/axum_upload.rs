@@ -160,13 +160,11 @@ async fn put_file(
         .publish(vec![upload], &reservation)
         .await
         .map_err(fail)?;
-    let status = if stored.has_replaced() {
+    Ok(if stored.has_replaced() {
         StatusCode::NO_CONTENT
     } else {
         StatusCode::CREATED
-    };
-    stored.answered();
-    Ok(status)
+    })
 }
 
 /// A form, with any number of files. All of them are stored, or none.
@@ -188,11 +186,10 @@ async fn post_files(
         return Err(bad_request("there is no file in the form").into());
     }
     let stored = folder.publish(uploads, &reservation).await.map_err(fail)?;
-    let files = stored.answered();
     Ok(if accepts_html(&headers) {
         Redirect::to("/").into_response()
     } else {
-        (StatusCode::CREATED, Json(files)).into_response()
+        (StatusCode::CREATED, Json(stored.files)).into_response()
     })
 }
 

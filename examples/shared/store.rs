@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
-    fs, io, mem,
+    fs, io,
     path::{Component, Path, PathBuf},
     process,
     str::FromStr,
@@ -220,8 +220,7 @@ impl Folder {
         })
     }
 
-    /// Gives uploads of one request their names. From then on they are charged: by the guard if the caller
-    /// says that the request is [`Stored::answered`], and otherwise by us.
+    /// Gives uploads of one request their names, and charges for them.
     pub(crate) async fn publish(
         &self,
         uploads: Vec<Upload>,
@@ -230,17 +229,19 @@ impl Folder {
         let (folder, reservation) = (self.clone(), reservation.clone());
         // A task of its own: a caller who leaves cannot stop it between the rename and the count.
         tokio::spawn(async move {
-            let changing = Arc::clone(&folder.changing);
-            let _changing = changing.lock().await;
-            let mut stored = Stored::nothing_yet(folder);
-            for upload in uploads {
-                stored.publish(upload, &reservation).await?;
+            let _changing = folder.changing.lock().await;
+            if reservation.has_ended() {
+                return Err("the client has left, and nothing is set aside any more".into());
             }
-            let dir = Arc::clone(&stored.folder.dir);
-            spawn_blocking(move || sync_dir(&dir)).await??;
+            let mut stored = Stored::default();
+            let published = stored.publish(&folder, uploads, &reservation).await;
             reservation.stored(stored.made.bytes);
             reservation.made(stored.made.objects);
-            Ok(stored)
+            // The files are there, whatever is answered and whoever has left by now.
+            if published.is_err() || !reservation.commit().await {
+                folder.charge(Change::between(stored.made, stored.replaced));
+            }
+            published.map(|()| stored)
         })
         .await?
     }
@@ -315,41 +316,39 @@ impl Drop for Temporary {
 }
 
 /// Files that have just got their names.
+#[derive(Default)]
 pub(crate) struct Stored {
-    folder: Folder,
     made: Amount,
     replaced: Amount,
-    is_answered: bool,
     pub(crate) files: Vec<Entry>,
 }
 
 impl Stored {
-    fn nothing_yet(folder: Folder) -> Self {
-        Self {
-            folder,
-            made: Amount::ZERO,
-            replaced: Amount::ZERO,
-            is_answered: false,
-            files: Vec::new(),
-        }
-    }
-
     pub(crate) fn has_replaced(&self) -> bool {
         self.replaced.objects > 0
     }
 
-    /// The answer will be a success, and nothing can go wrong before it: the guard charges for the files.
-    pub(crate) fn answered(mut self) -> Vec<Entry> {
-        self.is_answered = true;
-        mem::take(&mut self.files)
-    }
-
     async fn publish(
         &mut self,
+        folder: &Folder,
+        uploads: Vec<Upload>,
+        reservation: &Reservation,
+    ) -> Result<(), BoxError> {
+        for upload in uploads {
+            self.publish_one(folder, upload, reservation).await?;
+        }
+        let dir = Arc::clone(&folder.dir);
+        spawn_blocking(move || sync_dir(&dir)).await??;
+        Ok(())
+    }
+
+    async fn publish_one(
+        &mut self,
+        folder: &Folder,
         mut upload: Upload,
         reservation: &Reservation,
     ) -> Result<(), BoxError> {
-        let to = self.folder.path(&upload.name);
+        let to = folder.path(&upload.name);
         let old = spawn_blocking({
             let to = to.clone();
             move || found(&to)
@@ -377,16 +376,6 @@ impl Stored {
             size: upload.size,
         });
         Ok(())
-    }
-}
-
-impl Drop for Stored {
-    fn drop(&mut self) {
-        // The request has failed or was abandoned, so the guard charges nothing. But the files are there.
-        if !self.is_answered {
-            self.folder
-                .charge(Change::between(self.made, self.replaced));
-        }
     }
 }
 
