@@ -299,8 +299,7 @@ fn paths_on_one_filesystem_share_a_ledger() {
                 std::fs::create_dir(folder).unwrap();
             }
             run("mount", [Path::new("--bind"), &right, &bound]);
-            let [left, right, bound, other] =
-                [left, right, bound, other].map(|folder| guard(folder));
+            let [left, right, bound, other] = [left, right, bound, other].map(guard);
 
             // Nothing of it is on the disk, so that it is seen in the ledger alone.
             let (arriving, body) = mpsc::channel::<Result<http_body::Frame<Bytes>, Infallible>>(1);
