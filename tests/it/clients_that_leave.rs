@@ -210,7 +210,7 @@ impl http_body::Body for Pieces {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left % 3 == 0 && !self.has_paused {
+        if self.left.is_multiple_of(3) && !self.has_paused {
             self.has_paused = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -330,8 +330,7 @@ fn paths_on_one_filesystem_share_a_ledger() {
                 std::fs::create_dir(folder).unwrap();
             }
             run("mount", [Path::new("--bind"), &right, &bound]);
-            let [left, right, bound, other] =
-                [left, right, bound, other].map(|folder| guard(folder));
+            let [left, right, bound, other] = [left, right, bound, other].map(guard);
 
             // Nothing of it is on the disk, so that it is seen in the ledger alone.
             let (arriving, body) = mpsc::channel::<Result<http_body::Frame<Bytes>, Infallible>>(1);
@@ -458,11 +457,14 @@ fn a_chunked_upload_that_fits_exactly() {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=8m");
-            let (_, layer) = guard(&disk);
+            let (volume, layer) = guard(&disk);
+            // So often that readings are taken while blocks are half full.
+            let _volume = volume.probe_every(Duration::from_millis(5));
             let store = Store::open(&disk, layer).await;
             let larger = Upload::new(1, 8 * MIB + 1).chunked(true);
             assert_eq!(store.put(&larger).await, Answer::full("disk_full", "bytes"));
             let exact = Upload::new(2, 8 * MIB).chunked(true);
+            let exact = exact.slowly(Duration::from_millis(1));
             assert_eq!(store.put(&exact).await, Answer::plain(201));
             store.holds_exactly([&exact]);
         });

@@ -119,11 +119,12 @@ pub(crate) struct Upload {
     pub(crate) size: u64,
     pub(crate) way: Way,
     pub(crate) is_chunked: bool,
-    /// Before each piece of 64 KiB.
+    /// Before each piece.
     pub(crate) pause: Option<Duration>,
 }
 
-const PIECE: u64 = 64 << 10;
+/// Ends within a block.
+const PIECE: u64 = 60_000;
 
 impl Upload {
     pub(crate) fn new(number: u8, size: u64) -> Self {
