@@ -73,7 +73,9 @@ fn fill(scopes: u32) -> MemoryQuota {
 fn time(quota: &MemoryQuota, scopes: &[Scopes]) -> f64 {
     let start = Instant::now();
     for scopes in scopes {
-        let hold = quota.reserve(scopes, Amount::new(1, 1), Amount::new(1, 1)).into_inner();
+        let hold = quota
+            .reserve(scopes, Amount::new(1, 1), Amount::new(1, 1))
+            .into_inner();
         let hold = black_box(hold).expect("there is room");
         let () = hold.commit(Change::ZERO).into_inner();
     }
