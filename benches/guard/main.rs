@@ -34,7 +34,7 @@ fn report(rounds: usize, scopes: u32) {
     let [open_bare, open] = measure(cases::downloads(), rounds, BATCH);
     let [bare, limit, statvfs, disk, whole] = measure(cases::uploads(), rounds, BATCH);
     let [long_bare, long] = measure(cases::long_uploads(), rounds / 4, 1);
-    let threads = threads::measure(rounds / 20);
+    let threads = threads::measure(rounds / 100);
     let quota = quota::measure(rounds / 20, scopes);
 
     println!();
@@ -188,8 +188,12 @@ impl Times {
     }
 }
 
+/// Not a number where there is none: no two threads ran at once, say. No budget holds then.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
+    if values.is_empty() {
+        return f64::NAN;
+    }
     let middle = values.len() / 2;
     *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }

@@ -14,7 +14,10 @@ pub(super) const UNKNOWN: u64 = i64::MAX as u64 / 2;
 ///
 /// What is claimed is in flight or settling. A claim that settles stays claimed until a probe that
 /// *began after* it settled has been published: only then is it certain that the reading holds it.
+///
+/// Alone on its cache lines: every request writes here, and what lies around it is only read.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Ledger {
     bytes: Account,
     objects: Account,
