@@ -1,3 +1,6 @@
 //! The tests that stand outside of the crate.
 
+mod arrival;
+mod client_matrix;
+mod server;
 mod smoke;
