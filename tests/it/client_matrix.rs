@@ -40,13 +40,16 @@ const PYTHON: &str = "/usr/bin/python3";
 /// backported to 17 in July 2025.
 const JAVA_EXPECTS: &str = "JDK-8286171";
 
+/// How a client is run: with a size, and the server's URL.
+type Run = Box<dyn Fn(u64, &str) -> Command>;
+
 /// One row.
 struct Client {
     name: String,
     is_chunked: bool,
     /// A defect for which it need not see what comes before its body is asked for.
     excuse: Option<&'static str>,
-    command: Box<dyn Fn(u64, &str) -> Command>,
+    command: Run,
 }
 
 impl Client {
