@@ -430,7 +430,7 @@ const ONCE: &str = "taken once, when the state is left";
 /// What has to become of a body that is left unread.
 fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
     if version >= Version::HTTP_2 {
-        WhenDropped::Close
+        WhenDropped::Reset
     } else if headers
         .get(header::EXPECT)
         .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
@@ -449,7 +449,7 @@ where
     fn unread(self) -> Option<Unread> {
         let request = self.request;
         let drain = when_dropped(request.version(), request.headers());
-        (drain == WhenDropped::Drain).then(|| Box::pin(request.into_body()) as Unread)
+        Unread::new(Box::pin(request.into_body()), drain)
     }
 }
 
@@ -516,7 +516,9 @@ fn answer<R, Q>(
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain = unread.and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time));
+    let drain = unread
+        .and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time))
+        .and_then(Drain::start);
     settings
         .answers
         .answer(refusal, asked)

@@ -352,6 +352,12 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Sets how much of a refused upload is read and thrown away behind the answer, in bytes, and for how
     /// long. An HTTP/1 client that is cut off while it sends does not see the answer.
     ///
+    /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
+    ///
+    /// On a tokio runtime, and with feature `tokio`, this happens on a task beside the answer. Otherwise
+    /// the answer's end waits for it, and a client that stops sending at the sight of the status, such as
+    /// curl, sees that end late.
+    ///
     /// Defaults to 1 GiB and 30 seconds. With 0 of either, nothing is read.
     pub fn drain(self, bytes: u64, time: Duration) -> Self {
         self.set(|settings| {

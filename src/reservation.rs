@@ -154,8 +154,7 @@ pub(crate) trait Charged: Send + Sync {
     fn next_grant(&self) -> u64;
     /// The body was cut.
     fn cut(&self, refused: &Refused);
-    /// The body has ended. What was left unread comes with it.
-    fn body_ended(&self, unread: Option<Unread>);
+    fn body_ended(&self, end: BodyEnd);
     /// The answer was sent whole, or was not. The handle's end where the body's came before.
     fn answer_ended(self: Arc<Self>, success: bool) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Commits now. False where it has ended before, or was cut.
@@ -163,6 +162,14 @@ pub(crate) trait Charged: Send + Sync {
     fn has_ended(&self) -> bool;
     /// Why the body was cut, if it was.
     fn refusal(&self) -> Option<Refusal>;
+}
+
+/// How a body ended.
+pub(crate) enum BodyEnd {
+    /// Read to its end, or as far as the handler wanted. What is left may have to be drained.
+    Read(Option<Unread>),
+    /// The client is gone, or broke the protocol.
+    Failed,
 }
 
 /// The figures that every frame touches.
@@ -231,6 +238,7 @@ struct Books<H> {
     tickets: Option<Arc<Tickets>>,
     refusal: Option<Refused>,
     body_ended: bool,
+    body_failed: bool,
     unread: Option<Unread>,
     /// The answer was a success, and was sent before the body ended.
     answered: bool,
@@ -276,6 +284,7 @@ impl<Q: QuotaSource> Cell<Q> {
                 tickets,
                 refusal: None,
                 body_ended: false,
+                body_failed: false,
                 unread: None,
                 answered: false,
                 ended: false,
@@ -659,13 +668,18 @@ where
         self.books().refusal.get_or_insert_with(|| refused.clone());
     }
 
-    fn body_ended(&self, unread: Option<Unread>) {
+    fn body_ended(&self, end: BodyEnd) {
         let mut books = self.books();
         books.body_ended = true;
-        books.unread = unread;
-        let answered = books.answered;
+        books.body_failed = matches!(end, BodyEnd::Failed);
+        if let BodyEnd::Read(unread) = end {
+            books.unread = unread;
+        }
+        let (answered, failed) = (books.answered, books.body_failed);
         drop(books);
-        if answered && let Some((hold, change)) = self.end(true).flatten() {
+        if answered && failed {
+            self.end(false);
+        } else if answered && let Some((hold, change)) = self.end(true).flatten() {
             // Nobody is left to wait for it; the source sees to it by its contract.
             drop(hold.commit(change));
         }
@@ -675,7 +689,8 @@ where
         let mut books = self.books();
         let wait = success && !books.body_ended && books.refusal.is_none();
         books.answered = wait;
-        let success = success && books.refusal.is_none();
+        // The handler answered before it had read everything, so that it cannot have known.
+        let success = success && books.refusal.is_none() && !books.body_failed;
         drop(books);
         let commit = if wait {
             None

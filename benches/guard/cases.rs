@@ -33,13 +33,16 @@ const UPLOAD: usize = 1 << 10;
 /// The frames of a long upload.
 pub(crate) const FRAMES: usize = 1024;
 
+/// Serves requests, and leaves none.
+type Serve<B> = dyn FnMut(&mut Vec<Request<B>>);
+
 /// A service, and the requests that it is sent.
 pub(crate) struct Case<B = Full<Bytes>> {
     pub(crate) name: &'static str,
     /// What serving one request allocates.
     pub(crate) allocations: u64,
     pub(crate) request: fn() -> Request<B>,
-    serve: Box<dyn FnMut(&mut Vec<Request<B>>)>,
+    serve: Box<Serve<B>>,
 }
 
 impl<B: 'static> Case<B> {

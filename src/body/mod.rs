@@ -15,7 +15,26 @@ pub use self::{request::MeteredBody, response::ResponseBody};
 pub(crate) use self::{request::WhenDropped, response::Drain};
 
 /// A request body that nobody reads any more, to be drained so that the answer arrives.
-pub(crate) type Unread = Pin<Box<dyn Discard + Send>>;
+pub(crate) struct Unread {
+    body: Rest,
+    /// Whether the transport is about to reset the stream, and only has to be held off for a while.
+    is_reset: bool,
+}
+
+impl Unread {
+    /// The rest of a body, where somebody has to drain it.
+    pub(crate) fn new(body: Rest, drain: WhenDropped) -> Option<Self> {
+        let is_reset = match drain {
+            WhenDropped::Drain => false,
+            WhenDropped::Reset => true,
+            WhenDropped::DrainOncePolled => return None,
+        };
+        Some(Self { body, is_reset })
+    }
+}
+
+/// What is left of a body, whatever its type.
+pub(crate) type Rest = Pin<Box<dyn Discard + Send>>;
 
 /// A body that can only be thrown away, whatever its data are.
 pub(crate) trait Discard {

@@ -12,10 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use super::Unread;
+use super::{Rest, Unread};
 use crate::{
     refusal::Refusal,
-    reservation::{Charged, Refused},
+    reservation::{BodyEnd, Charged, Refused},
 };
 
 pin_project! {
@@ -55,7 +55,7 @@ struct Metered<B: Body> {
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
     drain: WhenDropped,
     /// Takes an unfinished body, for whoever answers to drain.
-    hand_on: fn(Pin<Box<B>>) -> Unread,
+    hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
 type Growth = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send>>;
@@ -63,8 +63,9 @@ type Growth = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send>>;
 /// What becomes of the rest of a body that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum WhenDropped {
-    /// The transport resets the stream by itself (HTTP/2).
-    Close,
+    /// The transport resets the stream by itself (HTTP/2). Right behind the answer, that loses it for
+    /// some clients.
+    Reset,
     /// The client is sending: somebody has to read it, or the answer is lost (HTTP/1).
     Drain,
     /// The client waits for `100 Continue`. It sends nothing until the body is first polled.
@@ -170,7 +171,8 @@ where
                 }
             },
             Some(Err(error)) => {
-                self.end(None);
+                self.body = None;
+                self.cell.body_ended(BodyEnd::Failed);
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
@@ -252,15 +254,13 @@ impl<B: Body> Metered<B> {
     fn end(&mut self, unread: Option<Unread>) {
         self.body = None;
         self.growing = None;
-        self.cell.body_ended(unread);
+        self.cell.body_ended(BodyEnd::Read(unread));
     }
 
     /// Ends it before its end. What is left goes to whoever answers.
     fn give_up(&mut self) {
-        let unread = match (self.body.take(), self.drain) {
-            (Some(body), WhenDropped::Drain) => Some((self.hand_on)(body)),
-            _ => None,
-        };
+        let body = self.body.take();
+        let unread = body.and_then(|body| Unread::new((self.hand_on)(body), self.drain));
         self.end(unread);
     }
 

@@ -112,7 +112,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inner { body } | Kind::Watched { body, .. } => body.size_hint(),
-            // With its length known, HTTP/1 would take the answer as sent before the drain.
+            // With its length known, HTTP/1 takes the answer as sent, and drops it before the drain.
             Kind::Refusal { drain: Some(_), .. } => SizeHint::default(),
             Kind::Refusal { content, .. } => {
                 SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64))
@@ -157,43 +157,45 @@ impl Watch {
         B: Body,
         B::Error: Into<BoxError>,
     {
-        loop {
-            match &mut self.state {
-                WatchState::Open => {}
-                WatchState::Ending(ending) => {
-                    ready!(ending.as_mut().poll(cx));
-                    self.state = WatchState::Done;
-                }
-                WatchState::Done => return Poll::Ready(None),
-            }
-            // The head is out and said success. All that is left is to end in error.
-            if let Some(refusal) = self.cell.refusal() {
+        match &mut self.state {
+            WatchState::Open => {}
+            WatchState::Ending(ending) => {
+                ready!(ending.as_mut().poll(cx));
                 self.state = WatchState::Done;
-                drop(Arc::clone(&self.cell).answer_ended(false));
-                return Poll::Ready(Some(Err(Refused::new(refusal).into())));
+                return Poll::Ready(None);
             }
-            match ready!(body.poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                    self.sent = self.sent.saturating_add(bytes);
-                    return Poll::Ready(Some(Ok(frame)));
+            WatchState::Done => return Poll::Ready(None),
+        }
+        // The head is out and said success. All that is left is to end in error.
+        if let Some(refusal) = self.cell.refusal() {
+            self.fail();
+            return Poll::Ready(Some(Err(Refused::new(refusal).into())));
+        }
+        match ready!(body.poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                self.sent = self.sent.saturating_add(bytes);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.fail();
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                let mut ending = Arc::clone(&self.cell).answer_ended(true);
+                if ending.as_mut().poll(cx).is_pending() {
+                    self.state = WatchState::Ending(ending);
+                    return Poll::Pending;
                 }
-                Some(Err(error)) => {
-                    self.state = WatchState::Done;
-                    drop(Arc::clone(&self.cell).answer_ended(false));
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-                None => {
-                    let mut ending = Arc::clone(&self.cell).answer_ended(true);
-                    if ending.as_mut().poll(cx).is_pending() {
-                        self.state = WatchState::Ending(ending);
-                        return Poll::Pending;
-                    }
-                    self.state = WatchState::Done;
-                    return Poll::Ready(None);
-                }
+                self.state = WatchState::Done;
+                Poll::Ready(None)
             }
         }
+    }
+
+    fn fail(&mut self) {
+        self.state = WatchState::Done;
+        drop(Arc::clone(&self.cell).answer_ended(false));
     }
 }
 
@@ -214,16 +216,42 @@ pub(crate) struct Drain {
     body: Unread,
     bytes: u64,
     time: Bound,
+    idle: Bound,
 }
+
+/// How long a client may stall. It may have stopped sending at the sight of the answer, and keep the
+/// connection: curl when the answer has not ended, Node's `http` for its pool. As nginx's
+/// `lingering_timeout`.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How long the reset of an HTTP/2 stream is held off, for the client to see the answer first. When both
+/// come at once, curl 7.88 discards the answer, though RFC 9113 (section 8.1) says not to.
+const HOLD_OFF: Duration = Duration::from_secs(1);
 
 impl Drain {
     /// At most so many bytes, and for so long.
     pub(crate) fn new(body: Unread, bytes: u64, time: Duration) -> Option<Self> {
-        (!body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
+        let most = if body.is_reset { HOLD_OFF } else { time };
+        let time = time.min(most);
+        (!body.body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
             body,
             bytes,
             time: Bound::new(time),
+            idle: Bound::new(IDLE),
         })
+    }
+
+    /// Drains beside the answer, which can then be sent whole, with its length. Where there is no
+    /// runtime to do so, the drain is returned, to hold the answer's end back.
+    pub(crate) fn start(self) -> Option<Self> {
+        #[cfg(feature = "tokio")]
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let mut drain = self;
+            runtime.spawn(std::future::poll_fn(move |cx| drain.poll(cx)));
+            return None;
+        }
+        // HTTP/2 is better reset than kept waiting for the end.
+        Some(self).filter(|drain| !drain.body.is_reset)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -234,10 +262,12 @@ impl Drain {
             return Poll::Ready(());
         }
         for _ in 0..FRAMES_AT_ONCE {
-            match ready!(self.body.as_mut().poll_discard(cx)) {
-                Some(bytes) if bytes < self.bytes => self.bytes -= bytes,
-                _ => return Poll::Ready(()),
+            match self.body.body.as_mut().poll_discard(cx) {
+                Poll::Ready(Some(bytes)) if bytes < self.bytes => self.bytes -= bytes,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.idle.poll(cx),
             }
+            self.idle = Bound::new(IDLE);
         }
         cx.waker().wake_by_ref();
         Poll::Pending

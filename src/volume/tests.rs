@@ -86,7 +86,7 @@ fn inodes_are_a_resource_of_their_own() {
     let volume = volume.keep_free(Headroom::NONE.inodes(48));
     let claims: Vec<_> = (0..3).map(|_| volume.claim(Amount::new(1, 1), 0)).collect();
     assert!(claims[0].is_ok() && claims[1].is_ok());
-    assert!(is_full(claims[2].clone(), Resource::Objects));
+    assert!(is_full(claims[2], Resource::Objects));
     // What was claimed of the bytes before the inodes were missing is given back.
     assert_eq!(volume.status().claimed, 2);
     // Without an object, bytes still fit.

@@ -774,6 +774,18 @@ async fn an_answer_that_comes_first_is_settled_when_both_directions_end() {
     assert!(body.collect().await.unwrap_err().is::<Refused>());
     assert_eq!(quota.usage(USER).used, Amount::new(600, 2));
 
+    // The client goes while its body is read behind the answer.
+    let frames = [
+        Ok(Frame::data("abc".into())),
+        Err(io::ErrorKind::ConnectionReset.into()),
+    ];
+    let broken = StreamBody::new(stream::iter(frames)).boxed_unsync();
+    let response = service.clone().oneshot(put(broken)).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    taken.recv().await.unwrap().collect().await.unwrap_err();
+    assert_eq!(quota.usage(USER).used, Amount::new(600, 2));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+
     // It is cut, when the head is out already: the answer ends in error.
     let response = service.oneshot(put(chunked(5, 100))).await.unwrap();
     let body = taken.recv().await.unwrap();

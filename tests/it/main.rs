@@ -1,11 +1,14 @@
 //! The tests that stand outside of the crate.
 
 mod allocations;
+mod arrival;
 mod axum_upload;
+mod client_matrix;
 mod clients_that_leave;
 #[cfg(target_os = "linux")]
 mod disks;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+mod server;
 mod support;
