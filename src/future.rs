@@ -51,17 +51,10 @@ pin_project! {
         B: Body,
         Q: QuotaSource,
     {
-        /// The user's own pricing takes a look at something.
-        Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
-        /// `volume.reserve`
-        Volume { admission: Admission, door: Option<Door<S, B>> },
-        /// `quota.reserve.await`
-        Quota {
-            #[pin] hold: Q::Future,
-            time: Bound,
-            cell: Option<Arc<Cell<Q>>>,
-            held: Option<Held<S, B>>,
-        },
+        /// Still outside. Boxed, as nearly every request goes straight in, and is moved around on its way.
+        Door { door: Pin<Box<Door<S, B, Q>>> },
+        /// There is no room. Boxed as well.
+        Refused { refused: Option<Box<(Refusal, Held<S, B>)>> },
         /// The inner service, with everything set aside.
         Inner { #[pin] response: S::Future, guarded: Option<Guarded<Q>> },
         /// Its answer was a success: what it stored is charged before the answer is sent.
@@ -70,9 +63,30 @@ pin_project! {
             time: Bound,
             response: Option<S::Response>,
         },
-        /// Invalid from the start.
-        Refused { held: Option<Held<S, B>>, refusal: Option<Refusal> },
         Done,
+    }
+}
+
+pin_project! {
+    /// A request that has to wait before it is let in.
+    #[project = DoorProj]
+    enum Door<S, B, Q>
+    where
+        S: Service<Request<MeteredBody<B>>>,
+        B: Body,
+        Q: QuotaSource,
+    {
+        /// The user's own pricing takes a look at something.
+        Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
+        /// `volume.claim`
+        Volume { admission: Admission, wanted: Option<Wanted<S, B>> },
+        /// `quota.reserve.await`
+        Quota {
+            #[pin] hold: Q::Future,
+            time: Bound,
+            cell: Option<Arc<Cell<Q>>>,
+            held: Option<Held<S, B>>,
+        },
     }
 }
 
@@ -83,7 +97,7 @@ pub(crate) struct Held<S, B> {
 }
 
 /// The same, with what it wants.
-struct Door<S, B> {
+struct Wanted<S, B> {
     held: Held<S, B>,
     scopes: Scopes,
     demand: Demand,
@@ -124,8 +138,7 @@ where
         held: Held<S, B>,
         refusal: Refusal,
     ) -> Self {
-        let (held, refusal) = (Some(held), Some(refusal));
-        Self::new(settings, asked, State::Refused { held, refusal })
+        Self::new(settings, asked, State::refused(held, refusal))
     }
 
     /// A request whose price is still to be found.
@@ -137,12 +150,12 @@ where
         price: Priced,
     ) -> Self {
         let held = Some(held);
-        let state = State::Price {
+        let door = Door::Price {
             price,
             scopes,
             held,
         };
-        Self::new(settings, asked, state)
+        Self::new(settings, asked, State::door(door))
     }
 
     /// A request that wants to store something.
@@ -173,6 +186,25 @@ where
 impl<S, B, Q> State<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    #[cold]
+    fn door(door: Door<S, B, Q>) -> Self {
+        let door = Box::pin(door);
+        Self::Door { door }
+    }
+
+    fn refused(held: Held<S, B>, refusal: Refusal) -> Self {
+        Self::Refused {
+            refused: Some(Box::new((refusal, held))),
+        }
+    }
+}
+
+impl<S, B, Q> State<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
     B: Body + Send + 'static,
     Q: QuotaSource + Send + Sync + 'static,
 {
@@ -191,50 +223,78 @@ where
                 (hinted, hinted)
             }
         };
-        let door = Door {
+        let wanted = Wanted {
             held,
             scopes,
             demand,
         };
         let Some(volume) = &settings.volume else {
             let blocks = Amount::ZERO;
-            return Self::at_quota(settings, door, Admitted { bytes, blocks });
+            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
         };
         let amount = Amount::new(bytes, demand.objects());
         let admission = Admission::new(amount, least, demand.expected(), settings.patience);
         // There is room nearly always, and then nobody has to wait at the door.
         match admission.claim(volume) {
-            Ok(admitted) => Self::at_quota(settings, door, admitted),
-            Err(_) => Self::Volume {
+            Ok(admitted) => Self::at_quota(settings, wanted, admitted),
+            Err(_) => Self::door(Door::Volume {
                 admission,
-                door: Some(door),
-            },
+                wanted: Some(wanted),
+            }),
         }
     }
 
-    fn at_quota(settings: &Arc<Settings<Q>>, door: Door<S, B>, admitted: Admitted) -> Self {
-        let Door {
+    fn at_quota(settings: &Arc<Settings<Q>>, wanted: Wanted<S, B>, admitted: Admitted) -> Self {
+        let Wanted {
             held,
             scopes,
             demand,
-        } = door;
+        } = wanted;
         let cell = Cell::new(Arc::clone(settings), scopes, demand, admitted);
         let cell = Arc::new(cell);
         if cell.scopes().is_empty() {
             Self::inside(cell, held)
         } else {
-            Self::asking(settings, cell, held)
+            Self::ask_quota(settings, cell, held)
         }
     }
 
-    fn asking(settings: &Settings<Q>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
+    fn ask_quota(settings: &Settings<Q>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
         let (scopes, asked, expected) = (cell.scopes(), cell.asked(), cell.expected());
-        Self::Quota {
-            hold: settings.quota.reserve(scopes, asked, expected),
-            time: Bound::new(settings.quota_timeout),
-            cell: Some(cell),
-            held: Some(held),
+        match settings.quota.reserve(scopes, asked, expected).now() {
+            Ok(answer) => Self::by_quota(settings, cell, held, answer),
+            Err(hold) => Self::door(Door::Quota {
+                hold,
+                time: Bound::new(settings.quota_timeout),
+                cell: Some(cell),
+                held: Some(held),
+            }),
         }
+    }
+
+    fn by_quota(
+        settings: &Settings<Q>,
+        cell: Arc<Cell<Q>>,
+        held: Held<S, B>,
+        answer: Result<Q::Hold, QuotaError>,
+    ) -> Self {
+        let refusal = match answer {
+            Ok(hold) => {
+                cell.set_hold(hold);
+                return Self::inside(cell, held);
+            }
+            Err(QuotaError::Exceeded(exceeded)) if cell.makes_do_with_less(&exceeded) => {
+                return Self::ask_quota(settings, cell, held);
+            }
+            Err(QuotaError::Exceeded(exceeded)) => refuse_exceeded(&exceeded),
+            Err(_) if settings.quota_outage == Outage::Admit => {
+                return Self::inside(cell, held);
+            }
+            Err(_) => Refusal::unavailable(),
+        };
+        // The room on the volume is for others now.
+        drop(cell);
+        Self::refused(held, refusal)
     }
 
     /// Calls the inner service, with everything set aside.
@@ -258,6 +318,58 @@ where
     }
 }
 
+impl<S, B, Q> Door<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body + Send + 'static,
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        settings: &Arc<Settings<Q>>,
+    ) -> Poll<State<S, B, Q>> {
+        Poll::Ready(match self.project() {
+            DoorProj::Price {
+                price,
+                scopes,
+                held,
+            } => {
+                let demand = ready!(price.as_mut().poll(cx));
+                let scopes = std::mem::take(scopes);
+                let held = held.take().expect(ONCE);
+                State::at_volume(settings, held, scopes, demand)
+            }
+            DoorProj::Volume { admission, wanted } => {
+                let volume = settings.volume.as_ref().expect("somebody waits for it");
+                let admitted = ready!(admission.poll(cx, volume));
+                let wanted = wanted.take().expect(ONCE);
+                match admitted {
+                    Ok(admitted) => State::at_quota(settings, wanted, admitted),
+                    Err(shortfall) => State::refused(wanted.held, refuse_shortfall(shortfall)),
+                }
+            }
+            DoorProj::Quota {
+                hold,
+                time,
+                cell,
+                held,
+            } => {
+                let answer = match hold.poll(cx) {
+                    Poll::Ready(answer) => answer,
+                    Poll::Pending => {
+                        ready!(time.poll(cx));
+                        Err(too_late())
+                    }
+                };
+                let cell = cell.take().expect(ONCE);
+                let held = held.take().expect(ONCE);
+                State::by_quota(settings, cell, held, answer)
+            }
+        })
+    }
+}
+
 impl<S, B, R, Q> Future for ResponseFuture<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>, Response = Response<R>>,
@@ -277,66 +389,14 @@ where
             |refusal, unread| Poll::Ready(Ok(answer(settings, this.asked, refusal, unread)));
         loop {
             match this.state.as_mut().project() {
-                StateProj::Price {
-                    price,
-                    scopes,
-                    held,
-                } => {
-                    let demand = ready!(price.as_mut().poll(cx));
-                    let scopes = std::mem::take(scopes);
-                    let held = held.take().expect(ONCE);
-                    let state = State::at_volume(settings, held, scopes, demand);
-                    this.state.set(state);
+                StateProj::Door { door } => {
+                    let next = ready!(door.as_mut().poll(cx, settings));
+                    this.state.set(next);
                 }
-                StateProj::Volume { admission, door } => {
-                    let volume = settings.volume.as_ref().expect("somebody waits for it");
-                    let claimed = ready!(admission.poll(cx, volume));
-                    let door = door.take().expect(ONCE);
+                StateProj::Refused { refused } => {
+                    let (refusal, held) = *refused.take().expect(ONCE);
                     this.state.set(State::Done);
-                    match claimed {
-                        Ok(admitted) => this.state.set(State::at_quota(settings, door, admitted)),
-                        Err(shortfall) => {
-                            return refuse(refuse_shortfall(shortfall), door.held.unread());
-                        }
-                    }
-                }
-                StateProj::Quota {
-                    hold,
-                    time,
-                    cell,
-                    held,
-                } => {
-                    let reserved = match hold.poll(cx) {
-                        Poll::Ready(reserved) => reserved,
-                        Poll::Pending => {
-                            ready!(time.poll(cx));
-                            Err(too_late())
-                        }
-                    };
-                    let cell = cell.take().expect(ONCE);
-                    let held = held.take().expect(ONCE);
-                    if let Err(QuotaError::Exceeded(exceeded)) = &reserved
-                        && cell.makes_do_with_less(exceeded)
-                    {
-                        this.state.set(State::asking(settings, cell, held));
-                        continue;
-                    }
-                    let refusal = match reserved {
-                        Ok(hold) => {
-                            cell.set_hold(hold);
-                            None
-                        }
-                        Err(QuotaError::Exceeded(exceeded)) => Some(refuse_exceeded(&exceeded)),
-                        Err(_) if settings.quota_outage == Outage::Admit => None,
-                        Err(_) => Some(Refusal::unavailable()),
-                    };
-                    if let Some(refusal) = refusal {
-                        // The room on the volume is for others now.
-                        drop(cell);
-                        this.state.set(State::Done);
-                        return refuse(refusal, held.unread());
-                    }
-                    this.state.set(State::inside(cell, held));
+                    return refuse(refusal, held.unread());
                 }
                 StateProj::Inner { response, guarded } => {
                     let answered = ready!(response.poll(cx));
@@ -411,12 +471,6 @@ where
                     this.state.set(State::Done);
                     settings.quota_line.ring();
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
-                }
-                StateProj::Refused { held, refusal } => {
-                    let held = held.take().expect(ONCE);
-                    let refusal = refusal.take().expect(ONCE);
-                    this.state.set(State::Done);
-                    return refuse(refusal, held.unread());
                 }
                 StateProj::Done => panic!("polled after it was ready"),
             }

@@ -9,7 +9,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource, limits::Ceiling};
+use super::{
+    Answer, Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource, limits::Ceiling,
+};
 use crate::{Amount, BoxError, Scope, Scopes};
 
 /// How often a decision is tried again because requests ended while it was being made.
@@ -147,7 +149,18 @@ impl QuotaSource for FunctionQuota {
     type Future = BoxFuture<Result<FunctionHold, QuotaError>>;
     type Hold = FunctionHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        Answer::Later(self.ask(scopes, demand, expected))
+    }
+}
+
+impl FunctionQuota {
+    fn ask(
+        &self,
+        scopes: &Scopes,
+        demand: Amount,
+        expected: Amount,
+    ) -> BoxFuture<Result<FunctionHold, QuotaError>> {
         let (shared, scopes) = (Arc::clone(&self.shared), scopes.clone());
         Box::pin(async move {
             let claim = Claim::new(shared, scopes);
@@ -434,7 +447,7 @@ mod tests {
 
         /// A hold that is there already.
         fn hold(&self, source: &FunctionQuota, bytes: u64, used: u64) -> FunctionHold {
-            let mut future = source.reserve(&"s".into(), Amount::bytes(bytes), Amount::ZERO);
+            let mut future = source.ask(&"s".into(), Amount::bytes(bytes), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
             self.answer(used);
             ready(future).unwrap()
@@ -447,7 +460,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO);
+        let mut second = source.ask(&"s".into(), Amount::bytes(41), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         // Read before the commit.
@@ -471,7 +484,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
+        let mut second = source.ask(&"s".into(), Amount::bytes(40), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         // Read after the commit, and 60 + 60 + 40 do not fit: but the second 60 may be the first.
@@ -487,7 +500,7 @@ mod tests {
         let source = database.source();
         let first = database.hold(&source, 60, 0);
 
-        let mut second = source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO);
+        let mut second = source.ask(&"s".into(), Amount::bytes(40), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
         database.answer(0);
@@ -499,7 +512,7 @@ mod tests {
     fn asking_again_has_an_end() {
         let database = ByHand::default();
         let source = database.source();
-        let mut second = source.reserve(&"s".into(), Amount::bytes(LIMIT), Amount::ZERO);
+        let mut second = source.ask(&"s".into(), Amount::bytes(LIMIT), Amount::ZERO);
         for _ in 0..RETRIES {
             assert!(poll(&mut second).is_pending());
             commit(database_hold(&database, &source), 1);
@@ -512,7 +525,7 @@ mod tests {
 
         /// A hold of a request that asks behind the other, and is answered first.
         fn database_hold(database: &ByHand, source: &FunctionQuota) -> FunctionHold {
-            let mut future = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
+            let mut future = source.ask(&"s".into(), Amount::bytes(1), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
             database.0.lock().unwrap().rotate_right(1);
             database.answer(0);
@@ -524,7 +537,7 @@ mod tests {
     fn several_scopes_take_all_or_nothing() {
         let database = ByHand::default();
         let source = database.source();
-        let mut both = source.reserve(&["a", "b"].into(), Amount::bytes(30), Amount::ZERO);
+        let mut both = source.ask(&["a", "b"].into(), Amount::bytes(30), Amount::ZERO);
         assert!(poll(&mut both).is_pending());
         assert_eq!(database.answer(0).as_str(), "a");
         assert!(poll(&mut both).is_pending());
@@ -541,8 +554,8 @@ mod tests {
         let database = ByHand::default();
         let source = database.source();
 
-        drop(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO));
-        let mut asking = source.reserve(&["s", "t"].into(), Amount::bytes(1), Amount::ZERO);
+        drop(source.ask(&"s".into(), Amount::bytes(1), Amount::ZERO));
+        let mut asking = source.ask(&["s", "t"].into(), Amount::bytes(1), Amount::ZERO);
         assert!(poll(&mut asking).is_pending());
         assert!(!is_idle(&source));
         drop(asking);
@@ -592,14 +605,14 @@ mod tests {
     #[test]
     fn zero_is_not_even_asked_about() {
         let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("asked") });
-        assert!(ready(source.reserve(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
+        assert!(ready(source.ask(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
     }
 
     #[test]
     fn an_error_is_an_outage() {
         let source = quota_fn(|_| Err("connection refused"));
         let Err(QuotaError::Unavailable(error)) =
-            ready(source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO))
+            ready(source.ask(&"s".into(), Amount::bytes(1), Amount::ZERO))
         else {
             panic!("nothing is known")
         };
@@ -615,17 +628,17 @@ mod tests {
             assert!(!seen.load(SeqCst), "on purpose");
             Ok::<_, BoxError>(quota(0))
         });
-        let mut hold = ready(source.reserve(&"s".into(), Amount::bytes(60), Amount::ZERO)).unwrap();
+        let mut hold = ready(source.ask(&"s".into(), Amount::bytes(60), Amount::ZERO)).unwrap();
 
         broken.store(true, SeqCst);
         let growing = hold.grow(Amount::bytes(1));
         assert!(catch_unwind(AssertUnwindSafe(|| ready(growing))).is_err());
-        let asking = source.reserve(&"s".into(), Amount::bytes(1), Amount::ZERO);
+        let asking = source.ask(&"s".into(), Amount::bytes(1), Amount::ZERO);
         assert!(catch_unwind(AssertUnwindSafe(|| ready(asking))).is_err());
 
         broken.store(false, SeqCst);
-        assert!(ready(source.reserve(&"s".into(), Amount::bytes(41), Amount::ZERO)).is_err());
-        assert!(ready(source.reserve(&"s".into(), Amount::bytes(40), Amount::ZERO)).is_ok());
+        assert!(ready(source.ask(&"s".into(), Amount::bytes(41), Amount::ZERO)).is_err());
+        assert!(ready(source.ask(&"s".into(), Amount::bytes(40), Amount::ZERO)).is_ok());
         drop(hold);
         assert!(is_idle(&source));
     }
@@ -765,8 +778,7 @@ mod tests {
                     self.asking.push((
                         scopes,
                         bytes,
-                        self.source
-                            .reserve(&names, Amount::bytes(bytes), Amount::ZERO),
+                        self.source.ask(&names, Amount::bytes(bytes), Amount::ZERO),
                     ));
                 }
                 Step::Grow(hold, more) => {

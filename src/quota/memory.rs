@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::{Ready, ready},
+    future::{Pending, Ready, ready},
     hash::{BuildHasherDefault, Hasher},
     mem,
     sync::{
@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use super::{Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
+use super::{Answer, Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
 use crate::{Amount, Scope, Scopes};
 
 /// Keeps limits and usage in this process, for up to millions of scopes.
@@ -125,19 +125,17 @@ impl fmt::Debug for MemoryQuota {
 }
 
 impl QuotaSource for MemoryQuota {
-    type Future = Ready<Result<MemoryHold, QuotaError>>;
+    /// Never comes: what is in memory is decided at once.
+    type Future = Pending<Result<MemoryHold, QuotaError>>;
     type Hold = MemoryHold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
-        ready(
-            self.store
-                .take(scopes, demand, expected)
-                .map(|()| MemoryHold {
-                    store: Arc::clone(&self.store),
-                    scopes: scopes.clone(),
-                    amount: demand,
-                }),
-        )
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        let taken = self.store.take(scopes, demand, expected);
+        Answer::Now(taken.map(|()| MemoryHold {
+            store: Arc::clone(&self.store),
+            scopes: scopes.clone(),
+            amount: demand,
+        }))
     }
 }
 
@@ -402,7 +400,8 @@ mod tests {
     ) -> Result<MemoryHold, Exceeded> {
         quota
             .reserve(&scopes.into(), demand, Amount::ZERO)
-            .into_inner()
+            .now()
+            .expect("decided in memory")
             .map_err(|error| match error {
                 QuotaError::Exceeded(exceeded) => exceeded,
                 QuotaError::Unavailable(error) => panic!("memory is always there: {error}"),
@@ -465,7 +464,8 @@ mod tests {
             let (demand, expected) = (Amount::bytes(demand), Amount::bytes(expected));
             quota
                 .reserve(&"user:42".into(), demand, expected)
-                .into_inner()
+                .now()
+                .expect("decided in memory")
         };
         let _hold = reserve(10, 100).unwrap();
         assert_eq!(quota.usage("user:42").held, Amount::bytes(10));

@@ -27,6 +27,7 @@
 //! # });
 //! ```
 
+mod answer;
 mod change;
 mod error;
 mod function;
@@ -36,6 +37,7 @@ mod none;
 mod source;
 
 pub use self::{
+    answer::{Answer, Answering},
     change::Change,
     error::{Exceeded, QuotaError},
     function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},

@@ -1,8 +1,8 @@
 //! No quota at all.
 
-use std::future::{Ready, ready};
+use std::future::{Pending, Ready, ready};
 
-use super::{Change, QuotaError, QuotaHold, QuotaSource};
+use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
 use crate::{Amount, Scopes};
 
 /// Charges nobody and refuses nothing. What a guard has until it is given a source.
@@ -14,17 +14,20 @@ use crate::{Amount, Scopes};
 /// };
 ///
 /// let hold = NoQuota.reserve(&Scopes::from("user:42"), Amount::bytes(u64::MAX), Amount::ZERO);
-/// assert!(hold.into_inner().is_ok());
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// assert!(hold.await.is_ok());
+/// # });
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoQuota;
 
 impl QuotaSource for NoQuota {
-    type Future = Ready<Result<(), QuotaError>>;
+    /// Never comes.
+    type Future = Pending<Result<(), QuotaError>>;
     type Hold = ();
 
-    fn reserve(&self, _: &Scopes, _: Amount, _: Amount) -> Self::Future {
-        ready(Ok(()))
+    fn reserve(&self, _: &Scopes, _: Amount, _: Amount) -> Answer<Self::Future> {
+        Answer::Now(Ok(()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Change, QuotaError};
+use super::{Answer, Change, QuotaError};
 use crate::{Amount, Scopes};
 
 /// The keeper of limits and usage per [`Scope`](crate::Scope).
@@ -22,14 +22,14 @@ use crate::{Amount, Scopes};
 pub trait QuotaSource {
     /// The record of what is set aside for one request.
     type Hold: QuotaHold;
-    /// Resolves to the hold.
+    /// Resolves to the hold, where it is not there at once.
     type Future: Future<Output = Result<Self::Hold, QuotaError>>;
 
     /// Sets `demand` aside in every one of `scopes`, or in none.
     ///
     /// `expected` is what the client announces in all, of which this request may be a part. It must fit
     /// too, and is not set aside. Where it is less than `demand`, it says nothing.
-    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future;
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future>;
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
@@ -56,7 +56,7 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
     type Future = Q::Future;
     type Hold = Q::Hold;
 
-    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Self::Future {
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
         Q::reserve(self, scopes, demand, expected)
     }
 }

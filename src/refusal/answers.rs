@@ -72,10 +72,11 @@ impl Answers {
     }
 
     /// The index of the first dialect that hears the request; none for HTTP.
-    pub(super) fn dialect_for(&self, method: &Method, headers: &HeaderMap) -> Option<usize> {
-        self.dialects
-            .iter()
-            .position(|dialect| dialect.hears(method, headers))
+    pub(super) fn dialect_for(&self, method: &Method, headers: &HeaderMap) -> Option<u32> {
+        (0..)
+            .zip(&self.dialects)
+            .find(|(_, dialect)| dialect.hears(method, headers))
+            .map(|(index, _)| index)
     }
 
     /// The response to a request that is refused.
@@ -121,7 +122,9 @@ impl Answers {
     }
 
     fn dialect(&self, asked: &Asked) -> &dyn Dialect {
-        let heard = asked.dialect.and_then(|index| self.dialects.get(index));
+        let heard = asked
+            .dialect
+            .and_then(|index| self.dialects.get(index as usize));
         heard.map_or(&self.http, |dialect| &**dialect)
     }
 }

@@ -60,12 +60,18 @@ pub trait Dialect: Send + Sync + 'static {
 pub struct Asked {
     method: Method,
     version: Version,
-    /// Beside the others, because hardly any request has more: an empty `Vec` allocates nothing.
+    /// The index of the dialect that heard it; none for HTTP.
+    pub(super) dialect: Option<u32>,
+    /// Beside the others, because hardly any request has more.
     accept: Option<HeaderValue>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What hardly any request has.
+#[derive(Clone, Debug, Default)]
+struct Rare {
     more_accept: Vec<HeaderValue>,
     content_type: Option<HeaderValue>,
-    /// The index of the dialect that heard it; none for HTTP.
-    pub(super) dialect: Option<usize>,
 }
 
 impl Asked {
@@ -85,17 +91,24 @@ impl Asked {
     }
 
     fn keep<B>(request: &Request<B>) -> Self {
-        let mut accept = request.headers().get_all(ACCEPT).iter();
+        let mut lines = request.headers().get_all(ACCEPT).iter();
+        let (accept, second) = (lines.next(), lines.next());
+        let rare = second.map(|second| {
+            Box::new(Rare {
+                more_accept: iter::once(second).chain(lines).cloned().collect(),
+                content_type: None,
+            })
+        });
         Self {
             method: request.method().clone(),
             version: request.version(),
-            accept: accept.next().cloned(),
-            more_accept: match accept.next() {
-                None => Vec::new(),
-                Some(second) => iter::once(second).chain(accept).cloned().collect(),
-            },
-            content_type: None,
             dialect: None,
+            // Alone it says no more than no line at all (RFC 9110, section 12.5.1), and most programs
+            // send it.
+            accept: accept
+                .filter(|line| rare.is_some() || *line != "*/*")
+                .cloned(),
+            rare,
         }
     }
 
@@ -109,26 +122,28 @@ impl Asked {
         self.version
     }
 
-    /// The lines of `Accept`, in their order.
+    /// The lines of `Accept`, in their order. None where it was only `*/*`, which says the same.
     pub fn accept(&self) -> impl Iterator<Item = &HeaderValue> {
-        self.accept.iter().chain(&self.more_accept)
+        let more = self.rare.iter().flat_map(|rare| &rare.more_accept);
+        self.accept.iter().chain(more)
     }
 
     /// The type of the request's content. Kept only where a dialect other than
     /// [`Http`](super::Http) heard the request.
-    pub const fn content_type(&self) -> Option<&HeaderValue> {
-        self.content_type.as_ref()
+    pub fn content_type(&self) -> Option<&HeaderValue> {
+        self.rare.as_ref()?.content_type.as_ref()
     }
 }
 
 /// For the tests of a dialect: keeps the content type too.
 impl<B> From<&Request<B>> for Asked {
     fn from(request: &Request<B>) -> Self {
-        let content_type = request.headers().get(CONTENT_TYPE).cloned();
-        Self {
-            content_type,
-            ..Self::keep(request)
+        let mut asked = Self::keep(request);
+        if let Some(content_type) = request.headers().get(CONTENT_TYPE) {
+            let rare = asked.rare.get_or_insert_default();
+            rare.content_type = Some(content_type.clone());
         }
+        asked
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::{Ready, pending, ready},
+    future::{Pending, Ready, pending, ready},
     io,
     pin::pin,
     sync::{
@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
-    Amount, Demand, MeteredBody, Outage, Refused, Reservation, ResponseBody, Scope,
+    Amount, Demand, MeteredBody, Outage, Refused, Reservation, ResponseBody, Scope, Scopes,
     StorageGuardLayer, Volume,
     fault::{Cause, Classifier, Fault, Resource, Source, Verdict},
-    quota::{Limits, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn},
+    quota::{Answer, Limits, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn},
     refusal::{Refusal, RefusalKind},
 };
 
@@ -33,7 +33,7 @@ use crate::support::disk::Disk;
 
 type Content = UnsyncBoxBody<Bytes, io::Error>;
 type Incoming = MeteredBody<Content>;
-type Answer = Response<Full<Bytes>>;
+type Reply = Response<Full<Bytes>>;
 
 const USER: &str = "user:42";
 
@@ -53,14 +53,14 @@ fn put(content: Content) -> Request<Content> {
     Request::put("/files/a").body(content).unwrap()
 }
 
-fn answer(status: u16) -> Answer {
+fn answer(status: u16) -> Reply {
     let mut response = Response::new(Full::from("inner"));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response
 }
 
 /// Reads the body as a handler does that says 500 when it cannot.
-async fn read_all(request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn read_all(request: Request<Incoming>) -> Result<Reply, Infallible> {
     let read = request.into_body().collect().await;
     Ok(answer(if read.is_ok() { 201 } else { 500 }))
 }
@@ -105,9 +105,9 @@ impl Clone for Strict {
 }
 
 impl<B> Service<Request<B>> for Strict {
-    type Response = Answer;
+    type Response = Reply;
     type Error = Infallible;
-    type Future = Ready<Result<Answer, Infallible>>;
+    type Future = Ready<Result<Reply, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.is_ready = true;
@@ -521,19 +521,14 @@ async fn a_quota_source_that_is_away_is_503_or_let_in() {
     struct Away;
     impl QuotaSource for Away {
         type Hold = ();
-        type Future = std::pin::Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>;
+        type Future = Pending<Result<(), QuotaError>>;
 
-        fn reserve(
-            &self,
-            scopes: &tower_storage_guard::Scopes,
-            _: Amount,
-            _: Amount,
-        ) -> Self::Future {
+        fn reserve(&self, scopes: &Scopes, _: Amount, _: Amount) -> Answer<Self::Future> {
             // One never answers, the other fails.
             if scopes.iter().any(|scope| scope.as_str() == "slow") {
-                Box::pin(pending())
+                Answer::Later(pending())
             } else {
-                Box::pin(ready(Err(QuotaError::Unavailable("down".into()))))
+                Answer::Now(Err(QuotaError::Unavailable("down".into())))
             }
         }
     }
@@ -578,7 +573,7 @@ async fn a_quota_function_is_all_it_takes() {
 }
 
 /// What a handler may answer a fault with.
-fn faulty(how: &str) -> Result<Answer, BoxError> {
+fn faulty(how: &str) -> Result<Reply, BoxError> {
     let full = || io::Error::from(io::ErrorKind::StorageFull);
     let mut response = answer(500);
     match how {
@@ -643,7 +638,7 @@ async fn errors_that_are_no_faults_come_out_as_they_went_in() {
     let layer = StorageGuardLayer::new(volume).classifier(classifier);
     let service = layer.layer(service_fn(|request: Request<Incoming>| {
         ready(if request.uri().path() == "/full" {
-            Err::<Answer, _>(Failed::Disk(io::ErrorKind::StorageFull.into()))
+            Err::<Reply, _>(Failed::Disk(io::ErrorKind::StorageFull.into()))
         } else {
             Err(Failed::Other)
         })
@@ -707,7 +702,7 @@ async fn a_guard_in_a_guard_answers_once() {
     assert_eq!(inner_quota.usage(USER).held, Amount::ZERO);
 }
 
-async fn read_all_twice(request: Request<MeteredBody<Incoming>>) -> Result<Answer, Infallible> {
+async fn read_all_twice(request: Request<MeteredBody<Incoming>>) -> Result<Reply, Infallible> {
     let read = request.into_body().collect().await;
     Ok(answer(if read.is_ok() { 201 } else { 500 }))
 }
@@ -803,7 +798,7 @@ async fn a_cancelled_request_releases_though_its_body_lives_on() {
     let (bodies, mut taken) = mpsc::unbounded_channel();
     let service = layer.layer(service_fn(move |request: Request<Incoming>| {
         bodies.send(request.into_body()).unwrap();
-        pending::<Result<Answer, Infallible>>()
+        pending::<Result<Reply, Infallible>>()
     }));
     {
         let mut call = pin!(service.oneshot(put(full(100))));

@@ -1,0 +1,87 @@
+//! What a source answers, now or later.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+
+/// What a quota source answers: at once, or in a while.
+///
+/// A source that decides in memory answers at once, and nobody has to keep the request waiting. It can be
+/// awaited either way.
+pub enum Answer<F: Future> {
+    /// Here it is.
+    Now(F::Output),
+    /// It is to come.
+    Later(F),
+}
+
+impl<F: Future> Answer<F> {
+    /// What is there at once.
+    ///
+    /// # Errors
+    ///
+    /// Where it is to come: its future.
+    pub fn now(self) -> Result<F::Output, F> {
+        match self {
+            Self::Now(output) => Ok(output),
+            Self::Later(future) => Err(future),
+        }
+    }
+}
+
+impl<F: Future> IntoFuture for Answer<F> {
+    type IntoFuture = Answering<F>;
+    type Output = F::Output;
+
+    fn into_future(self) -> Answering<F> {
+        match self {
+            Self::Now(output) => Answering::Now {
+                output: Some(output),
+            },
+            Self::Later(future) => Answering::Later { future },
+        }
+    }
+}
+
+impl<F: Future> fmt::Debug for Answer<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now",
+            Self::Later(_) => "Later",
+        })
+    }
+}
+
+pin_project! {
+    /// An [`Answer`] that is awaited.
+    #[project = AnsweringProj]
+    pub enum Answering<F: Future> {
+        #[doc(hidden)]
+        Now { output: Option<F::Output> },
+        #[doc(hidden)]
+        Later { #[pin] future: F },
+    }
+}
+
+impl<F: Future> Future for Answering<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project() {
+            AnsweringProj::Now { output } => {
+                Poll::Ready(output.take().expect("not polled after it was ready"))
+            }
+            AnsweringProj::Later { future } => future.poll(cx),
+        }
+    }
+}
+
+impl<F: Future> fmt::Debug for Answering<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answering").finish_non_exhaustive()
+    }
+}
