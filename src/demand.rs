@@ -13,7 +13,7 @@ use http_body::SizeHint;
 /// `x-expected-entity-length` is sent by macOS, `oc-total-length` by ownCloud and Nextcloud,
 /// `x-amz-decoded-content-length` with aws-chunked bodies, and `upload-length` by tus 1.0 and the IETF's
 /// resumable uploads.
-pub(crate) const HINTS: [HeaderName; 4] = [
+const HINTS: [HeaderName; 4] = [
     HeaderName::from_static("x-expected-entity-length"),
     HeaderName::from_static("oc-total-length"),
     HeaderName::from_static("x-amz-decoded-content-length"),
@@ -175,14 +175,14 @@ impl Demand {
         method: &Method,
         headers: &HeaderMap,
         body: &SizeHint,
-        hints: &[HeaderName],
+        hints: &Hints,
     ) -> Result<Self, InvalidLength> {
         let demand = match content_length(headers)?.or(body.exact()) {
             Some(bytes) => Self::known(bytes),
             None => Self::unknown(),
         };
         Ok(demand
-            .expecting(longest_hint(headers, hints).unwrap_or(0))
+            .expecting(hints.largest(headers).unwrap_or(0))
             .with_objects(objects_made_by(method)))
     }
 }
@@ -229,17 +229,41 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidLength> {
     Ok(length)
 }
 
-/// The largest of the hints that are numbers.
-fn longest_hint(headers: &HeaderMap, hints: &[HeaderName]) -> Option<u64> {
-    // Hardly any request has one, and a glance at its names is quicker than a lookup for each hint.
-    if !headers.keys().any(|name| hints.contains(name)) {
-        return None;
+/// The headers that tell how long an upload will be, beside Content-Length.
+#[derive(Clone, Debug)]
+pub(crate) struct Hints {
+    names: Vec<HeaderName>,
+    /// A bit for the length of each name, in bytes. Hardly any request has a hint, and this tells most
+    /// other headers apart without looking at their names.
+    lengths: u64,
+}
+
+impl Hints {
+    pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
+        let names: Vec<_> = names.into_iter().collect();
+        let lengths = names.iter().fold(0, |bits, name| bits | bit(name));
+        Self { names, lengths }
     }
-    hints
-        .iter()
-        .flat_map(|name| headers.get_all(name))
-        .filter_map(|value| decimal(value.as_bytes()))
-        .max()
+
+    /// The largest of the hints that are numbers.
+    fn largest(&self, headers: &HeaderMap) -> Option<u64> {
+        headers
+            .iter()
+            .filter(|(name, _)| bit(name) & self.lengths != 0 && self.names.contains(name))
+            .filter_map(|(_, value)| decimal(value.as_bytes()))
+            .max()
+    }
+}
+
+fn bit(name: &HeaderName) -> u64 {
+    1 << (name.as_str().len() % 64)
+}
+
+/// Those of [`HINTS`].
+impl Default for Hints {
+    fn default() -> Self {
+        Self::new(HINTS)
+    }
 }
 
 /// Digits and nothing else, white space around them aside. A number too large for us is still one: it
@@ -268,7 +292,7 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             map.append(name, HeaderValue::from_str(value).unwrap());
         }
-        Demand::declared(&Method::PUT, &map, &body, &HINTS)
+        Demand::declared(&Method::PUT, &map, &body, &Hints::default())
     }
 
     fn bytes(headers: &[(&str, &str)]) -> Result<(Option<u64>, u64), InvalidLength> {
@@ -370,7 +394,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_LENGTH, value);
             let hint = SizeHint::default();
-            let demand = Demand::declared(&Method::PUT, &headers, &hint, &HINTS);
+            let demand = Demand::declared(&Method::PUT, &headers, &hint, &Hints::default());
             if !is_list {
                 prop_assert_eq!(demand, Err(InvalidLength));
             }

@@ -8,7 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Scopes, StorageGuard, Volume,
-    demand::{HINTS, is_write},
+    demand::{Hints, is_write},
     fault::{Cause, Classifier},
     line::Line,
     quota::{NoQuota, QuotaError},
@@ -81,7 +81,7 @@ pub(crate) struct Settings<Q> {
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Option<Choose<bool>>,
     pub(crate) price: Option<Price>,
-    pub(crate) hints: Vec<HeaderName>,
+    pub(crate) hints: Hints,
     pub(crate) hint_cap: u64,
     pub(crate) grants: Grants,
     pub(crate) patience: Duration,
@@ -137,7 +137,7 @@ impl<Q> StorageGuardLayer<Q> {
                 scopes: None,
                 applies: None,
                 price: None,
-                hints: HINTS.to_vec(),
+                hints: Hints::default(),
                 hint_cap: 1 << 30,
                 grants: Grants {
                     first: 64 << 10,
@@ -254,7 +254,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length` and
     /// `upload-length`.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
-        self.set(|settings| settings.hints = names.into_iter().collect())
+        self.set(|settings| settings.hints = Hints::new(names))
     }
 
     /// Sets the most bytes that are set aside on the word of a hint alone, when there is no
