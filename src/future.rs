@@ -19,13 +19,13 @@ use tower::{BoxError, Service};
 use crate::{
     Amount, Demand, Outage, Refused, Scopes,
     body::{Drain, MeteredBody, ResponseBody, Unread, WhenDropped},
-    fault::{self, Fault, Source},
+    fault::{self, Cause, Fault, Resource, Source},
     layer::{Priced, Settings, too_late},
     quota::{QuotaError, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
     time::Bound,
-    volume::{Admission, Admitted},
+    volume::{Admission, Admitted, Look, Volume},
 };
 
 pin_project! {
@@ -63,8 +63,20 @@ pin_project! {
             time: Bound,
             response: Option<S::Response>,
         },
+        /// It was a fault, or the body was cut.
+        Failed { failed: Option<Box<Failed>> },
         Done,
     }
+}
+
+/// A request that failed for want of storage, and what is left to do before it is answered.
+struct Failed {
+    refusal: Refusal,
+    /// A full disk does not say what it lacks. The next reading does.
+    look: Option<Look>,
+    /// What the inner service said in headers.
+    headers: HeaderMap,
+    unread: Option<Unread>,
 }
 
 pin_project! {
@@ -193,6 +205,33 @@ where
     fn door(door: Door<S, B, Q>) -> Self {
         let door = Box::pin(door);
         Self::Door { door }
+    }
+
+    #[cold]
+    fn failed(
+        settings: &Settings<Q>,
+        cell: Option<&Arc<Cell<Q>>>,
+        refusal: Refusal,
+        headers: HeaderMap,
+    ) -> Self {
+        let volume = settings.volume.as_ref();
+        let look = volume.and_then(|volume| {
+            // The next request shall know of it, whatever this one is told.
+            volume.refresh();
+            let is_unclear = refusal.fault() == Some(Fault::DISK_FULL) && volume.counts_inodes();
+            is_unclear.then(|| Look::new(volume, settings.patience))
+        });
+        Self::Failed {
+            failed: Some(Box::new(Failed {
+                refusal,
+                look,
+                headers,
+                unread: cell.and_then(|cell| {
+                    cell.end(false);
+                    cell.take_unread()
+                }),
+            })),
+        }
     }
 
     fn refused(held: Held<S, B>, refusal: Refusal) -> Self {
@@ -410,10 +449,13 @@ where
                             let refusal = cell
                                 .and_then(|cell| cell.refused())
                                 .or_else(|| of_error(settings, &error));
-                            return match refusal {
-                                Some(refusal) => refuse(refusal, end_refused(cell)),
-                                None => Poll::Ready(Err(error)),
+                            let Some(refusal) = refusal else {
+                                return Poll::Ready(Err(error));
                             };
+                            let headers = HeaderMap::new();
+                            this.state
+                                .set(State::failed(settings, cell, refusal, headers));
+                            continue;
                         }
                     };
                     let refusal = cell
@@ -422,9 +464,9 @@ where
                     if let Some(refusal) = refusal {
                         let (head, body) = response.into_parts();
                         drop(body);
-                        let mut response = answer(settings, this.asked, refusal, end_refused(cell));
-                        carry_over(head.headers, response.headers_mut());
-                        return Poll::Ready(Ok(response));
+                        this.state
+                            .set(State::failed(settings, cell, refusal, head.headers));
+                        continue;
                     }
                     let Some(guarded) = guarded else {
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
@@ -472,6 +514,23 @@ where
                     settings.quota_line.ring();
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
+                StateProj::Failed { failed } => {
+                    let look = failed.as_mut().and_then(|failed| failed.look.as_mut());
+                    if let (Some(look), Some(volume)) = (look, &settings.volume) {
+                        ready!(look.poll(cx, volume));
+                    }
+                    let failed = *failed.take().expect(ONCE);
+                    this.state.set(State::Done);
+                    let mut refusal = failed.refusal;
+                    if failed.look.is_some()
+                        && settings.volume.as_ref().is_some_and(Volume::lacks_inodes)
+                    {
+                        refusal = Fault::new(Cause::DiskFull, Resource::Objects).into();
+                    }
+                    let mut response = answer(settings, this.asked, refusal, failed.unread);
+                    carry_over(failed.headers, response.headers_mut());
+                    return Poll::Ready(Ok(response));
+                }
                 StateProj::Done => panic!("polled after it was ready"),
             }
         }
@@ -515,16 +574,10 @@ impl<Q: QuotaSource> Guarded<Q> {
     }
 }
 
-fn end_refused<Q: QuotaSource>(cell: Option<&Arc<Cell<Q>>>) -> Option<Unread> {
-    let cell = cell?;
-    cell.end(false);
-    cell.take_unread()
-}
-
 /// The refusal behind a service's error.
 fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
     let fault = settings.classifier.classify_any(error)?;
-    Some(of_fault(settings, fault))
+    Some(fault.into())
 }
 
 /// The refusal behind an answer, if it is one that the guard has not made.
@@ -538,7 +591,7 @@ fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<R
         return None;
     }
     if let Some(fault) = extensions.get::<Fault>() {
-        return Some(of_fault(settings, *fault));
+        return Some((*fault).into());
     }
     if let Some(source) = extensions.get::<Source>() {
         let error = source.error();
@@ -546,16 +599,11 @@ fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<R
             return Some(refused.refusal().clone());
         }
         if let Some(fault) = settings.classifier.classify(error) {
-            return Some(of_fault(settings, fault));
+            return Some(fault.into());
         }
     }
     // Nobody says why. A full disk is what it means most often.
-    is_507.then(|| of_fault(settings, Fault::DISK_FULL))
-}
-
-fn of_fault<Q>(settings: &Settings<Q>, fault: Fault) -> Refusal {
-    let volume = settings.volume.as_ref();
-    Refusal::from(volume.map_or(fault, |volume| volume.refine(fault)))
+    is_507.then(|| Fault::DISK_FULL.into())
 }
 
 /// Whether a request was carried out that is answered so, unless the user decides.

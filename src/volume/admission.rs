@@ -41,15 +41,8 @@ pub(crate) struct Admission {
     /// The bytes that are enough where there is room for no more.
     least: u64,
     expected: u64,
-    patience: Bound,
-    waiting: Option<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    listener: Listener,
-    /// Probes begun before this request came. A later reading is a fair one.
-    begun: u64,
+    patience: Duration,
+    look: Option<Look>,
 }
 
 impl Admission {
@@ -60,8 +53,8 @@ impl Admission {
             amount,
             least,
             expected,
-            patience: Bound::new(patience),
-            waiting: None,
+            patience,
+            look: None,
         }
     }
 
@@ -71,33 +64,23 @@ impl Admission {
         cx: &mut Context<'_>,
         volume: &Volume,
     ) -> Poll<Result<Admitted, Shortfall>> {
-        if let Some(waiting) = &self.waiting {
-            // Before the look, so that nothing is missed between the two.
-            waiting.listener.listen(cx);
+        if let Some(look) = &self.look {
+            // Before the claim, so that nothing is missed between the two.
+            look.listener.listen(cx);
         }
         let shortfall = match self.claim(volume) {
             Err(shortfall @ Shortfall::Full { .. }) => shortfall,
             decided => return Poll::Ready(decided),
         };
-        let filesystem = volume.filesystem();
-        if self.waiting.is_none() {
-            let waiting = Waiting {
-                listener: filesystem.line.listener(),
-                begun: filesystem.begun(),
-            };
-            waiting.listener.listen(cx);
-            self.waiting = Some(waiting);
-        }
-        let begun = self.waiting.as_ref().map_or(0, |waiting| waiting.begun);
-        let is_hung = filesystem.hung_for() > self.patience.after();
-        let is_fair = filesystem.published() > begun;
-        if is_hung
-            || is_fair && !volume.could_have_room(self.least(), self.expected, Amount::ZERO)
-            || self.patience.poll(cx).is_ready()
-        {
+        let is_decided = |least| !volume.could_have_room(least, self.expected, Amount::ZERO);
+        let least = self.least();
+        let look = self
+            .look
+            .get_or_insert_with(|| Look::new(volume, self.patience));
+        if look.is_over(cx, volume) || look.has_seen(volume) && is_decided(least) {
             return Poll::Ready(Err(shortfall));
         }
-        filesystem.want_reading();
+        look.go_on(cx, volume);
         Poll::Pending
     }
 
@@ -118,5 +101,51 @@ impl Admission {
 
     fn least(&self) -> Amount {
         Amount::new(self.least, self.amount.objects)
+    }
+}
+
+/// A wait for a reading that begins after it, and for what others give back.
+#[derive(Debug)]
+pub(crate) struct Look {
+    listener: Listener,
+    /// Probes begun before. A later reading holds all that was there when this began.
+    begun: u64,
+    patience: Bound,
+}
+
+impl Look {
+    pub(crate) fn new(volume: &Volume, patience: Duration) -> Self {
+        let filesystem = volume.filesystem();
+        Self {
+            listener: filesystem.line.listener(),
+            begun: filesystem.begun(),
+            patience: Bound::new(patience),
+        }
+    }
+
+    /// Until the reading is there, or the patience ends.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, volume: &Volume) -> Poll<()> {
+        if self.has_seen(volume) || self.is_over(cx, volume) {
+            return Poll::Ready(());
+        }
+        self.go_on(cx, volume);
+        if self.has_seen(volume) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    fn has_seen(&self, volume: &Volume) -> bool {
+        volume.filesystem().published() > self.begun
+    }
+
+    /// Whether there is no more time, or the probe hangs so that none is of use.
+    fn is_over(&mut self, cx: &mut Context<'_>, volume: &Volume) -> bool {
+        volume.filesystem().hung_for() > self.patience.after() || self.patience.poll(cx).is_ready()
+    }
+
+    fn go_on(&self, cx: &Context<'_>, volume: &Volume) {
+        self.listener.listen(cx);
+        volume.filesystem().want_reading();
     }
 }

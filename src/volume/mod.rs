@@ -40,7 +40,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    admission::{Admission, Admitted, Shortfall},
+    admission::{Admission, Admitted, Look, Shortfall},
     filesystem::Filesystem,
 };
 use self::{filesystem::Watched, ledger::Missing};
@@ -313,18 +313,14 @@ impl Volume {
         self.filesystem().ledger.settle(blocks);
     }
 
-    /// Which fault a full disk is: without inodes it says the same as without bytes.
-    pub(crate) fn refine(&self, fault: Fault) -> Fault {
-        let filesystem = self.filesystem();
-        filesystem.want_reading();
-        if fault == Fault::new(Cause::DiskFull, Resource::Bytes)
-            && filesystem.inodes_total() != 0
-            && filesystem.ledger.available().objects == 0
-        {
-            Fault::new(Cause::DiskFull, Resource::Objects)
-        } else {
-            fault
-        }
+    /// Whether the filesystem has a fixed number of inodes.
+    pub(crate) fn counts_inodes(&self) -> bool {
+        self.filesystem().inodes_total() != 0
+    }
+
+    /// Whether the last reading saw no inodes left. A write fails then as on a disk without bytes.
+    pub(crate) fn lacks_inodes(&self) -> bool {
+        self.counts_inodes() && self.filesystem().ledger.available().objects == 0
     }
 
     /// In whole blocks, as files take them.

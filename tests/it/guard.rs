@@ -882,6 +882,19 @@ async fn a_full_disk_lets_empty_objects_in_until_objects_run_out() {
     assert_eq!((status, json["resource"].as_str()), (507, Some("objects")));
 }
 
+#[tokio::test]
+async fn a_full_disk_says_what_it_lacks_though_the_reading_is_old() {
+    let disk = Disk::new(1_000).with_inodes(10);
+    let volume = disk.volume().probe_every(Duration::from_secs(60));
+    let service = StorageGuardLayer::new(volume).layer(service_fn(move |_: Request<Incoming>| {
+        // Others have taken the last inode just now.
+        disk.set_inodes(0);
+        ready(faulty("source"))
+    }));
+    let (status, json) = read(service.oneshot(put(full(10))).await.unwrap()).await;
+    assert_eq!((status, json["resource"].as_str()), (507, Some("objects")));
+}
+
 /// A volume with a reading of half a minute ago, from which a file has just been deleted.
 #[tokio::test]
 async fn nobody_is_refused_on_an_old_reading() {
