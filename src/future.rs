@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, Request, Response, StatusCode, Version,
     header::{self, HeaderName},
+    request,
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -23,7 +24,7 @@ use crate::{
     layer::{Priced, Settings, too_late},
     quota::{QuotaError, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
+    reservation::{Cell, Ended, Reservation, refuse_exceeded, refuse_shortfall},
     time::Bound,
     volume::{Admission, Admitted, Look, Volume},
 };
@@ -105,7 +106,8 @@ pin_project! {
 /// A request that waits at the door, with the service that is ready for it.
 pub(crate) struct Held<S, B> {
     pub(crate) service: S,
-    pub(crate) request: Request<B>,
+    pub(crate) head: request::Parts,
+    pub(crate) body: B,
 }
 
 /// The same, with what it wants.
@@ -340,15 +342,14 @@ where
     fn inside(cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
         let Held {
             mut service,
-            request,
+            mut head,
+            body,
         } = held;
-        let drain = when_dropped(request.version(), request.headers());
-        let mut request = request.map(|body| MeteredBody::new(body, cell.clone(), drain));
-        request
-            .extensions_mut()
-            .insert(Reservation::new(cell.clone()));
+        let drain = when_dropped(head.version, &head.headers);
+        let body = MeteredBody::new(body, cell.clone(), drain);
+        head.extensions.insert(Reservation::new(cell.clone()));
         Self::Inner {
-            response: service.call(request),
+            response: service.call(Request::from_parts(head, body)),
             guarded: Some(Guarded {
                 cell,
                 is_handed_on: false,
@@ -484,20 +485,19 @@ where
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
-                    let cell = &guarded.cell;
-                    if !cell.body_has_ended() {
-                        // Still being read behind the answer. Both have to end.
-                        let cell = guarded.hand_on();
-                        let watched = |body| ResponseBody::watched(body, cell);
-                        return Poll::Ready(Ok(response.map(watched)));
-                    }
-                    match cell.end(true).flatten() {
-                        Some((hold, change)) => this.state.set(State::Commit {
+                    match guarded.cell.end_if_read().map(Ended::to_commit) {
+                        Some(Some((hold, change))) => this.state.set(State::Commit {
                             commit: hold.commit(change),
                             time: Bound::new(settings.quota_timeout),
                             response: Some(response),
                         }),
-                        None => return Poll::Ready(Ok(response.map(ResponseBody::inner))),
+                        Some(None) => return Poll::Ready(Ok(response.map(ResponseBody::inner))),
+                        None => {
+                            // Still being read behind the answer. Both have to end.
+                            let cell = guarded.hand_on();
+                            let watched = |body| ResponseBody::watched(body, cell);
+                            return Poll::Ready(Ok(response.map(watched)));
+                        }
                     }
                 }
                 StateProj::Commit {
@@ -560,9 +560,8 @@ where
 {
     /// The body, if somebody has to drain it for the answer to arrive.
     fn unread(self) -> Option<Unread> {
-        let request = self.request;
-        let drain = when_dropped(request.version(), request.headers());
-        Unread::new(Box::pin(request.into_body()), drain)
+        let drain = when_dropped(self.head.version, &self.head.headers);
+        Unread::new(Box::pin(self.body), drain)
     }
 }
 

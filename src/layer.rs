@@ -8,7 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Scopes, StorageGuard, Volume,
-    demand::{Hints, is_write},
+    demand::Hints,
     fault::{Cause, Classifier},
     line::Line,
     quota::{NoQuota, QuotaError},
@@ -397,11 +397,6 @@ impl<Q> fmt::Debug for Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
-    #[inline]
-    pub(crate) fn applies_to_method(&self, method: &http::Method) -> bool {
-        is_write(method)
-    }
-
     /// The answer of a quota source, in time.
     pub(crate) async fn bounded<T>(
         &self,

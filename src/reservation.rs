@@ -245,6 +245,23 @@ struct Books<H> {
     ended: bool,
 }
 
+/// How a reservation took its end.
+pub(crate) enum Ended<H> {
+    /// It had ended already.
+    Before,
+    /// Just now, with what there is to commit if there is a hold.
+    Now(Option<(H, Change)>),
+}
+
+impl<H> Ended<H> {
+    pub(crate) fn to_commit(self) -> Option<(H, Change)> {
+        match self {
+            Self::Before => None,
+            Self::Now(commit) => commit,
+        }
+    }
+}
+
 /// The reservation's places in line.
 #[derive(Debug)]
 struct Tickets {
@@ -338,20 +355,25 @@ impl<Q: QuotaSource> Cell<Q> {
         Some(refused.refusal().clone())
     }
 
-    pub(crate) fn body_has_ended(&self) -> bool {
-        self.books().body_ended
-    }
-
     pub(crate) fn take_unread(&self) -> Option<Unread> {
         self.books().unread.take()
     }
 
-    /// Ends the reservation, if this is the first to do so: otherwise None. The volume's part is done here;
-    /// what there is to commit is returned.
-    pub(crate) fn end(&self, success: bool) -> Option<Option<(Q::Hold, Change)>> {
-        let mut books = self.books();
+    /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there is
+    /// to commit is returned.
+    pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
+        self.end_in(self.books(), success)
+    }
+
+    /// Ends the reservation as a success, if the body has been read. None if it still is.
+    pub(crate) fn end_if_read(&self) -> Option<Ended<Q::Hold>> {
+        let books = self.books();
+        books.body_ended.then(|| self.end_in(books, true))
+    }
+
+    fn end_in(&self, mut books: MutexGuard<'_, Books<Q::Hold>>, success: bool) -> Ended<Q::Hold> {
         if std::mem::replace(&mut books.ended, true) {
-            return None;
+            return Ended::Before;
         }
         self.meter.close();
         let received = self.meter.received();
@@ -386,7 +408,7 @@ impl<Q: QuotaSource> Cell<Q> {
         if hold.is_none() {
             line.ring();
         }
-        Some(hold.map(|hold| (hold, change)))
+        Ended::Now(hold.map(|hold| (hold, change)))
     }
 
     fn books(&self) -> MutexGuard<'_, Books<Q::Hold>> {
@@ -679,7 +701,7 @@ where
         drop(books);
         if answered && failed {
             self.end(false);
-        } else if answered && let Some((hold, change)) = self.end(true).flatten() {
+        } else if answered && let Some((hold, change)) = self.end(true).to_commit() {
             // Nobody is left to wait for it; the source sees to it by its contract.
             drop(hold.commit(change));
         }
@@ -695,7 +717,7 @@ where
         let commit = if wait {
             None
         } else {
-            self.end(success).flatten()
+            self.end(success).to_commit()
         };
         // Called here, not in the future: nobody may be left to poll that.
         let commit = commit.map(|(hold, change)| hold.commit(change));
@@ -709,9 +731,13 @@ where
 
     fn commit(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
         let was_cut = self.books().refusal.is_some();
-        let ended = if was_cut { None } else { self.end(true) };
-        let is_first = ended.is_some();
-        let commit = ended.flatten().map(|(hold, change)| hold.commit(change));
+        let ended = if was_cut {
+            Ended::Before
+        } else {
+            self.end(true)
+        };
+        let is_first = matches!(ended, Ended::Now(_));
+        let commit = ended.to_commit().map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
             if let Some(commit) = commit {
                 within(self.settings.quota_timeout, commit).await;

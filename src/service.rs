@@ -14,7 +14,7 @@ use tower::{BoxError, Service};
 use crate::{
     Scopes, StorageGuardLayer, Volume,
     body::{MeteredBody, ResponseBody},
-    demand::Demand,
+    demand::{Demand, is_write},
     future::{Held, ResponseFuture},
     layer::{Price, Settings},
     quota::{NoQuota, QuotaSource},
@@ -74,26 +74,27 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
         let asked = Asked::hear(&request, &settings.answers);
+        let (head, body) = request.into_parts();
         let applies = match &settings.applies {
-            None => settings.applies_to_method(request.method()),
-            Some(applies) => {
-                let (head, body) = request.into_parts();
-                let applies = applies(&head);
-                request = Request::from_parts(head, body);
-                applies
-            }
+            None => is_write(&head.method),
+            Some(applies) => applies(&head),
         };
         if !applies {
-            let response = self.inner.call(request.map(MeteredBody::open));
-            return ResponseFuture::open(settings, asked, response);
+            let request = Request::from_parts(head, MeteredBody::open(body));
+            return ResponseFuture::open(settings, asked, self.inner.call(request));
         }
         // The clone may not be ready: it stays, and the one that is ready goes with the request.
         let clone = self.inner.clone();
         let service = std::mem::replace(&mut self.inner, clone);
-        begin(settings, asked, Held { service, request })
+        let held = Held {
+            service,
+            head,
+            body,
+        };
+        begin(settings, asked, held)
     }
 }
 
@@ -108,31 +109,26 @@ where
     B: Body + Send + 'static,
     Q: QuotaSource + Send + Sync + 'static,
 {
-    let declared = Demand::declared(
-        held.request.method(),
-        held.request.headers(),
-        &held.request.body().size_hint(),
-        &settings.hints,
-    );
+    let head = &held.head;
+    let length = held.body.size_hint();
+    let declared = Demand::declared(&head.method, &head.headers, &length, &settings.hints);
     let Ok(demand) = declared else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };
-    if settings.scopes.is_none() && settings.price.is_none() {
-        return ResponseFuture::reserve(settings, asked, held, Scopes::default(), demand);
-    }
-    let Held { service, request } = held;
-    let (head, body) = request.into_parts();
-    let scopes = settings.scopes.as_ref().map(|scopes| scopes(&head));
-    let price = settings.price.as_ref().map(|price| match price {
-        Price::At(price) => Ok(price(&head, demand)),
-        Price::Later(price) => Err(price(&head, demand)),
-    });
-    let request = Request::from_parts(head, body);
-    let held = Held { service, request };
-    let scopes = scopes.unwrap_or_default();
-    match price.unwrap_or(Ok(demand)) {
-        Ok(demand) => ResponseFuture::reserve(settings, asked, held, scopes, demand),
-        Err(price) => ResponseFuture::price(settings, asked, held, scopes, price),
+    let scopes = match &settings.scopes {
+        None => Scopes::NONE,
+        Some(scopes) => scopes(head),
+    };
+    match &settings.price {
+        None => ResponseFuture::reserve(settings, asked, held, scopes, demand),
+        Some(Price::At(price)) => {
+            let demand = price(head, demand);
+            ResponseFuture::reserve(settings, asked, held, scopes, demand)
+        }
+        Some(Price::Later(price)) => {
+            let price = price(head, demand);
+            ResponseFuture::price(settings, asked, held, scopes, price)
+        }
     }
 }
 
