@@ -485,7 +485,7 @@ where
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
-                    match guarded.cell.end_if_read().map(Ended::to_commit) {
+                    match guarded.cell.end_if_read().map(Ended::into_commit) {
                         Some(Some((hold, change))) => this.state.set(State::Commit {
                             commit: hold.commit(change),
                             time: Bound::new(settings.quota_timeout),

@@ -254,7 +254,7 @@ pub(crate) enum Ended<H> {
 }
 
 impl<H> Ended<H> {
-    pub(crate) fn to_commit(self) -> Option<(H, Change)> {
+    pub(crate) fn into_commit(self) -> Option<(H, Change)> {
         match self {
             Self::Before => None,
             Self::Now(commit) => commit,
@@ -701,7 +701,7 @@ where
         drop(books);
         if answered && failed {
             self.end(false);
-        } else if answered && let Some((hold, change)) = self.end(true).to_commit() {
+        } else if answered && let Some((hold, change)) = self.end(true).into_commit() {
             // Nobody is left to wait for it; the source sees to it by its contract.
             drop(hold.commit(change));
         }
@@ -717,7 +717,7 @@ where
         let commit = if wait {
             None
         } else {
-            self.end(success).to_commit()
+            self.end(success).into_commit()
         };
         // Called here, not in the future: nobody may be left to poll that.
         let commit = commit.map(|(hold, change)| hold.commit(change));
@@ -737,7 +737,9 @@ where
             self.end(true)
         };
         let is_first = matches!(ended, Ended::Now(_));
-        let commit = ended.to_commit().map(|(hold, change)| hold.commit(change));
+        let commit = ended
+            .into_commit()
+            .map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
             if let Some(commit) = commit {
                 within(self.settings.quota_timeout, commit).await;
