@@ -182,7 +182,11 @@ impl Demand {
             None => Self::unknown(),
         };
         Ok(demand
-            .expecting(hints.largest(headers).unwrap_or(0))
+            .expecting(
+                hints
+                    .largest(headers)
+                    .map_or(0, |hint| hint.saturating_sub(before(headers))),
+            )
             .with_objects(objects_made_by(method)))
     }
 }
@@ -253,6 +257,19 @@ impl Hints {
             .filter_map(|(_, value)| decimal(value.as_bytes()))
             .max()
     }
+}
+
+/// How much of an upload came in earlier requests. A hint tells of the whole of it.
+///
+/// `upload-offset` is of tus 1.0 and the IETF's resumable uploads, `oc-chunk-offset` of ownCloud.
+#[cold]
+fn before(headers: &HeaderMap) -> u64 {
+    ["upload-offset", "oc-chunk-offset"]
+        .iter()
+        .filter_map(|name| headers.get(*name))
+        .filter_map(|value| decimal(value.as_bytes()))
+        .max()
+        .unwrap_or(0)
 }
 
 fn bit(name: &HeaderName) -> u64 {

@@ -229,8 +229,9 @@ where
                 look,
                 headers,
                 unread: cell.and_then(|cell| {
+                    let unread = cell.take_unread();
                     cell.end(false);
-                    cell.take_unread()
+                    unread
                 }),
             })),
         }
@@ -473,6 +474,8 @@ where
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     };
                     let success = match &settings.success {
+                        // A guard inside has refused it, in a dialect that says so in its own way.
+                        _ if response.extensions().get::<Refusal>().is_some() => false,
                         None => means_success(response.status()),
                         Some(success) => {
                             let (head, body) = response.into_parts();
@@ -485,7 +488,19 @@ where
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
-                    match guarded.cell.end_if_read().map(Ended::into_commit) {
+                    let ended = match guarded.cell.end_if_read() {
+                        Ok(ended) => ended,
+                        Err(refusal) => {
+                            // Cut just now, by another thread.
+                            let (head, body) = response.into_parts();
+                            drop(body);
+                            let cell = Some(&guarded.cell);
+                            this.state
+                                .set(State::failed(settings, cell, refusal, head.headers));
+                            continue;
+                        }
+                    };
+                    match ended.map(Ended::into_commit) {
                         Some(Some((hold, change))) => this.state.set(State::Commit {
                             commit: hold.commit(change),
                             time: Bound::new(settings.quota_timeout),
@@ -545,8 +560,9 @@ fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
     if version >= Version::HTTP_2 {
         WhenDropped::Reset
     } else if headers
-        .get(header::EXPECT)
-        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        .get_all(header::EXPECT)
+        .iter()
+        .any(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         WhenDropped::DrainOncePolled
     } else {
@@ -627,8 +643,10 @@ fn answer<R, Q>(
 }
 
 /// What describes the content that the refusal takes the place of, or how it is sent.
-const OF_CONTENT: [HeaderName; 12] = [
+const OF_CONTENT: [HeaderName; 21] = [
     header::ACCEPT_RANGES,
+    header::AGE,
+    header::CACHE_CONTROL,
     header::CONTENT_DISPOSITION,
     header::CONTENT_ENCODING,
     header::CONTENT_LANGUAGE,
@@ -637,9 +655,16 @@ const OF_CONTENT: [HeaderName; 12] = [
     header::CONTENT_RANGE,
     header::CONTENT_TYPE,
     header::ETAG,
+    header::EXPIRES,
     header::LAST_MODIFIED,
+    header::LOCATION,
     header::RETRY_AFTER,
+    header::TRAILER,
     header::TRANSFER_ENCODING,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
 ];
 
 /// Keeps what other layers inside have said: cookies, request ids, CORS.

@@ -56,7 +56,6 @@ use crate::{
 /// # What happens when your own functions panic
 ///
 /// The panic goes on to whoever drives the request, as from any handler. What was set aside is released.
-#[derive(Clone)]
 #[must_use]
 pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,
@@ -251,6 +250,10 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
     /// counts; those that are not numbers are ignored.
     ///
+    /// A hint tells of the whole upload. Where it comes in several requests, what came before is taken off,
+    /// if the client says so (`upload-offset`, `oc-chunk-offset`). Nextcloud does not: with its chunks, leave
+    /// `oc-total-length` out, or every chunk must find room for the whole.
+    ///
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length` and
     /// `upload-length`.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
@@ -377,6 +380,14 @@ impl<S, Q> Layer<S> for StorageGuardLayer<Q> {
 
     fn layer(&self, inner: S) -> Self::Service {
         StorageGuard::new(inner, Arc::clone(&self.settings))
+    }
+}
+
+impl<Q> Clone for StorageGuardLayer<Q> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: Arc::clone(&self.settings),
+        }
     }
 }
 

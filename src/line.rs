@@ -6,14 +6,14 @@
 //! the others then have. An upload that waits is not read from; its client just sees a slow server.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{Scope, time::Bound};
@@ -38,14 +38,19 @@ pub(crate) struct Line {
 struct State {
     /// By listener.
     wakers: BTreeMap<u64, Waker>,
-    /// Who waits to grow: by what is short, then by age.
-    growing: BTreeSet<(Shortage, u64)>,
+    /// Who waits to grow, and until when the place is kept without another look. A future that nobody
+    /// polls must not hold up everybody behind it.
+    growing: BTreeMap<Standing, Instant>,
     /// Who was sent away, and for want of what, until the reservation has ended.
     condemned: BTreeMap<u64, Shortage>,
     /// How many times somebody gave back what is short, while anybody waits for it.
     moves: BTreeMap<Shortage, u64>,
     numbers: u64,
 }
+
+/// What is short, the age of the reservation, and which of its places this is: body and handle may wait
+/// at once.
+type Standing = (Shortage, u64, u64);
 
 impl Line {
     pub(crate) fn new() -> Self {
@@ -94,7 +99,7 @@ impl Line {
             keys.into_iter().any(|key| {
                 state
                     .first(key)
-                    .is_some_and(|first| number.is_none_or(|number| first < number))
+                    .is_some_and(|(age, _)| number.is_none_or(|number| age < number))
             })
         }
     }
@@ -106,13 +111,16 @@ impl Line {
 }
 
 impl State {
-    fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = u64> {
+    /// Who waits for `key`, oldest first: age and place.
+    fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = (u64, u64)> {
+        let now = Instant::now();
         self.growing
-            .range((key.clone(), 0)..=(key.clone(), u64::MAX))
-            .map(|(_, number)| *number)
+            .range((key.clone(), 0, 0)..=(key.clone(), u64::MAX, u64::MAX))
+            .filter(move |(_, kept)| **kept >= now)
+            .map(|((_, age, place), _)| (*age, *place))
     }
 
-    fn first(&self, key: &Shortage) -> Option<u64> {
+    fn first(&self, key: &Shortage) -> Option<(u64, u64)> {
         self.waiting(key).next()
     }
 
@@ -196,6 +204,11 @@ impl Ticket {
         self.0.line.is_waiting(keys, Some(self.0.number))
     }
 
+    /// The reservation goes on, though it was sent away: nobody has to wait for its end.
+    pub(crate) fn pardon(&self) {
+        self.0.line.state().condemned.remove(&self.0.number);
+    }
+
     /// Whether some other reservation may be sent away, and give room back.
     pub(crate) fn has_company(&self) -> bool {
         self.0.line.growers.load(Ordering::Acquire) > 1
@@ -223,7 +236,7 @@ impl Ticket {
             let Some(key) = short.of.take().filter(|_| !patience.is_zero()) else {
                 return Err(short.error);
             };
-            let place = Place::take(self, key);
+            let place = Place::take(self, key, patience);
             let mut bound = Bound::new(patience / LOOKS);
             let (mut looks, mut moves) = (0, place.moves());
             short = loop {
@@ -264,73 +277,94 @@ impl Ticket {
 /// A place in line. Dropping it leaves the line.
 struct Place<'a> {
     ticket: &'a Ticket,
+    listener: Listener,
     key: Shortage,
+    patience: Duration,
 }
 
 impl<'a> Place<'a> {
-    fn take(ticket: &'a Ticket, key: Shortage) -> Self {
-        let place = (key.clone(), ticket.0.number);
-        ticket.0.line.state().growing.insert(place);
-        Self { ticket, key }
+    fn take(ticket: &'a Ticket, key: Shortage, patience: Duration) -> Self {
+        let place = Self {
+            ticket,
+            listener: ticket.0.line.listener(),
+            key,
+            patience,
+        };
+        place.stay();
+        place
     }
 
     /// Waits for the line to ring, or for `bound`: true for the latter.
     async fn look(&self, bound: &mut Bound) -> bool {
         let mut listening = false;
         poll_fn(|cx| {
-            if listening && !self.ticket.0.is_listening() {
+            self.stay();
+            if listening && !self.listener.is_listening() {
                 return Poll::Ready(false);
             }
             if bound.poll(cx).is_ready() {
                 return Poll::Ready(true);
             }
-            self.ticket.0.listen(cx);
+            self.listener.listen(cx);
             listening = true;
             Poll::Pending
         })
         .await
     }
 
+    /// Keeps the place, for as long as it has patience.
+    fn stay(&self) {
+        if let Some(until) = Instant::now().checked_add(self.patience) {
+            self.line().growing.insert(self.standing(), until);
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        (self.key.clone(), self.ticket.0.number, self.listener.number)
+    }
+
     fn moves(&self) -> u64 {
-        let state = self.ticket.0.line.state();
-        state.moves.get(&self.key).copied().unwrap_or(0)
+        self.line().moves.get(&self.key).copied().unwrap_or(0)
     }
 
     fn is_first(&self) -> bool {
-        self.ticket.0.line.state().first(&self.key) == Some(self.ticket.0.number)
+        self.line().first(&self.key) == Some((self.ticket.0.number, self.listener.number))
     }
 
     fn is_condemned(&self) -> bool {
-        let state = self.ticket.0.line.state();
-        state.condemned.contains_key(&self.ticket.0.number)
+        self.line().condemned.contains_key(&self.ticket.0.number)
     }
 
     /// One at a time: what the last one gives back may be enough.
     fn send_youngest_away(&self) -> bool {
-        let line = &self.ticket.0.line;
-        let mut state = line.state();
+        let mut state = self.line();
         let youngest = state.waiting(&self.key).next_back();
-        match youngest.filter(|youngest| *youngest != self.ticket.0.number) {
-            Some(youngest) if state.condemned.is_empty() => {
-                state.condemned.insert(youngest, self.key.clone());
+        let youngest = youngest.filter(|(age, _)| *age != self.ticket.0.number);
+        let is_under_way = state.condemned.values().any(|key| *key == self.key);
+        match youngest {
+            Some((age, _)) if !is_under_way => {
+                state.condemned.insert(age, self.key.clone());
                 drop(state);
-                line.ring();
+                self.listener.line.ring();
                 true
             }
             _ => false,
         }
     }
+
+    fn line(&self) -> MutexGuard<'_, State> {
+        self.listener.line.state()
+    }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let place = (self.key.clone(), self.ticket.0.number);
-        let mut state = self.ticket.0.line.state();
-        state.growing.remove(&place);
+        let mut state = self.line();
+        state.growing.remove(&self.standing());
         state.moved(&self.key);
         drop(state);
-        self.ticket.0.leave();
+        self.listener.leave();
         // Somebody else is the first now.
-        self.ticket.0.line.ring();
+        self.listener.line.ring();
     }
 }

@@ -15,7 +15,7 @@ use tower::BoxError;
 use super::{Rest, Unread};
 use crate::{
     refusal::Refusal,
-    reservation::{BodyEnd, Charged, Refused},
+    reservation::{BodyEnd, Charged, Later, Refused},
 };
 
 pin_project! {
@@ -58,7 +58,7 @@ struct Metered<B: Body> {
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
-type Growth = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send>>;
+type Growth = Later<Result<(), Refused>>;
 
 /// What becomes of the rest of a body that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -15,7 +15,7 @@ use tower::BoxError;
 
 use super::Unread;
 use crate::{
-    reservation::{Charged, Refused},
+    reservation::{Charged, Later, Refused},
     time::Bound,
 };
 
@@ -143,7 +143,7 @@ struct Watch {
 enum WatchState {
     Open,
     /// The last frame is held back until the charge is committed.
-    Ending(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Ending(Later<()>),
     Done,
 }
 
@@ -171,7 +171,11 @@ impl Watch {
             self.fail();
             return Poll::Ready(Some(Err(Refused::new(refusal).into())));
         }
-        match ready!(body.poll_frame(cx)) {
+        let Poll::Ready(frame) = body.poll_frame(cx) else {
+            self.cell.watch(cx.waker());
+            return Poll::Pending;
+        };
+        match frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
                 self.sent = self.sent.saturating_add(bytes);
@@ -182,6 +186,11 @@ impl Watch {
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
+                // Cut in this very poll, where the answer reads the request.
+                if let Some(refusal) = self.cell.refusal() {
+                    self.fail();
+                    return Poll::Ready(Some(Err(Refused::new(refusal).into())));
+                }
                 let mut ending = Arc::clone(&self.cell).answer_ended(true);
                 if ending.as_mut().poll(cx).is_pending() {
                     self.state = WatchState::Ending(ending);

@@ -78,6 +78,9 @@ impl Admission {
             .look
             .get_or_insert_with(|| Look::new(volume, self.patience));
         if look.is_over(cx, volume) || look.has_seen(volume) && is_decided(least) {
+            if volume.room() < least.bytes {
+                volume.note_full(shortfall);
+            }
             return Poll::Ready(Err(shortfall));
         }
         look.go_on(cx, volume);
@@ -141,7 +144,8 @@ impl Look {
 
     /// Whether there is no more time, or the probe hangs so that none is of use.
     fn is_over(&mut self, cx: &mut Context<'_>, volume: &Volume) -> bool {
-        volume.filesystem().hung_for() > self.patience.after() || self.patience.poll(cx).is_ready()
+        let hung = volume.filesystem().in_doubt_for();
+        hung.is_some_and(|hung| hung > self.patience.after()) || self.patience.poll(cx).is_ready()
     }
 
     fn go_on(&self, cx: &Context<'_>, volume: &Volume) {

@@ -26,6 +26,9 @@ const FIRST_READING: Duration = Duration::from_secs(5);
 /// cannot turn the probe into a busy loop.
 const SHORTEST: Duration = Duration::from_millis(5);
 
+/// How often the filesystem is read, unless somebody says.
+const EVERY: Duration = Duration::from_secs(1);
+
 /// Blocks larger than this are a network filesystem's transfer size, not what a small file costs.
 const LARGEST_BLOCK: u64 = 64 << 10;
 const USUAL_BLOCK: u64 = 4 << 10;
@@ -48,8 +51,8 @@ pub(crate) struct Filesystem {
     block: AtomicU64,
     /// A probe is under way, or the last one failed: look at the reading's age.
     doubt: AtomicBool,
-    /// When the last probe began.
-    begun_at: AtomicU64,
+    /// Since when: the beginning of the probe that hangs, or of the first that failed.
+    doubt_since: AtomicU64,
     /// When the published reading began.
     read_at: AtomicU64,
     /// Probes begun so far.
@@ -63,7 +66,8 @@ pub(crate) struct Filesystem {
 /// What the probing thread is told.
 #[derive(Debug)]
 struct Control {
-    every: Duration,
+    /// None where nobody has said.
+    every: Option<Duration>,
     wanted: bool,
     stop: bool,
     /// What the last probe failed with, until one succeeds.
@@ -80,12 +84,12 @@ impl Filesystem {
             inodes_total: AtomicU64::new(0),
             block: AtomicU64::new(block),
             doubt: AtomicBool::new(true),
-            begun_at: AtomicU64::new(0),
+            doubt_since: AtomicU64::new(0),
             read_at: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             published: AtomicU64::new(0),
             control: Mutex::new(Control {
-                every: Duration::from_secs(1),
+                every: None,
                 wanted: false,
                 stop: false,
                 failed: None,
@@ -104,13 +108,17 @@ impl Filesystem {
     fn probe_until_stopped(&self, mut probe: impl Probe) {
         loop {
             let epoch = self.ledger.begin();
+            // What settles from here on may miss the sync, so that its bucket has to wait.
+            let is_settling = self.ledger.is_settling();
             let began = now();
-            self.begun_at.store(began, Ordering::Release);
-            self.doubt.store(true, Ordering::Release);
+            if !self.doubt.load(Ordering::Acquire) {
+                self.doubt_since.store(began, Ordering::Release);
+                self.doubt.store(true, Ordering::Release);
+            }
             let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
             // A probe of the user's own may panic. That is a failed reading, not the end of all.
             let reading = catch_unwind(AssertUnwindSafe(|| {
-                if self.ledger.is_settling() {
+                if is_settling {
                     probe.sync()?;
                 }
                 probe.read()
@@ -118,7 +126,7 @@ impl Filesystem {
             .unwrap_or_else(|_| Err(io::Error::other("the probe panicked")));
             let failed = match reading {
                 Ok(reading) => {
-                    self.publish(epoch, &reading);
+                    self.publish(epoch, &reading, is_settling);
                     self.read_at.store(began, Ordering::Release);
                     self.published.store(number, Ordering::Release);
                     self.doubt.store(false, Ordering::Release);
@@ -137,7 +145,7 @@ impl Filesystem {
         }
     }
 
-    fn publish(&self, epoch: Epoch, reading: &Reading) {
+    fn publish(&self, epoch: Epoch, reading: &Reading, was_settling: bool) {
         self.total.store(reading.total, Ordering::Release);
         self.inodes_total
             .store(reading.inodes_total, Ordering::Release);
@@ -146,7 +154,7 @@ impl Filesystem {
             _ => reading.inodes_available,
         };
         self.ledger
-            .publish(epoch, Amount::new(reading.available, inodes));
+            .publish(epoch, Amount::new(reading.available, inodes), was_settling);
     }
 
     /// Until the next probe is due or asked for. False when there is to be none.
@@ -159,7 +167,7 @@ impl Filesystem {
             let due = if control.wanted {
                 SHORTEST
             } else {
-                control.every
+                control.every.unwrap_or(EVERY)
             };
             let age = Duration::from_nanos(now().saturating_sub(began));
             let Some(left) = due.checked_sub(age).filter(|left| !left.is_zero()) else {
@@ -190,20 +198,14 @@ impl Filesystem {
         self.published.load(Ordering::Acquire)
     }
 
-    /// How old the reading is, where that is in doubt: a probe is under way, or the last failed.
-    ///
-    /// Elsewhere the thread is keeping it young, and nobody has to look at a clock.
+    /// For how long a probe has been under way, or has been failing. None where all is well: then the
+    /// thread keeps the reading young, and nobody has to look at a clock.
     #[inline]
-    pub(super) fn doubtful_age(&self) -> Option<Duration> {
-        self.doubt.load(Ordering::Acquire).then(|| self.age())
-    }
-
-    /// For how long a probe has been under way, or has been failing. Zero where all is well.
-    pub(super) fn hung_for(&self) -> Duration {
-        if !self.doubt.load(Ordering::Acquire) {
-            return Duration::ZERO;
-        }
-        Duration::from_nanos(now().saturating_sub(self.begun_at.load(Ordering::Acquire)))
+    pub(super) fn in_doubt_for(&self) -> Option<Duration> {
+        self.doubt.load(Ordering::Acquire).then(|| {
+            let since = self.doubt_since.load(Ordering::Acquire);
+            Duration::from_nanos(now().saturating_sub(since))
+        })
     }
 
     /// How old the reading is.
@@ -231,7 +233,8 @@ impl Filesystem {
     /// Probes at least so often. The shortest that anybody asked for counts.
     pub(super) fn probe_every(&self, every: Duration) {
         let mut control = self.control();
-        control.every = control.every.min(every.max(SHORTEST));
+        let every = every.max(SHORTEST);
+        control.every = Some(control.every.map_or(every, |known| known.min(every)));
         drop(control);
         self.wake.notify_all();
     }

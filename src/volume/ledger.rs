@@ -91,12 +91,14 @@ impl Ledger {
         Epoch(self.epoch.fetch_add(1, Ordering::SeqCst) & 1)
     }
 
-    /// Publishes what the probe saw, and lets go of the claims that it saw.
+    /// Publishes what the probe saw, and lets go of the claims that it saw: none, where nothing was
+    /// [settling](Self::is_settling) right after it began.
     ///
     /// A probe that failed is not published: its bucket waits for the next but one.
-    pub(super) fn publish(&self, epoch: Epoch, available: Amount) {
-        self.bytes.publish(epoch.0, available.bytes);
-        self.objects.publish(epoch.0, available.objects);
+    pub(super) fn publish(&self, epoch: Epoch, available: Amount, was_settling: bool) {
+        let bucket = was_settling.then_some(epoch.0);
+        self.bytes.publish(bucket, available.bytes);
+        self.objects.publish(bucket, available.objects);
     }
 
     /// What is neither used nor claimed. Below zero when others filled the disk under our claims.
@@ -202,9 +204,9 @@ impl Account {
         }
     }
 
-    fn publish(&self, bucket: usize, available: u64) {
+    fn publish(&self, bucket: Option<usize>, available: u64) {
         let available = available.min(UNKNOWN);
-        let drained = self.settling[bucket].swap(0, Ordering::AcqRel);
+        let drained = bucket.map_or(0, |bucket| self.settling[bucket].swap(0, Ordering::AcqRel));
         let before = self.seen.swap(available, Ordering::AcqRel);
         // Both at most i64::MAX / 2, so the difference fits.
         let change = available as i64 - before as i64;

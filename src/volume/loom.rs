@@ -31,8 +31,10 @@ impl Disk {
 
     fn probe(&self) {
         let epoch = self.ledger.begin();
+        let is_settling = self.ledger.is_settling();
         let available = self.size - *self.used.lock().unwrap();
-        self.ledger.publish(epoch, Amount::bytes(available));
+        let available = Amount::bytes(available);
+        self.ledger.publish(epoch, available, is_settling);
     }
 
     /// Writes. It would have to fail where more is promised than there is.

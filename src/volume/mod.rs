@@ -132,7 +132,7 @@ impl Volume {
     /// Guards the filesystem that holds `path`, which must exist.
     ///
     /// Starts the probing thread, unless this process guards that filesystem already, and waits for the
-    /// first reading: five seconds at the most.
+    /// first reading: five seconds at the most. Blocks: the path is looked up on this thread.
     ///
     /// # Errors
     ///
@@ -208,8 +208,8 @@ impl Volume {
         self
     }
 
-    /// Sets how often the filesystem is read. Volumes on one filesystem share the shortest, and five
-    /// milliseconds is the least.
+    /// Sets how often the filesystem is read. Volumes on one filesystem share the shortest that is set for
+    /// any of them, and five milliseconds is the least.
     ///
     /// A request about to be refused asks for a new reading, and does not wait for this.
     ///
@@ -220,7 +220,7 @@ impl Volume {
         self
     }
 
-    /// Sets how old a reading may grow, when the probe hangs or fails, before [`Self::outage`] decides.
+    /// Sets for how long a probe may hang, or readings may fail, before [`Self::outage`] decides.
     ///
     /// Defaults to ten seconds.
     #[must_use]
@@ -273,6 +273,10 @@ impl Volume {
     pub(crate) fn claim(&self, amount: Amount, expected: u64) -> Result<Amount, Shortfall> {
         let ledger = &self.filesystem().ledger;
         let blocks = self.in_blocks(amount);
+        if blocks.is_zero() && expected == 0 {
+            // Nothing always fits, whatever is known.
+            return Ok(blocks);
+        }
         if self.is_stale() {
             return match self.outage {
                 // Claimed all the same, so that the ledger is right when the probe is back.
@@ -282,8 +286,7 @@ impl Volume {
             };
         }
         let floor = self.floor();
-        let is_closed = !amount.is_zero() && self.is_full();
-        let missing = if is_closed || expected > amount.bytes && expected > self.room() {
+        let missing = if self.is_full() || expected > amount.bytes && expected > self.room() {
             Missing::Bytes
         } else {
             match ledger.claim(blocks, floor) {
@@ -291,7 +294,6 @@ impl Volume {
                 Err(missing) => missing,
             }
         };
-        self.note_full(amount);
         Err(self.shortfall(
             Amount::new(amount.bytes.max(expected), amount.objects),
             missing,
@@ -368,8 +370,8 @@ impl Volume {
     #[inline]
     fn is_stale(&self) -> bool {
         self.filesystem()
-            .doubtful_age()
-            .is_some_and(|age| age > self.max_age)
+            .in_doubt_for()
+            .is_some_and(|doubt| doubt > self.max_age)
     }
 
     /// Whether the volume still waits for its level to resume.
@@ -386,11 +388,19 @@ impl Volume {
         full
     }
 
-    /// A request was refused: from now on all are, if less is free than the level to resume at.
+    /// A request was refused: from now on all are, if less is free than the level to resume at. One that
+    /// would not fit on the empty volume either says nothing about it.
     #[cold]
-    fn note_full(&self, amount: Amount) {
+    pub(crate) fn note_full(&self, shortfall: Shortfall) {
+        let is_hopeless = !matches!(
+            shortfall,
+            Shortfall::Full {
+                is_hopeless: false,
+                ..
+            }
+        );
         if let Some(resume) = &self.resume
-            && !amount.is_zero()
+            && !is_hopeless
             && self.is_below(resume.level)
         {
             resume.full.store(true, Ordering::Relaxed);

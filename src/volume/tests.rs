@@ -63,6 +63,11 @@ fn claim(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
     volume.claim(Amount::bytes(bytes), 0)
 }
 
+/// A claim that fails for good.
+fn refuse(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
+    claim(volume, bytes).inspect_err(|shortfall| volume.note_full(*shortfall))
+}
+
 fn is_full(result: Result<Amount, Shortfall>, resource: Resource) -> bool {
     matches!(result, Err(Shortfall::Full { fault, .. })
         if fault == Fault::new(Cause::DiskFull, resource))
@@ -137,7 +142,7 @@ fn a_full_volume_resumes_at_its_level() {
     let (disk, volume) = Disk::volume(150);
     let volume = volume.keep_free(100).resume_at(200);
     // Too large for what is there, and less is free than the level to resume at: full.
-    assert!(is_full(claim(&volume, 51), Resource::Bytes));
+    assert!(is_full(refuse(&volume, 51), Resource::Bytes));
     assert!(volume.status().is_full);
     assert!(is_full(claim(&volume, 1), Resource::Bytes));
     assert!(claim(&volume, 0).is_ok());
@@ -157,8 +162,12 @@ fn a_full_volume_resumes_at_its_level() {
 fn one_request_that_is_too_large_does_not_close_the_volume() {
     let (_, volume) = Disk::volume(500);
     let volume = volume.keep_free(100).resume_at(200);
-    assert!(is_full(claim(&volume, 401), Resource::Bytes));
+    assert!(is_full(refuse(&volume, 401), Resource::Bytes));
     assert!(claim(&volume, 100).is_ok());
+    // Not even when less is free than the level, if it would not fit on the empty volume either.
+    assert!(claim(&volume, 250).is_ok());
+    assert!(is_full(refuse(&volume, 901), Resource::Bytes));
+    assert!(claim(&volume, 10).is_ok());
 }
 
 #[test]
