@@ -1,5 +1,8 @@
 //! Price, reserve, call, settle: the way of a request as one future.
 
+mod door;
+mod verdict;
+
 use std::{
     fmt,
     pin::Pin,
@@ -8,25 +11,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, Request, Response, StatusCode, Version,
-    header::{self, HeaderName},
-    request,
-};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
+pub(crate) use self::door::Held;
+use self::{
+    door::Door,
+    verdict::{carry_over, means_success, of_error, of_response},
+};
 use crate::{
-    Amount, Demand, Outage, Refused, Scopes,
-    body::{Drain, MeteredBody, ResponseBody, Unread, WhenDropped},
-    fault::{self, Cause, Fault, Resource, Source},
-    layer::{Priced, Settings, too_late},
-    quota::{QuotaError, QuotaHold, QuotaSource},
+    Demand, Scopes,
+    body::{Drain, MeteredBody, ResponseBody, Unread},
+    fault::{Cause, Fault, Resource},
+    layer::{Priced, Settings},
+    quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::{Cell, Ended, Reservation, refuse_exceeded, refuse_shortfall},
+    reservation::{Cell, Ended},
     time::Bound,
-    volume::{Admission, Admitted, Look, Volume},
+    volume::{Look, Volume},
 };
 
 pin_project! {
@@ -78,43 +82,6 @@ struct Failed {
     /// What the inner service said in headers.
     headers: HeaderMap,
     unread: Option<Unread>,
-}
-
-pin_project! {
-    /// A request that has to wait before it is let in.
-    #[project = DoorProj]
-    enum Door<S, B, Q>
-    where
-        S: Service<Request<MeteredBody<B>>>,
-        B: Body,
-        Q: QuotaSource,
-    {
-        /// The user's own pricing takes a look at something.
-        Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
-        /// `volume.claim`
-        Volume { admission: Admission, wanted: Option<Wanted<S, B>> },
-        /// `quota.reserve.await`
-        Quota {
-            #[pin] hold: Q::Future,
-            time: Bound,
-            cell: Option<Arc<Cell<Q>>>,
-            held: Option<Held<S, B>>,
-        },
-    }
-}
-
-/// A request that waits at the door, with the service that is ready for it.
-pub(crate) struct Held<S, B> {
-    pub(crate) service: S,
-    pub(crate) head: request::Parts,
-    pub(crate) body: B,
-}
-
-/// The same, with what it wants.
-struct Wanted<S, B> {
-    held: Held<S, B>,
-    scopes: Scopes,
-    demand: Demand,
 }
 
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
@@ -241,173 +208,6 @@ where
         Self::Refused {
             refused: Some(Box::new((refusal, held))),
         }
-    }
-}
-
-impl<S, B, Q> State<S, B, Q>
-where
-    S: Service<Request<MeteredBody<B>>>,
-    B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
-{
-    fn at_volume(
-        settings: &Arc<Settings<Q>>,
-        held: Held<S, B>,
-        scopes: Scopes,
-        demand: Demand,
-    ) -> Self {
-        let (bytes, least) = match demand.bytes() {
-            Some(bytes) => (bytes, bytes),
-            // Nobody knows how little it may be.
-            None if demand.expected() == 0 => (settings.grants.first, 1),
-            None => {
-                let hinted = demand.expected().min(settings.hint_cap);
-                (hinted, hinted)
-            }
-        };
-        let wanted = Wanted {
-            held,
-            scopes,
-            demand,
-        };
-        let Some(volume) = &settings.volume else {
-            let blocks = Amount::ZERO;
-            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
-        };
-        let amount = Amount::new(bytes, demand.objects());
-        let admission = Admission::new(amount, least, demand.expected(), settings.patience);
-        // There is room nearly always, and then nobody has to wait at the door.
-        match admission.claim(volume) {
-            Ok(admitted) => Self::at_quota(settings, wanted, admitted),
-            Err(_) => Self::door(Door::Volume {
-                admission,
-                wanted: Some(wanted),
-            }),
-        }
-    }
-
-    fn at_quota(settings: &Arc<Settings<Q>>, wanted: Wanted<S, B>, admitted: Admitted) -> Self {
-        let Wanted {
-            held,
-            scopes,
-            demand,
-        } = wanted;
-        let cell = Cell::new(Arc::clone(settings), scopes, demand, admitted);
-        let cell = Arc::new(cell);
-        if cell.scopes().is_empty() {
-            Self::inside(cell, held)
-        } else {
-            Self::ask_quota(settings, cell, held)
-        }
-    }
-
-    fn ask_quota(settings: &Settings<Q>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
-        let (scopes, asked, expected) = (cell.scopes(), cell.asked(), cell.expected());
-        match settings.quota.reserve(scopes, asked, expected).now() {
-            Ok(answer) => Self::by_quota(settings, cell, held, answer),
-            Err(hold) => Self::door(Door::Quota {
-                hold,
-                time: Bound::new(settings.quota_timeout),
-                cell: Some(cell),
-                held: Some(held),
-            }),
-        }
-    }
-
-    fn by_quota(
-        settings: &Settings<Q>,
-        cell: Arc<Cell<Q>>,
-        held: Held<S, B>,
-        answer: Result<Q::Hold, QuotaError>,
-    ) -> Self {
-        let refusal = match answer {
-            Ok(hold) => {
-                cell.set_hold(hold);
-                return Self::inside(cell, held);
-            }
-            Err(QuotaError::Exceeded(exceeded)) if cell.makes_do_with_less(&exceeded) => {
-                return Self::ask_quota(settings, cell, held);
-            }
-            Err(QuotaError::Exceeded(exceeded)) => refuse_exceeded(&exceeded),
-            Err(_) if settings.quota_outage == Outage::Admit => {
-                return Self::inside(cell, held);
-            }
-            Err(_) => Refusal::unavailable(),
-        };
-        // The room on the volume is for others now.
-        drop(cell);
-        Self::refused(held, refusal)
-    }
-
-    /// Calls the inner service, with everything set aside.
-    fn inside(cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
-        let Held {
-            mut service,
-            mut head,
-            body,
-        } = held;
-        let drain = when_dropped(head.version, &head.headers);
-        let body = MeteredBody::new(body, cell.clone(), drain);
-        head.extensions.insert(Reservation::new(cell.clone()));
-        Self::Inner {
-            response: service.call(Request::from_parts(head, body)),
-            guarded: Some(Guarded {
-                cell,
-                is_handed_on: false,
-            }),
-        }
-    }
-}
-
-impl<S, B, Q> Door<S, B, Q>
-where
-    S: Service<Request<MeteredBody<B>>>,
-    B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
-{
-    fn poll(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        settings: &Arc<Settings<Q>>,
-    ) -> Poll<State<S, B, Q>> {
-        Poll::Ready(match self.project() {
-            DoorProj::Price {
-                price,
-                scopes,
-                held,
-            } => {
-                let demand = ready!(price.as_mut().poll(cx));
-                let scopes = std::mem::take(scopes);
-                let held = held.take().expect(ONCE);
-                State::at_volume(settings, held, scopes, demand)
-            }
-            DoorProj::Volume { admission, wanted } => {
-                let volume = settings.volume.as_ref().expect("somebody waits for it");
-                let admitted = ready!(admission.poll(cx, volume));
-                let wanted = wanted.take().expect(ONCE);
-                match admitted {
-                    Ok(admitted) => State::at_quota(settings, wanted, admitted),
-                    Err(shortfall) => State::refused(wanted.held, refuse_shortfall(shortfall)),
-                }
-            }
-            DoorProj::Quota {
-                hold,
-                time,
-                cell,
-                held,
-            } => {
-                let answer = match hold.poll(cx) {
-                    Poll::Ready(answer) => answer,
-                    Poll::Pending => {
-                        ready!(time.poll(cx));
-                        Err(too_late())
-                    }
-                };
-                let cell = cell.take().expect(ONCE);
-                let held = held.take().expect(ONCE);
-                State::by_quota(settings, cell, held, answer)
-            }
-        })
     }
 }
 
@@ -555,75 +355,12 @@ where
 /// Why an `Option` of a state is there: the state is left in the same poll in which it is taken.
 const ONCE: &str = "taken once, when the state is left";
 
-/// What has to become of a body that is left unread.
-fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
-    if version >= Version::HTTP_2 {
-        WhenDropped::Reset
-    } else if headers
-        .get_all(header::EXPECT)
-        .iter()
-        .any(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        WhenDropped::DrainOncePolled
-    } else {
-        WhenDropped::Drain
-    }
-}
-
-impl<S, B> Held<S, B>
-where
-    B: Body + Send + 'static,
-{
-    /// The body, if somebody has to drain it for the answer to arrive.
-    fn unread(self) -> Option<Unread> {
-        let drain = when_dropped(self.head.version, &self.head.headers);
-        Unread::new(Box::pin(self.body), drain)
-    }
-}
-
 impl<Q: QuotaSource> Guarded<Q> {
     /// Leaves the settling to somebody else.
     fn hand_on(mut self) -> Arc<Cell<Q>> {
         self.is_handed_on = true;
         Arc::clone(&self.cell)
     }
-}
-
-/// The refusal behind a service's error.
-fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
-    let fault = settings.classifier.classify_any(error)?;
-    Some(fault.into())
-}
-
-/// The refusal behind an answer, if it is one that the guard has not made.
-fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
-    let is_507 = response.status() == StatusCode::INSUFFICIENT_STORAGE;
-    if response.extensions().is_empty() && !is_507 {
-        return None;
-    }
-    let extensions = response.extensions();
-    if extensions.get::<Refusal>().is_some() {
-        return None;
-    }
-    if let Some(fault) = extensions.get::<Fault>() {
-        return Some((*fault).into());
-    }
-    if let Some(source) = extensions.get::<Source>() {
-        let error = source.error();
-        if let Some(refused) = fault::find::<Refused>(error) {
-            return Some(refused.refusal().clone());
-        }
-        if let Some(fault) = settings.classifier.classify(error) {
-            return Some(fault.into());
-        }
-    }
-    // Nobody says why. A full disk is what it means most often.
-    is_507.then(|| Fault::DISK_FULL.into())
-}
-
-/// Whether a request was carried out that is answered so, unless the user decides.
-fn means_success(status: StatusCode) -> bool {
-    status.is_success() || status == StatusCode::SEE_OTHER
 }
 
 /// Renders a refusal, with what has to be drained behind it.
@@ -640,44 +377,6 @@ fn answer<R, Q>(
         .answers
         .answer(refusal, asked)
         .map(|content| ResponseBody::refusal(content, drain))
-}
-
-/// What describes the content that the refusal takes the place of, or how it is sent.
-const OF_CONTENT: [HeaderName; 21] = [
-    header::ACCEPT_RANGES,
-    header::AGE,
-    header::CACHE_CONTROL,
-    header::CONTENT_DISPOSITION,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LANGUAGE,
-    header::CONTENT_LENGTH,
-    header::CONTENT_LOCATION,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::ETAG,
-    header::EXPIRES,
-    header::LAST_MODIFIED,
-    header::LOCATION,
-    header::RETRY_AFTER,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("repr-digest"),
-];
-
-/// Keeps what other layers inside have said: cookies, request ids, CORS.
-fn carry_over(inner: HeaderMap, refusal: &mut HeaderMap) {
-    let mut last = None;
-    for (name, value) in inner {
-        last = name.or(last);
-        if let Some(name) = &last
-            && !OF_CONTENT.contains(name)
-        {
-            refusal.append(name, value);
-        }
-    }
 }
 
 impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>

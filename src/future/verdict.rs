@@ -1,0 +1,88 @@
+//! What the inner service's answer comes to.
+
+use http::{
+    HeaderMap, Response, StatusCode,
+    header::{self, HeaderName},
+};
+
+use crate::{
+    Refused,
+    fault::{self, Fault, Source},
+    layer::Settings,
+    refusal::Refusal,
+};
+
+/// The refusal behind a service's error.
+pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
+    let fault = settings.classifier.classify_any(error)?;
+    Some(fault.into())
+}
+
+/// The refusal behind an answer, if it is one that the guard has not made.
+pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
+    let is_507 = response.status() == StatusCode::INSUFFICIENT_STORAGE;
+    if response.extensions().is_empty() && !is_507 {
+        return None;
+    }
+    let extensions = response.extensions();
+    if extensions.get::<Refusal>().is_some() {
+        return None;
+    }
+    if let Some(fault) = extensions.get::<Fault>() {
+        return Some((*fault).into());
+    }
+    if let Some(source) = extensions.get::<Source>() {
+        let error = source.error();
+        if let Some(refused) = fault::find::<Refused>(error) {
+            return Some(refused.refusal().clone());
+        }
+        if let Some(fault) = settings.classifier.classify(error) {
+            return Some(fault.into());
+        }
+    }
+    // Nobody says why. A full disk is what it means most often.
+    is_507.then(|| Fault::DISK_FULL.into())
+}
+
+/// Whether a request was carried out that is answered so, unless the user decides.
+pub(super) fn means_success(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SEE_OTHER
+}
+
+/// What describes the content that the refusal takes the place of, or how it is sent.
+const OF_CONTENT: [HeaderName; 21] = [
+    header::ACCEPT_RANGES,
+    header::AGE,
+    header::CACHE_CONTROL,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::ETAG,
+    header::EXPIRES,
+    header::LAST_MODIFIED,
+    header::LOCATION,
+    header::RETRY_AFTER,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
+/// Keeps what other layers inside have said: cookies, request ids, CORS.
+pub(super) fn carry_over(inner: HeaderMap, refusal: &mut HeaderMap) {
+    let mut last = None;
+    for (name, value) in inner {
+        last = name.or(last);
+        if let Some(name) = &last
+            && !OF_CONTENT.contains(name)
+        {
+            refusal.append(name, value);
+        }
+    }
+}
