@@ -31,42 +31,42 @@ use tower_storage_guard::{
 
 use crate::support::disk::Disk;
 
-type Content = UnsyncBoxBody<Bytes, io::Error>;
-type Incoming = MeteredBody<Content>;
-type Reply = Response<Full<Bytes>>;
+pub(crate) type Content = UnsyncBoxBody<Bytes, io::Error>;
+pub(crate) type Incoming = MeteredBody<Content>;
+pub(crate) type Reply = Response<Full<Bytes>>;
 
-const USER: &str = "user:42";
+pub(crate) const USER: &str = "user:42";
 
-fn full(bytes: usize) -> Content {
+pub(crate) fn full(bytes: usize) -> Content {
     let content = Full::from(vec![7; bytes]);
     content.map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A body of unknown length.
-fn chunked(chunks: usize, bytes: usize) -> Content {
+pub(crate) fn chunked(chunks: usize, bytes: usize) -> Content {
     let chunks = stream::iter(0..chunks);
     let frames = chunks.map(move |_| Ok(Frame::data(Bytes::from(vec![7; bytes]))));
     StreamBody::new(frames).boxed_unsync()
 }
 
-fn put(content: Content) -> Request<Content> {
+pub(crate) fn put(content: Content) -> Request<Content> {
     Request::put("/files/a").body(content).unwrap()
 }
 
-fn answer(status: u16) -> Reply {
+pub(crate) fn answer(status: u16) -> Reply {
     let mut response = Response::new(Full::from("inner"));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response
 }
 
 /// Reads the body as a handler does that says 500 when it cannot.
-async fn read_all(request: Request<Incoming>) -> Result<Reply, Infallible> {
+pub(crate) async fn read_all(request: Request<Incoming>) -> Result<Reply, Infallible> {
     let read = request.into_body().collect().await;
     Ok(answer(if read.is_ok() { 201 } else { 500 }))
 }
 
 /// A guard with a volume and a quota of `limit` bytes, charged to one user.
-fn layer(limit: u64) -> (Volume, MemoryQuota, StorageGuardLayer<MemoryQuota>) {
+pub(crate) fn layer(limit: u64) -> (Volume, MemoryQuota, StorageGuardLayer<MemoryQuota>) {
     let volume = Disk::new(1 << 30).volume();
     let quota = MemoryQuota::new(Limits::bytes(limit));
     let layer = StorageGuardLayer::new(volume.clone())

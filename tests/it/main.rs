@@ -7,6 +7,7 @@ mod client_matrix;
 mod clients_that_leave;
 #[cfg(target_os = "linux")]
 mod disks;
+mod found;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
