@@ -99,7 +99,7 @@ impl Line {
             keys.into_iter().any(|key| {
                 state
                     .first(key)
-                    .is_some_and(|(age, _)| number.is_none_or(|number| age < number))
+                    .is_some_and(|age| number.is_none_or(|number| age < number))
             })
         }
     }
@@ -111,16 +111,16 @@ impl Line {
 }
 
 impl State {
-    /// Who waits for `key`, oldest first: age and place.
-    fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = (u64, u64)> {
+    /// The ages of those who wait for `key`, oldest first.
+    fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = u64> {
         let now = Instant::now();
         self.growing
             .range((key.clone(), 0, 0)..=(key.clone(), u64::MAX, u64::MAX))
             .filter(move |(_, kept)| **kept >= now)
-            .map(|((_, age, place), _)| (*age, *place))
+            .map(|((_, age, _), _)| *age)
     }
 
-    fn first(&self, key: &Shortage) -> Option<(u64, u64)> {
+    fn first(&self, key: &Shortage) -> Option<u64> {
         self.waiting(key).next()
     }
 
@@ -327,8 +327,10 @@ impl<'a> Place<'a> {
         self.line().moves.get(&self.key).copied().unwrap_or(0)
     }
 
+    /// Whether nobody older waits. Body and handle of one request may be the first together.
     fn is_first(&self) -> bool {
-        self.line().first(&self.key) == Some((self.ticket.0.number, self.listener.number))
+        let first = self.line().first(&self.key);
+        first == Some(self.ticket.0.number)
     }
 
     fn is_condemned(&self) -> bool {
@@ -339,10 +341,10 @@ impl<'a> Place<'a> {
     fn send_youngest_away(&self) -> bool {
         let mut state = self.line();
         let youngest = state.waiting(&self.key).next_back();
-        let youngest = youngest.filter(|(age, _)| *age != self.ticket.0.number);
+        let youngest = youngest.filter(|age| *age != self.ticket.0.number);
         let is_under_way = state.condemned.values().any(|key| *key == self.key);
         match youngest {
-            Some((age, _)) if !is_under_way => {
+            Some(age) if !is_under_way => {
                 state.condemned.insert(age, self.key.clone());
                 drop(state);
                 self.listener.line.ring();

@@ -173,7 +173,12 @@ impl Watch {
         }
         let Poll::Ready(frame) = body.poll_frame(cx) else {
             self.cell.watch(cx.waker());
-            return Poll::Pending;
+            // Cut in the meantime, with nobody to wake.
+            let Some(refusal) = self.cell.refusal() else {
+                return Poll::Pending;
+            };
+            self.fail();
+            return Poll::Ready(Some(Err(Refused::new(refusal).into())));
         };
         match frame {
             Some(Ok(frame)) => {

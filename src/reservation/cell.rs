@@ -121,8 +121,11 @@ pub(super) struct Books<H> {
     pub(super) settled: u64,
     written: u64,
     pub(super) hold: Option<H>,
-    /// What the hold is, with what it is growing by.
+    /// What the hold is, as far as its source has answered.
     pub(super) held: Amount,
+    /// Whether the source is being asked for more, and who waits for the answer to ask next.
+    pub(super) asking: bool,
+    pub(super) askers: Vec<Waker>,
     /// What replacing gives back to the scopes.
     pub(super) replaced: Amount,
     report: Report,
@@ -183,6 +186,8 @@ impl<Q: QuotaSource> Cell<Q> {
                 written: 0,
                 hold: None,
                 held: Amount::ZERO,
+                asking: false,
+                askers: Vec::new(),
                 replaced: demand.replaced(),
                 report: Report::default(),
                 tickets,

@@ -3,7 +3,11 @@
 //! Body and handle may grow it at once. So what each has claimed is entered in the books before it waits for
 //! anything, and every step counts from the books.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering},
+    task::{Poll, Waker},
+};
 
 use super::{Cell, Refused, refuse_exceeded, refuse_shortfall};
 use crate::{
@@ -13,6 +17,7 @@ use crate::{
     line::{Short, Shortage, Ticket},
     quota::{QuotaError, QuotaHold, QuotaSource},
     refusal::Refusal,
+    time::within,
     volume::Shortfall,
 };
 
@@ -52,6 +57,7 @@ where
 
     /// Corrects what is replaced. What it gives back less than thought must be held.
     pub(super) async fn hold_what_is_not_replaced(&self, replaced: Amount) -> Result<(), Refused> {
+        let _turn = self.turn().await?;
         let held = self.grow_hold(replaced, 0).await;
         held.map_err(|short| short.error)?;
         let mut books = self.books();
@@ -157,6 +163,10 @@ where
                     error: Refused::new(fault.into()),
                 });
             }
+            let _turn = self
+                .turn()
+                .await
+                .map_err(|error| Short { of: None, error })?;
             let replaced = self.books().replaced;
             match self.grow_hold(replaced, 0).await {
                 Err(Short { of: Some(_), .. }) if need < want => {
@@ -173,26 +183,41 @@ where
         tickets.quota.grow(self.settings.patience, attempt).await
     }
 
-    /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced.
+    /// Waits until nobody else asks the source for more, so that nobody counts on what another has only
+    /// asked for. No longer than the source itself may take: whoever asks may have stopped being polled.
+    async fn turn(&self) -> Result<Turn<'_, Q>, Refused> {
+        let turn = poll_fn(|cx| {
+            let mut books = self.books();
+            if books.asking {
+                books.askers.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            books.asking = true;
+            Poll::Ready(Turn(self))
+        });
+        within(self.settings.quota_timeout, turn)
+            .await
+            .ok_or_else(|| Refused::new(Refusal::unavailable()))
+    }
+
+    /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. In
+    /// [turn](Self::turn).
     async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), Short<Refused>> {
-        let (growth, mut more) = {
+        let (growth, amount) = {
             let mut books = self.books();
             let bytes = self.meter.reserved().saturating_add(books.growing);
             let reserved = Amount::new(bytes.saturating_sub(spared), self.demand.objects());
             let amount = (reserved - replaced) - books.held;
             match &mut books.hold {
-                Some(hold) if !amount.is_zero() => {
-                    let growth = hold.grow(amount);
-                    books.held = books.held + amount;
-                    (growth, HeldMore { cell: self, amount })
-                }
+                Some(hold) if !amount.is_zero() => (hold.grow(amount), amount),
                 // Enough, or let in without a hold while the source was away.
                 _ => return Ok(()),
             }
         };
         match self.settings.bounded(growth).await {
             Ok(()) => {
-                more.amount = Amount::ZERO;
+                let mut books = self.books();
+                books.held = books.held + amount;
                 Ok(())
             }
             Err(QuotaError::Exceeded(exceeded)) => Err(Short {
@@ -254,17 +279,15 @@ impl<Q: QuotaSource> Drop for Growing<'_, Q> {
     }
 }
 
-/// What a hold may have grown by. Dropped, it did not.
-struct HeldMore<'a, Q: QuotaSource> {
-    cell: &'a Cell<Q>,
-    amount: Amount,
-}
+/// The turn to ask the quota source. Dropped, it is the next one's.
+struct Turn<'a, Q: QuotaSource>(&'a Cell<Q>);
 
-impl<Q: QuotaSource> Drop for HeldMore<'_, Q> {
+impl<Q: QuotaSource> Drop for Turn<'_, Q> {
     fn drop(&mut self) {
-        if !self.amount.is_zero() {
-            let mut books = self.cell.books();
-            books.held = books.held - self.amount;
-        }
+        let mut books = self.0.books();
+        books.asking = false;
+        let askers = std::mem::take(&mut books.askers);
+        drop(books);
+        askers.into_iter().for_each(Waker::wake);
     }
 }

@@ -6,7 +6,12 @@ use std::{
 };
 
 use super::Volume;
-use crate::{Amount, fault::Fault, line::Listener, time::Bound};
+use crate::{
+    Amount,
+    fault::{Fault, Resource},
+    line::Listener,
+    time::Bound,
+};
 
 /// Why there is no room on a volume.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,6 +24,12 @@ pub(crate) enum Shortfall {
     },
     /// Nobody knows: the last reading is too old.
     Unknown,
+}
+
+impl Shortfall {
+    fn is_of_objects(self) -> bool {
+        matches!(self, Self::Full { fault, .. } if fault.resource == Resource::Objects)
+    }
 }
 
 /// What a request is let in with.
@@ -78,7 +89,8 @@ impl Admission {
             .look
             .get_or_insert_with(|| Look::new(volume, self.patience));
         if look.is_over(cx, volume) || look.has_seen(volume) && is_decided(least) {
-            if volume.room() < least.bytes {
+            // A hint alone says nothing of how full it is.
+            if volume.room() < least.bytes || shortfall.is_of_objects() {
                 volume.note_full(shortfall);
             }
             return Poll::Ready(Err(shortfall));

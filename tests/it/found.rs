@@ -265,15 +265,13 @@ async fn body_and_handle_grow_at_once_and_the_books_are_right() {
         let mut growth = pin!(inside.reservation.grow(50));
         begin(frame.as_mut());
         begin(growth.as_mut());
-        let (body_wants, handle_needs) = (lookups.next().await, lookups.next().await);
-        body_wants(199);
+        lookups.tell(199).await;
         begin(frame.as_mut());
-        let body_needs = lookups.next().await;
-        handle_needs(1_000);
-        in_time(growth).await.unwrap();
-        assert_eq!(inside.reservation.reserved(), 150);
-        body_needs(1_000);
+        lookups.tell(1_000).await;
         in_time(frame).await.unwrap().unwrap();
+        assert_eq!(inside.reservation.reserved(), 150);
+        // What the body asked for again was for both.
+        in_time(growth).await.unwrap();
     }
     assert_eq!(inside.reservation.reserved(), 200);
     assert_eq!(volume.status().claimed, 200);
@@ -295,11 +293,10 @@ async fn growths_at_once_do_not_share_a_block() {
     let block = volume.status().claimed;
     let grow = || inside.reservation.grow(block - 1);
     let both = async { tokio::join!(grow(), grow()) };
+    // The volume has claimed for both by then. They ask the quota one after the other.
     let told = async {
-        // When both have asked.
-        let (one, two) = (lookups.next().await, lookups.next().await);
-        one(u64::MAX);
-        two(u64::MAX);
+        lookups.tell(u64::MAX).await;
+        lookups.tell(u64::MAX).await;
     };
     let ((one, two), ()) = in_time(async { tokio::join!(both, told) }).await;
     assert!(one.is_ok() && two.is_ok());
@@ -582,4 +579,101 @@ async fn a_request_for_nothing_is_let_in_though_the_reading_is_too_old() {
         .layer(service_fn(read_all));
     assert_eq!(send(service.clone(), put(full(0))).await, 201);
     assert_eq!(send(service, put(full(1))).await, 503);
+}
+
+/// The cut comes within the answer's own poll, which then goes idle.
+#[tokio::test]
+async fn an_answer_that_goes_idle_over_a_cut_ends_in_error() {
+    let (_, _, layer) = layer(100);
+    let service = layer.layer(service_fn(|request: Request<Incoming>| {
+        let mut body = request.into_body();
+        let idle = stream::poll_fn(move |cx| {
+            while let Poll::Ready(Some(Ok(_))) = http_body::Body::poll_frame(pin!(&mut body), cx) {}
+            Poll::<Option<Result<Frame<Bytes>, BoxError>>>::Pending
+        });
+        ready(Ok::<_, Infallible>(Response::new(
+            StreamBody::new(idle).boxed_unsync(),
+        )))
+    }));
+    let response = service.oneshot(put(chunked(3, 50))).await.unwrap();
+    let error = in_time(response.into_body().collect()).await.unwrap_err();
+    assert!(error.is::<Refused>());
+}
+
+/// 150 bytes are let in where the limit is 120.
+#[tokio::test]
+async fn a_growth_does_not_count_on_what_a_correction_has_only_asked_for() {
+    for limit in [120, 20] {
+        let volume = Disk::new(10_000).volume();
+        let (quota, mut lookups) = asking();
+        let layer = StorageGuardLayer::new(volume)
+            .quota(quota)
+            .scope_by(|_| USER)
+            .quota_timeout(HOUR)
+            .price_by(|_, demand| demand.replacing(Amount::bytes(100)));
+        let mut service = ByHand::new(layer);
+        let (inside, ()) = tokio::join!(service.enter(full(100)), lookups.tell(limit));
+        let mut correction = pin!(inside.reservation.replaces(Amount::ZERO));
+        begin(correction.as_mut());
+        let asked = lookups.next().await;
+        let mut growth = pin!(inside.reservation.grow(50));
+        let first = timeout(Duration::from_millis(100), growth.as_mut()).await;
+        println!("limit {limit}: growth before any answer: {first:?}");
+        asked(limit);
+        let corrected = in_time(correction).await;
+        println!("limit {limit}: correction {:?}", corrected.is_ok());
+        let grown = match first {
+            Ok(grown) => grown,
+            Err(_) => {
+                let (grown, ()) = tokio::join!(growth, lookups.tell(limit));
+                grown
+            }
+        };
+        let replaced = if corrected.is_ok() { 0 } else { 100 };
+        assert!(
+            inside.reservation.reserved() - replaced <= limit,
+            "limit {limit}: {} reserved, {replaced} replaced, {:?}",
+            inside.reservation.reserved(),
+            grown.is_ok()
+        );
+    }
+}
+
+/// two growths in the quota's line.
+#[tokio::test]
+async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
+    let volume = Disk::new(100_000).volume();
+    let (quota, mut lookups) = asking();
+    let layer = StorageGuardLayer::new(volume)
+        .quota(quota)
+        .scope_by(|_| USER)
+        .quota_timeout(HOUR)
+        .patience(Duration::from_millis(200));
+    let mut service = ByHand::new(layer);
+    let (inside, ()) = tokio::join!(service.enter(full(100)), lookups.tell(1_000));
+    // Company, so that waiting may help.
+    let (other, ()) = tokio::join!(service.enter(full(100)), lookups.tell(1_000));
+    let (grown, ()) = tokio::join!(other.reservation.grow(100), lookups.tell(1_000));
+    grown.unwrap();
+    // 300 are held; 100 more do not fit for now.
+    let mut small = pin!(inside.reservation.grow(100));
+    begin(small.as_mut());
+    lookups.tell(350).await;
+    begin(small.as_mut());
+    // Another asks for its 500, and for those 100 too.
+    let mut large = pin!(inside.reservation.grow(500));
+    begin(large.as_mut());
+    let asked = lookups.next().await;
+    let first = timeout(Duration::from_secs(1), small.as_mut()).await;
+    println!("small, before any answer: {first:?}");
+    asked(350);
+    let large = timeout(Duration::from_secs(2), large)
+        .await
+        .map(|large| large.is_ok());
+    println!("large {large:?}");
+    assert!(
+        inside.reservation.reserved() + 200 <= 350,
+        "{} reserved",
+        inside.reservation.reserved()
+    );
 }
