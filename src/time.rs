@@ -181,3 +181,60 @@ mod thread {
         }
     }
 }
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::{
+        sync::Arc,
+        task::{Wake, Waker},
+        thread::{self, Thread},
+        time::Instant,
+    };
+
+    use super::{thread::Sleep, *};
+
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    /// Without a runtime: asleep until somebody wakes this thread.
+    fn wait(mut sleep: Sleep) {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        while sleep.poll(&mut cx).is_pending() {
+            thread::park_timeout(Duration::from_secs(60));
+        }
+    }
+
+    #[test]
+    fn the_timer_thread_wakes_in_time_and_in_order() {
+        let began = Instant::now();
+        // One that is never polled again, and one that is dropped, are in nobody's way.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut forgotten = Sleep::new(Duration::from_millis(1));
+        assert!(forgotten.poll(&mut cx).is_pending());
+        let mut dropped = Sleep::new(Duration::from_secs(3_600));
+        assert!(dropped.poll(&mut cx).is_pending());
+        drop(dropped);
+
+        let later = thread::spawn(|| wait(Sleep::new(Duration::from_millis(60))));
+        wait(Sleep::new(Duration::from_millis(20)));
+        let sooner = began.elapsed();
+        later.join().unwrap();
+        assert!(sooner >= Duration::from_millis(20));
+        assert!(began.elapsed() >= Duration::from_millis(60));
+        assert!(began.elapsed() < Duration::from_secs(30), "nobody woke us");
+        assert!(forgotten.poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn a_sleep_as_good_as_for_ever_is_one() {
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Sleep::new(Duration::MAX).poll(&mut cx).is_pending());
+        assert!(Sleep::new(Duration::ZERO).poll(&mut cx).is_ready());
+    }
+}
