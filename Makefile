@@ -10,7 +10,7 @@ LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
 test: tools lint doc unit features loom
 
 # Debian packages that the tests need: program:package.
-TOOLS = curl:curl java:default-jdk-headless node:nodejs python3:python3 \
+TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
 	prlimit:util-linux unshare:util-linux cc:gcc
 
@@ -20,7 +20,7 @@ tools:
 	for tool in $(TOOLS); do \
 		command -v "$${tool%%:*}" >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; \
 	done; \
-	python3 -c 'import requests' 2>/dev/null || missing="$$missing python3-requests"; \
+	/usr/bin/python3 -c 'import requests' 2>/dev/null || missing="$$missing python3-requests"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive \
