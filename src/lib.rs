@@ -69,7 +69,8 @@
 //! A request that [applies](StorageGuardLayer::applies_when) is let in when all of these hold:
 //!
 //! 1. Its Content-Length, if there is one, is a number. Otherwise: 400.
-//! 2. The volume's reading is not too old. Otherwise its [`Outage`] decides: 503, or let in.
+//! 2. The volume's probe has not hung or failed for too long. Otherwise its [`Outage`] decides: 503, or let
+//!    in.
 //! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
 //!    exact fit is let in. Otherwise: 507 `disk_full`.
 //! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507

@@ -48,7 +48,7 @@ pub(crate) struct Filesystem {
     total: AtomicU64,
     inodes_total: AtomicU64,
     /// Allocation unit in bytes, a power of two.
-    block: AtomicU64,
+    block: u64,
     /// A probe is under way, or the last one failed: look at the reading's age.
     doubt: AtomicBool,
     /// Since when: the beginning of the probe that hangs, or of the first that failed.
@@ -82,7 +82,7 @@ impl Filesystem {
             line: Arc::new(Line::new()),
             total: AtomicU64::new(0),
             inodes_total: AtomicU64::new(0),
-            block: AtomicU64::new(block),
+            block,
             doubt: AtomicBool::new(true),
             doubt_since: AtomicU64::new(0),
             read_at: AtomicU64::new(0),
@@ -226,7 +226,7 @@ impl Filesystem {
     /// `bytes` in whole blocks.
     #[inline]
     pub(super) fn in_blocks(&self, bytes: u64) -> u64 {
-        let rest = self.block.load(Ordering::Relaxed) - 1;
+        let rest = self.block - 1;
         bytes.saturating_add(rest) & !rest
     }
 

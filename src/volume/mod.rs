@@ -286,7 +286,9 @@ impl Volume {
             };
         }
         let floor = self.floor();
-        let missing = if self.is_full() || expected > amount.bytes && expected > self.room() {
+        // A volume that waits to resume takes no bytes. An empty object needs none.
+        let is_closed = amount.bytes > 0 && self.is_full();
+        let missing = if is_closed || expected > amount.bytes && expected > self.room() {
             Missing::Bytes
         } else {
             match ledger.claim(blocks, floor) {

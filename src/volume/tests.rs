@@ -144,6 +144,8 @@ fn a_full_volume_resumes_at_its_level() {
     // Too large for what is there, and less is free than the level to resume at: full.
     assert!(is_full(refuse(&volume, 51), Resource::Bytes));
     assert!(volume.status().is_full);
+    let empty = volume.claim(Amount::objects(1), 0).unwrap();
+    volume.release(empty);
     assert!(is_full(claim(&volume, 1), Resource::Bytes));
     assert!(claim(&volume, 0).is_ok());
     disk.available.store(199, SeqCst);
