@@ -87,11 +87,8 @@ where
         want: u64,
     ) -> Result<Growing<'_, Q>, Refused> {
         let (Some(volume), Some(ticket)) = (&self.settings.volume, &tickets.volume) else {
-            self.books().growing += want;
-            return Ok(Growing {
-                cell: self,
-                bytes: want,
-            });
+            let growing = self.try_claim(want);
+            return growing.map_err(|shortfall| Refused::new(refuse_shortfall(shortfall)));
         };
         let filesystem = volume.filesystem();
         let begun = filesystem.begun();

@@ -258,6 +258,24 @@ async fn a_reservation_grows_while_there_is_room() {
 }
 
 #[tokio::test]
+async fn growth_without_a_volume_is_up_to_the_quota() {
+    let quota = MemoryQuota::new(Limits::bytes(1_000));
+    let layer = StorageGuardLayer::quota_only(quota.clone()).scope_by(|_| USER);
+    let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
+        let reservation = request.extensions().get::<Reservation>().unwrap().clone();
+        reservation.grow(u64::MAX).await.unwrap_err();
+        reservation.grow(900).await.unwrap();
+        assert_eq!(reservation.reserved(), 1_000);
+        reservation.stored(1_000);
+        Ok::<_, Infallible>(answer(201))
+    }));
+    let response = service.oneshot(put(full(100))).await.unwrap();
+    assert_eq!(response.status(), 201);
+    assert_eq!(quota.usage(USER).used, Amount::new(1_000, 1));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
 async fn an_overwrite_is_charged_for_its_difference() {
     let (_, quota, layer) = layer(1_000);
     quota.set_used(USER, Amount::new(900, 1));
