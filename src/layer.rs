@@ -13,6 +13,7 @@ use crate::{
     line::Line,
     quota::{NoQuota, QuotaError},
     refusal::{Answers, Asked, ConfigError, Dialect, Http, Refusal},
+    rpc::Calls,
     time::within,
 };
 
@@ -79,6 +80,7 @@ pub(crate) struct Settings<Q> {
     pub(crate) quota_line: Arc<Line>,
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Option<Choose<bool>>,
+    pub(crate) calls: Calls,
     pub(crate) price: Option<Price>,
     pub(crate) hints: Hints,
     pub(crate) hint_cap: u64,
@@ -135,6 +137,7 @@ impl<Q> StorageGuardLayer<Q> {
                 quota_line: Arc::default(),
                 scopes: None,
                 applies: None,
+                calls: Calls::default(),
                 price: None,
                 hints: Hints::default(),
                 hint_cap: 1 << 30,
@@ -168,6 +171,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
                 quota_line: settings.quota_line,
                 scopes: settings.scopes,
                 applies: settings.applies,
+                calls: settings.calls,
                 price: settings.price,
                 hints: settings.hints,
                 hint_cap: settings.hint_cap,
@@ -214,12 +218,34 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
     ///
     /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
-    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room.
+    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Of remote procedure calls,
+    /// to those that are [named](Self::calls).
     pub fn applies_when<F>(self, applies: F) -> Self
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
     {
         self.set(|settings| settings.applies = Some(Arc::new(applies)))
+    }
+
+    /// Names calls that are guarded: `package.Service/Method` for one, `package.Service` for all of a
+    /// service. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so that the method does not
+    /// tell those that write. Adds to those that were named before.
+    ///
+    /// Defaults to none: no call is refused until it is named. Their storage faults are answered all the
+    /// same. Where [`Self::applies_when`] is set, that decides instead.
+    ///
+    /// # Errors
+    ///
+    /// When a name is not of that form.
+    pub fn calls<T: AsRef<str>>(
+        mut self,
+        names: impl IntoIterator<Item = T>,
+    ) -> Result<Self, ConfigError> {
+        let calls = &mut Arc::make_mut(&mut self.settings).calls;
+        for name in names {
+            calls.name(name.as_ref())?;
+        }
+        Ok(self)
     }
 
     /// Sets what a request costs, given what its head declares.

@@ -121,9 +121,12 @@ mod outage;
 pub mod quota;
 pub mod refusal;
 mod reservation;
+mod rpc;
 mod scope;
 mod service;
 mod time;
+#[cfg(feature = "tonic")]
+pub mod tonic;
 pub mod volume;
 
 pub use self::{

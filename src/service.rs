@@ -79,8 +79,9 @@ where
         let asked = Asked::hear(&request, &settings.answers);
         let (head, body) = request.into_parts();
         let applies = match &settings.applies {
-            None => is_write(&head.method),
             Some(applies) => applies(&head),
+            None if asked.rpc().is_some() => settings.calls.contain(head.uri.path()),
+            None => is_write(&head.method),
         };
         if !applies {
             let request = Request::from_parts(head, MeteredBody::open(body));

@@ -16,6 +16,11 @@ pub enum ConfigError {
     /// The base of problem types has to be an absolute URI.
     #[error("problem types need an absolute URI with a host, not {0:?}")]
     ProblemTypes(String),
+    /// A call is named `package.Service` or `package.Service/Method`.
+    #[error(
+        "{0:?} names no call: it has to be like package.Service/Method, or package.Service for all of them"
+    )]
+    Call(String),
 }
 
 /// How refusals are answered: the settings, and the one place where they are applied.

@@ -7,6 +7,7 @@ use http::{
 };
 
 use super::{Answers, Refusal};
+use crate::rpc::Rpc;
 
 /// A way to tell a client that its request is refused.
 ///
@@ -60,10 +61,12 @@ pub trait Dialect: Send + Sync + 'static {
 pub struct Asked {
     method: Method,
     version: Version,
-    /// The index of the dialect that heard it; none for HTTP.
+    pub(super) rpc: Option<Rpc>,
+    /// The index of the user's dialect that heard it.
     pub(super) dialect: Option<u32>,
-    /// Beside the others, because hardly any request has more.
-    accept: Option<HeaderValue>,
+    /// What the answer's format depends on: `Accept`, or the content type of a call. Beside the others,
+    /// because hardly any request has more.
+    line: Option<HeaderValue>,
     rare: Option<Box<Rare>>,
 }
 
@@ -78,7 +81,7 @@ impl Asked {
     /// Keeps what answering the request will take.
     ///
     /// Every request comes through here, and hardly any is refused. So what costs time is left for
-    /// later: `Accept` is not read, and the content type is not looked up for HTTP, which has no
+    /// later: `Accept` is not read, and the content type is not looked up for plain HTTP, which has no
     /// use for it.
     pub(crate) fn hear<B>(request: &Request<B>, answers: &Answers) -> Self {
         match answers.dialect_for(request.method(), request.headers()) {
@@ -91,25 +94,37 @@ impl Asked {
     }
 
     fn keep<B>(request: &Request<B>) -> Self {
-        let mut lines = request.headers().get_all(ACCEPT).iter();
-        let (accept, second) = (lines.next(), lines.next());
-        let rare = second.map(|second| {
-            Box::new(Rare {
-                more_accept: iter::once(second).chain(lines).cloned().collect(),
-                content_type: None,
-            })
-        });
+        let headers = request.headers();
+        let rpc = Rpc::of(request.method(), headers);
+        let (line, rare) = if rpc.is_some() {
+            (headers.get(CONTENT_TYPE), None)
+        } else {
+            let mut lines = headers.get_all(ACCEPT).iter();
+            let (accept, second) = (lines.next(), lines.next());
+            let rare = second.map(|second| {
+                Box::new(Rare {
+                    more_accept: iter::once(second).chain(lines).cloned().collect(),
+                    content_type: None,
+                })
+            });
+            // Alone it says no more than no line at all (RFC 9110, section 12.5.1), and most programs
+            // send it.
+            let accept = accept.filter(|line| rare.is_some() || *line != "*/*");
+            (accept, rare)
+        };
         Self {
             method: request.method().clone(),
             version: request.version(),
+            rpc,
             dialect: None,
-            // Alone it says no more than no line at all (RFC 9110, section 12.5.1), and most programs
-            // send it.
-            accept: accept
-                .filter(|line| rare.is_some() || *line != "*/*")
-                .cloned(),
+            line: line.cloned(),
             rare,
         }
+    }
+
+    /// How the call is carried, if the request is one.
+    pub(crate) const fn rpc(&self) -> Option<Rpc> {
+        self.rpc
     }
 
     /// The method.
@@ -122,16 +137,21 @@ impl Asked {
         self.version
     }
 
-    /// The lines of `Accept`, in their order. None where it was only `*/*`, which says the same.
+    /// The lines of `Accept`, in their order. None where it was only `*/*`, which says the same, and none
+    /// for a remote procedure call, which takes what it sends.
     pub fn accept(&self) -> impl Iterator<Item = &HeaderValue> {
         let more = self.rare.iter().flat_map(|rare| &rare.more_accept);
-        self.accept.iter().chain(more)
+        let first = self.line.iter().filter(|_| self.rpc.is_none());
+        first.chain(more)
     }
 
-    /// The type of the request's content. Kept only where a dialect other than
-    /// [`Http`](super::Http) heard the request.
+    /// The type of the request's content. Kept only for calls, and where a dialect of your own heard the
+    /// request.
     pub fn content_type(&self) -> Option<&HeaderValue> {
-        self.rare.as_ref()?.content_type.as_ref()
+        match self.rpc {
+            Some(_) => self.line.as_ref(),
+            None => self.rare.as_ref()?.content_type.as_ref(),
+        }
     }
 }
 
@@ -139,7 +159,9 @@ impl Asked {
 impl<B> From<&Request<B>> for Asked {
     fn from(request: &Request<B>) -> Self {
         let mut asked = Self::keep(request);
-        if let Some(content_type) = request.headers().get(CONTENT_TYPE) {
+        if asked.rpc.is_none()
+            && let Some(content_type) = request.headers().get(CONTENT_TYPE)
+        {
             let rare = asked.rare.get_or_insert_default();
             rare.content_type = Some(content_type.clone());
         }

@@ -11,5 +11,6 @@ mod found;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+mod proto;
 mod server;
 mod support;

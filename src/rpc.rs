@@ -1,0 +1,178 @@
+//! Remote procedure calls over HTTP: gRPC, gRPC-Web and Connect. None of this needs a framework.
+
+use http::{
+    HeaderMap, Method,
+    header::{CONTENT_TYPE, HeaderName},
+};
+
+use crate::refusal::ConfigError;
+
+/// How a call is carried.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Rpc {
+    /// Its outcome is in the trailers.
+    Grpc,
+    /// The trailers are the last frame of the content.
+    GrpcWeb,
+    /// The same, and the content is Base64.
+    GrpcWebText,
+    /// One message each way; the outcome is the status.
+    ConnectUnary,
+    /// The outcome is the last message of the content.
+    ConnectStream,
+}
+
+/// Tells a Connect call of one message from any other POST (Connect protocol, "Unary-Request").
+const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
+
+impl Rpc {
+    /// None where the request is no call.
+    pub(crate) fn of(method: &Method, headers: &HeaderMap) -> Option<Self> {
+        // Calls are POST. Other requests pay nothing for this.
+        if *method != Method::POST {
+            return None;
+        }
+        let content_type = headers.get(CONTENT_TYPE)?.as_bytes();
+        let unary = || {
+            headers
+                .contains_key(CONNECT_VERSION)
+                .then_some(Self::ConnectUnary)
+        };
+        Self::by(content_type).or_else(unary)
+    }
+
+    fn by(content_type: &[u8]) -> Option<Self> {
+        let (application, subtype) = content_type.split_at_checked("application/".len())?;
+        if !application.eq_ignore_ascii_case(b"application/") {
+            return None;
+        }
+        // Neither the encoding of messages (`+proto`) nor parameters matter.
+        let end = subtype
+            .iter()
+            .position(|byte| matches!(byte, b'+' | b';' | b' ' | b'\t'));
+        let (carrier, rest) = subtype.split_at(end.unwrap_or(subtype.len()));
+        let is = |name: &str| carrier.eq_ignore_ascii_case(name.as_bytes());
+        if is("grpc") {
+            Some(Self::Grpc)
+        } else if is("grpc-web") {
+            Some(Self::GrpcWeb)
+        } else if is("grpc-web-text") {
+            Some(Self::GrpcWebText)
+        } else if is("connect") && rest.starts_with(b"+") {
+            Some(Self::ConnectStream)
+        } else {
+            None
+        }
+    }
+}
+
+/// The calls that are guarded, as paths: `/service/` for a whole service, `/service/method` for one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Calls(Vec<Box<str>>);
+
+impl Calls {
+    pub(crate) fn name(&mut self, name: &str) -> Result<(), ConfigError> {
+        let invalid = || ConfigError::Call(name.to_owned());
+        let plain = name.strip_prefix('/').unwrap_or(name);
+        let (service, method) = plain.split_once('/').unwrap_or((plain, ""));
+        let is_name = |name: &str| {
+            name.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'))
+        };
+        if service.is_empty() || !is_name(service) || !is_name(method) {
+            return Err(invalid());
+        }
+        self.0.push(format!("/{service}/{method}").into());
+        Ok(())
+    }
+
+    /// Whether a path is one of them.
+    pub(crate) fn contain(&self, path: &str) -> bool {
+        self.0.iter().any(|named| {
+            if named.ends_with('/') {
+                path.starts_with(&**named)
+            } else {
+                path == &**named
+            }
+        })
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn of(content_type: &str) -> Option<Rpc> {
+        let request = Request::post("/").header(CONTENT_TYPE, content_type);
+        let request = request.body(()).unwrap();
+        Rpc::of(request.method(), request.headers())
+    }
+
+    #[test]
+    fn the_content_type_tells_how_a_call_is_carried() {
+        for (content_type, rpc) in [
+            ("application/grpc", Some(Rpc::Grpc)),
+            ("application/grpc+proto", Some(Rpc::Grpc)),
+            ("Application/gRPC+json; charset=utf-8", Some(Rpc::Grpc)),
+            ("application/grpc;x=1", Some(Rpc::Grpc)),
+            ("application/grpc-web", Some(Rpc::GrpcWeb)),
+            ("application/grpc-web+proto", Some(Rpc::GrpcWeb)),
+            ("application/grpc-web-text", Some(Rpc::GrpcWebText)),
+            ("application/grpc-web-text+proto", Some(Rpc::GrpcWebText)),
+            ("application/connect+json", Some(Rpc::ConnectStream)),
+            ("application/connect+proto", Some(Rpc::ConnectStream)),
+            ("application/connect", None),
+            ("application/grpcx", None),
+            ("application/grpc-websocket", None),
+            ("application/json", None),
+            ("application/", None),
+            ("text/grpc", None),
+            ("grpc", None),
+            ("", None),
+        ] {
+            assert_eq!(of(content_type), rpc, "{content_type:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_post_is_a_call() {
+        let request = Request::put("/").header(CONTENT_TYPE, "application/grpc");
+        let request = request.body(()).unwrap();
+        assert_eq!(Rpc::of(request.method(), request.headers()), None);
+        assert_eq!(Rpc::of(&Method::POST, &HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_unary_connect_call_names_its_protocol() {
+        let request = Request::post("/")
+            .header(CONTENT_TYPE, "application/json")
+            .header(CONNECT_VERSION, "1")
+            .body(())
+            .unwrap();
+        let rpc = Rpc::of(request.method(), request.headers());
+        assert_eq!(rpc, Some(Rpc::ConnectUnary));
+    }
+
+    #[test]
+    fn calls_are_named_by_service_or_method() {
+        let mut calls = Calls::default();
+        calls.name("upload.v1.Uploads/Put").unwrap();
+        calls.name("/Plain").unwrap();
+        for (path, named) in [
+            ("/upload.v1.Uploads/Put", true),
+            ("/upload.v1.Uploads/PutSmall", false),
+            ("/upload.v1.Uploads/", false),
+            ("/Plain/Anything", true),
+            ("/PlainToo/Anything", false),
+            ("/", false),
+        ] {
+            assert_eq!(calls.contain(path), named, "{path:?}");
+        }
+        for name in ["", "/", "a/b/c", "a b", "a/b?c", "upload.v1.Uploads/*"] {
+            let refused = Calls::default().name(name);
+            assert_eq!(refused, Err(ConfigError::Call(name.to_owned())));
+        }
+    }
+}
