@@ -28,7 +28,7 @@ use tower_storage_guard::{
     quota::{Limits, MemoryQuota, Quota, QuotaSource, quota_future},
 };
 
-use crate::support::eventually;
+use crate::support::{Dice, eventually};
 
 const GIB: u64 = 1 << 30;
 const USER: &str = "user:1";
@@ -57,21 +57,6 @@ async fn all_is_settled(volume: &Volume, quota: &MemoryQuota, acknowledged: u64)
     .await;
     eventually("nothing held", || quota.usage(USER).held == Amount::ZERO).await;
     assert_eq!(quota.usage(USER).used.bytes, acknowledged);
-}
-
-/// Numbers that look random, and are the same every time.
-#[derive(Clone)]
-struct Dice(u64);
-
-impl Dice {
-    /// Below `end`. This is SplitMix64.
-    fn roll(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut number = self.0;
-        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (number ^ (number >> 31)) % end
-    }
 }
 
 /// What a handler does with its request.
@@ -296,7 +281,7 @@ where
 }
 
 fn crowd(seed: u64, size: usize) -> Vec<Client> {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     (0..size).map(|_| Client::random(&mut dice)).collect()
 }
 
@@ -342,7 +327,7 @@ async fn while_the_quota_is_asked() {
 
     let volume = volume();
     let rows = Arc::new(AtomicU64::new(0));
-    let (used, dice) = (rows.clone(), Arc::new(Mutex::new(Dice(3))));
+    let (used, dice) = (rows.clone(), Arc::new(Mutex::new(Dice::new(3))));
     let quota = quota_future(move |_| {
         let (used, takes) = (used.clone(), dice.lock().unwrap().roll(2500));
         async move {
@@ -358,7 +343,7 @@ async fn while_the_quota_is_asked() {
         .scope_by(|_| USER)
         .quota_timeout(Duration::from_secs(2));
     let mut tasks = Vec::new();
-    let mut dice = Dice(4);
+    let mut dice = Dice::new(4);
     for client in crowd(5, 2000) {
         let (rows, waits) = (rows.clone(), dice.roll(4000));
         let size = client.size();
@@ -475,7 +460,7 @@ async fn over_real_connections() {
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async { axum::serve(listener, router).await });
 
-    let mut dice = Dice(6);
+    let mut dice = Dice::new(6);
     let mut clients = crowd(7, 1500);
     let mut acknowledged = 0;
     while !clients.is_empty() {

@@ -8,6 +8,7 @@ mod clients_that_leave;
 #[cfg(target_os = "linux")]
 mod disks;
 mod found;
+mod grpc;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
