@@ -138,7 +138,7 @@ pub use self::{
     reservation::{Refused, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,
-    volume::{Headroom, Probe, Reading, Volume},
+    volume::{Headroom, Probe, Readiness, Reading, Volume},
 };
 /// Any error, as Tower passes it on.
 #[doc(no_inline)]
