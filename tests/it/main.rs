@@ -11,6 +11,7 @@ mod found;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+mod health;
 mod proto;
 mod server;
 mod support;
