@@ -1,4 +1,5 @@
-//! What only axum needs: the [`Reservation`] as an extractor, and an error type for handlers.
+//! What only axum needs: the [`Reservation`] as an extractor, an error type for handlers, and [`Readiness`] as a
+//! route.
 //!
 //! ```
 //! use axum::{
@@ -27,6 +28,32 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # A route that says whether writes are taken
+//!
+//! For a load balancer that asks before it sends writes here. See [`Readiness`] on what else to use it for, and
+//! what not.
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::get};
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{Headroom, Readiness, Volume};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let volume = Volume::open(std::env::temp_dir())?;
+//! // Everything has to stay free here, so that nothing is taken.
+//! let full = volume.clone().keep_free(Headroom::percent(100));
+//! let app: Router = Router::new()
+//!     .route("/ready", get(Readiness::new(volume)))
+//!     .route("/full", get(Readiness::new(full)));
+//!
+//! let ask = |path| app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
+//! assert_eq!(ask("/ready").await?.status(), StatusCode::OK);
+//! assert_eq!(ask("/full").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::convert::Infallible;
 
@@ -34,9 +61,9 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, request::Parts};
+use http::{HeaderValue, StatusCode, header::CACHE_CONTROL, request::Parts};
 
-use crate::{BoxError, Reservation, fault::Source};
+use crate::{BoxError, Readiness, Reservation, fault::Source};
 
 /// Any error of a handler's.
 ///
@@ -66,6 +93,22 @@ impl IntoResponse for Failure {
         let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
         response.extensions_mut().insert(self.0);
         response
+    }
+}
+
+/// Answers by the moment: 200 and `ready` while all of the volumes take writes, otherwise 503 and the
+/// [reason](crate::volume::Closed::reason). No cache may keep it, and there are no figures in it.
+///
+/// Such a value is a handler of axum's by itself.
+impl IntoResponse for Readiness {
+    fn into_response(self) -> Response {
+        const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+        let (status, word) = match self.takes_writes() {
+            Ok(()) => (StatusCode::OK, "ready"),
+            Err(closed) => (StatusCode::SERVICE_UNAVAILABLE, closed.reason()),
+        };
+        (status, [(CACHE_CONTROL, NO_STORE)], word).into_response()
     }
 }
 

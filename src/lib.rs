@@ -105,7 +105,8 @@
 //! |---|---|---|
 //! | `rustix` (default) | nothing new: fs4 has it | inodes |
 //! | `tokio` | tokio's `rt` and `time` | refused uploads are drained on a task beside their answers, and timers can be paused by a test. Without it, the end of a refusal waits for the drain, and a thread of our own keeps time. The runtime must have its timer enabled |
-//! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers |
+//! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
+//! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -138,7 +139,7 @@ pub use self::{
     reservation::{Refused, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,
-    volume::{Headroom, Probe, Reading, Volume},
+    volume::{Headroom, Probe, Readiness, Reading, Volume},
 };
 /// Any error, as Tower passes it on.
 #[doc(no_inline)]

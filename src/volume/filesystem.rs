@@ -24,7 +24,7 @@ const FIRST_READING: Duration = Duration::from_secs(5);
 
 /// Readings that somebody asks for are at least this far apart, so that a crowd before a full disk
 /// cannot turn the probe into a busy loop.
-const SHORTEST: Duration = Duration::from_millis(5);
+pub(super) const SHORTEST: Duration = Duration::from_millis(5);
 
 /// How often the filesystem is read, unless somebody says.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +45,9 @@ fn now() -> u64 {
 pub(crate) struct Filesystem {
     pub(super) ledger: Ledger,
     pub(crate) line: Arc<Line>,
+    /// Rung after every reading, for those who follow whether the volume takes writes. Not the line: they
+    /// listen for as long as the process lives, and each request has to look into a line with listeners.
+    pub(super) followers: Arc<Line>,
     total: AtomicU64,
     inodes_total: AtomicU64,
     /// Allocation unit in bytes, a power of two.
@@ -80,6 +83,7 @@ impl Filesystem {
         let filesystem = Arc::new(Self {
             ledger: Ledger::new(),
             line: Arc::new(Line::new()),
+            followers: Arc::new(Line::new()),
             total: AtomicU64::new(0),
             inodes_total: AtomicU64::new(0),
             block,
@@ -139,6 +143,7 @@ impl Filesystem {
             drop(control);
             self.wake.notify_all();
             self.line.ring();
+            self.followers.ring();
             if !self.rest(began) {
                 return;
             }

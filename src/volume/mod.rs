@@ -23,6 +23,7 @@ mod filesystem;
 mod headroom;
 mod ledger;
 mod probe;
+mod readiness;
 
 #[cfg(all(test, storage_guard_loom))]
 mod loom;
@@ -47,6 +48,7 @@ use self::{filesystem::Watched, ledger::Missing};
 pub use self::{
     headroom::Headroom,
     probe::{Probe, Reading},
+    readiness::{Closed, Readiness},
 };
 use crate::{
     Amount,
@@ -195,8 +197,9 @@ impl Volume {
 
     /// Sets a level to resume at, higher than what is kept free.
     ///
-    /// Once a request was refused while less than this was free, all are, until so much is free again.
-    /// Without it, a full volume lets in whatever happens to fit at the moment.
+    /// Once a request was refused while less than this was free, all are, until so much is free again. To
+    /// tell somebody that [nothing is taken](Self::takes_writes) counts as a refusal. Without a level, a full
+    /// volume lets in whatever happens to fit at the moment.
     ///
     /// Defaults to none.
     #[must_use]
@@ -405,7 +408,10 @@ impl Volume {
             && !is_hopeless
             && self.is_below(resume.level)
         {
-            resume.full.store(true, Ordering::Relaxed);
+            // No reading tells the followers of this.
+            if !resume.full.swap(true, Ordering::Relaxed) {
+                self.filesystem().followers.ring();
+            }
         }
     }
 

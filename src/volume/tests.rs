@@ -1,9 +1,11 @@
 use std::{
     io,
+    pin::pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -248,6 +250,179 @@ fn a_folder_that_is_not_there_cannot_be_guarded() {
     let error = Volume::open(folder.path().join("missing")).unwrap_err();
     assert_eq!(error.io_error().kind(), io::ErrorKind::NotFound);
     assert!(error.to_string().contains("missing"));
+}
+
+fn closed(resource: Resource) -> Result<(), Closed> {
+    Err(Closed::Full(Fault::new(Cause::DiskFull, resource)))
+}
+
+#[test]
+fn a_volume_down_to_its_headroom_takes_no_writes() {
+    let (disk, volume) = Disk::volume(101);
+    let volume = volume.keep_free(Headroom::bytes(100).inodes(48));
+    for (bytes, inodes, takes_writes) in [
+        (101, 49, Ok(())),
+        (100, 49, closed(Resource::Bytes)),
+        (0, 49, closed(Resource::Bytes)),
+        (101, 48, closed(Resource::Objects)),
+        (1_000, 0, closed(Resource::Objects)),
+        (100, 48, closed(Resource::Bytes)),
+        (1_000, 100, Ok(())),
+    ] {
+        disk.available.store(bytes, SeqCst);
+        disk.inodes.store(inodes, SeqCst);
+        read(&volume);
+        let found = volume.takes_writes();
+        assert_eq!(found, takes_writes, "{bytes} bytes, {inodes} inodes");
+        // The same as a request is told that comes alone.
+        let claim = volume.claim(Amount::new(1, 1), 0);
+        assert_eq!(claim.is_ok(), takes_writes.is_ok());
+        claim.into_iter().for_each(|blocks| volume.release(blocks));
+    }
+}
+
+#[test]
+fn what_is_in_flight_closes_no_volume() {
+    let (disk, volume) = Disk::volume(500);
+    let volume = volume.keep_free(100).resume_at(200);
+    let blocks = claim(&volume, 400).unwrap();
+    assert!(is_full(refuse(&volume, 1), Resource::Bytes));
+    assert!(volume.status().is_full);
+    assert_eq!(volume.takes_writes(), Ok(()));
+    // It does once it is on the disk, even if nobody knows yet that it is the same.
+    disk.available.store(150, SeqCst);
+    read(&volume);
+    assert_eq!(volume.takes_writes(), closed(Resource::Bytes));
+    volume.release(blocks);
+}
+
+#[test]
+fn whoever_is_told_that_nothing_is_taken_can_rely_on_it_until_the_level() {
+    let (disk, volume) = Disk::volume(100);
+    let steady = volume.clone().keep_free(100).resume_at(200);
+    let volume = volume.keep_free(100);
+    assert_eq!(steady.takes_writes(), closed(Resource::Bytes));
+    assert_eq!(volume.takes_writes(), closed(Resource::Bytes));
+    disk.available.store(199, SeqCst);
+    read(&volume);
+    assert_eq!(volume.takes_writes(), Ok(()));
+    assert_eq!(steady.takes_writes(), closed(Resource::Bytes));
+    assert!(is_full(claim(&steady, 1), Resource::Bytes));
+    disk.available.store(200, SeqCst);
+    read(&volume);
+    assert_eq!(steady.takes_writes(), Ok(()));
+    // On the way down it is the headroom that counts.
+    disk.available.store(101, SeqCst);
+    read(&volume);
+    assert_eq!(steady.takes_writes(), Ok(()));
+}
+
+#[test]
+fn in_an_outage_writes_are_taken_as_it_is_set() {
+    let (disk, volume) = Disk::volume(0);
+    let refusing = volume.max_age(Duration::ZERO);
+    let admitting = refusing.clone().outage(Outage::Admit);
+    disk.fails.store(true, SeqCst);
+    refusing.refresh();
+    until(|| refusing.status().is_stale);
+    assert_eq!(refusing.takes_writes(), Err(Closed::Unknown));
+    assert_eq!(admitting.takes_writes(), Ok(()));
+    disk.fails.store(false, SeqCst);
+    for volume in [refusing, admitting] {
+        volume.refresh();
+        until(|| volume.takes_writes() == closed(Resource::Bytes));
+    }
+}
+
+#[test]
+fn a_closed_volume_says_why() {
+    let Err(full) = closed(Resource::Objects) else {
+        unreachable!()
+    };
+    let fault = Fault::new(Cause::DiskFull, Resource::Objects);
+    assert_eq!(crate::fault::classify(&full), Some(fault));
+    assert_eq!(crate::fault::classify(&Closed::Unknown), None);
+    let reasons = [full, Closed::Unknown].map(Closed::reason);
+    assert_eq!(reasons, ["disk_full", "capacity_unknown"]);
+}
+
+#[test]
+fn several_volumes_are_ready_when_all_are() {
+    let ((first, one), (second, two)) = (Disk::volume(1), Disk::volume(1));
+    let readiness = Readiness::new(one.clone()).and(two.clone());
+    assert_eq!(readiness.takes_writes(), Ok(()));
+    second.available.store(0, SeqCst);
+    read(&two);
+    assert_eq!(readiness.takes_writes(), closed(Resource::Bytes));
+    first.inodes.store(0, SeqCst);
+    read(&one);
+    assert_eq!(readiness.takes_writes(), closed(Resource::Objects));
+}
+
+/// Counts how many times it was woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A disk that hangs while the test holds the lock.
+struct Gated(Disk, Arc<Mutex<()>>);
+
+impl Probe for Gated {
+    fn read(&mut self) -> io::Result<Reading> {
+        let _open = self.1.lock();
+        self.0.read()
+    }
+}
+
+#[test]
+fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let (disk, gate) = (Disk::default(), Arc::default());
+    disk.available.store(500, SeqCst);
+    disk.inodes.store(50, SeqCst);
+    let volume = Volume::from_probe(Gated(disk.clone(), Arc::clone(&gate))).unwrap();
+    // No reading but those that are asked for, and no timer.
+    let volume = volume.probe_every(HOUR).max_age(HOUR);
+    let volume = volume.keep_free(100).resume_at(200);
+    let readiness = Readiness::from(volume.clone());
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    let times = || woken.0.load(SeqCst);
+    // While a probe hangs, no reading wakes anybody.
+    let hangs = gate.lock().unwrap();
+    volume.refresh();
+    until(|| volume.filesystem().begun() == 2);
+
+    let mut changed = pin!(readiness.changed(Ok(())));
+    for _ in 0..10 {
+        assert!(changed.as_mut().poll(&mut cx).is_pending());
+        let blocks = claim(&volume, 400).unwrap();
+        assert!(is_full(claim(&volume, 1), Resource::Bytes));
+        volume.release(blocks);
+    }
+    assert_eq!(times(), 0);
+    disk.available.store(150, SeqCst);
+    drop(hangs);
+    until(|| times() == 1);
+    assert!(changed.as_mut().poll(&mut cx).is_pending());
+    // No reading but a refusal: the volume waits for its level now.
+    assert!(is_full(refuse(&volume, 51), Resource::Bytes));
+    assert_eq!(times(), 2);
+    let full = closed(Resource::Bytes);
+    assert_eq!(changed.as_mut().poll(&mut cx), Poll::Ready(full));
+
+    let mut changed = pin!(readiness.changed(full));
+    assert!(changed.as_mut().poll(&mut cx).is_pending());
+    disk.available.store(200, SeqCst);
+    volume.refresh();
+    until(|| times() == 3);
+    assert_eq!(changed.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
 }
 
 /// What may happen to a volume.

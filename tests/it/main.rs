@@ -12,6 +12,7 @@ mod grpc;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+mod health;
 mod proto;
 mod server;
 mod support;

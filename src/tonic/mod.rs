@@ -3,6 +3,9 @@
 //! The guard itself speaks gRPC without this: it reads headers and trailers. Here is what lets a handler hand
 //! its errors to the guard.
 
+#[cfg(feature = "tonic-health")]
+pub mod health;
+
 use std::{error::Error, sync::Arc};
 
 use tonic::{Request, Status};

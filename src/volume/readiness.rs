@@ -1,0 +1,224 @@
+//! Whether volumes take writes at all, for load balancers and others who ask before they send.
+
+use std::{future::poll_fn, task::Poll, time::Duration};
+
+use super::{Shortfall, Volume, filesystem::SHORTEST, ledger::Missing};
+use crate::{Amount, Outage, fault::Fault, refusal::Refusal, time::Sleep};
+
+/// Why a volume takes no writes.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Closed {
+    /// It is full down to its headroom, or waits for its level to resume.
+    #[error("the volume takes no writes")]
+    Full(#[source] Fault),
+    /// Its last reading is too old: the probe hangs or fails.
+    #[error("how full the volume is cannot be determined right now")]
+    Unknown,
+}
+
+impl Closed {
+    /// The name of the reason on the wire, as refusals give it: `disk_full` or `capacity_unknown`.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Headroom, Volume};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
+    /// assert_eq!(volume.takes_writes().unwrap_err().reason(), "disk_full");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Full(fault) => fault.cause.reason(),
+            Self::Unknown => Refusal::unavailable().reason(),
+        }
+    }
+}
+
+impl From<Shortfall> for Closed {
+    fn from(shortfall: Shortfall) -> Self {
+        match shortfall {
+            Shortfall::Full { fault, .. } => Self::Full(fault),
+            Shortfall::Unknown => Self::Unknown,
+        }
+    }
+}
+
+impl Volume {
+    /// Whether writes are taken at all: whether one byte in a new file would be let in, if nothing else were
+    /// in flight. Reads memory only.
+    ///
+    /// This goes by the last reading, with all that uploads in flight have written by then. What they are
+    /// promised beyond that is left out, as it comes and goes with every request. So a volume that takes
+    /// writes may refuse one all the same. One that does not refuses every new file that is not empty.
+    ///
+    /// Around the [headroom](Self::keep_free) the answer may change with every reading. Set a
+    /// [level to resume at](Self::resume_at), and it stays no until so much is available.
+    ///
+    /// # Errors
+    ///
+    /// - [`Closed::Full`] of bytes, when less than one block of the filesystem is available above the
+    ///   headroom, or when less is available than the level that the volume waits for.
+    /// - [`Closed::Full`] of objects, when no inode is available above the headroom.
+    /// - [`Closed::Unknown`], when the last reading is older than [`Self::max_age`]. With [`Outage::Admit`]
+    ///   such a volume takes writes, whatever it held.
+    pub fn takes_writes(&self) -> Result<(), Closed> {
+        if self.is_stale() {
+            return match self.outage {
+                Outage::Admit => Ok(()),
+                Outage::Refuse => Err(Closed::Unknown),
+            };
+        }
+        let filesystem = self.filesystem();
+        let (available, floor) = (filesystem.ledger.available(), self.floor());
+        let room = available.bytes.saturating_sub(floor.bytes);
+        let missing = if room < filesystem.in_blocks(1) {
+            Missing::Bytes
+        } else if available.objects <= floor.objects {
+            Missing::Objects
+        } else if self.waits_for_more_than(available) {
+            Missing::Bytes
+        } else {
+            return Ok(());
+        };
+        let shortfall = self.shortfall(Amount::ZERO, missing);
+        // Who is told so sends no request whose refusal would close the volume until its level.
+        self.note_full(shortfall);
+        Err(shortfall.into())
+    }
+
+    /// Whether the volume waits to resume, and would with nothing in flight.
+    fn waits_for_more_than(&self, available: Amount) -> bool {
+        let filesystem = self.filesystem();
+        self.is_full()
+            && self.resume.as_ref().is_some_and(|resume| {
+                let level = resume
+                    .level
+                    .of(filesystem.total(), filesystem.inodes_total());
+                available.bytes < level.bytes || available.objects < level.objects
+            })
+    }
+
+    /// After how long the reading may have become too old, with no event to tell of it.
+    fn may_be_stale_in(&self) -> Duration {
+        let doubt = self.filesystem().in_doubt_for().unwrap_or_default();
+        let left = self.max_age.checked_sub(doubt);
+        // Once it is too old, only a new reading changes anything.
+        left.unwrap_or(self.max_age).max(SHORTEST)
+    }
+}
+
+/// Whether all of one or several volumes take writes, for those who ask before they send: load balancers,
+/// orchestrators, clients.
+///
+/// With feature `axum` it is a route by itself, see `tower_storage_guard::axum`. With feature `tonic-health` it
+/// is reported as `grpc.health.v1`, see `tower_storage_guard::tonic::health`. Whatever else there is can ask
+/// [`Self::takes_writes`], or wait for [`Self::changed`].
+///
+/// # What to use it for
+///
+/// A full disk takes no writes, and goes on serving reads and deletes. So let this decide where writes are sent,
+/// and nothing else: by a route, a backend or a service name of its own. As the only readiness probe of a server
+/// it takes away the reads as well. As a liveness probe it restarts a server that a restart does not help.
+///
+/// # How soon it follows
+///
+/// As soon as there is a reading, which is [once a second](Volume::probe_every) unless somebody asks for
+/// another. A probe that hangs or fails shows after [`Volume::max_age`], ten seconds by default.
+///
+/// Headroom, level and outage belong to a `Volume` and its clones. So clone it when all is set:
+///
+/// ```
+/// use tower_storage_guard::{Readiness, StorageGuardLayer, Volume};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let files = Volume::open(std::env::temp_dir())?.keep_free(4 << 10).resume_at(8 << 10);
+/// let index = Volume::open(".")?;
+/// let readiness = Readiness::new(files.clone()).and(index);
+/// let guard = StorageGuardLayer::new(files);
+/// assert_eq!(readiness.takes_writes(), Ok(()));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    volumes: Vec<Volume>,
+}
+
+impl Readiness {
+    /// Ready while this volume takes writes.
+    pub fn new(volume: Volume) -> Self {
+        Self {
+            volumes: vec![volume],
+        }
+    }
+
+    /// And this one too.
+    #[must_use]
+    pub fn and(mut self, volume: Volume) -> Self {
+        self.volumes.push(volume);
+        self
+    }
+
+    /// Whether all of the volumes [take writes](Volume::takes_writes). Reads memory only.
+    ///
+    /// # Errors
+    ///
+    /// As the first of them that does not, in the order in which they were named.
+    pub fn takes_writes(&self) -> Result<(), Closed> {
+        self.volumes.iter().try_for_each(Volume::takes_writes)
+    }
+
+    /// Waits until [`Self::takes_writes`] answers something other than `known`, and returns that.
+    ///
+    /// It wakes up once for each reading, and asks for none. Dropping it at any time is safe.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Headroom, Readiness, Volume};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
+    /// let readiness = Readiness::new(volume);
+    /// if let Err(closed) = readiness.changed(Ok(())).await {
+    ///     eprintln!("no writes from now on: {}", closed.reason());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// With feature `tokio`, within a runtime whose timer is not enabled.
+    pub async fn changed(&self, known: Result<(), Closed>) -> Result<(), Closed> {
+        let listener = |volume: &Volume| volume.filesystem().followers.listener();
+        let listeners: Vec<_> = self.volumes.iter().map(listener).collect();
+        let mut sleep = None;
+        poll_fn(|cx| {
+            loop {
+                // Before the look, so that nothing is missed between the two.
+                listeners.iter().for_each(|listener| listener.listen(cx));
+                let after = self.volumes.iter().map(Volume::may_be_stale_in).min();
+                let now = self.takes_writes();
+                if now != known {
+                    return Poll::Ready(now);
+                }
+                // A probe that hangs is no event.
+                let sleep = sleep.insert(Sleep::new(after.unwrap_or(Duration::MAX)));
+                if sleep.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Ready while this volume takes writes.
+impl From<Volume> for Readiness {
+    fn from(volume: Volume) -> Self {
+        Self::new(volume)
+    }
+}
