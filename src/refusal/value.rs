@@ -156,11 +156,7 @@ impl Refusal {
     /// The name of the reason on the wire, for programs: [`Cause::reason`], `capacity_unknown` or
     /// `invalid_content_length`.
     pub const fn reason(&self) -> &'static str {
-        match self.kind {
-            RefusalKind::Storage(fault) => fault.cause.reason(),
-            RefusalKind::Unavailable => "capacity_unknown",
-            RefusalKind::InvalidLength => "invalid_content_length",
-        }
+        self.kind.reason()
     }
 
     /// What ran out, if it is known.
@@ -211,6 +207,16 @@ pub enum RefusalKind {
     Unavailable,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,
+}
+
+impl RefusalKind {
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Storage(fault) => fault.cause.reason(),
+            Self::Unavailable => "capacity_unknown",
+            Self::InvalidLength => "invalid_content_length",
+        }
+    }
 }
 
 /// How much there is, and how much is missing. Counted in the [`Resource`] that ran out.

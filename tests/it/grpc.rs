@@ -138,7 +138,6 @@ impl Guarded {
 struct Behaving<const NAMED: bool>;
 
 type Store = Behaving<true>;
-type Reads = Behaving<false>;
 
 impl<const NAMED: bool> NamedService for Behaving<NAMED> {
     const NAME: &'static str = if NAMED {
@@ -162,24 +161,10 @@ impl<const NAMED: bool> Service<Request<Body>> for Behaving<NAMED> {
     }
 }
 
-type Replies = BoxStream<'static, Result<Message, Status>>;
-
 async fn serve(request: Request<Body>) -> http::Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
     let mut grpc = server::Grpc::new(ProstCodec::<Message, Message>::default());
-    let fail = move |_: tonic::Request<Message>| {
-        let status = match &*method {
-            "Small" => return Ok(Response::new(Message::default())),
-            "NotFound" => Status::not_found("no such thing"),
-            "RateLimit" => Status::resource_exhausted("too many calls"),
-            "DiskFull" => status(io::Error::from(io::ErrorKind::StorageFull)),
-            "Wrapped" => status(format!("{:?}", io::ErrorKind::StorageFull)),
-            _ => Status::unimplemented(method.clone()),
-        };
-        Err(status)
-    };
-    let reply = |replies: Replies| Ok(Response::new(replies));
-    match request.uri().path().rsplit('/').next().unwrap() {
+    match &*method {
         "Sink" => {
             let sink = service_fn(|request: tonic::Request<Streaming<Message>>| async {
                 reservation(&request)?;
@@ -189,34 +174,71 @@ async fn serve(request: Request<Body>) -> http::Response<Body> {
             });
             grpc.client_streaming(sink, request).await
         }
-        // The answer reads the request.
-        "Echo" => {
-            let echo = service_fn(
-                move |request: tonic::Request<Streaming<Message>>| async move {
-                    reply(request.into_inner().boxed())
-                },
-            );
-            grpc.streaming(echo, request).await
-        }
-        // A task reads it.
-        "EchoElsewhere" => {
-            let echo = service_fn(
-                move |request: tonic::Request<Streaming<Message>>| async move {
-                    let (sender, receiver) = mpsc::channel(1);
-                    let mut messages = request.into_inner();
-                    tokio::spawn(
-                        async move { while let Ok(Some(_)) = messages.message().await {} },
-                    );
-                    reply(stream::empty().boxed())
-                },
-            );
-            grpc.streaming(behind, request).await
+        "Small" | "NotFound" | "RateLimit" | "DiskFull" | "Wrapped" => {
+            let unary = service_fn(|_| async { reply(&method) });
+            grpc.unary(unary, request).await
         }
         _ => {
-            let fail = service_fn(move |request| std::future::ready(fail(request)));
-            grpc.unary(fail, request).await
+            let stream = service_fn(|request: tonic::Request<Streaming<Message>>| {
+                let replies = replies(&method, request.into_inner());
+                async { Ok(Response::new(replies)) }
+            });
+            grpc.streaming(stream, request).await
         }
     }
+}
+
+fn reply(method: &str) -> Result<Response<Message>, Status> {
+    Err(match method {
+        "Small" => return Ok(Response::new(Message::default())),
+        "NotFound" => Status::not_found("no such thing"),
+        "RateLimit" => Status::resource_exhausted("too many calls"),
+        "DiskFull" => disk_full(),
+        // Text is no storage fault.
+        "Wrapped" => status(format!("{:?}", io::ErrorKind::StorageFull)),
+        _ => unreachable!("{method}"),
+    })
+}
+
+fn replies(
+    method: &str,
+    mut messages: Streaming<Message>,
+) -> BoxStream<'static, Result<Message, Status>> {
+    match method {
+        // The answer reads the request.
+        "Echo" => messages.boxed(),
+        // A task reads it.
+        "EchoElsewhere" => {
+            let (sender, receiver) = mpsc::channel(1);
+            tokio::spawn(async move {
+                while let Some(message) = messages.next().await {
+                    if sender.send(message).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            ReceiverStream::new(receiver).boxed()
+        }
+        "One" => messages.take(1).boxed(),
+        "OneThenAborted" => {
+            let aborted = stream::iter([Err(Status::aborted("no more"))]);
+            messages.take(1).chain(aborted).boxed()
+        }
+        "OneThenDiskFull" => {
+            let full = stream::iter([Err(disk_full())]);
+            messages.take(1).chain(full).boxed()
+        }
+        // Answers at once, and reads all behind the answer.
+        "Behind" => {
+            tokio::spawn(async move { while let Ok(Some(_)) = messages.message().await {} });
+            stream::empty().boxed()
+        }
+        _ => unreachable!("{method}"),
+    }
+}
+
+fn disk_full() -> Status {
+    status(io::Error::from(io::ErrorKind::StorageFull))
 }
 
 /// A tonic client.
