@@ -12,12 +12,13 @@ use http_body::SizeHint;
 ///
 /// `x-expected-entity-length` is sent by macOS, `oc-total-length` by ownCloud and Nextcloud,
 /// `x-amz-decoded-content-length` with aws-chunked bodies, and `upload-length` by tus 1.0 and the IETF's
-/// resumable uploads.
-const HINTS: [HeaderName; 4] = [
+/// resumable uploads. `x-upload-length` is for gRPC, where no call has a Content-Length.
+const HINTS: [HeaderName; 5] = [
     HeaderName::from_static("x-expected-entity-length"),
     HeaderName::from_static("oc-total-length"),
     HeaderName::from_static("x-amz-decoded-content-length"),
     HeaderName::from_static("upload-length"),
+    HeaderName::from_static("x-upload-length"),
 ];
 
 /// Bytes and objects (files): what is asked for, held, stored or given back.

@@ -12,7 +12,7 @@ use crate::{
     fault::{Cause, Classifier},
     line::Line,
     quota::{NoQuota, QuotaError},
-    refusal::{Answers, Asked, ConfigError, Dialect, Http, Refusal},
+    refusal::{Answers, Asked, ConfigError, Dialect, Grpc, Http, Refusal},
     rpc::Calls,
     time::within,
 };
@@ -280,8 +280,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// if the client says so (`upload-offset`, `oc-chunk-offset`). Nextcloud does not: with its chunks, leave
     /// `oc-total-length` out, or every chunk must find room for the whole.
     ///
-    /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length` and
-    /// `upload-length`.
+    /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
+    /// `upload-length`, and for the metadata of a gRPC call `x-upload-length`.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|settings| settings.hints = Hints::new(names))
     }
@@ -354,11 +354,19 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect. The first that hears a request answers it, and [`Http`] where none does.
+    /// Adds a dialect. The first that hears a request answers it. Where none does, [`Grpc`] answers
+    /// remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {
         self.set(|settings| settings.answers.push_dialect(dialect))
+    }
+
+    /// Sets how [`Grpc`] answers.
+    ///
+    /// Defaults to [`Grpc::default`].
+    pub fn grpc(self, grpc: Grpc) -> Self {
+        self.set(|settings| settings.answers.set_grpc(grpc))
     }
 
     /// Sets how [`Http`] answers.

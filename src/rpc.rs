@@ -22,6 +22,11 @@ pub(crate) enum Rpc {
     ConnectStream,
 }
 
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub(crate) const GRPC_STATUS_DETAILS: HeaderName =
+    HeaderName::from_static("grpc-status-details-bin");
+
 /// Tells a Connect call of one message from any other POST (Connect protocol, "Unary-Request").
 const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
 
@@ -39,6 +44,11 @@ impl Rpc {
                 .then_some(Self::ConnectUnary)
         };
         Self::by(content_type).or_else(unary)
+    }
+
+    /// How an answer is carried, by its head.
+    pub(crate) fn of_answer(headers: &HeaderMap) -> Option<Self> {
+        Self::by(headers.get(CONTENT_TYPE)?.as_bytes())
     }
 
     fn by(content_type: &[u8]) -> Option<Self> {
@@ -64,6 +74,11 @@ impl Rpc {
             None
         }
     }
+}
+
+/// Whether a call went well, as the head or the trailers of a gRPC answer say. None where they say nothing.
+pub(crate) fn is_ok(headers: &HeaderMap) -> Option<bool> {
+    headers.get(GRPC_STATUS).map(|status| status == "0")
 }
 
 /// The calls that are guarded, as paths: `/service/` for a whole service, `/service/method` for one.

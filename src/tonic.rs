@@ -5,12 +5,12 @@
 
 use std::{error::Error, sync::Arc};
 
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::{
     BoxError, Refused, Reservation,
     fault::{self, Classifier},
-    refusal::Refusal,
+    refusal::{self, Refusal},
 };
 
 /// Any error of a handler's as a [`Status`], with the error as its source, for the guard to classify.
@@ -36,7 +36,7 @@ pub fn status_by(classifier: &Classifier, error: impl Into<BoxError>) -> Status 
         .map(|refused| refused.refusal().clone())
         .or_else(|| classifier.classify(&*error).map(Refusal::from));
     let mut status = match refusal {
-        Some(refusal) => Status::new(Code::ResourceExhausted, refusal.message()),
+        Some(refusal) => refusal::status(&refusal, None),
         None => fault::find::<Status>(&*error)
             .cloned()
             .unwrap_or_else(|| Status::internal("Internal error")),

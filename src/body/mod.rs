@@ -1,7 +1,11 @@
 //! The bodies of both directions.
 
+mod drain;
+mod ending;
 mod request;
 mod response;
+mod watch;
+mod web;
 
 use std::{
     pin::Pin,
@@ -11,8 +15,8 @@ use std::{
 use bytes::Buf;
 use http_body::Body;
 
+pub(crate) use self::{drain::Drain, ending::Ending, request::WhenDropped, watch::Watch};
 pub use self::{request::MeteredBody, response::ResponseBody};
-pub(crate) use self::{request::WhenDropped, response::Drain};
 
 /// A request body that nobody reads any more, to be drained so that the answer arrives.
 pub(crate) struct Unread {

@@ -54,6 +54,8 @@ struct Metered<B: Body> {
     /// has to wait.
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
     drain: WhenDropped,
+    /// Whether it is a call's.
+    is_call: bool,
     /// Takes an unfinished body, for whoever answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
@@ -81,7 +83,7 @@ impl<B: Body> MeteredBody<B> {
     }
 
     /// A metered body.
-    pub(crate) fn new(body: B, cell: Arc<dyn Charged>, drain: WhenDropped) -> Self
+    pub(crate) fn new(body: B, cell: Arc<dyn Charged>, drain: WhenDropped, is_call: bool) -> Self
     where
         B: Send + 'static,
     {
@@ -93,6 +95,7 @@ impl<B: Body> MeteredBody<B> {
             cell,
             growing: None,
             drain,
+            is_call,
             hand_on: |body| body,
         };
         if has_ended {
@@ -173,7 +176,12 @@ where
             Some(Err(error)) => {
                 self.body = None;
                 self.cell.body_ended(BodyEnd::Failed);
-                Poll::Ready(Some(Err(error.into())))
+                let error = error.into();
+                Poll::Ready(Some(Err(if self.is_call {
+                    BrokenOff { error }.into()
+                } else {
+                    error
+                })))
             }
             None => {
                 self.end(None);
@@ -285,6 +293,17 @@ impl<B: Body> Drop for Metered<B> {
             self.give_up();
         }
     }
+}
+
+/// The client of a call left before its request had ended.
+///
+/// tonic looks through the chain of a body's error for a reset by the client, and takes it for the end of the
+/// stream: half an upload would be a whole one. So the error is not its source.
+#[derive(Debug, thiserror::Error)]
+#[error("the request broke off before its end")]
+struct BrokenOff {
+    /// For Debug.
+    error: BoxError,
 }
 
 impl<B: Body> fmt::Debug for MeteredBody<B> {

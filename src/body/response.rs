@@ -3,21 +3,15 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use super::Unread;
-use crate::{
-    reservation::{Charged, Later, Refused},
-    time::Bound,
-};
+use super::{Drain, Watch};
 
 pin_project! {
     /// The body of an answer that went through the guard.
@@ -44,17 +38,8 @@ impl<B> ResponseBody<B> {
         }
     }
 
-    /// The inner service's body, of a success whose request is still being read.
-    pub(crate) fn watched(body: B, cell: Arc<dyn Charged>) -> Self
-    where
-        B: Body,
-    {
-        let watch = Watch {
-            expected: body.size_hint().exact(),
-            sent: 0,
-            cell,
-            state: WatchState::Open,
-        };
+    /// The inner service's body, of an answer that is not known to be a success before it has ended.
+    pub(crate) fn watched(body: B, watch: Watch) -> Self {
         Self {
             kind: Kind::Watched { body, watch },
         }
@@ -104,7 +89,7 @@ where
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
             // It has to be polled once more, to settle.
-            Kind::Watched { watch, .. } => matches!(watch.state, WatchState::Done),
+            Kind::Watched { watch, .. } => watch.is_done(),
             Kind::Refusal { content, drain } => content.is_none() && drain.is_none(),
         }
     }
@@ -128,162 +113,5 @@ impl<B> fmt::Debug for ResponseBody<B> {
             Kind::Watched { .. } => "ResponseBody::Watched",
             Kind::Refusal { .. } => "ResponseBody::Refusal",
         })
-    }
-}
-
-/// Ends a reservation when both directions have ended.
-struct Watch {
-    cell: Arc<dyn Charged>,
-    /// The length that was announced, in bytes.
-    expected: Option<u64>,
-    sent: u64,
-    state: WatchState,
-}
-
-enum WatchState {
-    Open,
-    /// The last frame is held back until the charge is committed.
-    Ending(Later<()>),
-    Done,
-}
-
-impl Watch {
-    fn poll_frame<B>(
-        &mut self,
-        body: Pin<&mut B>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>>
-    where
-        B: Body,
-        B::Error: Into<BoxError>,
-    {
-        match &mut self.state {
-            WatchState::Open => {}
-            WatchState::Ending(ending) => {
-                ready!(ending.as_mut().poll(cx));
-                self.state = WatchState::Done;
-                return Poll::Ready(None);
-            }
-            WatchState::Done => return Poll::Ready(None),
-        }
-        // The head is out and said success. All that is left is to end in error.
-        if let Some(refusal) = self.cell.refusal() {
-            self.fail();
-            return Poll::Ready(Some(Err(Refused::new(refusal).into())));
-        }
-        let Poll::Ready(frame) = body.poll_frame(cx) else {
-            self.cell.watch(cx.waker());
-            // Cut in the meantime, with nobody to wake.
-            let Some(refusal) = self.cell.refusal() else {
-                return Poll::Pending;
-            };
-            self.fail();
-            return Poll::Ready(Some(Err(Refused::new(refusal).into())));
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                self.sent = self.sent.saturating_add(bytes);
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                self.fail();
-                Poll::Ready(Some(Err(error.into())))
-            }
-            None => {
-                // Cut in this very poll, where the answer reads the request.
-                if let Some(refusal) = self.cell.refusal() {
-                    self.fail();
-                    return Poll::Ready(Some(Err(Refused::new(refusal).into())));
-                }
-                let mut ending = Arc::clone(&self.cell).answer_ended(true);
-                if ending.as_mut().poll(cx).is_pending() {
-                    self.state = WatchState::Ending(ending);
-                    return Poll::Pending;
-                }
-                self.state = WatchState::Done;
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn fail(&mut self) {
-        self.state = WatchState::Done;
-        drop(Arc::clone(&self.cell).answer_ended(false));
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if !matches!(self.state, WatchState::Done) {
-            // A transport that has sent the announced length does not poll again.
-            let is_whole = self.expected == Some(self.sent);
-            drop(Arc::clone(&self.cell).answer_ended(is_whole));
-        }
-    }
-}
-
-/// A request body that is read and thrown away behind an answer, so that the answer arrives.
-///
-/// Closing a connection on a client that is still sending makes its kernel drop what we sent.
-pub(crate) struct Drain {
-    body: Unread,
-    bytes: u64,
-    time: Bound,
-    idle: Bound,
-}
-
-/// How long a client may stall. It may have stopped sending at the sight of the answer, and keep the
-/// connection: curl when the answer has not ended, Node's `http` for its pool. As nginx's
-/// `lingering_timeout`.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// How long the reset of an HTTP/2 stream is held off, for the client to see the answer first. When both
-/// come at once, curl 7.88 discards the answer, though RFC 9113 (section 8.1) says not to.
-const HOLD_OFF: Duration = Duration::from_secs(1);
-
-impl Drain {
-    /// At most so many bytes, and for so long.
-    pub(crate) fn new(body: Unread, bytes: u64, time: Duration) -> Option<Self> {
-        let most = if body.is_reset { HOLD_OFF } else { time };
-        let time = time.min(most);
-        (!body.body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
-            body,
-            bytes,
-            time: Bound::new(time),
-            idle: Bound::new(IDLE),
-        })
-    }
-
-    /// Drains beside the answer, which can then be sent whole, with its length. Where there is no
-    /// runtime to do so, the drain is returned, to hold the answer's end back.
-    pub(crate) fn start(self) -> Option<Self> {
-        #[cfg(feature = "tokio")]
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let mut drain = self;
-            runtime.spawn(std::future::poll_fn(move |cx| drain.poll(cx)));
-            return None;
-        }
-        // HTTP/2 is better reset than kept waiting for the end.
-        Some(self).filter(|drain| !drain.body.is_reset)
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // A client on the same machine can keep the body ready for ever. Let others run in between.
-        const FRAMES_AT_ONCE: usize = 32;
-
-        if self.time.poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        for _ in 0..FRAMES_AT_ONCE {
-            match self.body.body.as_mut().poll_discard(cx) {
-                Poll::Ready(Some(bytes)) if bytes < self.bytes => self.bytes -= bytes,
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.idle.poll(cx),
-            }
-            self.idle = Bound::new(IDLE);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     quota::{QuotaError, QuotaSource},
     refusal::Refusal,
     reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
+    rpc::Rpc,
     time::Bound,
     volume::{Admission, Admitted},
 };
@@ -163,7 +164,8 @@ where
             body,
         } = held;
         let drain = when_dropped(head.version, &head.headers);
-        let body = MeteredBody::new(body, cell.clone(), drain);
+        let is_call = Rpc::of(&head.method, &head.headers).is_some();
+        let body = MeteredBody::new(body, cell.clone(), drain, is_call);
         head.extensions.insert(Reservation::new(cell.clone()));
         Self::Inner {
             response: service.call(Request::from_parts(head, body)),

@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     Demand, Scopes,
-    body::{Drain, MeteredBody, ResponseBody, Unread},
+    body::{Drain, Ending, MeteredBody, ResponseBody, Unread, Watch},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
     quota::{QuotaHold, QuotaSource},
@@ -276,7 +276,7 @@ where
                     let success = match &settings.success {
                         // A guard inside has refused it, in a dialect that says so in its own way.
                         _ if response.extensions().get::<Refusal>().is_some() => false,
-                        None => means_success(response.status()),
+                        None => means_success(this.asked, &response),
                         Some(success) => {
                             let (head, body) = response.into_parts();
                             let success = success(&head);
@@ -287,6 +287,11 @@ where
                     if !success {
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    }
+                    if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
+                        let watch = Watch::new(guarded.hand_on(), ending);
+                        let watched = |body| ResponseBody::watched(body, watch);
+                        return Poll::Ready(Ok(response.map(watched)));
                     }
                     let ended = match guarded.cell.end_if_read() {
                         Ok(ended) => ended,
@@ -309,8 +314,9 @@ where
                         Some(None) => return Poll::Ready(Ok(response.map(ResponseBody::inner))),
                         None => {
                             // Still being read behind the answer. Both have to end.
-                            let cell = guarded.hand_on();
-                            let watched = |body| ResponseBody::watched(body, cell);
+                            let ending = Ending::of_content(&response.body().size_hint());
+                            let watch = Watch::new(guarded.hand_on(), ending);
+                            let watched = |body| ResponseBody::watched(body, watch);
                             return Poll::Ready(Ok(response.map(watched)));
                         }
                     }

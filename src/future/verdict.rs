@@ -1,7 +1,9 @@
 //! What the inner service's answer comes to.
 
+use std::error::Error;
+
 use http::{
-    HeaderMap, Response, StatusCode,
+    Extensions, HeaderMap, Response, StatusCode,
     header::{self, HeaderName},
 };
 
@@ -9,7 +11,8 @@ use crate::{
     Refused,
     fault::{self, Fault, Source},
     layer::Settings,
-    refusal::Refusal,
+    refusal::{Asked, Refusal},
+    rpc::{self, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS},
 };
 
 /// The refusal behind a service's error.
@@ -31,8 +34,7 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     if let Some(fault) = extensions.get::<Fault>() {
         return Some((*fault).into());
     }
-    if let Some(source) = extensions.get::<Source>() {
-        let error = source.error();
+    if let Some(error) = error_behind(extensions) {
         if let Some(refused) = fault::find::<Refused>(error) {
             return Some(refused.refusal().clone());
         }
@@ -44,13 +46,27 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     is_507.then(|| Fault::DISK_FULL.into())
 }
 
-/// Whether a request was carried out that is answered so, unless the user decides.
-pub(super) fn means_success(status: StatusCode) -> bool {
-    status.is_success() || status == StatusCode::SEE_OTHER
+/// The error that a handler has left in its answer.
+fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
+    let source = extensions.get::<Source>().map(Source::error);
+    #[cfg(feature = "tonic")]
+    let source = source.or_else(|| {
+        let status = extensions.get::<tonic::Status>()?;
+        Some(status as _)
+    });
+    source
+}
+
+/// Whether a request was carried out that is answered so, unless the user decides. Of a call it may say no
+/// more than that nothing has failed yet.
+pub(super) fn means_success<R>(asked: &Asked, response: &Response<R>) -> bool {
+    let status = response.status();
+    let is_success = status.is_success() || status == StatusCode::SEE_OTHER;
+    is_success && (asked.rpc().is_none() || rpc::is_ok(response.headers()) != Some(false))
 }
 
 /// What describes the content that the refusal takes the place of, or how it is sent.
-const OF_CONTENT: [HeaderName; 21] = [
+const OF_CONTENT: [HeaderName; 25] = [
     header::ACCEPT_RANGES,
     header::AGE,
     header::CACHE_CONTROL,
@@ -71,6 +87,10 @@ const OF_CONTENT: [HeaderName; 21] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
+    HeaderName::from_static("grpc-encoding"),
+    GRPC_MESSAGE,
+    GRPC_STATUS,
+    GRPC_STATUS_DETAILS,
     HeaderName::from_static("repr-digest"),
 ];
 

@@ -3,7 +3,7 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header::RETRY_AFTER};
 
-use super::{Asked, Dialect, Http, Refusal};
+use super::{Asked, Dialect, Grpc, Http, Refusal};
 use crate::fault::Cause;
 
 /// A setting that cannot be.
@@ -29,6 +29,7 @@ pub(crate) struct Answers {
     statuses: HashMap<Cause, StatusCode>,
     retries: HashMap<Cause, Duration>,
     dialects: Vec<Arc<dyn Dialect>>,
+    grpc: Grpc,
     http: Http,
     renderer: Option<Arc<Renderer>>,
 }
@@ -58,9 +59,14 @@ impl Answers {
         self.retries.insert(cause, Duration::from_secs(seconds));
     }
 
-    /// Asks this dialect after those that are there already, and before HTTP.
+    /// Asks this dialect after those that are there already, and before gRPC and HTTP.
     pub(crate) fn push_dialect(&mut self, dialect: impl Dialect) {
         self.dialects.push(Arc::new(dialect));
+    }
+
+    /// Speaks gRPC, gRPC-Web and Connect like this.
+    pub(crate) fn set_grpc(&mut self, grpc: Grpc) {
+        self.grpc = grpc;
     }
 
     /// Speaks HTTP like this.
@@ -76,7 +82,7 @@ impl Answers {
         self.renderer = Some(Arc::new(renderer));
     }
 
-    /// The index of the first dialect that hears the request; none for HTTP.
+    /// The index of the first dialect of the user's that hears the request.
     pub(super) fn dialect_for(&self, method: &Method, headers: &HeaderMap) -> Option<u32> {
         (0..)
             .zip(&self.dialects)
@@ -130,7 +136,11 @@ impl Answers {
         let heard = asked
             .dialect
             .and_then(|index| self.dialects.get(index as usize));
-        heard.map_or(&self.http, |dialect| &**dialect)
+        match heard {
+            Some(dialect) => &**dialect,
+            None if asked.rpc().is_some() => &self.grpc,
+            None => &self.http,
+        }
     }
 }
 
@@ -140,6 +150,7 @@ impl fmt::Debug for Answers {
             .field("statuses", &self.statuses)
             .field("retries", &self.retries)
             .field("dialects", &self.dialects.len())
+            .field("grpc", &self.grpc)
             .field("http", &self.http)
             .field("renderer", &self.renderer.is_some())
             .finish()

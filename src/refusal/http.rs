@@ -6,7 +6,9 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri, header::CONTENT_TYPE};
 
-use super::{Asked, ConfigError, Dialect, Figures, Refusal, escape, negotiate::Format};
+use super::{
+    Asked, ConfigError, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format,
+};
 
 /// The dialect of plain HTTP: hears every request, and answers in the format that its `Accept` asks
 /// for.
@@ -94,7 +96,7 @@ fn json(refusal: &Refusal) -> Result<String, fmt::Error> {
     let mut object = Object::default();
     object.text("error", phrase(refusal))?;
     object.text("message", refusal.message())?;
-    object.details(refusal)?;
+    details(&mut object, refusal)?;
     Ok(object.end())
 }
 
@@ -108,8 +110,23 @@ fn problem(refusal: &Refusal, types: Option<&str>) -> Result<String, fmt::Error>
     object.text("title", phrase(refusal))?;
     object.value("status", refusal.status().as_u16())?;
     object.text("detail", refusal.message())?;
-    object.details(refusal)?;
+    details(&mut object, refusal)?;
     Ok(object.end())
+}
+
+/// What both kinds of JSON say in the same words.
+fn details(object: &mut Object, refusal: &Refusal) -> fmt::Result {
+    object.text("reason", refusal.reason())?;
+    if let Some(resource) = refusal.resource() {
+        object.text("resource", resource.as_str())?;
+    }
+    object.value("temporary", refusal.is_temporary())?;
+    if let Some(figures) = refusal.figures() {
+        object.value("limit", figures.limit)?;
+        object.value("used", figures.used)?;
+        object.value("required", figures.required)?;
+    }
+    Ok(())
 }
 
 fn plain(refusal: &Refusal) -> Result<String, fmt::Error> {
@@ -178,49 +195,6 @@ fn in_words(refusal: &Refusal) -> Option<String> {
     Some(format!(
         "{used} of {limit} {resource} are used, and {required} more are needed."
     ))
-}
-
-/// A JSON object, compact, its members in the order of writing. Their names are ours and need no
-/// escaping.
-#[derive(Default)]
-struct Object(String);
-
-impl Object {
-    /// What both kinds of JSON say in the same words.
-    fn details(&mut self, refusal: &Refusal) -> fmt::Result {
-        self.text("reason", refusal.reason())?;
-        if let Some(resource) = refusal.resource() {
-            self.text("resource", resource.as_str())?;
-        }
-        self.value("temporary", refusal.is_temporary())?;
-        if let Some(figures) = refusal.figures() {
-            self.value("limit", figures.limit)?;
-            self.value("used", figures.used)?;
-            self.value("required", figures.required)?;
-        }
-        Ok(())
-    }
-
-    fn text(&mut self, name: &str, text: &str) -> fmt::Result {
-        self.name(name)?;
-        escape::json(&mut self.0, text)
-    }
-
-    /// A number or a boolean: what Rust displays as JSON writes it.
-    fn value(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
-        self.name(name)?;
-        write!(self.0, "{value}")
-    }
-
-    fn name(&mut self, name: &str) -> fmt::Result {
-        let before = if self.0.is_empty() { '{' } else { ',' };
-        write!(self.0, "{before}\"{name}\":")
-    }
-
-    fn end(mut self) -> String {
-        self.0.push('}');
-        self.0
-    }
 }
 
 #[cfg(all(test, not(storage_guard_loom)))]

@@ -1,8 +1,9 @@
 //! What a client is told when there is no room.
 //!
 //! A [`Refusal`] says what is wrong, and a [`Dialect`] makes the response of it that this client
-//! understands. [`Http`] is the dialect of all clients that speak no other: it answers in JSON,
-//! `application/problem+json`, plain text or HTML, as the client's `Accept` asks.
+//! understands. [`Grpc`] answers remote procedure calls: gRPC, gRPC-Web and Connect. [`Http`] is the
+//! dialect of all clients that speak no other: it answers in JSON, `application/problem+json`, plain
+//! text or HTML, as the client's `Accept` asks.
 //!
 //! ```
 //! use http::Request;
@@ -36,15 +37,22 @@
 
 mod answers;
 mod asked;
+#[cfg(feature = "tonic")]
+mod details;
 mod escape;
+mod grpc;
 mod http;
+mod json;
 mod negotiate;
 mod value;
 
 pub(crate) use self::answers::Answers;
+#[cfg(feature = "tonic")]
+pub(crate) use self::details::status;
 pub use self::{
     answers::ConfigError,
     asked::{Asked, Dialect},
+    grpc::Grpc,
     http::Http,
     value::{Figures, Refusal, RefusalKind},
 };

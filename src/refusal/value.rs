@@ -2,7 +2,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::fault::{Cause, Fault, Resource};
+use crate::{
+    Scope,
+    fault::{Cause, Fault, Resource},
+};
 
 /// The guard's answer, before it is put into anybody's words.
 ///
@@ -27,6 +30,7 @@ pub struct Refusal {
     status: StatusCode,
     temporary: bool,
     figures: Option<Figures>,
+    scope: Option<Scope>,
     retry_after: Option<Duration>,
 }
 
@@ -68,6 +72,7 @@ impl Refusal {
             status,
             temporary,
             figures: None,
+            scope: None,
             retry_after: None,
         }
     }
@@ -80,6 +85,18 @@ impl Refusal {
     pub const fn with_figures(mut self, figures: Figures) -> Self {
         if self.fault().is_some() {
             self.figures = Some(figures);
+        }
+        self
+    }
+
+    /// Tells the client which scope it is whose limit was reached.
+    ///
+    /// The client will see its name, so it must be its own. Only a storage fault has a scope. Defaults
+    /// to none.
+    #[must_use]
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        if self.fault().is_some() {
+            self.scope = Some(scope);
         }
         self
     }
@@ -159,6 +176,11 @@ impl Refusal {
     /// The figures, if the client may see them.
     pub const fn figures(&self) -> Option<&Figures> {
         self.figures.as_ref()
+    }
+
+    /// The scope whose limit was reached, if the client may know.
+    pub const fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
     }
 
     /// After how long the client may repeat the request, if that is set: whole seconds, at least

@@ -9,6 +9,9 @@ use std::{
     task::Waker,
 };
 
+use bytes::Bytes;
+use http::Response;
+
 use super::{Refused, growth::Tickets};
 use crate::{
     Amount, Demand, Scopes,
@@ -16,7 +19,7 @@ use crate::{
     fault::Resource,
     layer::Settings,
     quota::{Change, Exceeded, QuotaHold, QuotaSource},
-    refusal::Refusal,
+    refusal::{Asked, Refusal},
     time::within,
     volume::Admitted,
 };
@@ -49,6 +52,8 @@ pub(crate) trait Charged: Send + Sync {
     fn has_ended(&self) -> bool;
     /// Why the body was cut, if it was.
     fn refusal(&self) -> Option<Refusal>;
+    /// The refusal in the client's dialect.
+    fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes>;
 }
 
 /// How a body ended.
@@ -459,6 +464,10 @@ where
 
     fn refusal(&self) -> Option<Refusal> {
         self.refused()
+    }
+
+    fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes> {
+        self.settings.answers.answer(refusal, asked)
     }
 }
 

@@ -145,16 +145,18 @@ pub(crate) fn refuse_shortfall(shortfall: Shortfall) -> Refusal {
     }
 }
 
-/// What a client is told when a scope has no room: the figures too, if they are its own.
+/// What a client is told when a scope has no room: which, and the figures, if they are its own.
 pub(crate) fn refuse_exceeded(exceeded: &Exceeded) -> Refusal {
     let refusal = Refusal::from(Fault::new(exceeded.cause, exceeded.resource))
         .with_temporary(exceeded.required <= exceeded.limit);
     if exceeded.scope.is_disclosed() {
-        refusal.with_figures(Figures {
-            limit: exceeded.limit,
-            used: exceeded.used,
-            required: exceeded.required,
-        })
+        refusal
+            .with_figures(Figures {
+                limit: exceeded.limit,
+                used: exceeded.used,
+                required: exceeded.required,
+            })
+            .with_scope(exceeded.scope.clone())
     } else {
         refusal
     }

@@ -1,0 +1,135 @@
+//! How an answer ends: where its content ends, or with the status of a call.
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, header::CONTENT_TYPE};
+use http_body::{Frame, SizeHint};
+
+use super::web::{self, WebReader};
+use crate::{
+    refusal::{Asked, Refusal},
+    reservation::Charged,
+    rpc::{self, GRPC_STATUS, Rpc},
+};
+
+/// Where the outcome of an answer is, whose head is out.
+pub(crate) enum Ending {
+    /// The head has said it all. What can still fail is the sending.
+    Length {
+        /// The length that was announced, in bytes.
+        expected: Option<u64>,
+        sent: u64,
+    },
+    /// gRPC: in the trailers.
+    Trailers(Box<Asked>),
+    /// gRPC-Web: in the last frame of the content.
+    Web(Box<(Asked, WebReader)>),
+}
+
+/// A frame that was read.
+pub(super) enum Read<D> {
+    /// It says nothing of the outcome.
+    Goes(Frame<D>),
+    /// Nothing comes behind it. Whether it says success.
+    Last(Last, bool),
+}
+
+/// The last frame of an answer.
+pub(super) enum Last {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Last {
+    pub(super) fn into_frame<D: From<Bytes>>(self) -> Frame<D> {
+        match self {
+            Self::Data(data) => Frame::data(data.into()),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+impl Ending {
+    /// The end of an answer whose head says success.
+    pub(crate) fn of_content(size: &SizeHint) -> Self {
+        Self::Length {
+            expected: size.exact(),
+            sent: 0,
+        }
+    }
+
+    /// The end of a call that is answered so. None where it is answered as any other request.
+    pub(crate) fn of_call(asked: &Asked, head: &HeaderMap) -> Option<Self> {
+        asked.rpc()?;
+        if rpc::is_ok(head).is_some() {
+            // Trailers-Only: it has ended with its head.
+            return None;
+        }
+        match Rpc::of_answer(head)? {
+            Rpc::Grpc => Some(Self::Trailers(Box::new(asked.clone()))),
+            rpc @ (Rpc::GrpcWeb | Rpc::GrpcWebText) => {
+                let reader = WebReader::new(rpc == Rpc::GrpcWebText);
+                Some(Self::Web(Box::new((asked.clone(), reader))))
+            }
+            Rpc::ConnectUnary | Rpc::ConnectStream => None,
+        }
+    }
+
+    pub(super) fn read<D: Buf + From<Bytes>>(&mut self, frame: Frame<D>) -> Read<D> {
+        match self {
+            Self::Length { sent, .. } => {
+                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                *sent = sent.saturating_add(bytes);
+                Read::Goes(frame)
+            }
+            Self::Trailers(_) => match frame.into_trailers() {
+                Ok(trailers) => {
+                    let success = rpc::is_ok(&trailers) == Some(true);
+                    Read::Last(Last::Trailers(trailers), success)
+                }
+                Err(frame) => Read::Goes(frame),
+            },
+            Self::Web(web) => match frame.into_data() {
+                Ok(mut data) => {
+                    // For `Bytes` this copies nothing.
+                    let data = data.copy_to_bytes(data.remaining());
+                    match web.1.read(&data) {
+                        Some(trailers) => {
+                            let success = web::is_ok(&trailers);
+                            Read::Last(Last::Data(data), success)
+                        }
+                        None => Read::Goes(Frame::data(data.into())),
+                    }
+                }
+                Err(frame) => Read::Goes(frame),
+            },
+        }
+    }
+
+    /// Whether content that ends here was all of it. A call says how it ended.
+    pub(super) fn is_success_at_end(&self) -> bool {
+        matches!(self, Self::Length { .. })
+    }
+
+    /// Whether all of it was sent when nobody polls any more: a transport that has sent the announced
+    /// length does not.
+    pub(super) fn is_success_when_dropped(&self) -> bool {
+        matches!(self, Self::Length { expected, sent } if *expected == Some(*sent))
+    }
+
+    /// What says that the request was refused after all. None where there is no place for it.
+    pub(super) fn refusal(&self, cell: &dyn Charged, refusal: &Refusal) -> Option<Last> {
+        let asked = match self {
+            Self::Length { .. } => return None,
+            Self::Trailers(asked) => asked,
+            Self::Web(web) => &web.0,
+        };
+        // The headers of a Trailers-Only answer are its trailers.
+        let mut trailers = cell.answer(refusal.clone(), asked).into_parts().0.headers;
+        trailers.remove(CONTENT_TYPE);
+        trailers.get(GRPC_STATUS)?;
+        Some(match self {
+            Self::Web(web) => Last::Data(web::frame(&trailers, web.1.is_text())),
+            _ => Last::Trailers(trailers),
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! gRPC-Web, where the trailers are the last frame of the content (PROTOCOL-WEB).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+
+use crate::rpc::GRPC_STATUS;
+
+/// Marks the frame that holds the trailers.
+const TRAILERS: u8 = 0x80;
+/// A byte of flags, and the length.
+const HEAD: usize = 5;
+/// More than anybody takes for trailers.
+const MOST: usize = 64 << 10;
+
+/// Looks for the trailers in content that goes by.
+pub(crate) struct WebReader {
+    text: Option<Base64>,
+    /// What there is of a frame's head, or of the trailers.
+    kept: Vec<u8>,
+    /// Bytes of a message that are still to come.
+    skip: usize,
+}
+
+impl WebReader {
+    pub(super) fn new(is_text: bool) -> Self {
+        Self {
+            text: is_text.then(Base64::default),
+            kept: Vec::new(),
+            skip: 0,
+        }
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// The trailers, once they are there in full.
+    pub(super) fn read(&mut self, content: &[u8]) -> Option<Vec<u8>> {
+        match &mut self.text {
+            None => self.read_frames(content),
+            Some(text) => {
+                let decoded = text.decode(content);
+                self.read_frames(&decoded)
+            }
+        }
+    }
+
+    fn read_frames(&mut self, mut content: &[u8]) -> Option<Vec<u8>> {
+        while !content.is_empty() {
+            let skipped = self.skip.min(content.len());
+            self.skip -= skipped;
+            content.advance(skipped);
+
+            // A head; and behind the head of the trailers, these.
+            let wanted = self.kept.first_chunk().map_or(HEAD, whole);
+            let taken = (wanted - self.kept.len()).min(content.len());
+            self.kept.extend_from_slice(&content[..taken]);
+            content.advance(taken);
+
+            let Some(head) = self.kept.first_chunk() else {
+                continue;
+            };
+            if head[0] & TRAILERS == 0 {
+                self.skip = length(head);
+                self.kept.clear();
+            } else if self.kept.len() == whole(head) {
+                return Some(self.kept.split_off(HEAD));
+            }
+        }
+        None
+    }
+}
+
+/// The length of a frame of trailers.
+fn whole(head: &[u8; HEAD]) -> usize {
+    HEAD + length(head).min(MOST)
+}
+
+fn length(head: &[u8; HEAD]) -> usize {
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
+/// Whether trailers say that all went well.
+pub(super) fn is_ok(trailers: &[u8]) -> bool {
+    trailers.split(|byte| *byte == b'\n').any(|line| {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            return false;
+        };
+        let (name, value) = (line[..colon].trim_ascii(), line[colon + 1..].trim_ascii());
+        name.eq_ignore_ascii_case(GRPC_STATUS.as_str().as_bytes()) && value == b"0"
+    })
+}
+
+/// The last frame of an answer with these trailers.
+pub(super) fn frame(trailers: &HeaderMap, is_text: bool) -> Bytes {
+    let mut frame = BytesMut::from(&[TRAILERS, 0, 0, 0, 0][..]);
+    for (name, value) in trailers {
+        frame.put_slice(name.as_str().as_bytes());
+        frame.put_slice(b":");
+        frame.put_slice(value.as_bytes());
+        frame.put_slice(b"\r\n");
+    }
+    let length = u32::try_from(frame.len() - HEAD).expect("headers are shorter than 4 GiB");
+    frame[1..HEAD].copy_from_slice(&length.to_be_bytes());
+    if is_text {
+        base64(&frame)
+    } else {
+        frame.freeze()
+    }
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// RFC 4648, section 4, padded.
+fn base64(bytes: &[u8]) -> Bytes {
+    let mut text = BytesMut::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let mut all = [0; 4];
+        all[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(all);
+        for place in 0..4 {
+            let sextet = (bits >> (18 - 6 * place)) & 0x3F;
+            let is_padding = place > group.len();
+            text.put_u8(if is_padding {
+                b'='
+            } else {
+                ALPHABET[sextet as usize]
+            });
+        }
+    }
+    text.freeze()
+}
+
+/// Decodes Base64 as it comes. Every piece that was encoded by itself may end in padding.
+#[derive(Default)]
+struct Base64 {
+    bits: u32,
+    sextets: u8,
+}
+
+impl Base64 {
+    fn decode(&mut self, text: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
+        for char in text {
+            let sextet = match char {
+                b'A'..=b'Z' => Some(char - b'A'),
+                b'a'..=b'z' => Some(char - b'a' + 26),
+                b'0'..=b'9' => Some(char - b'0' + 52),
+                b'+' => Some(62),
+                b'/' => Some(63),
+                _ => None,
+            };
+            match sextet {
+                Some(sextet) => {
+                    self.bits = self.bits << 6 | u32::from(sextet);
+                    self.sextets += 1;
+                    if self.sextets == 4 {
+                        bytes.extend_from_slice(&self.bits.to_be_bytes()[1..]);
+                        *self = Self::default();
+                    }
+                }
+                None if *char == b'=' && self.sextets > 1 => {
+                    let bits = self.bits << (6 * (4 - self.sextets));
+                    let whole = usize::from(self.sextets - 1);
+                    bytes.extend_from_slice(&bits.to_be_bytes()[1..=whole]);
+                    *self = Self::default();
+                }
+                // The second of two paddings, or nothing that belongs here.
+                None => {}
+            }
+        }
+        bytes
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(content: &[u8]) -> Vec<u8> {
+        let mut message = vec![0];
+        message.extend((content.len() as u32).to_be_bytes());
+        message.extend(content);
+        message
+    }
+
+    fn trailers(status: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(GRPC_STATUS, http::HeaderValue::from_static(status))])
+    }
+
+    #[test]
+    fn base64_is_what_it_is_elsewhere() {
+        for (bytes, text) in [
+            (&b""[..], &b""[..]),
+            (b"f", b"Zg=="),
+            (b"fo", b"Zm8="),
+            (b"foo", b"Zm9v"),
+            (b"foobar", b"Zm9vYmFy"),
+            (b"\xfb\xff\xfe", b"+//+"),
+        ] {
+            assert_eq!(base64(bytes), text);
+            assert_eq!(Base64::default().decode(text), bytes);
+        }
+        // Pieces that were encoded one by one.
+        assert_eq!(Base64::default().decode(b"Zg==Zm8=Zm9v"), b"ffofoo");
+    }
+
+    #[test]
+    fn the_outcome_is_found_whatever_its_spelling() {
+        for (text, ok) in [
+            ("grpc-status:0\r\n", true),
+            ("Grpc-Status: 0", true),
+            ("grpc-message:\r\ngrpc-status: 0 \r\n", true),
+            ("grpc-status:8\r\n", false),
+            ("grpc-status:00\r\n", false),
+            ("grpc-message:grpc-status:0\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ok(text.as_bytes()), ok, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_lies_is_bounded() {
+        let mut reader = WebReader::new(false);
+        assert_eq!(reader.read(&[TRAILERS, 0xFF, 0xFF, 0xFF, 0xFF]), None);
+        let found = (0..100).find_map(|_| reader.read(&[0; 1024]));
+        assert_eq!(found.map(|trailers| trailers.len()), Some(MOST));
+    }
+
+    proptest! {
+        #[test]
+        fn trailers_are_found_however_the_content_is_cut(
+            messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..4),
+            sizes in proptest::collection::vec(1usize..20, 1..20),
+            is_text: bool,
+        ) {
+            let mut content: Vec<u8> = messages.iter().flat_map(|content| message(content)).collect();
+            if is_text {
+                content = base64(&content).to_vec();
+            }
+            let before = content.len();
+            content.extend(frame(&trailers("8"), is_text));
+
+            let mut reader = WebReader::new(is_text);
+            let (mut rest, mut sizes) = (&content[..], sizes.iter().cycle());
+            let mut found = None;
+            while found.is_none() && !rest.is_empty() {
+                let size = *sizes.next().unwrap();
+                let (piece, behind) = rest.split_at(size.min(rest.len()));
+                found = reader.read(piece);
+                rest = behind;
+                prop_assert!(found.is_none() || content.len() - rest.len() > before);
+            }
+            prop_assert_eq!(found.as_deref(), Some(&b"grpc-status:8\r\n"[..]));
+            // Only padding may be left.
+            prop_assert!(rest.iter().all(|byte| *byte == b'='));
+        }
+    }
+}
