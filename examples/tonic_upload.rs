@@ -101,8 +101,9 @@ impl Uploads for Service {
             return Err(Status::invalid_argument("the name comes first"));
         };
         let name = valid(&name)?;
-        // An overwrite costs the difference only. The door could not know: the name is in the stream. So it
-        // takes a quota with some room left to come this far, and the framing of gRPC counts until the end.
+        // An overwrite costs the difference only. The door could not know, as the name is in the stream. So
+        // over a quota that is full to the last byte, nothing can be written: there must be room for the
+        // first frame, 16 KiB as a rule, and for what gRPC puts around each message.
         if let Some(old) = folder.size(&name).await.map_err(status)? {
             reservation.replaces(Amount::new(old, 1)).await?;
         }

@@ -13,4 +13,6 @@ mod guard;
 mod hang;
 mod proto;
 mod server;
+mod start;
 mod support;
+mod tonic_upload;

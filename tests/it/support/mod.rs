@@ -6,6 +6,7 @@ pub(crate) mod mounts;
 pub(crate) mod server;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;
+pub(crate) mod uploads;
 
 use std::time::{Duration, Instant};
 
