@@ -468,8 +468,8 @@ mod on_a_tmpfs {
                 let (server, client) = start_on_tmpfs("size=32m", "48MiB");
                 let stored = stampede(&server, "DISK_FULL").await;
                 println!("whole files: {stored}");
-                // On a busy machine, one too many may be sent away now and then.
-                assert!((7..=8).contains(&stored), "{stored}");
+                // On a busy machine, one or two too many may be sent away now and then.
+                assert!((6..=8).contains(&stored), "{stored}");
 
                 // The ledger is as it was: one after the other, those that fit go in.
                 let mut all = stored;
