@@ -160,7 +160,8 @@ async fn a_message_has_a_limit() {
 
 #[tokio::test]
 async fn strangers_are_turned_away() {
-    let (server, client) = start(&USERS);
+    // There is no room at all, and nobody is told who must not know.
+    let (server, client) = start(&[&USERS[..], &["--keep-free", "1000PiB"]].concat());
     for authorization in [
         None,
         Some("Bearer wrong"),
@@ -170,7 +171,6 @@ async fn strangers_are_turned_away() {
     ] {
         let client = client.authorized(authorization.map(ToOwned::to_owned));
         for status in [
-            // Far too much: that they are strangers comes first. So it does before their bad names.
             client.put(".a", content(2 * MIB)).await.unwrap_err(),
             client.put_small(".a", content(2 * MIB)).await.unwrap_err(),
             client.get(".a").await.unwrap_err(),
@@ -184,7 +184,8 @@ async fn strangers_are_turned_away() {
     }
     assert_eq!(server.names(), ["ann", "bob"]);
     let bob = client.authorized(Some("bearer secret".to_owned()));
-    bob.put("a", "x").await.unwrap();
+    assert_eq!(code(bob.put("a", "x").await), Code::ResourceExhausted);
+    assert_eq!(code(bob.get("a").await), Code::NotFound);
 }
 
 #[tokio::test]
