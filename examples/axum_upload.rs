@@ -7,15 +7,11 @@
 //!
 //! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
 
-use std::{
-    fmt::Display,
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{fmt::Display, io, process::ExitCode};
 
 use axum::{
     Extension, Json, RequestExt, Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{DefaultBodyLimit, Multipart, Path, Request, State},
     http::{
         HeaderMap, Method, StatusCode,
@@ -26,49 +22,28 @@ use axum::{
     response::{ErrorResponse, Html, IntoResponse, Redirect, Response},
     routing::get,
 };
-use clap::Parser;
-use futures_util::{Stream, TryStreamExt};
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, signal, task::spawn_blocking};
+use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tower::ServiceBuilder;
 use tower_storage_guard::{
-    Amount, BoxError, Demand, Reservation, Scope, Scopes, StorageGuardLayer, axum::Failure,
+    Amount, BoxError, Demand, Reservation, Scope, StorageGuardLayer, axum::Failure,
 };
 
 use self::shared::{
-    flags::Flags,
-    store::{Entry, Folder, Name, NotAFile, Store, Upload},
+    run::{asked_to_stop, run},
+    store::{Entry, Folder, Name, NotAFile, Store},
 };
 
 mod shared;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match serve(Flags::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprint!("error: {error}");
-            let mut source = error.source();
-            while let Some(error) = source {
-                eprint!(": {error}");
-                source = error.source();
-            }
-            eprintln!();
-            ExitCode::FAILURE
-        }
-    }
+    run("127.0.0.1:3000", serve).await
 }
 
-async fn serve(flags: Flags) -> Result<(), BoxError> {
-    let listen = flags.listen;
-    let store = spawn_blocking(move || Store::open(&flags)).await??;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    let mut out = io::stdout();
-    writeln!(out, "listening on http://{}", listener.local_addr()?)?;
-    out.flush()?;
+async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
     axum::serve(listener, app(store))
         .with_graceful_shutdown(asked_to_stop())
         .await?;
@@ -78,7 +53,7 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
 fn app(store: Store) -> Router {
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.clone())
-        .scope_by(scopes)
+        .scope_by(Folder::scopes_of)
         .price_by_async(price);
     let name = get(read_file).put(put_file).delete(delete_file);
     Router::new()
@@ -104,7 +79,9 @@ async fn identify(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Response> {
-    let Some(folder) = store.folder(token(request.headers())) else {
+    let authorization = request.headers().get(AUTHORIZATION);
+    let authorization = authorization.and_then(|value| value.to_str().ok());
+    let Some(folder) = store.folder(authorization) else {
         let challenge = [(WWW_AUTHENTICATE, "Bearer")];
         return Err((StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response());
     };
@@ -118,17 +95,6 @@ async fn identify(
         request.extensions_mut().insert(name);
     }
     Ok(next.run(request).await)
-}
-
-fn token(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-/// Who is charged: everyone together, and the user if there are users.
-fn scopes(head: &Parts) -> Scopes {
-    let folder = head.extensions.get::<Folder>();
-    folder.map_or_else(Scopes::default, |folder| folder.scopes.clone())
 }
 
 /// An overwrite costs the difference only.
@@ -154,8 +120,9 @@ async fn put_file(
     reservation: Reservation,
     body: Body,
 ) -> Result<StatusCode, ErrorResponse> {
-    let content = body.into_data_stream().map_err(bad_request);
-    let upload = receive(&folder, name, &reservation, content).await?;
+    let content = body.into_data_stream();
+    let content = content.map_err(|error| bad_request(error).into());
+    let upload = folder.receive(name, &reservation, content, failed).await?;
     let stored = folder
         .publish(vec![upload], &reservation)
         .await
@@ -179,7 +146,8 @@ async fn post_files(
         // What is not a file is of no interest.
         if let Some(name) = field.file_name() {
             let name = name.parse().map_err(bad_request)?;
-            uploads.push(receive(&folder, name, &reservation, field).await?);
+            let content = field.map_err(ErrorResponse::from);
+            uploads.push(folder.receive(name, &reservation, content, failed).await?);
         }
     }
     if uploads.is_empty() {
@@ -191,30 +159,6 @@ async fn post_files(
     } else {
         (StatusCode::CREATED, Json(stored.files)).into_response()
     })
-}
-
-async fn receive<E: IntoResponse>(
-    folder: &Folder,
-    name: Name,
-    reservation: &Reservation,
-    mut content: impl Stream<Item = Result<Bytes, E>> + Unpin,
-) -> Result<Upload, ErrorResponse> {
-    let mut upload = folder
-        .begin(name, reservation)
-        .await
-        .map_err(Failure::from)?;
-    let received = async {
-        while let Some(chunk) = content.try_next().await? {
-            upload.write(&chunk).await.map_err(Failure::from)?;
-        }
-        Ok::<_, ErrorResponse>(())
-    };
-    if let Err(error) = received.await {
-        // There is room again before the next in line hears that there may be.
-        upload.discard().await;
-        return Err(error);
-    }
-    Ok(upload.finish().await.map_err(Failure::from)?)
 }
 
 async fn list_files(Extension(folder): Extension<Folder>) -> Result<Json<Vec<Entry>>, Failure> {
@@ -288,6 +232,11 @@ fn accepts_html(headers: &HeaderMap) -> bool {
     })
 }
 
+/// What the disk says, for the guard to look at.
+fn failed(error: io::Error) -> ErrorResponse {
+    Failure::from(error).into()
+}
+
 fn bad_request(error: impl Display) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
@@ -297,22 +246,5 @@ fn fail(error: BoxError) -> ErrorResponse {
     match error.downcast::<NotAFile>() {
         Ok(error) => (StatusCode::CONFLICT, error.to_string()).into(),
         Err(error) => Failure::from(error).into(),
-    }
-}
-
-/// Ctrl-C, or what a service manager sends.
-async fn asked_to_stop() {
-    let interrupted = async { signal::ctrl_c().await.expect("Ctrl-C can be handled") };
-    #[cfg(unix)]
-    let terminated = async {
-        let mut signals = signal::unix::signal(signal::unix::SignalKind::terminate())
-            .expect("SIGTERM can be handled");
-        signals.recv().await;
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupted => {}
-        () = terminated => {}
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use bytesize::ByteSize;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::store::Name;
 
@@ -11,7 +11,7 @@ use super::store::Name;
 #[derive(Clone, Debug, Parser)]
 pub(crate) struct Flags {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    #[arg(long, value_name = "ADDR", required = false)]
     pub(crate) listen: SocketAddr,
 
     /// Where the files are; made if missing. Only one server may use it at a time
@@ -20,7 +20,7 @@ pub(crate) struct Flags {
 
     /// What stays free on the disk
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    pub keep_free: ByteSize,
+    pub(crate) keep_free: ByteSize,
 
     /// What everyone may store together
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
@@ -29,6 +29,14 @@ pub(crate) struct Flags {
     /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
     #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]
     pub(crate) users: Vec<User>,
+}
+
+impl Flags {
+    /// Reads the command line. Each example has its own default for where to listen.
+    pub(crate) fn read(listen: &'static str) -> Self {
+        let command = Self::command().mut_arg("listen", |arg| arg.default_value(listen));
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 #[derive(Clone, Debug)]

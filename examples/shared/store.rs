@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     path::{Component, Path, PathBuf},
+    pin::pin,
     process,
     str::FromStr,
     sync::{
@@ -13,6 +14,9 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use http::request::Parts;
 use serde::Serialize;
 use tokio::{
     fs::File,
@@ -86,11 +90,15 @@ impl Store {
         })
     }
 
-    /// The folder of whoever has this token, or everyone's where there are no users.
-    pub(crate) fn folder(&self, token: Option<&str>) -> Option<&Folder> {
+    /// The folder of whoever sends this Authorization, or everyone's where there are no users.
+    pub(crate) fn folder(&self, authorization: Option<&str>) -> Option<&Folder> {
         match &*self.folders {
             Folders::Shared(folder) => Some(folder),
-            Folders::OfUsers(folders) => folders.get(token?),
+            Folders::OfUsers(folders) => {
+                let (scheme, token) = authorization?.split_once(' ')?;
+                let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+                folders.get(token.trim()).filter(|_| is_bearer)
+            }
         }
     }
 }
@@ -134,6 +142,12 @@ impl Folder {
             folder.charge(Amount::new(size, 1).into());
         }
         Ok(folder)
+    }
+
+    /// Who is charged for a request: everyone together, and the user if there are users.
+    pub(crate) fn scopes_of(head: &Parts) -> Scopes {
+        let folder = head.extensions.get::<Self>();
+        folder.map_or_else(Scopes::default, |folder| folder.scopes.clone())
     }
 
     /// The files, by name.
@@ -191,8 +205,32 @@ impl Folder {
         .await?
     }
 
-    /// Begins an upload. Nobody sees it until it is published; dropped before, it leaves nothing.
-    pub(crate) async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Upload> {
+    /// Receives an upload, and has it on the disk. Nobody sees it until it is published; dropped before, it
+    /// leaves nothing. `fail` turns what the disk says into the caller's error.
+    pub(crate) async fn receive<E>(
+        &self,
+        name: Name,
+        reservation: &Reservation,
+        content: impl Stream<Item = Result<Bytes, E>>,
+        fail: impl Fn(io::Error) -> E,
+    ) -> Result<Upload, E> {
+        let mut upload = self.begin(name, reservation).await.map_err(&fail)?;
+        let mut content = pin!(content);
+        let received = async {
+            while let Some(chunk) = content.try_next().await? {
+                upload.write(&chunk).await.map_err(&fail)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = received.await {
+            // There is room again before the next in line hears that there may be.
+            upload.discard().await;
+            return Err(error);
+        }
+        upload.finish().await.map_err(&fail)
+    }
+
+    async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Upload> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self
@@ -267,7 +305,7 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    pub(crate) async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+    async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.file.write_all(chunk).await?;
         // tokio's files write behind our back: only a flush tells whether the disk had room. What is reported
         // late is counted twice until then, on the disk and as promised.
@@ -277,14 +315,14 @@ impl Upload {
         Ok(())
     }
 
-    /// Puts everything on the disk. An upload is not to be published without.
-    pub(crate) async fn finish(self) -> io::Result<Self> {
+    /// Puts everything on the disk.
+    async fn finish(self) -> io::Result<Self> {
         self.file.sync_all().await?;
         Ok(self)
     }
 
     /// Removes what there is of it, and waits until it is gone. A drop does the same, but does not wait.
-    pub(crate) async fn discard(mut self) {
+    async fn discard(mut self) {
         if let Some(removed) = self.temporary.remove() {
             // It does not panic, and is not cancelled.
             let _ = removed.await;
@@ -318,7 +356,7 @@ impl Drop for Temporary {
 /// Files that have just got their names.
 #[derive(Default)]
 pub(crate) struct Stored {
-    made: Amount,
+    pub(crate) made: Amount,
     replaced: Amount,
     pub(crate) files: Vec<Entry>,
 }

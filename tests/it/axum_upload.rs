@@ -153,7 +153,7 @@ async fn what_an_overwrite_was_promised_is_looked_at_again() {
     let line = status_line(&mut stream).await;
     assert_eq!(line, "HTTP/1.1 507 Insufficient Storage");
     assert_eq!(used(&server).await, 200);
-    gone(&server).await;
+    server.until_nothing_is_left_behind().await;
     assert_eq!(server.names(), ["b"]);
 }
 
@@ -434,14 +434,14 @@ async fn an_interrupted_upload_leaves_nothing() {
     stream.shutdown().await.unwrap();
     drop(stream);
     assert_eq!(used(&server).await, 0);
-    gone(&server).await;
+    server.until_nothing_is_left_behind().await;
 
     // The same without Content-Length.
     let half = stream::iter([Ok(vec![0; MIB]), Err(std::io::Error::other("cut"))]);
     let request = server.request(Method::PUT, "/files/a");
     assert!(request.body(Body::wrap_stream(half)).send().await.is_err());
     assert_eq!(used(&server).await, 0);
-    gone(&server).await;
+    server.until_nothing_is_left_behind().await;
 }
 
 #[tokio::test]
@@ -479,7 +479,7 @@ async fn a_form_stores_all_of_its_files_or_none() {
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
     assert_eq!(used(&server).await, 260);
     assert_eq!(listed(&server, "").await.as_array().unwrap().len(), 2);
-    gone(&server).await;
+    server.until_nothing_is_left_behind().await;
 }
 
 #[tokio::test]
@@ -502,7 +502,7 @@ async fn of_sixteen_uploads_the_eight_that_fit_are_stored() {
         let stored = stampede(&server, &[""], is_chunked).await;
         assert_eq!(stored, 8, "chunked: {is_chunked}");
         assert_eq!(used(&server).await, 32 * MIB as u64);
-        gone(&server).await;
+        server.until_nothing_is_left_behind().await;
     }
 }
 
@@ -645,27 +645,8 @@ async fn begin_upload_of(server: &Server, name: &str, size: usize, held: usize) 
     let is_held = |status: &Value| status["everyone"]["held"] == held;
     server.status_when("", is_held).await;
     // Held is the first step, the temporary file the next.
-    let is_there = || {
-        server
-            .names()
-            .iter()
-            .any(|name| name.starts_with(".upload-"))
-    };
-    while !is_there() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.until_received(size as u64 / 2).await;
     stream
-}
-
-/// Waits until no temporary file is left.
-async fn gone(server: &Server) {
-    for _ in 0..1000 {
-        if !server.names().iter().any(|name| name.starts_with('.')) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("left behind: {:?}", server.names());
 }
 
 async fn status_line(stream: &mut TcpStream) -> String {

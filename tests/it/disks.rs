@@ -10,7 +10,6 @@ use std::{
 
 use axum::{Router, body::Body, routing::put};
 use bytes::Bytes;
-use fs4::FileExt;
 use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -24,30 +23,18 @@ use tower_storage_guard::{MeteredBody, StorageGuardLayer, Volume, axum::Failure}
 
 use crate::support::{
     eventually,
-    mounts::{image, run, tmpfs, with_own_loop_mounts, with_own_mounts, with_small_files},
+    mounts::{
+        fill_but, image, in_runtime, run, tmpfs, with_own_loop_mounts, with_own_mounts,
+        with_small_files,
+    },
     store::{Answer, Store, Upload, Way},
 };
 
 const MIB: u64 = 1 << 20;
 
-fn in_runtime(test: impl Future<Output = ()>) {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(test);
-}
-
 fn guard(folder: impl AsRef<Path>) -> (Volume, StorageGuardLayer) {
     let volume = Volume::open(folder).unwrap();
     (volume.clone(), StorageGuardLayer::new(volume))
-}
-
-/// A file that leaves so many bytes of the filesystem.
-fn fill_but(folder: &Path, left: u64) {
-    let filler = File::create(folder.join("filler")).unwrap();
-    let free = fs4::available_space(folder).unwrap();
-    filler.allocate(free.checked_sub(left).unwrap()).unwrap();
-    // What is written to blocks that are set aside may take others for itself.
-    filler.sync_all().unwrap();
 }
 
 /// What a full disk is answered, at the door and from the write, and how it goes on when there is room again.

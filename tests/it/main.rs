@@ -15,4 +15,6 @@ mod hang;
 mod health;
 mod proto;
 mod server;
+mod start;
 mod support;
+mod tonic_upload;

@@ -10,6 +10,7 @@ pub(crate) mod proto {
 pub(crate) mod server;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;
+pub(crate) mod uploads;
 
 use std::time::{Duration, Instant};
 

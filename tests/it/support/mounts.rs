@@ -12,6 +12,8 @@ use std::{
     process::Command,
 };
 
+use fs4::FileExt;
+
 /// Set in the process that runs a test for the second time.
 const AGAIN: &str = "STORAGE_GUARD_TEST_AGAIN";
 
@@ -97,6 +99,22 @@ pub(crate) fn image(folder: &Path, mebibytes: u64, mkfs: &str, options: &[&str])
     let args = ["-o", "loop"].map(OsStr::new).into_iter();
     run("mount", args.chain([image.as_os_str(), at.as_os_str()]));
     at
+}
+
+/// Runs the async part of a test that mounts.
+pub(crate) fn in_runtime(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// A file that leaves so many bytes of the filesystem.
+pub(crate) fn fill_but(folder: &Path, left: u64) {
+    let filler = File::create(folder.join("filler")).unwrap();
+    let free = fs4::available_space(folder).unwrap();
+    filler.allocate(free.checked_sub(left).unwrap()).unwrap();
+    // What is written to blocks that are set aside may take others for itself.
+    filler.sync_all().unwrap();
 }
 
 /// Runs a program, which must succeed.

@@ -1,7 +1,9 @@
 //! An example that runs as a server of its own.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -11,6 +13,8 @@ use std::{
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use super::eventually;
 
 /// How long anything may take that we wait for.
 const BOUND: Duration = Duration::from_secs(30);
@@ -74,6 +78,30 @@ impl Server {
         names
     }
 
+    /// The sizes of the temporary files.
+    fn uploading(&self) -> Vec<u64> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let temporary = entries.map(Result::unwrap).filter(|entry| {
+            let name = entry.file_name();
+            name.as_encoded_bytes().starts_with(b".upload-")
+        });
+        // It may be gone by now.
+        temporary
+            .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+            .collect()
+    }
+
+    /// Waits until so much of an upload is in its temporary file, in bytes.
+    pub(crate) async fn until_received(&self, bytes: u64) {
+        let is_there = || self.uploading().iter().any(|size| *size >= bytes);
+        eventually("so much of an upload", is_there).await;
+    }
+
+    /// Waits until no temporary file is left.
+    pub(crate) async fn until_nothing_is_left_behind(&self) {
+        eventually("nothing left behind", || self.uploading().is_empty()).await;
+    }
+
     /// Asks for the status until it is as wanted.
     pub(crate) async fn status_when(&self, token: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
@@ -110,6 +138,17 @@ impl Server {
     }
 }
 
+/// What an example says that cannot start, and its exit code.
+pub(crate) fn complaint<A: AsRef<OsStr>>(
+    example: &str,
+    flags: impl IntoIterator<Item = A>,
+) -> (String, Option<i32>) {
+    let output = Command::new(path_of(example)).args(flags).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    (said, output.status.code())
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // Fails when it has ended before, which is as well.
@@ -119,7 +158,7 @@ impl Drop for Server {
 }
 
 /// `target/PROFILE/examples/NAME`, seen from `target/PROFILE/deps/it-HASH`.
-fn path_of(example: &str) -> PathBuf {
+pub(crate) fn path_of(example: &str) -> PathBuf {
     let test = env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
     let path = profile

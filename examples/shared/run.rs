@@ -1,0 +1,63 @@
+//! How an example starts, and how it stops.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use tokio::{net::TcpListener, signal, task::spawn_blocking};
+use tower_storage_guard::BoxError;
+
+use super::{flags::Flags, store::Store};
+
+/// Serves the store that the command line describes. `listen` is where, if the command line does not say.
+pub(crate) async fn run(
+    listen: &'static str,
+    serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
+) -> ExitCode {
+    match start(Flags::read(listen), serve).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("error: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprint!(": {error}");
+                source = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(
+    flags: Flags,
+    serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
+) -> Result<(), BoxError> {
+    let listen = flags.listen;
+    let store = spawn_blocking(move || Store::open(&flags)).await??;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let mut out = io::stdout();
+    writeln!(out, "listening on http://{}", listener.local_addr()?)?;
+    out.flush()?;
+    serve(listener, store).await
+}
+
+/// Ctrl-C, or what a service manager sends.
+pub(crate) async fn asked_to_stop() {
+    let interrupted = async { signal::ctrl_c().await.expect("Ctrl-C can be handled") };
+    #[cfg(unix)]
+    let terminated = async {
+        let mut signals = signal::unix::signal(signal::unix::SignalKind::terminate())
+            .expect("SIGTERM can be handled");
+        signals.recv().await;
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupted => {}
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,74 @@
+//! How the examples start, and what they say when they cannot.
+
+use std::{fs, net::TcpListener, process::Command};
+
+use crate::support::server::{complaint, path_of};
+
+const EXAMPLES: [(&str, &str); 2] = [
+    ("axum_upload", "127.0.0.1:3000"),
+    ("tonic_upload", "127.0.0.1:50051"),
+];
+
+#[test]
+fn each_has_a_place_of_its_own_to_listen() {
+    for (example, listen) in EXAMPLES {
+        let output = Command::new(path_of(example)).arg("--help").output();
+        let help = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(help.contains(&format!("[default: {listen}]")), "{help}");
+        for flag in ["--listen", "--dir", "--keep-free", "--quota", "--user"] {
+            assert!(help.contains(flag), "{flag}: {help}");
+        }
+    }
+}
+
+#[test]
+fn says_why_it_cannot_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, file) = (folder.path().join("dir"), folder.path().join("file"));
+    fs::write(&file, "").unwrap();
+    let (dir, file) = (dir.to_str().unwrap(), file.to_str().unwrap());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (flags, words) in [
+        (&["--dir", file][..], format!("error: {file}: ")),
+        (
+            &["--listen", &taken, "--dir", dir],
+            format!("error: cannot listen on {taken}: "),
+        ),
+        (
+            &["--dir", dir, "--user", "ann:a:1", "--user", "ann:b:1"],
+            "error: there are two users \"ann\"".to_owned(),
+        ),
+        (
+            &["--dir", dir, "--user", "ann:a:1", "--user", "bob:a:1"],
+            "error: two users have the same token".to_owned(),
+        ),
+    ] {
+        for (example, _) in EXAMPLES {
+            let (said, code) = complaint(example, flags);
+            assert!(said.starts_with(&words), "{said}");
+            assert_eq!((said.lines().count(), code), (1, Some(1)), "{said}");
+        }
+    }
+}
+
+#[test]
+fn says_what_is_wrong_with_a_flag() {
+    for (flags, words) in [
+        (["--quota", "much"], "'much' for '--quota <SIZE>'"),
+        (["--listen", "here"], "'here' for '--listen <ADDR>'"),
+        (["--user", "ann"], "expected NAME:TOKEN:LIMIT"),
+        (["--user", "../ann:a:1"], "no slash"),
+        (["--user", "ann:a b:1"], "the token must be printable ASCII"),
+        (["--user", "ann:a:much"], "the limit: "),
+    ] {
+        for (example, _) in EXAMPLES {
+            let (said, code) = complaint(example, flags);
+            assert!(
+                said.starts_with("error: ") && said.contains(words),
+                "{said}"
+            );
+            assert_eq!(code, Some(2), "{said}");
+        }
+    }
+}
