@@ -4,6 +4,7 @@ pub(crate) mod disk;
 #[cfg(target_os = "linux")]
 pub(crate) mod mounts;
 /// The messages and clients of the gRPC example.
+#[allow(unreachable_pub)]
 pub(crate) mod proto {
     include!("../../../examples/proto/upload.v1.rs");
 }

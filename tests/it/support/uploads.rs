@@ -9,15 +9,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{IntoStreamingRequest, Request, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use self::proto::{
-    GetRequest, PutRequest, PutSmallRequest, put_request::Part, uploads_client::UploadsClient,
+use super::{
+    proto::{
+        GetRequest, PutRequest, PutSmallRequest, put_request::Part, uploads_client::UploadsClient,
+    },
+    server::Server,
 };
-use super::server::Server;
-
-#[allow(unreachable_pub)]
-mod proto {
-    include!("../../../examples/proto/upload.v1.rs");
-}
 
 /// How much of a file is in a message.
 const CHUNK: usize = 64 << 10;
