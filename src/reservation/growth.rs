@@ -166,7 +166,8 @@ where
                 .map_err(|error| Short { of: None, error })?;
             let replaced = self.books().replaced;
             match self.grow_hold(replaced, 0).await {
-                Err(Short { of: Some(_), .. }) if need < want => {
+                // What is wanted is ours to choose, and may be more than a limit allows. What is needed decides.
+                Err(short) if need < want && short.error.refusal().fault().is_some() => {
                     let less = self.grow_hold(replaced, want - need).await;
                     less.map(|()| need)
                 }

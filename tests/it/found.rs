@@ -25,7 +25,7 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
-    Amount, Demand, MeteredBody, Probe, Reading, Refused, Reservation, ResponseBody,
+    Amount, Demand, MeteredBody, Probe, Reading, Refused, Reservation, ResponseBody, Scope, Scopes,
     StorageGuardLayer, Volume,
     quota::{FunctionQuota, Limits, MemoryQuota, Quota, QuotaSource, quota_future},
 };
@@ -676,4 +676,49 @@ async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
         "{} reserved",
         inside.reservation.reserved()
     );
+}
+
+/// A grant of 64 KiB is more than the limit. That says nothing of the 30 KiB that there is room for.
+#[tokio::test]
+async fn a_grant_larger_than_the_limit_is_no_reason_to_cut() {
+    let quota = MemoryQuota::new(Limits::bytes(60 << 10));
+    let layer = StorageGuardLayer::quota_only(quota.clone()).scope_by(|_| USER);
+    let mut service = ByHand::new(layer);
+    let other = service.enter(full(40 << 10)).await;
+    let mut inside = service.enter(chunked(30, 1 << 10)).await;
+    assert_eq!(inside.reservation.reserved(), 20 << 10);
+    other.answer(500).await;
+    let mut read = 0;
+    while let Some(frame) = inside.body.frame().await {
+        read += frame.unwrap().into_data().unwrap().len();
+    }
+    assert_eq!(read, 30 << 10);
+    assert_eq!(inside.answer(201).await.status(), 201);
+    assert_eq!(quota.usage(USER).used.bytes, 30 << 10);
+}
+
+/// By the 64 KiB that a grant is, the user's own limit would be the one. By the byte that is needed, it is not.
+#[tokio::test]
+async fn the_scope_that_is_full_is_named() {
+    let quota = MemoryQuota::new(Limits::UNLIMITED);
+    quota.set_limits("own", Limits::bytes(500));
+    quota.set_limits("all", Limits::bytes(1_200));
+    quota.set_used("all", Amount::bytes(900));
+    let layer = StorageGuardLayer::quota_only(quota)
+        .scope_by(|_| Scopes::from(["own", "all"].map(Scope::from)));
+    let mut service = ByHand::new(layer);
+    let mut inside = service.enter(chunked(301, 1)).await;
+    let error = loop {
+        if let Err(error) = inside.body.frame().await.unwrap() {
+            break error;
+        }
+    };
+    let refusal = error.downcast_ref::<Refused>().unwrap().refusal();
+    assert_eq!(refusal.scope(), Some(&Scope::from("all")));
+    let figures = refusal.figures().unwrap();
+    assert_eq!(
+        (figures.limit, figures.used, figures.required),
+        (1_200, 1_200, 1)
+    );
+    assert!(refusal.is_temporary());
 }

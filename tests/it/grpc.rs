@@ -50,17 +50,17 @@ use tower_storage_guard::{
 
 use crate::support::{Dice, eventually, proto::GetReply as Message};
 
-const GIB: u64 = 1 << 30;
-const USER: &str = "user:1";
+pub(crate) const GIB: u64 = 1 << 30;
+pub(crate) const USER: &str = "user:1";
 /// What a user may store, in bytes.
-const LIMIT: u64 = 100_000;
+pub(crate) const LIMIT: u64 = 100_000;
 /// The content of a message, in bytes. Its field and its prefix take eight more.
-const CONTENT: usize = 10_000;
-const FRAMING: u64 = 8;
+pub(crate) const CONTENT: usize = 10_000;
+pub(crate) const FRAMING: u64 = 8;
 
 /// As much room as it is told.
 #[derive(Clone)]
-struct Room(Arc<AtomicU64>);
+pub(crate) struct Room(Arc<AtomicU64>);
 
 impl Probe for Room {
     fn read(&mut self) -> io::Result<Reading> {
@@ -69,16 +69,21 @@ impl Probe for Room {
 }
 
 /// What every test has: a volume, a quota, and a guard on both.
-struct Guarded {
+pub(crate) struct Guarded {
     room: Room,
     volume: Volume,
-    quota: MemoryQuota,
-    layer: StorageGuardLayer<MemoryQuota>,
+    pub(crate) quota: MemoryQuota,
+    pub(crate) layer: StorageGuardLayer<MemoryQuota>,
 }
 
 impl Guarded {
-    fn new() -> Self {
-        let room = Room(Arc::new(AtomicU64::new(GIB)));
+    pub(crate) fn new() -> Self {
+        Self::with_room(GIB)
+    }
+
+    /// With so many bytes on the volume.
+    pub(crate) fn with_room(bytes: u64) -> Self {
+        let room = Room(Arc::new(AtomicU64::new(bytes)));
         let volume = Volume::from_probe(room.clone()).unwrap();
         let volume = volume.probe_every(Duration::from_millis(5));
         let quota = MemoryQuota::new(Limits::bytes(LIMIT));
@@ -107,7 +112,7 @@ impl Guarded {
     }
 
     /// Nothing is set aside any more, and so much is used.
-    async fn all_is_settled(&self, used: u64) {
+    pub(crate) async fn all_is_settled(&self, used: u64) {
         eventually("nothing is claimed", || {
             self.volume.refresh();
             let status = self.volume.status();
@@ -135,9 +140,9 @@ impl Guarded {
 
 /// A service that keeps nothing, and behaves as the method says. The guard is told one of its two names.
 #[derive(Clone)]
-struct Behaving<const NAMED: bool>;
+pub(crate) struct Behaving<const NAMED: bool>;
 
-type Store = Behaving<true>;
+pub(crate) type Store = Behaving<true>;
 
 impl<const NAMED: bool> NamedService for Behaving<NAMED> {
     const NAME: &'static str = if NAMED {
@@ -243,13 +248,13 @@ fn disk_full() -> Status {
 
 /// A tonic client.
 #[derive(Clone)]
-struct Caller {
+pub(crate) struct Caller {
     grpc: client::Grpc<BoxCloneSyncService<Request<Body>, http::Response<Body>, Status>>,
     addr: SocketAddr,
 }
 
 impl Caller {
-    async fn to(addr: SocketAddr) -> Self {
+    pub(crate) async fn to(addr: SocketAddr) -> Self {
         let channel = Channel::from_shared(format!("http://{addr}")).unwrap();
         let channel = channel.connect().await.unwrap().map_err(failed);
         let grpc = client::Grpc::new(BoxCloneSyncService::new(channel));
@@ -273,7 +278,7 @@ impl Caller {
         (Self { grpc, addr }, tasks)
     }
 
-    async fn unary(
+    pub(crate) async fn unary(
         &self,
         path: &'static str,
         request: tonic::Request<Message>,
@@ -334,14 +339,14 @@ fn failed(error: impl Into<BoxError>) -> Status {
     Status::from_error(error.into())
 }
 
-fn message() -> Message {
+pub(crate) fn message() -> Message {
     Message {
         chunk: Bytes::from(vec![7; CONTENT]),
     }
 }
 
 /// What so many messages take on the wire, in bytes.
-fn on_the_wire(messages: u64) -> u64 {
+pub(crate) fn on_the_wire(messages: u64) -> u64 {
     messages * (CONTENT as u64 + FRAMING)
 }
 

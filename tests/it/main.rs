@@ -9,6 +9,7 @@ mod clients_that_leave;
 mod disks;
 mod found;
 mod grpc;
+mod grpc_web;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
