@@ -90,6 +90,13 @@
 //! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. Both axum and tonic take any
 //! body, so that nothing changes for them.
 //!
+//! # Remote procedure calls
+//!
+//! Calls of gRPC, gRPC-Web and Connect are answered in their own words: RESOURCE_EXHAUSTED instead of 507.
+//! Each of them is a POST, so those that write are [named](StorageGuardLayer::calls); the others are never
+//! refused. None of them has a Content-Length, so they draw grants; a client can announce a length in
+//! metadata, as `x-upload-length`. See [`refusal::Grpc`], and the module `tonic`.
+//!
 //! # When to use this, and when not
 //!
 //! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`.
@@ -106,6 +113,7 @@
 //! | `rustix` (default) | nothing new: fs4 has it | inodes |
 //! | `tokio` | tokio's `rt` and `time` | refused uploads are drained on a task beside their answers, and timers can be paused by a test. Without it, the end of a refusal waits for the drain, and a thread of our own keeps time. The runtime must have its timer enabled |
 //! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
+//! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
