@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tower::ServiceBuilder;
 use tower_storage_guard::{
-    Amount, BoxError, Demand, Reservation, Scope, StorageGuardLayer, axum::Failure,
+    Amount, BoxError, Demand, Readiness, Reservation, Scope, StorageGuardLayer, axum::Failure,
 };
 
 use self::shared::{
@@ -70,6 +70,8 @@ fn app(store: Store) -> Router {
         // The guard knows how much there is room for.
         .layer(DefaultBodyLimit::disable())
         .route("/", get(page))
+        // Whoever balances the load may ask without a token whether uploads are taken.
+        .route("/ready", get(Readiness::new(store.volume.clone())))
         .with_state(store)
 }
 

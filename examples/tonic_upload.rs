@@ -13,12 +13,15 @@ use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tonic::{
     Request, Response, Status, Streaming,
-    service::InterceptorLayer,
+    server::NamedService,
+    service::{InterceptorLayer, LayerExt},
     transport::{Server, server::TcpIncoming},
 };
+use tonic_health::server::health_reporter;
+use tower::ServiceBuilder;
 use tower_storage_guard::{
     Amount, BoxError, Reservation, StorageGuardLayer,
-    tonic::{reservation, status},
+    tonic::{health, reservation, status},
 };
 
 use self::{
@@ -57,15 +60,22 @@ async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
         .scope_by(Folder::scopes_of)
         // Each call is a POST, so that they are named. The others read, or make room.
         .calls(["upload.v1.Uploads/Put", "upload.v1.Uploads/PutSmall"])?;
-    Server::builder()
-        // A client that is gone without a word would hold what is set aside for it.
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+    // Whoever balances the load may ask without a token whether uploads are taken.
+    let (reporter, health_service) = health_reporter();
+    let name = UploadsServer::<Service>::NAME;
+    tokio::spawn(health::report(reporter, name, store.volume.clone()));
+    let uploads = ServiceBuilder::new()
         // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
         .layer(InterceptorLayer::new(move |request| {
             identify(&store, request)
         }))
         .layer(guard)
-        .add_service(UploadsServer::new(Service).max_decoding_message_size(MESSAGE))
+        .named_layer(UploadsServer::new(Service).max_decoding_message_size(MESSAGE));
+    Server::builder()
+        // A client that is gone without a word would hold what is set aside for it.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(health_service)
+        .add_service(uploads)
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             asked_to_stop(),

@@ -346,6 +346,9 @@ async fn strangers_are_turned_away() {
         }
     }
     assert_eq!(server.get("/").await.status(), StatusCode::OK);
+    let ready = server.get("/ready").await;
+    assert_eq!(ready.status(), StatusCode::OK);
+    assert_eq!(ready.text().await.unwrap(), "ready");
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 use std::fs;
 
 use futures_util::{future::join_all, stream};
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt;
 
 use crate::support::{
@@ -186,6 +189,20 @@ async fn strangers_are_turned_away() {
     let bob = client.authorized(Some("bearer secret".to_owned()));
     assert_eq!(code(bob.put("a", "x").await), Code::ResourceExhausted);
     assert_eq!(code(bob.get("a").await), Code::NotFound);
+
+    // Whether uploads are taken is for anybody who balances the load.
+    let channel = Channel::from_shared(format!("http://{}", server.addr)).unwrap();
+    let mut health = HealthClient::new(channel.connect_lazy());
+    for (service, serving) in [
+        ("", ServingStatus::Serving),
+        ("upload.v1.Uploads", ServingStatus::NotServing),
+    ] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), serving, "{service:?}");
+    }
 }
 
 #[tokio::test]
