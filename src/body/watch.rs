@@ -84,6 +84,10 @@ impl Watch {
                 Read::Last(last, success) => self.end(Some(last), success, cx),
             },
             Some(Err(error)) => {
+                // Its error may be the cut's, where it reads the request and passes on what it gets.
+                if let Some(refusal) = self.cell.refusal() {
+                    return Poll::Ready(Some(self.cut(refusal)));
+                }
                 self.settle_failed();
                 Poll::Ready(Some(Err(error.into())))
             }
