@@ -121,7 +121,8 @@ impl Ending {
         let asked = match self {
             Self::Length { .. } => return None,
             Self::Trailers(asked) => asked,
-            Self::Web(web) => &web.0,
+            Self::Web(web) if web.1.is_between_frames() => &web.0,
+            Self::Web(_) => return None,
         };
         // The headers of a Trailers-Only answer are its trailers.
         let mut trailers = cell.answer(refusal.clone(), asked).into_parts().0.headers;

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{BufMut, Bytes};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -130,6 +131,48 @@ fn web_frame(flags: u8, content: &[u8]) -> Vec<u8> {
     frame.put_u32(content.len() as u32);
     frame.extend(content);
     frame
+}
+
+/// Frames that a cut puts into the middle of a message are read as the rest of that message.
+#[tokio::test]
+async fn a_cut_within_a_message_of_grpc_web_is_no_part_of_it() {
+    for is_text in [false, true] {
+        let guarded = Guarded::new();
+        let content_type = if is_text {
+            "application/grpc-web-text"
+        } else {
+            "application/grpc-web"
+        };
+        let mut call = ByHand::call(&guarded.layer, content_type).await;
+        let mut half = web_frame(0, &[7; 1_000])[..600].to_vec();
+        if is_text {
+            half = STANDARD.encode(half).into();
+        }
+        call.reply(half.clone());
+        assert_eq!(call.data().await, half);
+        call.cut().await;
+        let end = call.frame().await.unwrap();
+        assert!(
+            end.is_err(),
+            "{content_type}: {} bytes into the message",
+            end.unwrap().into_data().unwrap().len()
+        );
+        assert!(call.frame().await.is_none());
+        guarded.all_is_settled(0).await;
+    }
+}
+
+/// Four characters are three bytes, or two, or one. Between them there is no place for others.
+#[tokio::test]
+async fn a_cut_within_four_characters_of_base64_is_an_error() {
+    let guarded = Guarded::new();
+    let mut call = ByHand::call(&guarded.layer, "application/grpc-web-text").await;
+    let text = STANDARD.encode(web_frame(0, b"1234"));
+    call.reply(text[..text.len() - 1].to_owned());
+    call.data().await;
+    call.cut().await;
+    assert!(call.frame().await.unwrap().is_err());
+    guarded.all_is_settled(0).await;
 }
 
 /// A handler that pipes has the cut in its answer before the guard has looked.
