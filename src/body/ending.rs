@@ -29,11 +29,11 @@ pub(crate) enum Ending {
 pub(super) enum Read<D> {
     /// It says nothing of the outcome.
     Goes(Frame<D>),
-    /// Nothing comes behind it. Whether it says success.
+    /// It says the outcome: whether that is success.
     Last(Last, bool),
 }
 
-/// The last frame of an answer.
+/// The frame of an answer that says how it ends.
 pub(super) enum Last {
     Data(Bytes),
     Trailers(HeaderMap),

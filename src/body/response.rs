@@ -88,8 +88,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
-            // It has to be polled once more, to settle.
-            Kind::Watched { watch, .. } => watch.is_done(),
+            Kind::Watched { body, watch } => watch.is_end_stream(body),
             Kind::Refusal { content, drain } => content.is_none() && drain.is_none(),
         }
     }

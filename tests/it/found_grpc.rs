@@ -175,6 +175,54 @@ async fn a_cut_within_four_characters_of_base64_is_an_error() {
     guarded.all_is_settled(0).await;
 }
 
+#[tokio::test]
+async fn all_of_grpc_web_goes_on_to_the_client_behind_the_status() {
+    let mut huge = format!("grpc-status:0\r\nlong:{}\r\n", "x".repeat(100 << 10));
+    huge.push_str("last:1\r\n");
+    let mut text = STANDARD
+        .encode(web_frame(0x80, b"grpc-status:0\r\n"))
+        .into_bytes();
+    let padding = text.split_off(text.len() - 1);
+    assert_eq!(padding, b"=");
+    let mut two = STANDARD
+        .encode(web_frame(0x80, b"grpc-status: 0\r\nx:\r\n"))
+        .into_bytes();
+    assert!(two.ends_with(b"=="));
+    let second = two.split_off(two.len() - 1);
+    for (content_type, pieces) in [
+        (
+            "application/grpc-web",
+            web_frame(0x80, huge.as_bytes())
+                .chunks(8 << 10)
+                .map(<[u8]>::to_vec)
+                .collect(),
+        ),
+        ("application/grpc-web-text", vec![text, padding]),
+        ("application/grpc-web-text", vec![two, second]),
+    ] {
+        let guarded = Guarded::new();
+        let ByHand {
+            body,
+            reply,
+            answer,
+            send,
+        } = ByHand::call(&guarded.layer, content_type).await;
+        drop((send, body));
+        let whole = pieces.concat();
+        for piece in pieces {
+            reply.send(Ok(Frame::data(piece.into()))).unwrap();
+        }
+        drop(reply);
+        let got = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(
+            (got.len(), got == whole),
+            (whole.len(), true),
+            "{content_type}"
+        );
+        guarded.all_is_settled(0).await;
+    }
+}
+
 /// A handler that pipes has the cut in its answer before the guard has looked.
 #[tokio::test]
 async fn a_cut_that_comes_as_the_answers_error_is_the_refusal() {
