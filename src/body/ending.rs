@@ -74,6 +74,12 @@ impl Ending {
         }
     }
 
+    /// Whether the content is as long as the inner service says, or else breaks off. A call may end in a refusal
+    /// instead, which is longer or shorter.
+    pub(super) fn keeps_length(&self) -> bool {
+        matches!(self, Self::Length { .. })
+    }
+
     pub(super) fn read<D: Buf + From<Bytes>>(&mut self, frame: Frame<D>) -> Read<D> {
         match self {
             Self::Length { sent, .. } => {

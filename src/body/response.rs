@@ -95,7 +95,8 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body } | Kind::Watched { body, .. } => body.size_hint(),
+            Kind::Inner { body } => body.size_hint(),
+            Kind::Watched { body, watch } => watch.size_hint(body),
             // With its length known, HTTP/1 takes the answer as sent, and drops it before the drain.
             Kind::Refusal { drain: Some(_), .. } => SizeHint::default(),
             Kind::Refusal { content, .. } => {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
 use super::ending::{Ending, Last, Read};
@@ -51,6 +51,14 @@ impl Watch {
             State::Open | State::Settling { .. } => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
+        }
+    }
+
+    pub(super) fn size_hint<B: Body>(&self, body: &B) -> SizeHint {
+        if self.ending.keeps_length() {
+            body.size_hint()
+        } else {
+            SizeHint::default()
         }
     }
 

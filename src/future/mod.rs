@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -289,6 +289,8 @@ where
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
                     if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
+                        // A refusal in its place would have another length.
+                        response.headers_mut().remove(CONTENT_LENGTH);
                         let watch = Watch::new(guarded.hand_on(), ending);
                         let watched = |body| ResponseBody::watched(body, watch);
                         return Poll::Ready(Ok(response.map(watched)));

@@ -240,6 +240,27 @@ async fn a_cut_that_comes_as_the_answers_error_is_the_refusal() {
     guarded.all_is_settled(0).await;
 }
 
+/// Its length may be another in the end.
+#[tokio::test]
+async fn the_length_of_a_call_is_not_told_before_its_end() {
+    let guarded = Guarded::new();
+    for content_type in ["application/grpc", "application/grpc-web+proto"] {
+        let service = service_fn(async |_: Request<MeteredBody<Content>>| {
+            let response = Response::builder()
+                .header(CONTENT_TYPE, content_type)
+                .header("content-length", 4_000);
+            let content = Full::new(Bytes::from(vec![0; 4_000]));
+            let content = content.with_trailers(async { Some(Ok(trailers("0"))) });
+            Ok::<_, Infallible>(response.body(content).unwrap())
+        });
+        let content = StreamBody::new(stream::empty()).boxed_unsync();
+        let request = post("/test.v1.Store/Any", content_type, content);
+        let answer = guarded.layer.layer(service).oneshot(request).await.unwrap();
+        assert_eq!(answer.body().size_hint().exact(), None, "{content_type}");
+        assert!(!answer.headers().contains_key("content-length"));
+    }
+}
+
 /// Whoever sends the request chooses its content type and its headers.
 #[tokio::test]
 #[ignore = "open: every POST that says it is a call is let in past the guard"]
