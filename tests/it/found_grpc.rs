@@ -261,6 +261,26 @@ async fn the_length_of_a_call_is_not_told_before_its_end() {
     }
 }
 
+/// The same failure is released when it comes in the trailers.
+#[tokio::test]
+async fn a_call_that_fails_in_its_head_is_not_charged_whatever_its_http_status() {
+    let guarded = Guarded::new();
+    let layer = guarded.layer.clone();
+    let layer = layer.success_when(|head| head.status.is_success());
+    let service = service_fn(async |request: Request<MeteredBody<Content>>| {
+        request.into_body().collect().await.unwrap();
+        let response = Response::builder()
+            .header(CONTENT_TYPE, "application/grpc")
+            .header("grpc-status", "5");
+        Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap())
+    });
+    let content = Full::new(Bytes::from_static(&[7; 1_000]));
+    let content = content.map_err(|never| match never {}).boxed_unsync();
+    let request = post("/test.v1.Store/Any", "application/grpc", content);
+    layer.layer(service).oneshot(request).await.unwrap();
+    guarded.all_is_settled(0).await;
+}
+
 /// Whoever sends the request chooses its content type and its headers.
 #[tokio::test]
 #[ignore = "open: every POST that says it is a call is let in past the guard"]
