@@ -318,6 +318,9 @@ impl<Q: Clone> StorageGuardLayer<Q> {
 
     /// Sets which answers mean that the request was carried out, so that what it stored is charged.
     ///
+    /// A gRPC call that ends in anything but OK is never one of them, whether its status comes in the head or in
+    /// the trailers.
+    ///
     /// Defaults to status 2xx, and 303 See Other, as forms are answered.
     pub fn success_when<F>(self, success: F) -> Self
     where

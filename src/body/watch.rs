@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
 use super::ending::{Ending, Last, Read};
@@ -30,6 +30,8 @@ enum State {
         settled: Later<()>,
         last: Option<Last>,
     },
+    /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
+    Rest,
     Done,
 }
 
@@ -43,8 +45,21 @@ impl Watch {
         }
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+    pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
+        match self.state {
+            // It has to be polled once more, to settle.
+            State::Open | State::Settling { .. } => false,
+            State::Rest => body.is_end_stream(),
+            State::Done => true,
+        }
+    }
+
+    pub(super) fn size_hint<B: Body>(&self, body: &B) -> SizeHint {
+        if self.ending.keeps_length() {
+            body.size_hint()
+        } else {
+            SizeHint::default()
+        }
     }
 
     pub(super) fn poll_frame<B>(
@@ -62,8 +77,14 @@ impl Watch {
             State::Settling { settled, last } => {
                 ready!(settled.as_mut().poll(cx));
                 let last = last.take();
-                self.state = State::Done;
-                return Poll::Ready(last.map(|last| Ok(last.into_frame())));
+                return Poll::Ready(self.settled(last));
+            }
+            State::Rest => {
+                let frame = ready!(body.poll_frame(cx));
+                if frame.is_none() {
+                    self.state = State::Done;
+                }
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
             State::Done => return Poll::Ready(None),
         }
@@ -84,6 +105,10 @@ impl Watch {
                 Read::Last(last, success) => self.end(Some(last), success, cx),
             },
             Some(Err(error)) => {
+                // Its error may be the cut's, where it reads the request and passes on what it gets.
+                if let Some(refusal) = self.cell.refusal() {
+                    return Poll::Ready(Some(self.cut(refusal)));
+                }
                 self.settle_failed();
                 Poll::Ready(Some(Err(error.into())))
             }
@@ -107,8 +132,18 @@ impl Watch {
             self.state = State::Settling { settled, last };
             return Poll::Pending;
         }
-        self.state = State::Done;
-        Poll::Ready(last.map(|last| Ok(last.into_frame())))
+        Poll::Ready(self.settled(last))
+    }
+
+    fn settled<D: From<Bytes>>(
+        &mut self,
+        last: Option<Last>,
+    ) -> Option<Result<Frame<D>, BoxError>> {
+        self.state = match last {
+            Some(Last::Data(_)) => State::Rest,
+            Some(Last::Trailers(_)) | None => State::Done,
+        };
+        last.map(|last| Ok(last.into_frame()))
     }
 
     /// The head is out and said nothing of this. What is left is to end in the refusal, where the answer
@@ -129,7 +164,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if !self.is_done() {
+        if let State::Open | State::Settling { .. } = self.state {
             let success = self.ending.is_success_when_dropped();
             drop(Arc::clone(&self.cell).answer_ended(success));
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -19,7 +19,7 @@ use tower::{BoxError, Service};
 pub(crate) use self::door::Held;
 use self::{
     door::Door,
-    verdict::{carry_over, means_success, of_error, of_response},
+    verdict::{carry_over, is_failed_call, means_success, of_error, of_response},
 };
 use crate::{
     Demand, Scopes,
@@ -276,7 +276,9 @@ where
                     let success = match &settings.success {
                         // A guard inside has refused it, in a dialect that says so in its own way.
                         _ if response.extensions().get::<Refusal>().is_some() => false,
-                        None => means_success(this.asked, &response),
+                        // As in the trailers: there nobody asks what HTTP's status is either.
+                        _ if is_failed_call(this.asked, response.headers()) => false,
+                        None => means_success(response.status()),
                         Some(success) => {
                             let (head, body) = response.into_parts();
                             let success = success(&head);
@@ -289,6 +291,8 @@ where
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
                     if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
+                        // A refusal in its place would have another length.
+                        response.headers_mut().remove(CONTENT_LENGTH);
                         let watch = Watch::new(guarded.hand_on(), ending);
                         let watched = |body| ResponseBody::watched(body, watch);
                         return Poll::Ready(Ok(response.map(watched)));

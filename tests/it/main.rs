@@ -8,6 +8,7 @@ mod clients_that_leave;
 #[cfg(target_os = "linux")]
 mod disks;
 mod found;
+mod found_grpc;
 mod grpc;
 mod grpc_web;
 mod guard;
