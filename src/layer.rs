@@ -8,6 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Scopes, StorageGuard, Volume,
+    body::{Drain, Unread},
     demand::Hints,
     fault::{Cause, Classifier},
     line::Line,
@@ -218,8 +219,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
     ///
     /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
-    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Of remote procedure calls,
-    /// to those that are [named](Self::calls).
+    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Remote procedure calls are
+    /// told apart by [`Self::calls`].
     pub fn applies_when<F>(self, applies: F) -> Self
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
@@ -227,12 +228,17 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.applies = Some(Arc::new(applies)))
     }
 
-    /// Names calls that are guarded: `package.Service/Method` for one, `package.Service` for all of a
-    /// service. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so that the method does not
-    /// tell those that write. Adds to those that were named before.
+    /// Names the calls that write: `package.Service/Method` for one, `package.Service` for all of a service.
+    /// These are guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their
+    /// calls is a POST, so that the method does not tell those that write. Adds to those that were named
+    /// before.
     ///
-    /// Defaults to none: no call is refused until it is named. Their storage faults are answered all the
-    /// same. Where [`Self::applies_when`] is set, that decides instead.
+    /// A call is a POST that says so by its content type, to a path such as `/package.Service/Method`. A
+    /// client can send that to any handler. So where handlers of plain HTTP are behind the same layer, and take
+    /// a POST at such a path, give them a layer of their own: a clone, from before the calls were named.
+    ///
+    /// Defaults to none: then a call is guarded as any POST is, those that read too. Where
+    /// [`Self::applies_when`] is set, that decides instead.
     ///
     /// # Errors
     ///
@@ -281,7 +287,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// `oc-total-length` out, or every chunk must find room for the whole.
     ///
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
-    /// `upload-length`, and for the metadata of a gRPC call `x-upload-length`.
+    /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|settings| settings.hints = Hints::new(names))
     }
@@ -338,7 +344,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
 
     /// Sets the status of a refusal by its cause.
     ///
-    /// Defaults to 507 for each. Clients in the style of S3 expect 403 or 413 for quotas.
+    /// Defaults to 507 for each. Clients in the style of S3 expect 403 or 413 for quotas. Calls of gRPC and
+    /// Connect have codes of their own, and no use for this.
     ///
     /// # Errors
     ///
@@ -445,6 +452,13 @@ impl<Q> fmt::Debug for Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
+    /// Drains what is left unread behind an answer. Returned where that has to hold the answer's end back.
+    pub(crate) fn drain(&self, unread: Option<Unread>) -> Option<Drain> {
+        unread
+            .and_then(|body| Drain::new(body, self.drain_bytes, self.drain_time))
+            .and_then(Drain::start)
+    }
+
     /// The answer of a quota source, in time.
     pub(crate) async fn bounded<T>(
         &self,

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::ending::{Ending, Last, Read};
+use super::{
+    Drain,
+    ending::{Ending, Last, Read},
+};
 use crate::{
     refusal::Refusal,
     reservation::{Charged, Later, Refused},
@@ -32,6 +35,8 @@ enum State {
     },
     /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
     Rest,
+    /// Refused, and what is left of the request is still being drained: only then is it sure to arrive.
+    Draining(Drain),
     Done,
 }
 
@@ -48,7 +53,7 @@ impl Watch {
     pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
         match self.state {
             // It has to be polled once more, to settle.
-            State::Open | State::Settling { .. } => false,
+            State::Open | State::Settling { .. } | State::Draining(_) => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
         }
@@ -85,6 +90,11 @@ impl Watch {
                     self.state = State::Done;
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            State::Draining(drain) => {
+                ready!(drain.poll(cx));
+                self.state = State::Done;
+                return Poll::Ready(None);
             }
             State::Done => return Poll::Ready(None),
         }
@@ -149,11 +159,17 @@ impl Watch {
     /// The head is out and said nothing of this. What is left is to end in the refusal, where the answer
     /// has a place for it, and in error where it has none.
     fn cut<D: From<Bytes>>(&mut self, refusal: Refusal) -> Result<Frame<D>, BoxError> {
+        let Some(last) = self.ending.refusal(&*self.cell, &refusal) else {
+            self.settle_failed();
+            return Err(Refused::new(refusal).into());
+        };
+        // Before it is settled: nobody drains anything behind that.
+        let drain = self.cell.drain();
         self.settle_failed();
-        match self.ending.refusal(&*self.cell, &refusal) {
-            Some(last) => Ok(last.into_frame()),
-            None => Err(Refused::new(refusal).into()),
+        if let Some(drain) = drain {
+            self.state = State::Draining(drain);
         }
+        Ok(last.into_frame())
     }
 
     fn settle_failed(&mut self) {

@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     Demand, Scopes,
-    body::{Drain, Ending, MeteredBody, ResponseBody, Unread, Watch},
+    body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
     quota::{QuotaHold, QuotaSource},
@@ -380,9 +380,7 @@ fn answer<R, Q>(
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain = unread
-        .and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time))
-        .and_then(Drain::start);
+    let drain = settings.drain(unread);
     settings
         .answers
         .answer(refusal, asked)
