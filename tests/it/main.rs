@@ -9,6 +9,8 @@ mod clients_that_leave;
 mod disks;
 mod found;
 mod grpc;
+#[cfg(target_os = "linux")]
+mod grpcio;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
