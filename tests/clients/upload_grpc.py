@@ -183,7 +183,9 @@ def cancel(options):
         until = dice.choice([0, size, dice.randint(1, size), dice.randint(1, size)])
         # Or earlier than that: one that waits for room does not come so far.
         patience = dice.choice([0, 0.1, 0.1, 0.1])
-        plans.append((f"{number:03}", until, patience, dice.choice([0, 0.02 * dice.random()])))
+        # Too late for most that end, even on a busy machine; while they are carried out; at once.
+        pause = dice.choice([0.2, 0.02, 0]) * dice.random()
+        plans.append((f"{number:03}", until, patience, pause))
 
     def one(plan):
         name, until, patience, pause = plan

@@ -561,6 +561,7 @@ async fn stampedes(channels: usize) {
 /// Nothing is stored, and nothing set aside: where the disk is as large as the quota, what needs both to the last byte
 /// is let in.
 async fn is_empty(server: &Server, client: &Client, quota: u64) {
+    assert_eq!(server.names(), [""; 0]);
     let size = format!("remount,size={quota}");
     let remount = ["-o", &size].map(Path::new);
     run("mount", remount.into_iter().chain([server.dir.path()]));
