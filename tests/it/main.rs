@@ -11,6 +11,8 @@ mod found;
 mod found_grpc;
 mod grpc;
 mod grpc_web;
+#[cfg(target_os = "linux")]
+mod grpcio;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
