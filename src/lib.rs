@@ -127,6 +127,7 @@ mod future;
 mod layer;
 mod line;
 mod outage;
+mod price;
 pub mod quota;
 pub mod refusal;
 mod reservation;
@@ -144,6 +145,7 @@ pub use self::{
     future::ResponseFuture,
     layer::StorageGuardLayer,
     outage::Outage,
+    price::Price,
     reservation::{Refused, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,

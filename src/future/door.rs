@@ -13,7 +13,7 @@ use tower::Service;
 
 use super::{Guarded, ONCE, State};
 use crate::{
-    Amount, Demand, Outage, Scopes,
+    Amount, Outage, Price, Scopes,
     body::{MeteredBody, Unread, WhenDropped},
     layer::{Priced, Settings, too_late},
     quota::{QuotaError, QuotaSource},
@@ -58,7 +58,7 @@ pub(crate) struct Held<S, B> {
 pub(super) struct Wanted<S, B> {
     held: Held<S, B>,
     scopes: Scopes,
-    demand: Demand,
+    price: Price,
 }
 
 impl<S, B, Q> State<S, B, Q>
@@ -71,8 +71,9 @@ where
         settings: &Arc<Settings<Q>>,
         held: Held<S, B>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
     ) -> Self {
+        let demand = price.demand;
         let (bytes, least) = match demand.bytes() {
             Some(bytes) => (bytes, bytes),
             // Nobody knows how little it may be.
@@ -85,7 +86,7 @@ where
         let wanted = Wanted {
             held,
             scopes,
-            demand,
+            price,
         };
         let Some(volume) = &settings.volume else {
             let blocks = Amount::ZERO;
@@ -107,9 +108,9 @@ where
         let Wanted {
             held,
             scopes,
-            demand,
+            price,
         } = wanted;
-        let cell = Cell::new(Arc::clone(settings), scopes, demand, admitted);
+        let cell = Cell::new(Arc::clone(settings), scopes, price, admitted);
         let cell = Arc::new(cell);
         if cell.scopes().is_empty() {
             Self::inside(cell, held)
@@ -194,10 +195,10 @@ where
                 scopes,
                 held,
             } => {
-                let demand = ready!(price.as_mut().poll(cx));
+                let price = ready!(price.as_mut().poll(cx));
                 let scopes = std::mem::take(scopes);
                 let held = held.take().expect(ONCE);
-                State::at_volume(settings, held, scopes, demand)
+                State::at_volume(settings, held, scopes, price)
             }
             DoorProj::Volume { admission, wanted } => {
                 let volume = settings.volume.as_ref().expect("somebody waits for it");

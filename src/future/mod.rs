@@ -22,7 +22,7 @@ use self::{
     verdict::{carry_over, means_success, of_error, of_response},
 };
 use crate::{
-    Demand, Scopes,
+    Price, Scopes,
     body::{Drain, Ending, MeteredBody, ResponseBody, Unread, Watch},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
@@ -145,13 +145,13 @@ where
         asked: Asked,
         held: Held<S, B>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
     ) -> Self
     where
         B: Send + 'static,
         Q: Send + Sync + 'static,
     {
-        let state = State::at_volume(&settings, held, scopes, demand);
+        let state = State::at_volume(&settings, held, scopes, price);
         Self::new(settings, asked, state)
     }
 

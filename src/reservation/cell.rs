@@ -14,7 +14,7 @@ use http::Response;
 
 use super::{Refused, growth::Tickets};
 use crate::{
-    Amount, Demand, Scopes,
+    Amount, Demand, Price, Scopes,
     body::Unread,
     fault::Resource,
     layer::Settings,
@@ -112,6 +112,7 @@ pub(crate) struct Cell<Q: QuotaSource> {
     pub(super) settings: Arc<Settings<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
+    gives_back: Vec<(Scopes, Amount)>,
     pub(super) meter: Meter,
     books: Mutex<Books<Q::Hold>>,
 }
@@ -167,18 +168,20 @@ impl<Q: QuotaSource> Cell<Q> {
     pub(crate) fn new(
         settings: Arc<Settings<Q>>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
         admitted: Admitted,
     ) -> Self {
         let Admitted { bytes, blocks } = admitted;
+        let demand = price.demand;
         let tickets = demand
             .bytes()
             .is_none()
             .then(|| Arc::new(Tickets::new(&settings)));
         Self {
             settings,
-            scopes,
+            scopes: price.scopes.unwrap_or(scopes),
             demand,
+            gives_back: price.gives_back,
             meter: Meter {
                 reserved: AtomicU64::new(bytes),
                 received: AtomicU64::new(0),
@@ -220,13 +223,18 @@ impl<Q: QuotaSource> Cell<Q> {
 
     /// What the quota is asked to set aside at the door.
     pub(crate) fn asked(&self) -> Amount {
-        Amount::new(self.meter.reserved(), self.demand.objects()) - self.demand.replaced()
+        self.in_scopes(self.meter.reserved()) - self.demand.replaced()
     }
 
     /// What must fit into the quota, though it is not set aside.
     pub(crate) fn expected(&self) -> Amount {
         let bytes = self.demand.expected().max(self.meter.reserved());
-        Amount::new(bytes, self.demand.objects()) - self.demand.replaced()
+        self.in_scopes(bytes) - self.demand.replaced()
+    }
+
+    /// What the scopes are to hold where so many bytes are set aside, before what is replaced.
+    pub(super) fn in_scopes(&self, bytes: u64) -> Amount {
+        Amount::new(bytes, self.demand.objects()) + self.demand.moved()
     }
 
     /// Lowers what the quota is asked for to what it has, where the length is unknown: at the door the
@@ -287,7 +295,8 @@ impl<Q: QuotaSource> Cell<Q> {
         self.meter.close();
         // Under the lock, so that no cut can come between: what was cut is never charged.
         let success = success && books.refusal.is_none();
-        let received = self.meter.received();
+        // The service may write more by itself, beside the body.
+        let received = self.meter.received().saturating_add(self.demand.copied());
         let stored = if success {
             books.report.stored.unwrap_or(received)
         } else {
@@ -299,7 +308,8 @@ impl<Q: QuotaSource> Cell<Q> {
         let on_disk = stored.max(partial).max(books.written);
         let (claimed, settled) = (books.blocks, books.settled);
         let made = books.report.made.unwrap_or(self.demand.objects());
-        let change = Change::between(Amount::new(stored, made), books.replaced);
+        let stored_in_scopes = Amount::new(stored, made) + self.demand.moved();
+        let change = Change::between(stored_in_scopes, books.replaced);
         let (hold, tickets) = (books.hold.take(), books.tickets.take());
         let (unread, watcher) = (books.unread.take(), books.watcher.take());
         drop(books);
@@ -311,6 +321,11 @@ impl<Q: QuotaSource> Cell<Q> {
             let settling = on_disk.min(claimed.bytes).saturating_sub(settled);
             volume.settle(Amount::new(settling, claimed.objects));
             volume.release(Amount::bytes(claimed.bytes - settled - settling));
+        }
+        if success {
+            for (scopes, amount) in &self.gives_back {
+                self.settings.quota.give_back(scopes, *amount);
+            }
         }
         drop(tickets);
         let hold = hold.filter(|_| success);

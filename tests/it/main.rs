@@ -14,6 +14,7 @@ mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
 mod health;
+mod price;
 mod proto;
 mod server;
 mod start;

@@ -1,0 +1,53 @@
+//! What a request costs, and whom.
+
+use crate::{Amount, Demand, Scopes};
+
+/// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
+///
+/// A demand is a price by itself. The rest is for requests that concern more than one place:
+///
+/// ```
+/// use tower_storage_guard::{Amount, Demand, Price};
+///
+/// // A file of 100 bytes changes hands.
+/// let file = Amount::new(100, 1);
+/// let price = Price::from(Demand::nothing().moving(file))
+///     .charged_to("user:ann")
+///     .giving_back("user:bob", file);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Price {
+    pub(crate) demand: Demand,
+    pub(crate) scopes: Option<Scopes>,
+    pub(crate) gives_back: Vec<(Scopes, Amount)>,
+}
+
+impl Price {
+    /// Sets who is charged, in the place of whom the [layer](crate::StorageGuardLayer::scope_by) says.
+    #[must_use]
+    pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
+        self.scopes = Some(scopes.into());
+        self
+    }
+
+    /// Adds what is given back to others when the request has succeeded: what it removes there, or takes
+    /// from them.
+    #[must_use]
+    pub fn giving_back(mut self, scopes: impl Into<Scopes>, amount: Amount) -> Self {
+        let scopes = scopes.into();
+        if !scopes.is_empty() && !amount.is_zero() {
+            self.gives_back.push((scopes, amount));
+        }
+        self
+    }
+}
+
+impl From<Demand> for Price {
+    fn from(demand: Demand) -> Self {
+        Self {
+            demand,
+            scopes: None,
+            gives_back: Vec::new(),
+        }
+    }
+}
