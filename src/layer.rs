@@ -8,6 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Price, Scopes, StorageGuard, Volume,
+    dav::Dav,
     demand::Hints,
     fault::{Cause, Classifier},
     line::Line,
@@ -277,6 +278,13 @@ impl<Q: Clone> StorageGuardLayer<Q> {
             };
             settings.price = Some(PriceBy::Later(Arc::new(price)));
         })
+    }
+
+    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
+    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
+    pub fn webdav(self, dav: Dav) -> Self {
+        self.applies_when(|head| Dav::applies(&head.method))
+            .price_by_async(move |head, demand| dav.price(head, demand))
     }
 
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest

@@ -120,7 +120,9 @@
 
 #[cfg(feature = "axum")]
 pub mod axum;
+mod blocking;
 mod body;
+pub mod dav;
 mod demand;
 pub mod fault;
 mod future;

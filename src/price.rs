@@ -20,9 +20,18 @@ pub struct Price {
     pub(crate) demand: Demand,
     pub(crate) scopes: Option<Scopes>,
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
+    pub(crate) is_unknown: bool,
 }
 
 impl Price {
+    /// It cannot be found out what the request costs. It is answered 503, and not called.
+    pub fn unknown() -> Self {
+        Self {
+            is_unknown: true,
+            ..Demand::nothing().into()
+        }
+    }
+
     /// Sets who is charged, in the place of whom the [layer](crate::StorageGuardLayer::scope_by) says.
     #[must_use]
     pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
@@ -48,6 +57,7 @@ impl From<Demand> for Price {
             demand,
             scopes: None,
             gives_back: Vec::new(),
+            is_unknown: false,
         }
     }
 }

@@ -73,6 +73,9 @@ where
         scopes: Scopes,
         price: Price,
     ) -> Self {
+        if price.is_unknown {
+            return Self::refused(held, Refusal::unavailable());
+        }
         let demand = price.demand;
         let (bytes, least) = match demand.bytes() {
             Some(bytes) => (bytes, bytes),

@@ -20,3 +20,4 @@ mod server;
 mod start;
 mod support;
 mod tonic_upload;
+mod webdav;
