@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -287,6 +287,10 @@ where
                     if !success {
                         // Dropped, it releases.
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    }
+                    if response.status() == StatusCode::MULTI_STATUS {
+                        // RFC 4918, section 13: of a DELETE or a MOVE, that some of it is still there.
+                        guarded.cell.keep_all();
                     }
                     if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
                         let watch = Watch::new(guarded.hand_on(), ending);

@@ -112,7 +112,6 @@ pub(crate) struct Cell<Q: QuotaSource> {
     pub(super) settings: Arc<Settings<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
-    gives_back: Vec<(Scopes, Amount)>,
     pub(super) meter: Meter,
     books: Mutex<Books<Q::Hold>>,
 }
@@ -134,6 +133,8 @@ pub(super) struct Books<H> {
     pub(super) askers: Vec<Waker>,
     /// What replacing gives back to the scopes.
     pub(super) replaced: Amount,
+    /// What others get back when it has succeeded.
+    gives_back: Vec<(Scopes, Amount)>,
     report: Report,
     pub(super) tickets: Option<Arc<Tickets>>,
     refusal: Option<Refused>,
@@ -181,7 +182,6 @@ impl<Q: QuotaSource> Cell<Q> {
             settings,
             scopes: price.scopes.unwrap_or(scopes),
             demand,
-            gives_back: price.gives_back,
             meter: Meter {
                 reserved: AtomicU64::new(bytes),
                 received: AtomicU64::new(0),
@@ -197,6 +197,7 @@ impl<Q: QuotaSource> Cell<Q> {
                 asking: false,
                 askers: Vec::new(),
                 replaced: demand.replaced(),
+                gives_back: price.gives_back,
                 report: Report::default(),
                 tickets,
                 refusal: None,
@@ -268,6 +269,11 @@ impl<Q: QuotaSource> Cell<Q> {
         self.books().unread.take()
     }
 
+    /// Nothing is given back: part of the request has failed, and nobody knows which.
+    pub(crate) fn keep_all(&self) {
+        self.books().gives_back.clear();
+    }
+
     /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there is
     /// to commit is returned.
     pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
@@ -312,6 +318,7 @@ impl<Q: QuotaSource> Cell<Q> {
         let change = Change::between(stored_in_scopes, books.replaced);
         let (hold, tickets) = (books.hold.take(), books.tickets.take());
         let (unread, watcher) = (books.unread.take(), books.watcher.take());
+        let gives_back = std::mem::take(&mut books.gives_back);
         drop(books);
 
         // All of this is others' code, or wakes others: not under the lock.
@@ -323,8 +330,8 @@ impl<Q: QuotaSource> Cell<Q> {
             volume.release(Amount::bytes(claimed.bytes - settled - settling));
         }
         if success {
-            for (scopes, amount) in &self.gives_back {
-                self.settings.quota.give_back(scopes, *amount);
+            for (scopes, amount) in gives_back {
+                self.settings.quota.give_back(&scopes, amount);
             }
         }
         drop(tickets);

@@ -220,6 +220,9 @@ async fn a_delete_gives_back_and_is_never_refused() {
     server.quota.set_limits("ann", Limits::bytes(1));
     assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 423).await, 423);
     assert_eq!(server.used("ann"), (60, 4));
+    // Part of it is still there.
+    assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 207).await, 207);
+    assert_eq!(server.used("ann"), (60, 4));
     assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 204).await, 204);
     assert_eq!(server.used("ann"), (20, 1));
     // Nobody knows how large it is.
