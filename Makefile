@@ -5,9 +5,12 @@ CARGO ?= cargo
 export CARGO_INCREMENTAL = 0
 LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
 
-.PHONY: test tools lint doc unit features loom bench
+# Where the test finds it, below cargo's own.
+CLIENTS = $(or $(CARGO_TARGET_DIR),target)/clients
 
-test: tools lint doc unit features loom
+.PHONY: test tools clients lint doc unit features loom bench
+
+test: tools clients lint doc unit features loom
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
@@ -21,6 +24,7 @@ tools:
 		command -v "$${tool%%:*}" >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; \
 	done; \
 	/usr/bin/python3 -c 'import requests' 2>/dev/null || missing="$$missing python3-requests"; \
+	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive \
@@ -28,6 +32,18 @@ tools:
 		else \
 			echo "make test needs these packages:$$missing" >&2; exit 1; \
 		fi; \
+	fi
+
+# Python packages that Debian does not have, in an environment of their own. What is there is kept while it works
+# and is what is asked for: the list goes in last.
+clients: tools
+	@asked=tests/clients/requirements.txt; \
+	if ! cmp -s $$asked $(CLIENTS)/requirements.txt || \
+		! $(CLIENTS)/bin/python -c 'import grpc_status' 2>/dev/null; then \
+		rm -rf $(CLIENTS) && \
+		/usr/bin/python3 -m venv $(CLIENTS) && \
+		$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $$asked && \
+		cp $$asked $(CLIENTS)/; \
 	fi
 
 lint:
@@ -38,7 +54,7 @@ doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
 # All of them, with those that mount filesystems and start other people's clients.
-unit:
+unit: clients
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored
 
 # No feature changes what another does, and none is needed.

@@ -8,6 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Price, Scopes, StorageGuard, Volume,
+    body::{Drain, Unread},
     dav::Dav,
     demand::Hints,
     fault::{Cause, Classifier},
@@ -219,8 +220,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
     ///
     /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
-    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Of remote procedure calls,
-    /// to those that are [named](Self::calls).
+    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Remote procedure calls are
+    /// told apart by [`Self::calls`].
     pub fn applies_when<F>(self, applies: F) -> Self
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
@@ -228,12 +229,17 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.applies = Some(Arc::new(applies)))
     }
 
-    /// Names calls that are guarded: `package.Service/Method` for one, `package.Service` for all of a
-    /// service. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so that the method does not
-    /// tell those that write. Adds to those that were named before.
+    /// Names the calls that write: `package.Service/Method` for one, `package.Service` for all of a service.
+    /// These are guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their
+    /// calls is a POST, so that the method does not tell those that write. Adds to those that were named
+    /// before.
     ///
-    /// Defaults to none: no call is refused until it is named. Their storage faults are answered all the
-    /// same. Where [`Self::applies_when`] is set, that decides instead.
+    /// A call is a POST that says so by its content type, to a path such as `/package.Service/Method`. A
+    /// client can send that to any handler. So where handlers of plain HTTP are behind the same layer, and take
+    /// a POST at such a path, give them a layer of their own: a clone, from before the calls were named.
+    ///
+    /// Defaults to none: then a call is guarded as any POST is, those that read too. Where
+    /// [`Self::applies_when`] is set, that decides instead.
     ///
     /// # Errors
     ///
@@ -295,7 +301,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// `oc-total-length` out, or every chunk must find room for the whole.
     ///
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
-    /// `upload-length`, and for the metadata of a gRPC call `x-upload-length`.
+    /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|settings| settings.hints = Hints::new(names))
     }
@@ -332,6 +338,9 @@ impl<Q: Clone> StorageGuardLayer<Q> {
 
     /// Sets which answers mean that the request was carried out, so that what it stored is charged.
     ///
+    /// A gRPC call that ends in anything but OK is never one of them, whether its status comes in the head or in
+    /// the trailers.
+    ///
     /// Defaults to status 2xx, and 303 See Other, as forms are answered.
     pub fn success_when<F>(self, success: F) -> Self
     where
@@ -349,7 +358,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
 
     /// Sets the status of a refusal by its cause.
     ///
-    /// Defaults to 507 for each. Clients in the style of S3 expect 403 or 413 for quotas.
+    /// Defaults to 507 for each. Clients in the style of S3 expect 403 or 413 for quotas. Calls of gRPC and
+    /// Connect have codes of their own, and no use for this.
     ///
     /// # Errors
     ///
@@ -456,6 +466,13 @@ impl<Q> fmt::Debug for Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
+    /// Drains what is left unread behind an answer. Returned where that has to hold the answer's end back.
+    pub(crate) fn drain(&self, unread: Option<Unread>) -> Option<Drain> {
+        unread
+            .and_then(|body| Drain::new(body, self.drain_bytes, self.drain_time))
+            .and_then(Drain::start)
+    }
+
     /// The answer of a quota source, in time.
     pub(crate) async fn bounded<T>(
         &self,

@@ -93,7 +93,7 @@
 //! # Remote procedure calls
 //!
 //! Calls of gRPC, gRPC-Web and Connect are answered in their own words: RESOURCE_EXHAUSTED instead of 507.
-//! Each of them is a POST, so those that write are [named](StorageGuardLayer::calls); the others are never
+//! Each of them is a POST, so name [those that write](StorageGuardLayer::calls), and the others are never
 //! refused. None of them has a Content-Length, so they draw grants; a client can announce a length in
 //! metadata, as `x-upload-length`. See [`refusal::Grpc`], and the module `tonic`.
 //!

@@ -81,36 +81,54 @@ pub(crate) fn is_ok(headers: &HeaderMap) -> Option<bool> {
     headers.get(GRPC_STATUS).map(|status| status == "0")
 }
 
-/// The calls that are guarded, as paths: `/service/` for a whole service, `/service/method` for one.
+/// The calls that are guarded: a service, and one of its methods or all.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Calls(Vec<Box<str>>);
+pub(crate) struct Calls(Vec<(Box<str>, Option<Box<str>>)>);
 
 impl Calls {
     pub(crate) fn name(&mut self, name: &str) -> Result<(), ConfigError> {
-        let invalid = || ConfigError::Call(name.to_owned());
         let plain = name.strip_prefix('/').unwrap_or(name);
-        let (service, method) = plain.split_once('/').unwrap_or((plain, ""));
-        let is_name = |name: &str| {
-            name.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'))
+        let (service, method) = match plain.split_once('/') {
+            Some((service, method)) => (service, Some(method)),
+            None => (plain, None),
         };
-        if service.is_empty() || !is_name(service) || !is_name(method) {
-            return Err(invalid());
+        if !service.split('.').all(is_identifier) || method.is_some_and(|name| !is_identifier(name))
+        {
+            return Err(ConfigError::Call(name.to_owned()));
         }
-        self.0.push(format!("/{service}/{method}").into());
+        self.0.push((service.into(), method.map(Into::into)));
         Ok(())
     }
 
-    /// Whether a path is one of them.
-    pub(crate) fn contain(&self, path: &str) -> bool {
-        self.0.iter().any(|named| {
-            if named.ends_with('/') {
-                path.starts_with(&**named)
-            } else {
-                path == &**named
+    /// Whether a call of this path is guarded. None where it is a request as any other: whoever sends it
+    /// chooses its content type, and could choose not to be guarded.
+    pub(crate) fn guard(&self, path: &str) -> Option<bool> {
+        // Nobody has said that there are calls at all.
+        if self.0.is_empty() {
+            return None;
+        }
+        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+        if !is_identifier(method) {
+            return None;
+        }
+        let mut is_known = service.contains('.') && service.split('.').all(is_identifier);
+        for (named, methods) in &self.0 {
+            if **named == *service {
+                match methods {
+                    None => return Some(true),
+                    Some(named) if **named == *method => return Some(true),
+                    Some(_) => is_known = true,
+                }
             }
-        })
+        }
+        is_known.then_some(false)
     }
+}
+
+/// As the language of protos has them.
+fn is_identifier(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(is_word) && !name.is_empty() && !name.as_bytes()[0].is_ascii_digit()
 }
 
 #[cfg(all(test, not(storage_guard_loom)))]
@@ -175,17 +193,38 @@ mod tests {
         let mut calls = Calls::default();
         calls.name("upload.v1.Uploads/Put").unwrap();
         calls.name("/Plain").unwrap();
-        for (path, named) in [
-            ("/upload.v1.Uploads/Put", true),
-            ("/upload.v1.Uploads/PutSmall", false),
-            ("/upload.v1.Uploads/", false),
-            ("/Plain/Anything", true),
-            ("/PlainToo/Anything", false),
-            ("/", false),
+        calls.name("Mixed/Write").unwrap();
+        for (path, guard) in [
+            ("/upload.v1.Uploads/Put", Some(true)),
+            ("/upload.v1.Uploads/PutSmall", Some(false)),
+            ("/grpc.health.v1.Health/Check", Some(false)),
+            ("/Plain/Anything", Some(true)),
+            ("/Mixed/Write", Some(true)),
+            ("/Mixed/Read", Some(false)),
+            // These are no calls, whatever their content type is.
+            ("/PlainToo/Anything", None),
+            ("/files/a", None),
+            ("/files/a.b", None),
+            ("/v1.0/files", None),
+            ("/a.b/c/d", None),
+            ("/a..b/c", None),
+            ("/upload.v1.Uploads/", None),
+            ("/upload.v1.Uploads", None),
+            ("/", None),
         ] {
-            assert_eq!(calls.contain(path), named, "{path:?}");
+            assert_eq!(calls.guard(path), guard, "{path:?}");
         }
-        for name in ["", "/", "a/b/c", "a b", "a/b?c", "upload.v1.Uploads/*"] {
+        assert_eq!(Calls::default().guard("/upload.v1.Uploads/Put"), None);
+        for name in [
+            "",
+            "/",
+            "a/",
+            "a/b/c",
+            "a b",
+            "a/b?c",
+            "a..b",
+            "upload.v1.Uploads/*",
+        ] {
             let refused = Calls::default().name(name);
             assert_eq!(refused, Err(ConfigError::Call(name.to_owned())));
         }

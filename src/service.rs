@@ -80,8 +80,10 @@ where
         let (head, body) = request.into_parts();
         let applies = match &settings.applies {
             Some(applies) => applies(&head),
-            None if asked.rpc().is_some() => settings.calls.contain(head.uri.path()),
-            None => is_write(&head.method),
+            None => asked
+                .rpc()
+                .and_then(|_| settings.calls.guard(head.uri.path()))
+                .unwrap_or_else(|| is_write(&head.method)),
         };
         if !applies {
             let request = Request::from_parts(head, MeteredBody::open(body));

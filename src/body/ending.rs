@@ -29,11 +29,11 @@ pub(crate) enum Ending {
 pub(super) enum Read<D> {
     /// It says nothing of the outcome.
     Goes(Frame<D>),
-    /// Nothing comes behind it. Whether it says success.
+    /// It says the outcome: whether that is success.
     Last(Last, bool),
 }
 
-/// The last frame of an answer.
+/// The frame of an answer that says how it ends.
 pub(super) enum Last {
     Data(Bytes),
     Trailers(HeaderMap),
@@ -72,6 +72,12 @@ impl Ending {
             }
             Rpc::ConnectUnary | Rpc::ConnectStream => None,
         }
+    }
+
+    /// Whether the content is as long as the inner service says, or else breaks off. A call may end in a refusal
+    /// instead, which is longer or shorter.
+    pub(super) fn keeps_length(&self) -> bool {
+        matches!(self, Self::Length { .. })
     }
 
     pub(super) fn read<D: Buf + From<Bytes>>(&mut self, frame: Frame<D>) -> Read<D> {
@@ -121,7 +127,8 @@ impl Ending {
         let asked = match self {
             Self::Length { .. } => return None,
             Self::Trailers(asked) => asked,
-            Self::Web(web) => &web.0,
+            Self::Web(web) if web.1.is_between_frames() => &web.0,
+            Self::Web(_) => return None,
         };
         // The headers of a Trailers-Only answer are its trailers.
         let mut trailers = cell.answer(refusal.clone(), asked).into_parts().0.headers;

@@ -239,8 +239,9 @@ where
                 Ok(frame)
             }
             Err(refused) => {
-                self.cell.cut(&refused);
-                self.give_up();
+                let unread = self.take_rest();
+                self.cell.cut(&refused, unread);
+                self.end(None);
                 Err(refused.into())
             }
         }))
@@ -267,9 +268,13 @@ impl<B: Body> Metered<B> {
 
     /// Ends it before its end. What is left goes to whoever answers.
     fn give_up(&mut self) {
-        let body = self.body.take();
-        let unread = body.and_then(|body| Unread::new((self.hand_on)(body), self.drain));
+        let unread = self.take_rest();
         self.end(unread);
+    }
+
+    fn take_rest(&mut self) -> Option<Unread> {
+        let body = self.body.take()?;
+        Unread::new((self.hand_on)(body), self.drain)
     }
 
     fn size_hint(&self) -> SizeHint {

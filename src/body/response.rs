@@ -88,15 +88,15 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
-            // It has to be polled once more, to settle.
-            Kind::Watched { watch, .. } => watch.is_done(),
+            Kind::Watched { body, watch } => watch.is_end_stream(body),
             Kind::Refusal { content, drain } => content.is_none() && drain.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body } | Kind::Watched { body, .. } => body.size_hint(),
+            Kind::Inner { body } => body.size_hint(),
+            Kind::Watched { body, watch } => watch.size_hint(body),
             // With its length known, HTTP/1 takes the answer as sent, and drops it before the drain.
             Kind::Refusal { drain: Some(_), .. } => SizeHint::default(),
             Kind::Refusal { content, .. } => {

@@ -7,10 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::ending::{Ending, Last, Read};
+use super::{
+    Drain,
+    ending::{Ending, Last, Read},
+};
 use crate::{
     refusal::Refusal,
     reservation::{Charged, Later, Refused},
@@ -30,6 +33,10 @@ enum State {
         settled: Later<()>,
         last: Option<Last>,
     },
+    /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
+    Rest,
+    /// Refused, and what is left of the request is still being drained: only then is it sure to arrive.
+    Draining(Drain),
     Done,
 }
 
@@ -43,8 +50,21 @@ impl Watch {
         }
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+    pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
+        match self.state {
+            // It has to be polled once more, to settle.
+            State::Open | State::Settling { .. } | State::Draining(_) => false,
+            State::Rest => body.is_end_stream(),
+            State::Done => true,
+        }
+    }
+
+    pub(super) fn size_hint<B: Body>(&self, body: &B) -> SizeHint {
+        if self.ending.keeps_length() {
+            body.size_hint()
+        } else {
+            SizeHint::default()
+        }
     }
 
     pub(super) fn poll_frame<B>(
@@ -62,8 +82,19 @@ impl Watch {
             State::Settling { settled, last } => {
                 ready!(settled.as_mut().poll(cx));
                 let last = last.take();
+                return Poll::Ready(self.settled(last));
+            }
+            State::Rest => {
+                let frame = ready!(body.poll_frame(cx));
+                if frame.is_none() {
+                    self.state = State::Done;
+                }
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            State::Draining(drain) => {
+                ready!(drain.poll(cx));
                 self.state = State::Done;
-                return Poll::Ready(last.map(|last| Ok(last.into_frame())));
+                return Poll::Ready(None);
             }
             State::Done => return Poll::Ready(None),
         }
@@ -84,6 +115,10 @@ impl Watch {
                 Read::Last(last, success) => self.end(Some(last), success, cx),
             },
             Some(Err(error)) => {
+                // Its error may be the cut's, where it reads the request and passes on what it gets.
+                if let Some(refusal) = self.cell.refusal() {
+                    return Poll::Ready(Some(self.cut(refusal)));
+                }
                 self.settle_failed();
                 Poll::Ready(Some(Err(error.into())))
             }
@@ -107,18 +142,34 @@ impl Watch {
             self.state = State::Settling { settled, last };
             return Poll::Pending;
         }
-        self.state = State::Done;
-        Poll::Ready(last.map(|last| Ok(last.into_frame())))
+        Poll::Ready(self.settled(last))
+    }
+
+    fn settled<D: From<Bytes>>(
+        &mut self,
+        last: Option<Last>,
+    ) -> Option<Result<Frame<D>, BoxError>> {
+        self.state = match last {
+            Some(Last::Data(_)) => State::Rest,
+            Some(Last::Trailers(_)) | None => State::Done,
+        };
+        last.map(|last| Ok(last.into_frame()))
     }
 
     /// The head is out and said nothing of this. What is left is to end in the refusal, where the answer
     /// has a place for it, and in error where it has none.
     fn cut<D: From<Bytes>>(&mut self, refusal: Refusal) -> Result<Frame<D>, BoxError> {
+        let Some(last) = self.ending.refusal(&*self.cell, &refusal) else {
+            self.settle_failed();
+            return Err(Refused::new(refusal).into());
+        };
+        // Before it is settled: nobody drains anything behind that.
+        let drain = self.cell.drain();
         self.settle_failed();
-        match self.ending.refusal(&*self.cell, &refusal) {
-            Some(last) => Ok(last.into_frame()),
-            None => Err(Refused::new(refusal).into()),
+        if let Some(drain) = drain {
+            self.state = State::Draining(drain);
         }
+        Ok(last.into_frame())
     }
 
     fn settle_failed(&mut self) {
@@ -129,7 +180,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if !self.is_done() {
+        if let State::Open | State::Settling { .. } = self.state {
             let success = self.ending.is_success_when_dropped();
             drop(Arc::clone(&self.cell).answer_ended(success));
         }

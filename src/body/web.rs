@@ -34,6 +34,12 @@ impl WebReader {
         self.text.is_some()
     }
 
+    /// Whether a frame may begin here. Anywhere else it would be read as the rest of a message.
+    pub(super) fn is_between_frames(&self) -> bool {
+        let is_whole = self.text.as_ref().is_none_or(|text| text.sextets == 0);
+        self.skip == 0 && self.kept.is_empty() && is_whole
+    }
+
     /// The trailers, once they are there in full.
     pub(super) fn read(&mut self, content: &[u8]) -> Option<Vec<u8>> {
         match &mut self.text {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -19,11 +19,11 @@ use tower::{BoxError, Service};
 pub(crate) use self::door::Held;
 use self::{
     door::Door,
-    verdict::{carry_over, means_success, of_error, of_response},
+    verdict::{carry_over, is_failed_call, means_success, of_error, of_response},
 };
 use crate::{
     Price, Scopes,
-    body::{Drain, Ending, MeteredBody, ResponseBody, Unread, Watch},
+    body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
     quota::{QuotaHold, QuotaSource},
@@ -276,7 +276,9 @@ where
                     let success = match &settings.success {
                         // A guard inside has refused it, in a dialect that says so in its own way.
                         _ if response.extensions().get::<Refusal>().is_some() => false,
-                        None => means_success(this.asked, &response),
+                        // As in the trailers: there nobody asks what HTTP's status is either.
+                        _ if is_failed_call(this.asked, response.headers()) => false,
+                        None => means_success(response.status()),
                         Some(success) => {
                             let (head, body) = response.into_parts();
                             let success = success(&head);
@@ -293,6 +295,8 @@ where
                         guarded.cell.keep_all();
                     }
                     if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
+                        // A refusal in its place would have another length.
+                        response.headers_mut().remove(CONTENT_LENGTH);
                         let watch = Watch::new(guarded.hand_on(), ending);
                         let watched = |body| ResponseBody::watched(body, watch);
                         return Poll::Ready(Ok(response.map(watched)));
@@ -380,9 +384,7 @@ fn answer<R, Q>(
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain = unread
-        .and_then(|body| Drain::new(body, settings.drain_bytes, settings.drain_time))
-        .and_then(Drain::start);
+    let drain = settings.drain(unread);
     settings
         .answers
         .answer(refusal, asked)

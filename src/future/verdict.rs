@@ -57,12 +57,15 @@ fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
     source
 }
 
-/// Whether a request was carried out that is answered so, unless the user decides. Of a call it may say no
-/// more than that nothing has failed yet.
-pub(super) fn means_success<R>(asked: &Asked, response: &Response<R>) -> bool {
-    let status = response.status();
-    let is_success = status.is_success() || status == StatusCode::SEE_OTHER;
-    is_success && (asked.rpc().is_none() || rpc::is_ok(response.headers()) != Some(false))
+/// Whether a call has ended with this head, in anything but OK.
+pub(super) fn is_failed_call(asked: &Asked, head: &HeaderMap) -> bool {
+    asked.rpc().is_some() && rpc::is_ok(head) == Some(false)
+}
+
+/// Whether a request was carried out that is answered so, unless the user decides. Of a call it says no more
+/// than that nothing has failed yet.
+pub(super) fn means_success(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SEE_OTHER
 }
 
 /// What describes the content that the refusal takes the place of, or how it is sent.

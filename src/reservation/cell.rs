@@ -15,7 +15,7 @@ use http::Response;
 use super::{Refused, growth::Tickets};
 use crate::{
     Amount, Demand, Price, Scopes,
-    body::Unread,
+    body::{Drain, Unread},
     fault::Resource,
     layer::Settings,
     quota::{Change, Exceeded, QuotaHold, QuotaSource},
@@ -40,8 +40,8 @@ pub(crate) trait Charged: Send + Sync {
     fn pardon(&self);
     /// How much to ask for when the body has passed what is set aside, in bytes.
     fn next_grant(&self) -> u64;
-    /// The body was cut.
-    fn cut(&self, refused: &Refused);
+    /// The body was cut. What is left of it may have to be drained.
+    fn cut(&self, refused: &Refused, unread: Option<Unread>);
     fn body_ended(&self, end: BodyEnd);
     /// The answer was sent whole, or was not. The handle's end where the body's came before.
     fn answer_ended(self: Arc<Self>, success: bool) -> Later<()>;
@@ -54,6 +54,8 @@ pub(crate) trait Charged: Send + Sync {
     fn refusal(&self) -> Option<Refusal>;
     /// The refusal in the client's dialect.
     fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes>;
+    /// Drains what is left unread. Returned where that has to hold the answer's end back.
+    fn drain(&self) -> Option<Drain>;
 }
 
 /// How a body ended.
@@ -421,12 +423,19 @@ where
         self.settings.grants.next(self.meter.reserved())
     }
 
-    fn cut(&self, refused: &Refused) {
+    fn cut(&self, refused: &Refused, unread: Option<Unread>) {
         self.meter.close();
         let mut books = self.books();
         books.refusal.get_or_insert_with(|| refused.clone());
+        // Together with the refusal: whoever sees that may answer at once, on another thread.
+        let useless = if books.ended {
+            unread
+        } else {
+            std::mem::replace(&mut books.unread, unread)
+        };
         let watcher = books.watcher.take();
         drop(books);
+        drop(useless);
         if let Some(watcher) = watcher {
             watcher.wake();
         }
@@ -440,7 +449,7 @@ where
         let is_answered = answered || books.ended;
         match end {
             // Somebody may have to answer, and drain it.
-            BodyEnd::Read(unread) if !is_answered => books.unread = unread,
+            BodyEnd::Read(Some(unread)) if !is_answered => books.unread = Some(unread),
             BodyEnd::Read(_) | BodyEnd::Failed => {}
         }
         drop(books);
@@ -490,6 +499,10 @@ where
 
     fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes> {
         self.settings.answers.answer(refusal, asked)
+    }
+
+    fn drain(&self) -> Option<Drain> {
+        self.settings.drain(self.take_unread())
     }
 }
 

@@ -140,17 +140,19 @@ impl Refused {
 /// What a client is told when the volume has no room.
 pub(crate) fn refuse_shortfall(shortfall: Shortfall) -> Refusal {
     match shortfall {
-        Shortfall::Full { fault, is_hopeless } => Refusal::from(fault).with_temporary(!is_hopeless),
+        // Whether it would ever fit is not told: guess by guess, that is the size of the disk.
+        Shortfall::Full { fault, .. } => fault.into(),
         Shortfall::Unknown => Refusal::unavailable(),
     }
 }
 
 /// What a client is told when a scope has no room: which, and the figures, if they are its own.
 pub(crate) fn refuse_exceeded(exceeded: &Exceeded) -> Refusal {
-    let refusal = Refusal::from(Fault::new(exceeded.cause, exceeded.resource))
-        .with_temporary(exceeded.required <= exceeded.limit);
+    let refusal = Refusal::from(Fault::new(exceeded.cause, exceeded.resource));
     if exceeded.scope.is_disclosed() {
         refusal
+            // Guess by guess, this is the limit.
+            .with_temporary(exceeded.required <= exceeded.limit)
             .with_figures(Figures {
                 limit: exceeded.limit,
                 used: exceeded.used,

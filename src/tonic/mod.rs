@@ -44,7 +44,8 @@
 //!
 //! What comes over the wire: fields and prefixes too, about ten bytes a message. So a file of exactly what is
 //! left does not fit. What is charged in the end is what the handler reports as
-//! [stored](crate::Reservation::stored).
+//! [stored](crate::Reservation::stored). Where messages are compressed, that is more than what came: let the
+//! reservation [grow](crate::Reservation::grow) before you write.
 //!
 //! # How a call is settled
 //!
@@ -78,7 +79,8 @@ use crate::{
 /// `io::Error` has a conversion into `Status` of its own, which `?` takes, and which loses the error: a full
 /// disk becomes UNKNOWN. So say `.map_err(status)?` instead.
 ///
-/// - A storage fault, as [`Classifier::default`] finds it, is RESOURCE_EXHAUSTED in the standard words.
+/// - A storage fault, as [`Classifier::default`] finds it, is RESOURCE_EXHAUSTED in the standard words. The guard
+///   puts it in the layer's own words; but behind the head of a stream, it cannot see where it comes from.
 /// - A `Status` in the error's chain is taken as it is.
 /// - Everything else is INTERNAL, and the client learns nothing of it.
 pub fn status(error: impl Into<BoxError>) -> Status {
@@ -120,6 +122,5 @@ impl From<Refused> for Status {
 /// [named](crate::StorageGuardLayer::calls).
 pub fn reservation<T>(request: &Request<T>) -> Result<Reservation, Status> {
     let reservation = request.extensions().get::<Reservation>().cloned();
-    reservation
-        .ok_or_else(|| Status::internal("the call is not guarded: is it named at the layer?"))
+    reservation.ok_or_else(|| Status::internal("the call is not guarded"))
 }

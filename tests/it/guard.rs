@@ -354,8 +354,8 @@ async fn figures_go_only_to_the_scope_they_belong_to() {
                 "message": "Storage quota exceeded",
                 "reason": "quota_exceeded",
                 "resource": "bytes",
-                // More than the whole limit: it will not fit later either.
-                "temporary": false,
+                // Though it is more than the limit: guess by guess, one would know the limit.
+                "temporary": true,
             })
         )
     );

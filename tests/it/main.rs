@@ -8,8 +8,11 @@ mod clients_that_leave;
 #[cfg(target_os = "linux")]
 mod disks;
 mod found;
+mod found_grpc;
 mod grpc;
 mod grpc_web;
+#[cfg(target_os = "linux")]
+mod grpcio;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
