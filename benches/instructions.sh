@@ -12,15 +12,18 @@ count() {
         sed -n 's/.*refs: *//p' | tr -d ,
 }
 
+# Per request, or per one of so many messages of a request.
 each() {
-    few=$(count "$1" 1000)
-    many=$(count "$1" 3000)
+    requests=$((1000 / $2))
+    few=$(count "$1" "$requests")
+    many=$(count "$1" $((3 * requests)))
     echo $(((many - few) / 2000))
 }
 
 row() {
-    bare=$(each "$1/0")
-    echo "| $2 | $(($(each "$3") - bare)) |"
+    messages=${4:-1}
+    bare=$(each "$1/0" "$messages")
+    echo "| $2 | $(($(each "$3" "$messages") - bare)) |"
 }
 
 echo "| over the bare service | instructions |"
@@ -29,3 +32,7 @@ row download "a request that is not guarded" download/1
 row upload "tower-http RequestBodyLimit" upload/1
 row upload "disk guard" upload/3
 row upload "disk guard, memory quota, handle" upload/4
+row call "a gRPC call that is not guarded" call/1
+row call "a unary call, disk guard, memory quota" call/2
+row from "a message in a client's stream" from/1 1000
+row to "a message in a server's stream" to/1 1000

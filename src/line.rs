@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -31,6 +31,7 @@ pub(crate) struct Line {
     listeners: AtomicUsize,
     /// Reservations that may have to grow.
     growers: AtomicUsize,
+    numbers: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -45,7 +46,6 @@ struct State {
     condemned: BTreeMap<u64, Shortage>,
     /// How many times somebody gave back what is short, while anybody waits for it.
     moves: BTreeMap<Shortage, u64>,
-    numbers: u64,
 }
 
 /// What is short, the age of the reservation, and which of its places this is: body and handle may wait
@@ -73,18 +73,23 @@ impl Line {
 
     /// A place for somebody who only listens.
     pub(crate) fn listener(self: &Arc<Self>) -> Listener {
-        let mut state = self.state();
-        state.numbers += 1;
         Listener {
             line: Arc::clone(self),
-            number: state.numbers,
+            number: self.number(),
         }
     }
 
     /// The age of a reservation that may have to grow.
     pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
         self.growers.fetch_add(1, Ordering::AcqRel);
-        Ticket(self.listener())
+        Ticket {
+            line: Arc::clone(self),
+            number: self.number(),
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Whether somebody older than `number` waits for one of `keys`, or anybody where that is None.
@@ -121,6 +126,10 @@ impl State {
     }
 
     fn first(&self, key: &Shortage) -> Option<u64> {
+        // Nobody waits most of the time, and then the clock is not read.
+        if self.growing.is_empty() {
+            return None;
+        }
         self.waiting(key).next()
     }
 
@@ -173,14 +182,17 @@ impl Drop for Listener {
 
 /// The age of a reservation in a line. Dropped when the reservation ends.
 #[derive(Debug)]
-pub(crate) struct Ticket(Listener);
+pub(crate) struct Ticket {
+    line: Arc<Line>,
+    number: u64,
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let line = &self.0.line;
+        let line = &self.line;
         line.growers.fetch_sub(1, Ordering::AcqRel);
         let mut state = line.state();
-        if let Some(key) = state.condemned.remove(&self.0.number).flatten() {
+        if let Some(key) = state.condemned.remove(&self.number).flatten() {
             state.moved(&Some(key));
         }
         // Any end gives back room on the volume, and the next reading has to see it.
@@ -201,17 +213,17 @@ pub(crate) struct Short<E> {
 impl Ticket {
     /// Whether somebody older waits for one of `keys`, so that this one may not try yet.
     pub(crate) fn yields<'a>(&self, keys: impl IntoIterator<Item = &'a Shortage>) -> bool {
-        self.0.line.is_waiting(keys, Some(self.0.number))
+        self.line.is_waiting(keys, Some(self.number))
     }
 
     /// The reservation goes on, though it was sent away: nobody has to wait for its end.
     pub(crate) fn pardon(&self) {
-        self.0.line.state().condemned.remove(&self.0.number);
+        self.line.state().condemned.remove(&self.number);
     }
 
     /// Whether some other reservation may be sent away, and give room back.
     pub(crate) fn has_company(&self) -> bool {
-        self.0.line.growers.load(Ordering::Acquire) > 1
+        self.line.growers.load(Ordering::Acquire) > 1
     }
 
     /// Tries `attempt` until it succeeds, in line with others that are short of the same.
@@ -286,7 +298,7 @@ impl<'a> Place<'a> {
     fn take(ticket: &'a Ticket, key: Shortage, patience: Duration) -> Self {
         let place = Self {
             ticket,
-            listener: ticket.0.line.listener(),
+            listener: ticket.line.listener(),
             key,
             patience,
         };
@@ -320,7 +332,7 @@ impl<'a> Place<'a> {
     }
 
     fn standing(&self) -> Standing {
-        (self.key.clone(), self.ticket.0.number, self.listener.number)
+        (self.key.clone(), self.ticket.number, self.listener.number)
     }
 
     fn moves(&self) -> u64 {
@@ -330,18 +342,18 @@ impl<'a> Place<'a> {
     /// Whether nobody older waits. Body and handle of one request may be the first together.
     fn is_first(&self) -> bool {
         let first = self.line().first(&self.key);
-        first == Some(self.ticket.0.number)
+        first == Some(self.ticket.number)
     }
 
     fn is_condemned(&self) -> bool {
-        self.line().condemned.contains_key(&self.ticket.0.number)
+        self.line().condemned.contains_key(&self.ticket.number)
     }
 
     /// One at a time: what the last one gives back may be enough.
     fn send_youngest_away(&self) -> bool {
         let mut state = self.line();
         let youngest = state.waiting(&self.key).next_back();
-        let youngest = youngest.filter(|age| *age != self.ticket.0.number);
+        let youngest = youngest.filter(|age| *age != self.ticket.number);
         let is_under_way = state.condemned.values().any(|key| *key == self.key);
         match youngest {
             Some(age) if !is_under_way => {

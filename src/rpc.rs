@@ -1,7 +1,7 @@
 //! Remote procedure calls over HTTP: gRPC, gRPC-Web and Connect. None of this needs a framework.
 
 use http::{
-    HeaderMap, Method,
+    HeaderMap, HeaderValue, Method,
     header::{CONTENT_TYPE, HeaderName},
 };
 
@@ -31,19 +31,23 @@ pub(crate) const GRPC_STATUS_DETAILS: HeaderName =
 const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
 
 impl Rpc {
-    /// None where the request is no call.
-    pub(crate) fn of(method: &Method, headers: &HeaderMap) -> Option<Self> {
+    /// How it is carried and the content type that says so. None where the request is no call.
+    pub(crate) fn of<'a>(
+        method: &Method,
+        headers: &'a HeaderMap,
+    ) -> Option<(Self, &'a HeaderValue)> {
         // Calls are POST. Other requests pay nothing for this.
         if *method != Method::POST {
             return None;
         }
-        let content_type = headers.get(CONTENT_TYPE)?.as_bytes();
+        let content_type = headers.get(CONTENT_TYPE)?;
         let unary = || {
             headers
                 .contains_key(CONNECT_VERSION)
                 .then_some(Self::ConnectUnary)
         };
-        Self::by(content_type).or_else(unary)
+        let rpc = Self::by(content_type.as_bytes()).or_else(unary)?;
+        Some((rpc, content_type))
     }
 
     /// How an answer is carried, by its head.
@@ -52,6 +56,10 @@ impl Rpc {
     }
 
     fn by(content_type: &[u8]) -> Option<Self> {
+        // As most calls and their answers have it.
+        if content_type == b"application/grpc" {
+            return Some(Self::Grpc);
+        }
         let (application, subtype) = content_type.split_at_checked("application/".len())?;
         if !application.eq_ignore_ascii_case(b"application/") {
             return None;
@@ -140,7 +148,11 @@ mod tests {
     fn of(content_type: &str) -> Option<Rpc> {
         let request = Request::post("/").header(CONTENT_TYPE, content_type);
         let request = request.body(()).unwrap();
-        Rpc::of(request.method(), request.headers())
+        rpc_of(&request)
+    }
+
+    fn rpc_of(request: &Request<()>) -> Option<Rpc> {
+        Rpc::of(request.method(), request.headers()).map(|(rpc, _)| rpc)
     }
 
     #[test]
@@ -173,7 +185,7 @@ mod tests {
     fn only_a_post_is_a_call() {
         let request = Request::put("/").header(CONTENT_TYPE, "application/grpc");
         let request = request.body(()).unwrap();
-        assert_eq!(Rpc::of(request.method(), request.headers()), None);
+        assert_eq!(rpc_of(&request), None);
         assert_eq!(Rpc::of(&Method::POST, &HeaderMap::new()), None);
     }
 
@@ -184,8 +196,7 @@ mod tests {
             .header(CONNECT_VERSION, "1")
             .body(())
             .unwrap();
-        let rpc = Rpc::of(request.method(), request.headers());
-        assert_eq!(rpc, Some(Rpc::ConnectUnary));
+        assert_eq!(rpc_of(&request), Some(Rpc::ConnectUnary));
     }
 
     #[test]

@@ -96,6 +96,7 @@ where
             service,
             head,
             body,
+            is_call: asked.rpc().is_some(),
         };
         begin(settings, asked, held)
     }

@@ -16,7 +16,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT},
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, USER_AGENT},
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
@@ -39,7 +39,7 @@ type Serve<B> = dyn FnMut(&mut Vec<Request<B>>);
 /// A service, and the requests that it is sent.
 pub(crate) struct Case<B = Full<Bytes>> {
     pub(crate) name: &'static str,
-    /// What serving one request allocates.
+    /// What serving one request allocates, over the first of its group.
     pub(crate) allocations: u64,
     pub(crate) request: fn() -> Request<B>,
     serve: Box<Serve<B>>,
@@ -56,16 +56,23 @@ impl<B: 'static> Case<B> {
         S: Service<Request<B>, Response = Response<R>> + 'static,
         R: Body,
     {
-        let serve = move |requests: &mut Vec<_>| {
-            for request in requests.drain(..) {
-                serve(&mut service, request);
-            }
-        };
+        Self::by(name, allocations, request, move |request| {
+            serve(&mut service, request);
+        })
+    }
+
+    /// One whose requests are served like this.
+    pub(crate) fn by(
+        name: &'static str,
+        allocations: u64,
+        request: fn() -> Request<B>,
+        mut serve: impl FnMut(Request<B>) + 'static,
+    ) -> Self {
         Self {
             name,
             allocations,
             request,
-            serve: Box::new(serve),
+            serve: Box::new(move |requests| requests.drain(..).for_each(&mut serve)),
         }
     }
 
@@ -83,11 +90,7 @@ where
     R: Body,
 {
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(service.poll_ready(&mut cx).is_ready());
-    let future = pin!(service.call(request));
-    let Poll::Ready(Ok(response)) = future.poll(&mut cx) else {
-        panic!("nothing here waits or fails");
-    };
+    let response = answer(service, request, &mut cx);
     assert_eq!(response.status(), StatusCode::CREATED);
     let mut body = pin!(response.into_body());
     while !body.is_end_stream() {
@@ -97,6 +100,24 @@ where
             Poll::Pending => panic!("nothing here waits"),
         }
     }
+}
+
+/// Sends a request. The rest of the answer is still to be read.
+#[inline]
+pub(crate) fn answer<S, B, R>(
+    service: &mut S,
+    request: Request<B>,
+    cx: &mut Context<'_>,
+) -> Response<R>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    assert!(service.poll_ready(cx).is_ready());
+    let future = pin!(service.call(request));
+    let Poll::Ready(Ok(response)) = future.poll(cx) else {
+        panic!("nothing here waits or fails");
+    };
+    response
 }
 
 /// A handler that does not look at the body.
@@ -177,16 +198,30 @@ fn content_length(headers: &HeaderMap) -> u64 {
 struct FromOutside(#[expect(dead_code, reason = "it is only carried")] Arc<str>);
 
 /// A request as hyper hands it on: header values are slices of what was read from the connection.
-fn request<B: Body>(method: Method, body: B) -> Request<B> {
+pub(crate) fn request<B>(
+    method: Method,
+    uri: &'static str,
+    lines: &[(HeaderName, &str)],
+    body: B,
+) -> Request<B> {
     let mut request = Request::new(body);
     *request.method_mut() = method;
-    *request.uri_mut() = Uri::from_static("/files/a.png");
+    *request.uri_mut() = Uri::from_static(uri);
     request
         .extensions_mut()
         .insert(FromOutside("127.0.0.1:80".into()));
 
-    let length = request.body().size_hint().exact().unwrap_or(0);
     let mut read = BytesMut::new();
+    for (name, value) in lines {
+        read.extend_from_slice(value.as_bytes());
+        let value = HeaderValue::from_maybe_shared(read.split().freeze()).unwrap();
+        request.headers_mut().insert(name, value);
+    }
+    request
+}
+
+fn by_curl<B: Body>(method: Method, body: B) -> Request<B> {
+    let length = body.size_hint().exact().unwrap_or(0);
     let lines = [
         (HOST, "files.example.org"),
         (USER_AGENT, "curl/8.5.0"),
@@ -195,24 +230,19 @@ fn request<B: Body>(method: Method, body: B) -> Request<B> {
         (CONTENT_LENGTH, &length.to_string()),
     ];
     let upload = if length == 0 { 3 } else { lines.len() };
-    for (name, value) in lines.into_iter().take(upload) {
-        read.extend_from_slice(value.as_bytes());
-        let value = HeaderValue::from_maybe_shared(read.split().freeze()).unwrap();
-        request.headers_mut().insert(name, value);
-    }
-    request
+    request(method, "/files/a.png", &lines[..upload], body)
 }
 
 fn download() -> Request<Full<Bytes>> {
-    request(Method::GET, Full::default())
+    by_curl(Method::GET, Full::default())
 }
 
 fn upload() -> Request<Full<Bytes>> {
-    request(Method::PUT, Full::from(&[7; UPLOAD][..]))
+    by_curl(Method::PUT, Full::from(&[7; UPLOAD][..]))
 }
 
 fn long_upload() -> Request<Frames> {
-    request(Method::PUT, Frames(FRAMES))
+    by_curl(Method::PUT, Frames(FRAMES))
 }
 
 /// A body of so many frames more.
@@ -268,7 +298,7 @@ pub(crate) fn disk_guard() -> StorageGuardLayer {
     StorageGuardLayer::new(volume())
 }
 
-fn whole_guard() -> StorageGuardLayer<MemoryQuota> {
+pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota> {
     let quota = MemoryQuota::new(Limits::bytes(1 << 60).objects(1 << 60));
     quota.set_used("user:42", tower_storage_guard::Amount::new(1, 1));
     disk_guard().quota(quota).scope_by(|_| "user:42")

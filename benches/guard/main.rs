@@ -8,12 +8,22 @@
 //! It ends in two tables in Markdown, about a minute later.
 
 mod cases;
+mod grpc;
 mod quota;
 mod threads;
 
+/// The service of the gRPC example.
+#[allow(unreachable_pub)]
+mod proto {
+    include!("../../examples/proto/upload.v1.rs");
+}
+
 use std::time::Instant;
 
-use self::cases::{Case, FRAMES};
+use self::{
+    cases::{Case, FRAMES},
+    grpc::MESSAGES,
+};
 
 /// Requests at a time. So few that their heads are still in the cache, as on a server that has just read them; and
 /// that what they free fits the allocator's own cache.
@@ -34,6 +44,9 @@ fn report(rounds: usize, scopes: u32) {
     let [open_bare, open] = measure(cases::downloads(), rounds, BATCH);
     let [bare, limit, statvfs, disk, whole] = measure(cases::uploads(), rounds, BATCH);
     let [long_bare, long] = measure(cases::long_uploads(), rounds / 4, 1);
+    let [call_bare, open_call, call] = measure(grpc::unary_calls(), rounds, BATCH);
+    let [from_bare, from] = measure(grpc::client_streams(), rounds / 10, 1);
+    let [to_bare, to] = measure(grpc::server_streams(), rounds / 10, 1);
     let threads = threads::measure(rounds / 100);
     let quota = quota::measure(rounds / 20, scopes);
 
@@ -47,7 +60,7 @@ fn report(rounds: usize, scopes: u32) {
         &format!("+ {added:.1} ns"),
         "+ 15 ns, no allocation",
         added <= 15.0 && open.allocations == 0,
-        Some(open.allocations),
+        Some(open.allocations as f64),
     );
     let reference = limit.over(&bare);
     let limit_adds = format!("`RequestBodyLimit` adds {reference:.0} ns");
@@ -58,7 +71,7 @@ fn report(rounds: usize, scopes: u32) {
         &format!("+ {added:.0} ns = {:.1} x", added / reference),
         "1.0 x",
         added <= reference,
-        Some(disk.allocations),
+        Some(disk.allocations as f64),
     );
     let added = whole.over(&bare);
     row(
@@ -67,7 +80,7 @@ fn report(rounds: usize, scopes: u32) {
         &format!("+ {added:.0} ns = {:.1} x", added / reference),
         "3 x, at most 3 allocations",
         added <= 3.0 * reference && whole.allocations <= 3,
-        Some(whole.allocations),
+        Some(whole.allocations as f64),
     );
     let reference = statvfs.over(&bare);
     row(
@@ -86,8 +99,41 @@ fn report(rounds: usize, scopes: u32) {
         &format!("+ {added:.1} ns"),
         "+ 5 ns",
         added <= 5.0,
-        Some(0),
+        Some(0.0),
     );
+    let reference = call_bare.median();
+    for (what, case) in [
+        ("a gRPC call that is not guarded", &open_call),
+        ("a unary call of 1 KiB, disk and memory quota", &call),
+    ] {
+        let added = case.over(&call_bare);
+        row(
+            what,
+            &format!("the tonic service: {reference:.0} ns"),
+            &format!("+ {added:.0} ns = {:.2} x", added / reference),
+            "",
+            true,
+            Some(case.allocations as f64),
+        );
+    }
+    for (what, bare, stream) in [
+        ("a message of 1 KiB in a client's stream", &from_bare, &from),
+        ("a message of 1 KiB in a server's stream", &to_bare, &to),
+    ] {
+        // Beyond what the call itself takes.
+        let messages = MESSAGES as f64;
+        let reference = bare.median() / messages;
+        let added = (stream.over(bare) - call.over(&call_bare)) / messages;
+        let allocations = (stream.allocations - call.allocations) as f64 / messages;
+        row(
+            what,
+            &format!("in the tonic service: {reference:.0} ns"),
+            &format!("+ {added:.0} ns = {:.2} x", added / reference),
+            "",
+            true,
+            Some(allocations),
+        );
+    }
     row(
         "reserve and release, one thread",
         &format!("an uncontended CAS pair: {:.0} ns", threads.pair),
@@ -98,7 +144,7 @@ fn report(rounds: usize, scopes: u32) {
         ),
         "",
         true,
-        Some(0),
+        Some(0.0),
     );
     row(
         "the same, two threads on one volume",
@@ -110,7 +156,7 @@ fn report(rounds: usize, scopes: u32) {
         ),
         "3 x",
         threads.shared <= 3.0 * threads.pair,
-        Some(0),
+        Some(0.0),
     );
     row(
         &format!("memory quota of {scopes} scopes"),
@@ -122,7 +168,7 @@ fn report(rounds: usize, scopes: u32) {
         ),
         "1.5 x in the cache",
         quota.many <= 1.5 * quota.few,
-        Some(0),
+        Some(0.0),
     );
     row(
         "a scope of these, beside its key",
@@ -153,7 +199,7 @@ fn row(
     measured: &str,
     budget: &str,
     holds: bool,
-    allocations: Option<u64>,
+    allocations: Option<f64>,
 ) {
     let holds = match (budget, holds) {
         ("", _) => "",
@@ -238,6 +284,9 @@ fn count(arguments: &mut impl Iterator<Item = String>) {
         "download" => serve(&mut cases::downloads()[index], requests),
         "upload" => serve(&mut cases::uploads()[index], requests),
         "long" => serve(&mut cases::long_uploads()[index], requests),
+        "call" => serve(&mut grpc::unary_calls()[index], requests),
+        "from" => serve(&mut grpc::client_streams()[index], requests),
+        "to" => serve(&mut grpc::server_streams()[index], requests),
         _ => panic!("no such group"),
     }
 }

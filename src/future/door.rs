@@ -19,7 +19,6 @@ use crate::{
     quota::{QuotaError, QuotaSource},
     refusal::Refusal,
     reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
-    rpc::Rpc,
     time::Bound,
     volume::{Admission, Admitted},
 };
@@ -52,6 +51,7 @@ pub(crate) struct Held<S, B> {
     pub(crate) service: S,
     pub(crate) head: request::Parts,
     pub(crate) body: B,
+    pub(crate) is_call: bool,
 }
 
 /// The same, with what it wants.
@@ -166,9 +166,9 @@ where
             mut service,
             mut head,
             body,
+            is_call,
         } = held;
         let drain = when_dropped(head.version, &head.headers);
-        let is_call = Rpc::of(&head.method, &head.headers).is_some();
         let body = MeteredBody::new(body, cell.clone(), drain, is_call);
         head.extensions.insert(Reservation::new(cell.clone()));
         Self::Inner {

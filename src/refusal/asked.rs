@@ -95,9 +95,9 @@ impl Asked {
 
     fn keep<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
-        let rpc = Rpc::of(request.method(), headers);
+        let (rpc, content_type) = Rpc::of(request.method(), headers).unzip();
         let (line, rare) = if rpc.is_some() {
-            (headers.get(CONTENT_TYPE), None)
+            (content_type, None)
         } else {
             let mut lines = headers.get_all(ACCEPT).iter();
             let (accept, second) = (lines.next(), lines.next());

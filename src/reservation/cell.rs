@@ -257,11 +257,18 @@ impl<Q: QuotaSource> Cell<Q> {
     }
 
     /// Why the body was cut, if it was.
+    #[inline]
     pub(crate) fn refused(&self) -> Option<Refusal> {
         // A cut closes the meter, so that the lock is not needed for all the others.
-        if !self.meter.is_closed() {
-            return None;
+        if self.meter.is_closed() {
+            self.why_closed()
+        } else {
+            None
         }
+    }
+
+    #[cold]
+    fn why_closed(&self) -> Option<Refusal> {
         let books = self.books();
         let refused = books.refusal.as_ref()?;
         Some(refused.refusal().clone())
@@ -473,7 +480,11 @@ where
     }
 
     fn watch(&self, waker: &Waker) {
-        self.books().watcher = Some(waker.clone());
+        match &mut self.books().watcher {
+            // The same one nearly always, and then there is nothing to clone.
+            Some(watcher) => watcher.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
     }
 
     fn commit(self: Arc<Self>) -> Later<bool> {
