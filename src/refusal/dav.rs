@@ -26,6 +26,8 @@ use crate::{fault::Cause, rpc::Rpc};
 /// `reason`, `resource`, `temporary`, and with [`Figures`](super::Figures) `limit`, `used` and `required`. Clients
 /// must ignore what they do not know. rclone shows the `message`; ownCloud's and Nextcloud's desktops read it.
 ///
+/// A 207 Multi-Status from inside is not rewritten, with this dialect or without it.
+///
 /// It hears a request, unless that is a remote procedure call, by any of these:
 ///
 /// - its method, where WebDAV or one of its extensions has defined it;

@@ -1,19 +1,19 @@
 //! Refusals in the words of WebDAV, read by somebody else's parser.
 
-use std::{convert::Infallible, future::ready, time::Duration};
+use std::{convert::Infallible, future::ready, io, time::Duration};
 
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Demand, ResponseBody, StorageGuardLayer,
-    fault::{Cause, Fault, Resource},
+    fault::{Cause, Fault, Resource, Source},
     quota::{MemoryQuota, Quota, quota_future},
     refusal::{Dav, Refusal},
 };
 
 use crate::{
-    guard::{Content, Incoming, USER, answer, full, layer, put, read_all},
+    guard::{Content, Incoming, Reply, USER, answer, chunked, full, layer, put, read_all},
     support::disk::Disk,
 };
 
@@ -203,6 +203,86 @@ async fn a_fault_from_inside_is_told_in_the_same_words() {
             assert_eq!(said.reason, cause.reason());
         }
     }
+}
+
+const MULTI_STATUS: &str = concat!(
+    r#"<?xml version="1.0" encoding="utf-8"?>"#,
+    r#"<D:multistatus xmlns:D="DAV:">"#,
+    "<D:response><D:href>/b/1</D:href><D:status>HTTP/1.1 507 Insufficient Storage</D:status></D:response>",
+    "</D:multistatus>",
+);
+
+fn multi_status() -> Reply {
+    Response::builder()
+        .status(207)
+        .header(header::CONTENT_TYPE, XML)
+        .header(header::ETAG, "\"1\"")
+        .body(Full::from(MULTI_STATUS))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_207_is_never_rewritten() {
+    for knows_dav in [true, false] {
+        for how in ["fault", "source", "status", "none"] {
+            let (_, quota, layer) = layer(1_000);
+            let layer = if knows_dav {
+                layer.dialect(Dav::default())
+            } else {
+                layer
+            };
+            let service = layer.layer(service_fn(move |request: Request<Incoming>| async move {
+                request.into_body().collect().await.unwrap();
+                let mut response = multi_status();
+                let full = || io::Error::from(io::ErrorKind::StorageFull);
+                let extensions = response.extensions_mut();
+                match how {
+                    "fault" => {
+                        extensions.insert(Fault::new(Cause::DiskFull, Resource::Bytes));
+                    }
+                    "source" => {
+                        extensions.insert(Source::new(full()));
+                    }
+                    "status" => {
+                        extensions.insert(tonic::Status::from_error(Box::new(full())));
+                    }
+                    _ => {}
+                }
+                Ok::<_, Infallible>(response)
+            }));
+            for method in ["COPY", "PROPPATCH", "DELETE", "POST"] {
+                let mut request = request(method, &[("depth", "infinity")]);
+                *request.body_mut() = full(10);
+                let response = send(service.clone(), request).await;
+                assert_eq!(response.status(), 207, "{how}");
+                assert_eq!(response.headers(), multi_status().headers());
+                assert!(response.extensions().get::<Refusal>().is_none());
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, MULTI_STATUS);
+            }
+            // It is a success like any other 2xx: the handler knows what of it was stored. COPY and POST each
+            // make an object.
+            assert_eq!(quota.usage(USER).used, Amount::new(30, 2), "{how}");
+            assert_eq!(quota.usage(USER).held, Amount::ZERO);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cut_upload_is_refused_though_its_handler_says_207() {
+    let (quota, layer) = dav(100);
+    let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
+        assert!(request.into_body().collect().await.is_err());
+        Ok::<_, Infallible>(multi_status())
+    }));
+    let mut upload = request("PUT", &[("if", "(<opaquelocktoken:1>)")]);
+    *upload.body_mut() = chunked(11, 10);
+    let response = send(service, upload).await;
+    assert_eq!(response.status(), 507);
+    assert!(!response.headers().contains_key(header::ETAG));
+    let said = read(response).await;
+    assert_eq!(said.reason, "quota_exceeded");
+    assert_eq!(quota.usage(USER).used, Amount::ZERO);
 }
 
 #[tokio::test]
