@@ -115,6 +115,7 @@
 //! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
 //! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
+//! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

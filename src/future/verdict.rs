@@ -27,6 +27,11 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     if response.extensions().is_empty() && !is_507 {
         return None;
     }
+    // Each of its parts has a status of its own (RFC 4918, section 13). One refusal for all of them would deny
+    // those that were carried out.
+    if response.status() == StatusCode::MULTI_STATUS {
+        return None;
+    }
     let extensions = response.extensions();
     if extensions.get::<Refusal>().is_some() {
         return None;
