@@ -29,6 +29,7 @@ use tower_storage_guard::{
     BoxError, Headroom, Reservation, Scope, Scopes, StorageGuardLayer, Volume,
     dav::{Dav, Depth, Folder, Tree},
     quota::{Limits, MemoryQuota},
+    refusal,
 };
 
 use self::{
@@ -112,6 +113,7 @@ fn app(flags: &Flags) -> Result<Router, BoxError> {
     let quota = collections.quota.clone();
     let guard = StorageGuardLayer::new(volume)
         .quota(quota)
+        .dialect(refusal::Dav::default())
         .webdav(Dav::new(tree).scope_by(move |_head, path| collections.scopes(path)));
 
     // A part of a file is not written to its place in one step, and its price is not that of the whole.

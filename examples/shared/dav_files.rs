@@ -103,7 +103,11 @@ impl Files {
             }
             Err(error) => return Err(error),
         }
-        let made = block_in_place(|| NamedTempFile::new_in(self.root.join(UPLOADS)));
+        let mut builder = tempfile::Builder::new();
+        // As `LocalFs` makes its files. Otherwise only we could read them.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let made = block_in_place(|| builder.tempfile_in(self.root.join(UPLOADS)));
         Ok(Upload {
             files: self.clone(),
             to: path.clone(),

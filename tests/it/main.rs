@@ -22,3 +22,4 @@ mod start;
 mod support;
 mod tonic_upload;
 mod webdav;
+mod webdav_example;
