@@ -78,10 +78,17 @@ impl Files {
         Ok(&self.local)
     }
 
+    /// Keeps an error for the guard to look at.
     fn fail(&self, error: impl Into<BoxError>) -> FsError {
+        let error = error.into();
+        // Of other errors dav-server thinks that something is not implemented.
+        let status = match error.downcast_ref::<io::Error>() {
+            Some(error) if error.raw_os_error().is_some() => error.into(),
+            _ => FsError::GeneralFailure,
+        };
         // The first is what the others come from.
         let _ = self.failure.set(Source::new(error));
-        FsError::GeneralFailure
+        status
     }
 
     /// A file that will take the place of what is there.
@@ -220,7 +227,7 @@ impl Upload {
             };
             reservation.replaces(replaced).await?;
         }
-        block_in_place(|| file.persist(&to))?;
+        block_in_place(|| file.persist(&to)).map_err(io::Error::from)?;
         if let Some(reservation) = &self.files.reservation {
             // It is there, whatever is answered and whoever has left by now.
             reservation.commit().await;

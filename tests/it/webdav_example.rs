@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, convert::Infallible, fs, path::Path};
 
+use axum::{Router, extract::Request};
+use dav_server::{DavHandler, localfs::LocalFs, memls::MemLs};
 use futures_util::stream;
 use reqwest::{Method, StatusCode};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use crate::support::{
     eventually,
@@ -56,6 +59,22 @@ fn files(server: &Server) -> BTreeMap<String, Vec<u8>> {
     let (root, mut files) = (server.dir.path(), BTreeMap::new());
     walk(root, root, &mut files);
     files
+}
+
+/// The same dav-server, with nothing of ours.
+async fn unguarded(dir: &Path) -> String {
+    let dav = DavHandler::builder()
+        .filesystem(LocalFs::new(dir, true, false, false))
+        .locksystem(MemLs::new())
+        .build_handler();
+    let app = Router::new().fallback(move |request: Request| {
+        let dav = dav.clone();
+        async move { dav.handle(request).await }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+    addr.to_string()
 }
 
 fn names(server: &Server) -> Vec<String> {
@@ -244,19 +263,39 @@ async fn files_are_written_whole() {
     assert_eq!(files(&server)["a"], b"old content");
 }
 
-#[tokio::test]
-async fn what_cannot_be_a_file_is_said_so_before_the_upload() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_a_file_is_answered_as_without_the_guard() {
     let server = start(&[]);
-    assert_eq!(send(&server, "MKCOL", "/folder/", &[]).await, 201);
-    assert_eq!(put(&server, "/file", "x").await, 201);
-    // As dav-server answers by itself.
-    for (path, status) in [("/folder", 403), ("/none/a", 409), ("/file/a", 403)] {
-        assert_eq!(put(&server, path, "x").await, status, "{path}");
+    let dir = tempfile::tempdir().unwrap();
+    let plain = unguarded(dir.path()).await;
+    let unless_there = ("if-none-match", "*");
+    let if_there = ("if-match", "*");
+    for (method, path, header, status) in [
+        ("MKCOL", "/folder/", None, 201),
+        ("PUT", "/file", None, 201),
+        ("PUT", "/folder", None, 403),
+        ("PUT", "/folder/", None, 403),
+        ("PUT", "/missing/a", None, 409),
+        ("PUT", "/file/a", None, 403),
+        ("PUT", "/file", Some(unless_there), 412),
+        ("PUT", "/new", Some(if_there), 412),
+        ("PUT", "/new", Some(unless_there), 201),
+        ("PUT", "/new", Some(if_there), 204),
+    ] {
+        for addr in [&server.addr, &plain] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let request = server
+                .client
+                .request(method, format!("http://{addr}{path}"));
+            let request = match header {
+                Some((name, value)) => request.header(name, value),
+                None => request,
+            };
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), status, "{path}, {header:?}, {addr}");
+        }
     }
-    let unless_there = [("if-none-match", "*")];
-    assert_eq!(send(&server, "PUT", "/file", &unless_there).await, 412);
-    assert_eq!(send(&server, "PUT", "/other", &unless_there).await, 201);
-    assert_eq!(names(&server), ["file", "other"]);
+    assert_eq!(names(&server), ["file", "new"]);
 }
 
 #[tokio::test]
