@@ -5,6 +5,7 @@ mod arrival;
 mod axum_upload;
 mod client_matrix;
 mod clients_that_leave;
+mod collections;
 #[cfg(target_os = "linux")]
 mod disks;
 mod found;
