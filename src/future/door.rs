@@ -167,6 +167,7 @@ where
             mut head,
             body,
         } = held;
+        cell.begin();
         let drain = when_dropped(head.version, &head.headers);
         let is_call = Rpc::of(&head.method, &head.headers).is_some();
         let body = MeteredBody::new(body, cell.clone(), drain, is_call);
