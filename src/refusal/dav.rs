@@ -46,16 +46,18 @@ use crate::{fault::Cause, rpc::Rpc};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// async fn make(_: Request<MeteredBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// async fn store(_: Request<MeteredBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, Infallible> {
 ///     Ok(Response::default())
 /// }
 ///
 /// // Everything has to stay free here, so that nothing fits.
 /// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
-/// let service = StorageGuardLayer::new(volume).dialect(Dav::default()).layer(service_fn(make));
+/// let service = StorageGuardLayer::new(volume).dialect(Dav::default()).layer(service_fn(store));
 ///
-/// let request = Request::builder().method("MKCOL").uri("/photos/").body(Full::default())?;
-/// let answer = service.oneshot(request).await?;
+/// let upload = Request::put("/photos/1")
+///     .header("user-agent", "davfs2/1.6.1 neon/0.32.5")
+///     .body(Full::from("content"))?;
+/// let answer = service.oneshot(upload).await?;
 /// assert_eq!(answer.status(), 507);
 /// assert_eq!(answer.headers()["content-type"], "application/xml; charset=\"utf-8\"");
 ///
