@@ -74,7 +74,7 @@
 //! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
 //!    exact fit is let in. Otherwise: 507 `disk_full`.
 //! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`.
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](quota::CollectionQuota) that is full.
 //!
 //! A body whose length nobody said is let in on a small grant, and must find room to grow. A body that
 //! cannot is cut, and the answer is 507 whatever the inner service says.

@@ -1,5 +1,7 @@
 //! What a request costs, and whom.
 
+use std::{fmt, sync::Arc};
+
 use crate::{Amount, Demand, Scopes};
 
 /// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
@@ -21,6 +23,30 @@ pub struct Price {
     pub(crate) scopes: Option<Scopes>,
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) is_unknown: bool,
+    pub(crate) during: Option<During>,
+}
+
+/// What is begun right before the inner service is called, and told once the request has ended and all it
+/// gives back is given back: whether it has succeeded.
+#[derive(Clone)]
+pub(crate) struct During(Arc<dyn Fn() -> Underway + Send + Sync>);
+
+pub(crate) type Underway = Box<dyn FnOnce(bool) + Send>;
+
+impl During {
+    pub(crate) fn new(begin: impl Fn() -> Underway + Send + Sync + 'static) -> Self {
+        Self(Arc::new(begin))
+    }
+
+    pub(crate) fn begin(&self) -> Underway {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for During {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("During").finish_non_exhaustive()
+    }
 }
 
 impl Price {
@@ -36,6 +62,12 @@ impl Price {
     #[must_use]
     pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
         self.scopes = Some(scopes.into());
+        self
+    }
+
+    /// Sets what is to know that the request is under way.
+    pub(crate) fn during(mut self, during: Option<During>) -> Self {
+        self.during = during;
         self
     }
 
@@ -58,6 +90,7 @@ impl From<Demand> for Price {
             scopes: None,
             gives_back: Vec::new(),
             is_unknown: false,
+            during: None,
         }
     }
 }

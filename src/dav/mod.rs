@@ -11,7 +11,8 @@
 //! | PROPPATCH, LOCK | its body; LOCK on an unmapped URL one object | the target |
 //! | DELETE | nothing, and is never refused | given back to the target |
 //!
-//! The sizes come from a [`Tree`]: [`Folder`] is one of files.
+//! The sizes come from a [`Tree`]: [`Folder`] is one of files. Directories may have limits, see
+//! [`CollectionQuota`], which tells what PROPFIND shows of quotas too.
 //!
 //! ```
 //! use tower_storage_guard::{
@@ -37,15 +38,29 @@
 //! # }
 //! ```
 
+mod figures;
 mod path;
 mod tree;
 
-use std::{fmt, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderMap, Method, header::HeaderName, request};
 
-pub use self::tree::{Depth, Folder, Tree};
-use crate::{Amount, Demand, Price, Scopes, blocking, time::within};
+pub use self::{
+    figures::DavQuota,
+    tree::{Depth, Folder, Tree},
+};
+use crate::{
+    Amount, Demand, Price, Scopes, blocking,
+    price::During,
+    quota::{After, CollectionQuota},
+    time::within,
+};
 
 const DEPTH: HeaderName = HeaderName::from_static("depth");
 const DESTINATION: HeaderName = HeaderName::from_static("destination");
@@ -56,6 +71,7 @@ const OVERWRITE: HeaderName = HeaderName::from_static("overwrite");
 pub struct Dav {
     tree: Arc<dyn Tree>,
     scopes: Option<Arc<ScopeBy>>,
+    collections: Option<CollectionQuota>,
     prefix: Arc<str>,
     timeout: Duration,
 }
@@ -68,6 +84,7 @@ impl Dav {
         Self {
             tree: Arc::new(tree),
             scopes: None,
+            collections: None,
             prefix: "".into(),
             timeout: Duration::from_secs(5),
         }
@@ -86,6 +103,16 @@ impl Dav {
         T: Into<Scopes>,
     {
         self.scopes = Some(Arc::new(move |head, path| scopes(head, path).into()));
+        self
+    }
+
+    /// Sets the collections that have limits. A path is charged to those that it is in, beside whom
+    /// [`Self::scope_by`] says. The layer's quota has to be a clone of this, over the same tree.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn collections(mut self, collections: &CollectionQuota) -> Self {
+        self.collections = Some(collections.clone());
         self
     }
 
@@ -121,26 +148,40 @@ impl Dav {
     ) -> impl Future<Output = Price> + Send + use<> {
         let asked = Asked::of(self, head);
         let (tree, timeout) = (Arc::clone(&self.tree), self.timeout);
+        let collections = self.collections.clone();
         async move {
             let Some(asked) = asked else {
                 // No path of ours: the service will say so.
                 return demand.into();
             };
             let is_removal = asked.verb == Verb::Delete;
+            let touched = asked.touched();
             let measured = blocking::run(move || asked.price(&*tree, demand));
-            match within(timeout, measured).await {
-                Some(Ok(price)) => price,
-                _ if is_removal => Demand::nothing().into(),
-                _ => Price::unknown(),
-            }
+            let (price, is_uncounted) = match within(timeout, measured).await {
+                Some(Ok(price)) => (price, false),
+                _ if is_removal => (Demand::nothing().into(), true),
+                _ => return Price::unknown(),
+            };
+            price.during(collections.map(|collections| {
+                During::new(move || {
+                    let places = touched.iter().map(|(path, after)| (&**path, *after));
+                    let visit = collections.enter(&places.collect::<Vec<_>>(), is_uncounted);
+                    Box::new(move |success| visit.end(success))
+                })
+            }))
         }
     }
 
     fn scopes(&self, head: &request::Parts, path: &Path) -> Scopes {
-        match &self.scopes {
+        let scopes = match &self.scopes {
             Some(scopes) => scopes(head, path),
             None => Scopes::NONE,
-        }
+        };
+        let Some(collections) = &self.collections else {
+            return scopes;
+        };
+        let collections = collections.scopes(path);
+        collections.iter().chain(&scopes).cloned().collect()
     }
 }
 
@@ -168,7 +209,7 @@ enum Verb {
 
 /// A place, and whom it is charged to.
 struct Place {
-    path: std::path::PathBuf,
+    path: PathBuf,
     scopes: Scopes,
 }
 
@@ -207,6 +248,28 @@ impl Asked {
                 .get(OVERWRITE)
                 .is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"F")),
         })
+    }
+
+    /// The paths that it writes to, and what becomes of limited collections under them, for which the price does
+    /// not say anything.
+    fn touched(&self) -> Vec<(PathBuf, After)> {
+        let (at_target, at_destination) = match self.verb {
+            Verb::Put | Verb::Lock | Verb::Other => (After::Nothing, After::Nothing),
+            Verb::Delete => (After::Rescan, After::Nothing),
+            Verb::Copy(_) => (After::Nothing, After::Forget),
+            Verb::Move => (After::Rescan, After::Forget),
+        };
+        let mut touched = vec![(self.target.path.clone(), at_target)];
+        // A COPY only reads its target.
+        if let Verb::Copy(_) = self.verb {
+            touched.clear();
+        }
+        if let Verb::Copy(_) | Verb::Move = self.verb
+            && let Some(to) = &self.destination
+        {
+            touched.push((to.path.clone(), at_destination));
+        }
+        touched
     }
 
     /// Blocks.

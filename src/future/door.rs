@@ -168,6 +168,7 @@ where
             body,
             is_call,
         } = held;
+        cell.begin();
         let drain = when_dropped(head.version, &head.headers);
         let body = MeteredBody::new(body, cell.clone(), drain, is_call);
         head.extensions.insert(Reservation::new(cell.clone()));

@@ -18,6 +18,7 @@ use crate::{
     body::{Drain, Unread},
     fault::Resource,
     layer::Settings,
+    price::{During, Underway},
     quota::{Change, Exceeded, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     time::within,
@@ -114,6 +115,9 @@ pub(crate) struct Cell<Q: QuotaSource> {
     pub(super) settings: Arc<Settings<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
+    during: Option<During>,
+    /// Whether the inner service was called, and may have made something.
+    called: AtomicBool,
     pub(super) meter: Meter,
     books: Mutex<Books<Q::Hold>>,
 }
@@ -146,6 +150,7 @@ pub(super) struct Books<H> {
     /// The answer was a success, and was sent before the body ended.
     answered: bool,
     watcher: Option<Waker>,
+    underway: Option<Underway>,
     pub(super) ended: bool,
 }
 
@@ -184,6 +189,8 @@ impl<Q: QuotaSource> Cell<Q> {
             settings,
             scopes: price.scopes.unwrap_or(scopes),
             demand,
+            during: price.during,
+            called: AtomicBool::new(false),
             meter: Meter {
                 reserved: AtomicU64::new(bytes),
                 received: AtomicU64::new(0),
@@ -208,6 +215,7 @@ impl<Q: QuotaSource> Cell<Q> {
                 unread: None,
                 answered: false,
                 watcher: None,
+                underway: None,
                 ended: false,
             }),
         }
@@ -222,6 +230,15 @@ impl<Q: QuotaSource> Cell<Q> {
         let mut books = self.books();
         books.hold = Some(hold);
         books.held = held;
+    }
+
+    /// The inner service is about to be called.
+    pub(crate) fn begin(&self) {
+        self.called.store(true, Ordering::Release);
+        if let Some(during) = &self.during {
+            let underway = during.begin();
+            self.books().underway = Some(underway);
+        }
     }
 
     /// What the quota is asked to set aside at the door.
@@ -328,6 +345,7 @@ impl<Q: QuotaSource> Cell<Q> {
         let (hold, tickets) = (books.hold.take(), books.tickets.take());
         let (unread, watcher) = (books.unread.take(), books.watcher.take());
         let gives_back = std::mem::take(&mut books.gives_back);
+        let underway = books.underway.take();
         drop(books);
 
         // All of this is others' code, or wakes others: not under the lock.
@@ -335,13 +353,24 @@ impl<Q: QuotaSource> Cell<Q> {
         if let Some(volume) = &self.settings.volume {
             let on_disk = volume.in_blocks(Amount::bytes(on_disk)).bytes;
             let settling = on_disk.min(claimed.bytes).saturating_sub(settled);
-            volume.settle(Amount::new(settling, claimed.objects));
-            volume.release(Amount::bytes(claimed.bytes - settled - settling));
+            // Who was sent away at the door has made nothing that a probe could see.
+            let kept = match self.called.load(Ordering::Acquire) {
+                true => claimed.objects,
+                false => 0,
+            };
+            volume.settle(Amount::new(settling, kept));
+            volume.release(Amount::new(
+                claimed.bytes - settled - settling,
+                claimed.objects - kept,
+            ));
         }
         if success {
             for (scopes, amount) in gives_back {
                 self.settings.quota.give_back(&scopes, amount);
             }
+        }
+        if let Some(underway) = underway {
+            underway(success);
         }
         drop(tickets);
         let hold = hold.filter(|_| success);

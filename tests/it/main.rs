@@ -5,6 +5,7 @@ mod arrival;
 mod axum_upload;
 mod client_matrix;
 mod clients_that_leave;
+mod collections;
 mod dav;
 #[cfg(target_os = "linux")]
 mod disks;
@@ -25,3 +26,4 @@ mod start;
 mod support;
 mod tonic_upload;
 mod webdav;
+mod webdav_example;
