@@ -7,12 +7,7 @@
 //!
 //! `--help` lists the flags.
 
-use std::{
-    net::SocketAddr,
-    path::{Component, Path, PathBuf},
-    process::ExitCode,
-    str::FromStr,
-};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr};
 
 use axum::{
     Router,
@@ -23,12 +18,12 @@ use axum::{
 };
 use bytesize::ByteSize;
 use clap::Parser;
-use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, memls::MemLs};
+use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, memls::MemLs};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
-    BoxError, Headroom, Reservation, Scope, Scopes, StorageGuardLayer, Volume,
-    dav::{Dav, Depth, Folder, Tree},
-    quota::{Limits, MemoryQuota},
+    BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
+    dav::{Dav, Folder},
+    quota::{CollectionQuota, Limits},
     refusal,
 };
 
@@ -74,16 +69,9 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, bytes) = text.rsplit_once('=').ok_or("expected PATH=SIZE")?;
         let path = path.strip_prefix('/').ok_or("the path begins with a /")?;
-        let path = Path::new(path);
-        if !path
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-        {
-            return Err("the path must not lead elsewhere".to_owned());
-        }
         let bytes = bytes.parse();
         Ok(Self {
-            path: path.components().collect(),
+            path: path.into(),
             bytes: bytes.map_err(|error| format!("the size: {error}"))?,
         })
     }
@@ -96,41 +84,82 @@ async fn main() -> ExitCode {
 
 async fn serve(flags: Flags) -> Result<(), BoxError> {
     let at = flags.listen;
-    let app = spawn_blocking(move || app(&flags)).await??;
-    axum::serve(listen(at).await?, app)
+    let server = spawn_blocking(move || Server::open(&flags)).await??;
+    // Else the first requests would wait for it.
+    server.collections.rescan().await?;
+    axum::serve(listen(at).await?, app(server))
         .with_graceful_shutdown(asked_to_stop())
         .await?;
     Ok(())
 }
 
-/// Blocks.
-fn app(flags: &Flags) -> Result<Router, BoxError> {
-    let files =
-        Files::open(&flags.dir).map_err(|error| format!("{}: {error}", flags.dir.display()))?;
-    let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
-    let tree = Folder::new(&flags.dir);
-    let collections = Collections::count(&tree, &flags.limits)?;
-    let quota = collections.quota.clone();
-    let guard = StorageGuardLayer::new(volume)
-        .quota(quota)
+fn app(server: Server) -> Router {
+    let dav = Dav::new(server.tree.clone()).collections(&server.collections);
+    let guard = StorageGuardLayer::new(server.volume.clone())
+        .quota(server.collections.clone())
         .dialect(refusal::Dav::default())
-        .webdav(Dav::new(tree).scope_by(move |_head, path| collections.scopes(path)));
-
-    // A part of a file is not written to its place in one step, and its price is not that of the whole.
-    let mut methods = DavMethodSet::all();
-    methods.remove(DavMethod::Patch);
-    let dav = DavHandler::builder()
-        .locksystem(MemLs::new())
-        .methods(methods)
-        .build_handler();
-    Ok(Router::new()
+        .webdav(dav);
+    Router::new()
         .fallback(handle)
         .layer(guard)
-        .with_state((dav, files)))
+        .with_state(server)
+}
+
+#[derive(Clone)]
+struct Server {
+    dav: DavHandler,
+    files: Files,
+    tree: Folder,
+    collections: CollectionQuota,
+    volume: Volume,
+}
+
+impl Server {
+    /// Makes what is missing, and removes what was left behind. Blocks.
+    fn open(flags: &Flags) -> Result<Self, BoxError> {
+        let Flags { dir, keep_free, .. } = flags;
+        let files = Files::open(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        let tree = Folder::new(dir);
+        let collections = CollectionQuota::new(tree.clone());
+        for Limit { path, bytes } in &flags.limits {
+            collections.set_limits(path, Limits::bytes(bytes.as_u64()))?;
+        }
+        // A part of a file is not written to its place in one step, and its price is not that of the whole.
+        let mut methods = DavMethodSet::all();
+        methods.remove(DavMethod::Patch);
+        let dav = DavHandler::builder()
+            .locksystem(MemLs::new())
+            .methods(methods)
+            .build_handler();
+        Ok(Self {
+            dav,
+            files,
+            tree,
+            collections,
+            volume: Volume::open(dir)?.keep_free(Headroom::bytes(keep_free.as_u64())),
+        })
+    }
+
+    /// The files, as a request sees them.
+    fn files_for(&self, request: &Request, reservation: Option<Reservation>) -> Files {
+        let files = self.files.for_request(reservation);
+        // dav-server asks for figures once in a request. They are those of its target, and of nothing below.
+        let is_alone = request
+            .headers()
+            .get("depth")
+            .is_some_and(|depth| depth == "0");
+        match DavPath::from_uri(request.uri()) {
+            Ok(path) if is_alone && request.method().as_str() == "PROPFIND" => {
+                let figures = self.collections.figures(&self.volume, path.as_rel_ospath());
+                files.with_quota(path, figures)
+            }
+            _ => files,
+        }
+    }
 }
 
 async fn handle(
-    State((dav, files)): State<(DavHandler, Files)>,
+    State(server): State<Server>,
     reservation: Option<Reservation>,
     request: Request,
 ) -> Response {
@@ -141,46 +170,13 @@ async fn handle(
         // Locks are kept in memory, and properties are not kept at all.
         reservation.stored(0);
     }
-    let files = files.for_request(reservation);
+    let files = server.files_for(&request, reservation);
     let config = DavConfig::new().filesystem(Box::new(files.clone()));
-    let mut response = dav.handle_with(config, request).await.map(Body::new);
+    let answer = server.dav.handle_with(config, request).await;
+    let mut response = answer.map(Body::new);
     if let Some(failure) = files.failure() {
         // For the guard to look at.
         response.extensions_mut().insert(failure);
     }
     response
-}
-
-/// Who has limits, and how much they hold.
-struct Collections {
-    quota: MemoryQuota,
-    paths: Vec<PathBuf>,
-}
-
-impl Collections {
-    fn count(tree: &Folder, limits: &[Limit]) -> Result<Self, BoxError> {
-        let quota = MemoryQuota::new(Limits::UNLIMITED);
-        for Limit { path, bytes } in limits {
-            let scope = scope(path);
-            quota.set_limits(&scope, Limits::bytes(bytes.as_u64()));
-            if let Some(used) = tree.measure(path, Depth::Infinity)? {
-                quota.set_used(&scope, used);
-            }
-        }
-        let paths = limits.iter().map(|limit| limit.path.clone()).collect();
-        Ok(Self { quota, paths })
-    }
-
-    /// Those that a path is in.
-    fn scopes(&self, path: &Path) -> Scopes {
-        let around = self
-            .paths
-            .iter()
-            .filter(|limited| path.starts_with(limited));
-        around.map(|limited| scope(limited)).collect()
-    }
-}
-
-fn scope(path: &Path) -> Scope {
-    Scope::from(format_args!("collection:/{}", path.display()))
 }

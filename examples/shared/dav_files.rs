@@ -8,21 +8,22 @@ use std::{
     io::{self, SeekFrom, Write},
     path::Path,
     sync::{Arc, OnceLock},
+    time::SystemTime,
 };
 
 use bytes::{Buf, Bytes};
 use dav_server::{
     davpath::DavPath,
     fs::{
-        DavDirEntry, DavFile, DavFileSystem, DavMetaData, FsError, FsFuture, FsStream, OpenOptions,
-        ReadDirMeta,
+        DavDirEntry, DavFile, DavFileSystem, DavMetaData, FsError, FsFuture, FsResult, FsStream,
+        OpenOptions, ReadDirMeta,
     },
     localfs::LocalFs,
 };
 use futures_util::{FutureExt, TryStreamExt, future};
 use tempfile::NamedTempFile;
 use tokio::{sync::Mutex, task::block_in_place};
-use tower_storage_guard::{Amount, BoxError, Reservation, fault::Source};
+use tower_storage_guard::{Amount, BoxError, Reservation, dav::DavQuota, fault::Source};
 
 /// Where uploads in progress are, at the top of the folder: a rename must not leave the filesystem. Nobody sees
 /// it, and nobody gets in.
@@ -36,6 +37,8 @@ pub(crate) struct Files {
     /// Who holds it may put files into their places.
     places: Arc<Mutex<()>>,
     reservation: Option<Reservation>,
+    /// What PROPFIND shows, and of what.
+    quota: Option<(DavPath, DavQuota)>,
     /// What dav-server has no word for. Its errors are little more than statuses.
     failure: Arc<OnceLock<Source>>,
 }
@@ -52,6 +55,7 @@ impl Files {
             root: root.into(),
             places: Arc::default(),
             reservation: None,
+            quota: None,
             failure: Arc::default(),
         })
     }
@@ -62,6 +66,14 @@ impl Files {
             reservation,
             failure: Arc::default(),
             ..self.clone()
+        }
+    }
+
+    /// For a request that asks for these figures of this path.
+    pub(crate) fn with_quota(self, path: DavPath, quota: DavQuota) -> Self {
+        Self {
+            quota: Some((path, quota)),
+            ..self
         }
     }
 
@@ -160,7 +172,17 @@ impl DavFileSystem for Files {
     }
 
     fn metadata<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, Box<dyn DavMetaData>> {
-        async move { self.at(path)?.metadata(path).await }.boxed()
+        async move {
+            let metadata = self.at(path)?.metadata(path).await?;
+            Ok(match &self.quota {
+                Some((of, quota)) if metadata.is_dir() && of == path => Box::new(Collection {
+                    metadata,
+                    used: quota.used.unwrap_or(0),
+                }),
+                _ => metadata,
+            })
+        }
+        .boxed()
     }
 
     fn symlink_metadata<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, Box<dyn DavMetaData>> {
@@ -185,6 +207,53 @@ impl DavFileSystem for Files {
 
     fn copy<'a>(&'a self, from: &'a DavPath, to: &'a DavPath) -> FsFuture<'a, ()> {
         async move { self.at(from).and(self.at(to))?.copy(from, to).await }.boxed()
+    }
+
+    /// dav-server shows the length of what it is about as used, and takes that off the second figure.
+    fn get_quota(&self) -> FsFuture<'_, (u64, Option<u64>)> {
+        async move {
+            let (path, quota) = self.quota.as_ref().ok_or(FsError::NotImplemented)?;
+            let used = self.metadata(path).await?.len();
+            Ok((used, quota.available.map(|left| left.saturating_add(used))))
+        }
+        .boxed()
+    }
+}
+
+/// A collection that is as long as what it uses.
+#[derive(Clone, Debug)]
+struct Collection {
+    metadata: Box<dyn DavMetaData>,
+    used: u64,
+}
+
+impl DavMetaData for Collection {
+    fn len(&self) -> u64 {
+        self.used
+    }
+
+    fn is_dir(&self) -> bool {
+        true
+    }
+
+    fn etag(&self) -> Option<String> {
+        self.metadata.etag()
+    }
+
+    fn modified(&self) -> FsResult<SystemTime> {
+        self.metadata.modified()
+    }
+
+    fn accessed(&self) -> FsResult<SystemTime> {
+        self.metadata.accessed()
+    }
+
+    fn created(&self) -> FsResult<SystemTime> {
+        self.metadata.created()
+    }
+
+    fn status_changed(&self) -> FsResult<SystemTime> {
+        self.metadata.status_changed()
     }
 }
 

@@ -39,6 +39,17 @@ struct Server {
     gate: Arc<Gate>,
 }
 
+/// A folder that has changed by the time one knows what is in it.
+struct Slow(Folder);
+
+impl Tree for Slow {
+    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
+        let found = self.0.measure(path, depth);
+        std::thread::sleep(Duration::from_micros(300));
+        found
+    }
+}
+
 /// Where requests stop that say so, half way through.
 struct Gate {
     arrived: watch::Sender<usize>,
@@ -52,7 +63,7 @@ impl Server {
     }
 
     fn over(root: TempDir, limits: &[(&'static str, Limits)]) -> Self {
-        let collections = CollectionQuota::new(Folder::new(root.path()));
+        let collections = CollectionQuota::new(Slow(Folder::new(root.path())));
         for (path, limits) in limits {
             fs::create_dir_all(root.path().join(path)).unwrap();
             collections.set_limits(path, *limits).unwrap();
@@ -780,26 +791,26 @@ fn crowd(seed: u64, is_shared: bool) {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut server = Server::new(&[
+        let server = Server::new(&[
             ("", Limits::UNLIMITED),
             ("a", Limits::bytes(2_000)),
             ("a/b", Limits::bytes(1_200).objects(9)),
             ("e", Limits::bytes(1_500)),
         ]);
-        server.collections = server
-            .collections
-            .clone()
-            .rescan_every(Duration::from_millis(3));
         server.collections.rescan().await.unwrap();
         let service = server.service();
         let mut statuses = std::collections::BTreeMap::<u16, u32>::new();
         for round in 0..6 {
             let clients = (1..=4).map(|number| {
-                let (service, mut client) =
-                    (service.clone(), Client::new(number, seed * 10 + round));
+                let (service, collections) = (service.clone(), server.collections.clone());
+                let mut client = Client::new(number, seed * 10 + round);
                 tokio::spawn(async move {
                     let mut statuses = Vec::new();
-                    for _ in 0..40 {
+                    for step in 0..40 {
+                        if step < 25 && client.below(3) == 0 {
+                            // Not to the end, so that what a scan got wrong would show there.
+                            drop(collections.rescan());
+                        }
                         let request = client.request(is_shared);
                         let sent = service.clone().oneshot(request);
                         if is_shared && client.below(8) == 0 {

@@ -1,6 +1,6 @@
 //! `examples/webdav.rs`, from the outside.
 
-use std::{collections::BTreeMap, convert::Infallible, fs, path::Path};
+use std::{collections::BTreeMap, convert::Infallible, ffi::OsStr, fs, path::Path};
 
 use axum::{Router, extract::Request};
 use dav_server::{DavHandler, localfs::LocalFs, memls::MemLs};
@@ -338,19 +338,79 @@ async fn ends_when_it_is_asked_to() {
     assert!(status.success());
 }
 
+/// The properties of RFC 4331: available, used.
+async fn quota(server: &Server, path: &str, depth: &str) -> [Option<u64>; 2] {
+    let method = Method::from_bytes(b"PROPFIND").unwrap();
+    let request = server.request(method, path).header("depth", depth);
+    let body = r#"<?xml version="1.0"?><D:propfind xmlns:D="DAV:"><D:prop><D:quota-available-bytes/><D:quota-used-bytes/></D:prop></D:propfind>"#;
+    let text = request
+        .body(body)
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    ["available", "used"].map(|name| {
+        let tag = format!("quota-{name}-bytes>");
+        let (_, value) = text.split_once(&tag)?;
+        Some(value.split_once('<').unwrap().0.parse().unwrap())
+    })
+}
+
+#[tokio::test]
+async fn a_listing_tells_how_much_fits() {
+    let server = start(&["/photos=1000", "/photos/small=100"]);
+    for folder in ["/photos/", "/photos/small/"] {
+        assert_eq!(send(&server, "MKCOL", folder, &[]).await, 201);
+    }
+    assert_eq!(put(&server, "/photos/a", content(1, 300)).await, 201);
+    for path in ["/photos", "/photos/", "/photos/a"] {
+        assert_eq!(
+            quota(&server, path, "0").await,
+            [Some(700), Some(300)],
+            "{path}"
+        );
+    }
+    assert_eq!(
+        quota(&server, "/photos/small", "0").await,
+        [Some(100), Some(0)]
+    );
+    assert_eq!(put(&server, "/photos/b", content(1, 701)).await, 507);
+    assert_eq!(put(&server, "/photos/b", content(1, 650)).await, 201);
+    // The outer one is the nearer to its limit.
+    assert_eq!(
+        quota(&server, "/photos/small", "0").await,
+        [Some(50), Some(0)]
+    );
+    // The disk alone.
+    let [left, used] = quota(&server, "/", "0").await;
+    assert!(
+        left.is_some_and(|left| left > 1000) && used == Some(0),
+        "{left:?}, {used:?}"
+    );
+    // dav-server would show the same figure of all that is below.
+    assert_eq!(quota(&server, "/photos/", "1").await, [None, None]);
+}
+
 #[test]
 fn says_what_is_wrong_with_a_limit() {
-    for (limit, words) in [
-        ("/photos", "expected PATH=SIZE"),
-        ("photos=1", "the path begins with a /"),
-        ("/../photos=1", "the path must not lead elsewhere"),
-        ("/photos=much", "the size: "),
+    let dir = tempfile::tempdir().unwrap();
+    for (limit, words, exit) in [
+        ("/photos", "expected PATH=SIZE", 2),
+        ("photos=1", "the path begins with a /", 2),
+        ("/photos=much", "the size: ", 2),
+        ("/../photos=1", "does not lead out of the tree", 1),
     ] {
-        let (said, code) = complaint("webdav", ["--limit", limit]);
+        let flags = [OsStr::new("--limit"), limit.as_ref()];
+        let flags = flags
+            .into_iter()
+            .chain(["--dir".as_ref(), dir.path().as_os_str()]);
+        let (said, code) = complaint("webdav", flags);
         assert!(
             said.starts_with("error: ") && said.contains(words),
             "{said}"
         );
-        assert_eq!(code, Some(2), "{said}");
+        assert_eq!(code, Some(exit), "{said}");
     }
 }

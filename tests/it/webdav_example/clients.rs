@@ -10,6 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
@@ -148,6 +149,24 @@ async fn rclone_reports_a_tree_over_the_limit() {
     assert!((2..4).contains(&there.len()), "{:?}", there.keys());
     let all = fits.into_iter().chain([more]).collect::<BTreeMap<_, _>>();
     assert!(there.iter().all(|(name, content)| all[name] == *content));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "runs rclone: run by `make test`"]
+async fn rclone_shows_how_much_fits() {
+    let home = tempfile::tempdir().unwrap();
+    let server = start(&["/=1MiB"]);
+    assert_eq!(put(&server, "/a", content(1, 300_000)).await, 201);
+    let url = format!("http://{}", server.addr);
+    let args = ["about", "--json", "--config", "/dev/null"];
+    let args = args.into_iter().chain(["--webdav-url", &url, ":webdav:"]);
+    let output = client("rclone", args, home.path(), "").await;
+    let about: Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("{about}");
+    assert_eq!(
+        (&about["used"], &about["free"]),
+        (&300_000.into(), &748_576.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
