@@ -23,6 +23,7 @@ pub struct Price {
     pub(crate) scopes: Option<Scopes>,
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) is_unknown: bool,
+    pub(crate) is_free: bool,
     pub(crate) during: Option<During>,
 }
 
@@ -54,6 +55,15 @@ impl Price {
     pub fn unknown() -> Self {
         Self {
             is_unknown: true,
+            ..Demand::nothing().into()
+        }
+    }
+
+    /// Nothing, whatever its body is: the request is never refused, and nobody is charged.
+    pub fn free() -> Self {
+        Self {
+            scopes: Some(Scopes::NONE),
+            is_free: true,
             ..Demand::nothing().into()
         }
     }
@@ -90,6 +100,7 @@ impl From<Demand> for Price {
             scopes: None,
             gives_back: Vec::new(),
             is_unknown: false,
+            is_free: false,
             during: None,
         }
     }

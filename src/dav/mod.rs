@@ -8,7 +8,8 @@
 //! | MKCOL, MKCALENDAR | one object | the target |
 //! | COPY | what is under the source, to its Depth, less what it overwrites | the destination |
 //! | MOVE | inside one scope nothing; between scopes what is under the source | the destination; given back to the source |
-//! | PROPPATCH, LOCK | its body; LOCK on an unmapped URL one object | the target |
+//! | PROPPATCH | its body | the target |
+//! | LOCK | on an unmapped URL its body and one object, otherwise nothing | the target |
 //! | DELETE | nothing, and is never refused | given back to the target |
 //!
 //! The sizes come from a [`Tree`]: [`Folder`] is one of files. Directories may have limits, see
@@ -49,7 +50,11 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, header::HeaderName, request};
+use http::{
+    HeaderMap, Method,
+    header::{CONTENT_RANGE, HeaderName},
+    request,
+};
 
 pub use self::{
     figures::DavQuota,
@@ -159,7 +164,7 @@ impl Dav {
             let measured = blocking::run(move || asked.price(&*tree, demand));
             let (price, is_uncounted) = match within(timeout, measured).await {
                 Some(Ok(price)) => (price, false),
-                _ if is_removal => (Demand::nothing().into(), true),
+                _ if is_removal => (Price::free(), true),
                 _ => return Price::unknown(),
             };
             price.during(collections.map(|collections| {
@@ -229,6 +234,8 @@ impl Asked {
             Some(Place { path, scopes })
         };
         let verb = match head.method.as_str() {
+            // Of a part nobody knows what it takes the place of.
+            "PUT" if head.headers.contains_key(CONTENT_RANGE) => Verb::Other,
             "PUT" => Verb::Put,
             "COPY" => Verb::Copy(depth(&head.headers)),
             "MOVE" => Verb::Move,
@@ -282,15 +289,15 @@ impl Asked {
                 let replaced = whole(&path)?.unwrap_or(Amount::ZERO);
                 return Ok(Price::from(demand.replacing(replaced)).charged_to(scopes));
             }
+            // Clients lock before they overwrite. That has to go when all is full.
+            Verb::Lock if tree.measure(&path, Depth::Zero)?.is_some() => return Ok(Price::free()),
             Verb::Lock => {
                 // RFC 4918, section 9.10.4: it makes an empty resource.
-                let made = u64::from(whole(&path)?.is_none());
-                return Ok(Price::from(demand.with_objects(made)).charged_to(scopes));
+                return Ok(Price::from(demand.with_objects(1)).charged_to(scopes));
             }
             Verb::Delete => {
                 let removed = whole(&path)?.unwrap_or(Amount::ZERO);
-                let price = Price::from(Demand::nothing()).charged_to(Scopes::NONE);
-                return Ok(price.giving_back(scopes, removed));
+                return Ok(Price::free().giving_back(scopes, removed));
             }
             Verb::Copy(depth) => (depth, false),
             Verb::Move => (Depth::Infinity, true),

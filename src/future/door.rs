@@ -77,6 +77,7 @@ where
             return Self::refused(held, Refusal::unavailable());
         }
         let demand = price.demand;
+        let is_free = price.is_free;
         let (bytes, least) = match demand.bytes() {
             Some(bytes) => (bytes, bytes),
             // Nobody knows how little it may be.
@@ -91,8 +92,12 @@ where
             scopes,
             price,
         };
+        let blocks = Amount::ZERO;
+        if is_free {
+            let bytes = u64::MAX;
+            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
+        }
         let Some(volume) = &settings.volume else {
-            let blocks = Amount::ZERO;
             return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
         };
         let amount = Amount::new(bytes, demand.objects());

@@ -238,13 +238,24 @@ async fn a_delete_gives_back_and_is_never_refused() {
 #[tokio::test]
 async fn a_lock_makes_what_is_not_there() {
     let server = Server::new();
-    assert_eq!(server.send("LOCK", "/ann/a", &[], 10, 200).await, 200);
-    assert_eq!(server.used("ann"), (70, 4));
     assert_eq!(server.send("LOCK", "/ann/none", &[], 0, 201).await, 201);
-    assert_eq!(server.used("ann"), (70, 5));
-    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 31, 207).await, 507);
-    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 30, 207).await, 207);
+    assert_eq!(server.used("ann"), (60, 5));
+    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 41, 207).await, 507);
+    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 40, 207).await, 207);
     assert_eq!(server.used("ann"), (100, 5));
+    // Now all is full, and what is there can be locked to be overwritten.
+    server.set_available(0).await;
+    assert_eq!(server.send("LOCK", "/ann/a", &[], 1_000, 200).await, 200);
+    assert_eq!(server.send("LOCK", "/ann/more", &[], 10, 201).await, 507);
+    assert_eq!(server.used("ann"), (100, 5));
+}
+
+#[tokio::test]
+async fn a_part_takes_the_place_of_nobody_knows_what() {
+    let server = Server::new();
+    let part = [("content-range", "bytes 0-4/20")];
+    assert_eq!(server.send("PUT", "/ann/a", &part, 5, 204).await, 204);
+    assert_eq!(server.used("ann").0, 65);
 }
 
 struct Broken;

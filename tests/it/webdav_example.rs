@@ -220,6 +220,15 @@ async fn locks_and_listings_take_no_room() {
         assert_eq!(send(&server, "PROPFIND", "/photos/", &depth).await, 207);
     }
     assert_eq!(put(&server, "/photos/a", content(1, 1000)).await, 204);
+    // Clients lock what they overwrite, and have to be able to when all is full.
+    let method = Method::from_bytes(b"LOCK").unwrap();
+    let request = server.request(method, "/photos/a").body(lock);
+    let answer = request.send().await.unwrap();
+    let token = answer.headers()["lock-token"].to_str().unwrap().to_owned();
+    let request = server.request(Method::PUT, "/photos/a");
+    let request = request.header("if", format!("({token})"));
+    let answer = request.body(content(2, 1000)).send().await.unwrap();
+    assert_eq!(answer.status(), 204);
 }
 
 #[tokio::test]
