@@ -15,7 +15,8 @@ test: tools clients lint doc unit features loom
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
-	prlimit:util-linux unshare:util-linux cc:gcc
+	prlimit:util-linux unshare:util-linux cc:gcc \
+	litmus rclone cadaver mount.davfs:davfs2
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:
@@ -62,6 +63,7 @@ features:
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tokio -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features axum -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features quick-xml -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tonic-health -- -D warnings
 

@@ -101,6 +101,8 @@ pub struct Demand {
     bytes: Option<u64>,
     expected: u64,
     objects: u64,
+    copied: u64,
+    moved: Amount,
     replaced: Amount,
 }
 
@@ -111,6 +113,8 @@ impl Demand {
             bytes: Some(bytes),
             expected: bytes,
             objects: 1,
+            copied: 0,
+            moved: Amount::ZERO,
             replaced: Amount::ZERO,
         }
     }
@@ -121,6 +125,8 @@ impl Demand {
             bytes: None,
             expected: 0,
             objects: 1,
+            copied: 0,
+            moved: Amount::ZERO,
             replaced: Amount::ZERO,
         }
     }
@@ -139,6 +145,35 @@ impl Demand {
     #[must_use]
     pub const fn with_objects(mut self, objects: u64) -> Self {
         self.objects = objects;
+        self
+    }
+
+    /// Nothing at all. It always fits.
+    pub const fn nothing() -> Self {
+        Self::known(0).with_objects(0)
+    }
+
+    /// Adds what the service writes by itself, beside the body: a COPY, for one.
+    ///
+    /// It is set aside with the rest, and charged when the request has succeeded.
+    #[must_use]
+    pub const fn copying(mut self, copied: Amount) -> Self {
+        let body = match self.bytes {
+            Some(bytes) => bytes,
+            // It grows with what the body brings.
+            None => 0,
+        };
+        self.bytes = Some(body.saturating_add(copied.bytes));
+        self.expected = self.expected.saturating_add(copied.bytes);
+        self.objects = self.objects.saturating_add(copied.objects);
+        self.copied = self.copied.saturating_add(copied.bytes);
+        self
+    }
+
+    /// Sets what changes hands: it is charged to the scopes, and the volume has it already. A MOVE, for one.
+    #[must_use]
+    pub const fn moving(mut self, moved: Amount) -> Self {
+        self.moved = moved;
         self
     }
 
@@ -164,6 +199,16 @@ impl Demand {
     /// How many objects it makes.
     pub const fn objects(&self) -> u64 {
         self.objects
+    }
+
+    /// Bytes that the service writes by itself.
+    pub const fn copied(&self) -> u64 {
+        self.copied
+    }
+
+    /// What changes hands.
+    pub const fn moved(&self) -> Amount {
+        self.moved
     }
 
     /// What it replaces.

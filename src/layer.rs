@@ -7,8 +7,9 @@ use http::{HeaderName, Response, StatusCode, request, response};
 use tower::{BoxError, Layer};
 
 use crate::{
-    Demand, Outage, Scopes, StorageGuard, Volume,
+    Demand, Outage, Price, Scopes, StorageGuard, Volume,
     body::{Drain, Unread},
+    dav::Dav,
     demand::Hints,
     fault::{Cause, Classifier},
     line::Line,
@@ -69,7 +70,7 @@ type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
 type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 /// Prices a request, given what its head declares.
 type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-pub(crate) type Priced = Pin<Box<dyn Future<Output = Demand> + Send>>;
+pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
 
 /// Everything that a layer was told.
 #[derive(Clone)]
@@ -82,7 +83,7 @@ pub(crate) struct Settings<Q> {
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Option<Choose<bool>>,
     pub(crate) calls: Calls,
-    pub(crate) price: Option<Price>,
+    pub(crate) price: Option<PriceBy>,
     pub(crate) hints: Hints,
     pub(crate) hint_cap: u64,
     pub(crate) grants: Grants,
@@ -96,8 +97,8 @@ pub(crate) struct Settings<Q> {
 
 /// How a request is priced, where its headers do not decide.
 #[derive(Clone)]
-pub(crate) enum Price {
-    At(Pricing<Demand>),
+pub(crate) enum PriceBy {
+    At(Pricing<Price>),
     Later(Pricing<Priced>),
 }
 
@@ -258,11 +259,15 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
     /// unknown; and one object for POST, PUT, MKCOL, MKCALENDAR and COPY.
-    pub fn price_by<F>(self, price: F) -> Self
+    pub fn price_by<F, T>(self, price: F) -> Self
     where
-        F: Fn(&request::Parts, Demand) -> Demand + Send + Sync + 'static,
+        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
+        T: Into<Price>,
     {
-        self.set(|settings| settings.price = Some(Price::At(Arc::new(price))))
+        self.set(|settings| {
+            let price = move |head: &request::Parts, demand| price(head, demand).into();
+            settings.price = Some(PriceBy::At(Arc::new(price)));
+        })
     }
 
     /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
@@ -270,13 +275,22 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     pub fn price_by_async<F, T>(self, price: F) -> Self
     where
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
-        T: Future<Output = Demand> + Send + 'static,
+        T: Future<Output: Into<Price>> + Send + 'static,
     {
         self.set(|settings| {
-            let price =
-                move |head: &request::Parts, demand| -> Priced { Box::pin(price(head, demand)) };
-            settings.price = Some(Price::Later(Arc::new(price)));
+            let price = move |head: &request::Parts, demand| -> Priced {
+                let price = price(head, demand);
+                Box::pin(async { price.await.into() })
+            };
+            settings.price = Some(PriceBy::Later(Arc::new(price)));
         })
+    }
+
+    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
+    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
+    pub fn webdav(self, dav: Dav) -> Self {
+        self.applies_when(|head| Dav::applies(&head.method))
+            .price_by_async(move |head, demand| dav.price(head, demand))
     }
 
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
@@ -364,8 +378,8 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect. The first that hears a request answers it. Where none does, [`Grpc`] answers
-    /// remote procedure calls, and [`Http`] all other requests.
+    /// Adds a dialect, such as `Dav` of feature `quick-xml`. The first that hears a request answers it. Where
+    /// none does, [`Grpc`] answers remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {

@@ -74,7 +74,7 @@
 //! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
 //!    exact fit is let in. Otherwise: 507 `disk_full`.
 //! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`.
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](quota::CollectionQuota) that is full.
 //!
 //! A body whose length nobody said is let in on a small grant, and must find room to grow. A body that
 //! cannot is cut, and the answer is 507 whatever the inner service says.
@@ -115,18 +115,22 @@
 //! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
 //! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
+//! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "axum")]
 pub mod axum;
+mod blocking;
 mod body;
+pub mod dav;
 mod demand;
 pub mod fault;
 mod future;
 mod layer;
 mod line;
 mod outage;
+mod price;
 pub mod quota;
 pub mod refusal;
 mod reservation;
@@ -144,6 +148,7 @@ pub use self::{
     future::ResponseFuture,
     layer::StorageGuardLayer,
     outage::Outage,
+    price::Price,
     reservation::{Refused, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,

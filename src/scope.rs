@@ -269,6 +269,22 @@ impl Scopes {
         self.as_slice().is_empty()
     }
 
+    /// Those that are in `others` too.
+    pub(crate) fn both(&self, others: &Self) -> Self {
+        let both = self
+            .iter()
+            .filter(|scope| others.as_slice().contains(scope));
+        both.cloned().collect()
+    }
+
+    /// Those that are not in `others`.
+    pub(crate) fn without(&self, others: &Self) -> Self {
+        let rest = self
+            .iter()
+            .filter(|scope| !others.as_slice().contains(scope));
+        rest.cloned().collect()
+    }
+
     pub(crate) fn as_slice(&self) -> &[Scope] {
         match &self.0 {
             Set::None => &[],

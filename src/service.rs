@@ -12,11 +12,11 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    Scopes, StorageGuardLayer, Volume,
+    Price, Scopes, StorageGuardLayer, Volume,
     body::{MeteredBody, ResponseBody},
     demand::{Demand, is_write},
     future::{Held, ResponseFuture},
-    layer::{Price, Settings},
+    layer::{PriceBy, Settings},
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
 };
@@ -124,12 +124,15 @@ where
         Some(scopes) => scopes(head),
     };
     match &settings.price {
-        None => ResponseFuture::reserve(settings, asked, held, scopes, demand),
-        Some(Price::At(price)) => {
-            let demand = price(head, demand);
-            ResponseFuture::reserve(settings, asked, held, scopes, demand)
+        None => {
+            let price = Price::from(demand);
+            ResponseFuture::reserve(settings, asked, held, scopes, price)
         }
-        Some(Price::Later(price)) => {
+        Some(PriceBy::At(price)) => {
+            let price = price(head, demand);
+            ResponseFuture::reserve(settings, asked, held, scopes, price)
+        }
+        Some(PriceBy::Later(price)) => {
             let price = price(head, demand);
             ResponseFuture::price(settings, asked, held, scopes, price)
         }

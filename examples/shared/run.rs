@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     process::ExitCode,
 };
 
@@ -15,7 +16,12 @@ pub(crate) async fn run(
     listen: &'static str,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    match start(Flags::read(listen), serve).await {
+    report(start(Flags::read(listen), serve).await)
+}
+
+/// Says why it ends, if not because it was asked to.
+pub(crate) fn report(result: Result<(), BoxError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("error: {error}");
@@ -34,15 +40,20 @@ async fn start(
     flags: Flags,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {
-    let listen = flags.listen;
+    let at = flags.listen;
     let store = spawn_blocking(move || Store::open(&flags)).await??;
-    let listener = TcpListener::bind(listen)
+    serve(listen(at).await?, store).await
+}
+
+/// Listens, and says where.
+pub(crate) async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
+    let listener = TcpListener::bind(at)
         .await
-        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        .map_err(|error| format!("cannot listen on {at}: {error}"))?;
     let mut out = io::stdout();
     writeln!(out, "listening on http://{}", listener.local_addr()?)?;
     out.flush()?;
-    serve(listener, store).await
+    Ok(listener)
 }
 
 /// Ctrl-C, or what a service manager sends.

@@ -13,7 +13,7 @@ use tower::Service;
 
 use super::{Guarded, ONCE, State};
 use crate::{
-    Amount, Demand, Outage, Scopes,
+    Amount, Outage, Price, Scopes,
     body::{MeteredBody, Unread, WhenDropped},
     layer::{Priced, Settings, too_late},
     quota::{QuotaError, QuotaSource},
@@ -58,7 +58,7 @@ pub(crate) struct Held<S, B> {
 pub(super) struct Wanted<S, B> {
     held: Held<S, B>,
     scopes: Scopes,
-    demand: Demand,
+    price: Price,
 }
 
 impl<S, B, Q> State<S, B, Q>
@@ -71,8 +71,13 @@ where
         settings: &Arc<Settings<Q>>,
         held: Held<S, B>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
     ) -> Self {
+        if price.is_unknown {
+            return Self::refused(held, Refusal::unavailable());
+        }
+        let demand = price.demand;
+        let is_free = price.is_free;
         let (bytes, least) = match demand.bytes() {
             Some(bytes) => (bytes, bytes),
             // Nobody knows how little it may be.
@@ -85,10 +90,14 @@ where
         let wanted = Wanted {
             held,
             scopes,
-            demand,
+            price,
         };
+        let blocks = Amount::ZERO;
+        if is_free {
+            let bytes = u64::MAX;
+            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
+        }
         let Some(volume) = &settings.volume else {
-            let blocks = Amount::ZERO;
             return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
         };
         let amount = Amount::new(bytes, demand.objects());
@@ -107,9 +116,9 @@ where
         let Wanted {
             held,
             scopes,
-            demand,
+            price,
         } = wanted;
-        let cell = Cell::new(Arc::clone(settings), scopes, demand, admitted);
+        let cell = Cell::new(Arc::clone(settings), scopes, price, admitted);
         let cell = Arc::new(cell);
         if cell.scopes().is_empty() {
             Self::inside(cell, held)
@@ -164,6 +173,7 @@ where
             body,
             is_call,
         } = held;
+        cell.begin();
         let drain = when_dropped(head.version, &head.headers);
         let body = MeteredBody::new(body, cell.clone(), drain, is_call);
         head.extensions.insert(Reservation::new(cell.clone()));
@@ -194,10 +204,10 @@ where
                 scopes,
                 held,
             } => {
-                let demand = ready!(price.as_mut().poll(cx));
+                let price = ready!(price.as_mut().poll(cx));
                 let scopes = std::mem::take(scopes);
                 let held = held.take().expect(ONCE);
-                State::at_volume(settings, held, scopes, demand)
+                State::at_volume(settings, held, scopes, price)
             }
             DoorProj::Volume { admission, wanted } => {
                 let volume = settings.volume.as_ref().expect("somebody waits for it");

@@ -1,5 +1,6 @@
 //! Price, reserve, call, settle: the way of a request as one future.
 
+mod answered;
 mod door;
 mod verdict;
 
@@ -11,24 +12,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header::CONTENT_LENGTH};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 pub(crate) use self::door::Held;
-use self::{
-    door::Door,
-    verdict::{carry_over, is_failed_call, means_success, of_error, of_response},
-};
+use self::{answered::Next, door::Door, verdict::carry_over};
 use crate::{
-    Demand, Scopes,
-    body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
+    Price, Scopes,
+    body::{MeteredBody, ResponseBody, Unread},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::{Cell, Ended},
+    reservation::Cell,
     time::Bound,
     volume::{Look, Volume},
 };
@@ -145,13 +143,13 @@ where
         asked: Asked,
         held: Held<S, B>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
     ) -> Self
     where
         B: Send + 'static,
         Q: Send + Sync + 'static,
     {
-        let state = State::at_volume(&settings, held, scopes, demand);
+        let state = State::at_volume(&settings, held, scopes, price);
         Self::new(settings, asked, state)
     }
 
@@ -244,85 +242,9 @@ where
                     let guarded = guarded.take();
                     // The inner future may still hold the request's body.
                     this.state.set(State::Done);
-                    let cell = guarded.as_ref().map(|guarded| &guarded.cell);
-                    let mut response = match answered {
-                        Ok(response) => response,
-                        Err(error) => {
-                            let refusal = cell
-                                .and_then(|cell| cell.refused())
-                                .or_else(|| of_error(settings, &error));
-                            let Some(refusal) = refusal else {
-                                return Poll::Ready(Err(error));
-                            };
-                            let headers = HeaderMap::new();
-                            this.state
-                                .set(State::failed(settings, cell, refusal, headers));
-                            continue;
-                        }
-                    };
-                    let refusal = cell
-                        .and_then(|cell| cell.refused())
-                        .or_else(|| of_response(settings, &response));
-                    if let Some(refusal) = refusal {
-                        let (head, body) = response.into_parts();
-                        drop(body);
-                        this.state
-                            .set(State::failed(settings, cell, refusal, head.headers));
-                        continue;
-                    }
-                    let Some(guarded) = guarded else {
-                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
-                    };
-                    let success = match &settings.success {
-                        // A guard inside has refused it, in a dialect that says so in its own way.
-                        _ if response.extensions().get::<Refusal>().is_some() => false,
-                        // As in the trailers: there nobody asks what HTTP's status is either.
-                        _ if is_failed_call(this.asked, response.headers()) => false,
-                        None => means_success(response.status()),
-                        Some(success) => {
-                            let (head, body) = response.into_parts();
-                            let success = success(&head);
-                            response = Response::from_parts(head, body);
-                            success
-                        }
-                    };
-                    if !success {
-                        // Dropped, it releases.
-                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
-                    }
-                    if let Some(ending) = Ending::of_call(this.asked, response.headers()) {
-                        // A refusal in its place would have another length.
-                        response.headers_mut().remove(CONTENT_LENGTH);
-                        let watch = Watch::new(guarded.hand_on(), ending);
-                        let watched = |body| ResponseBody::watched(body, watch);
-                        return Poll::Ready(Ok(response.map(watched)));
-                    }
-                    let ended = match guarded.cell.end_if_read() {
-                        Ok(ended) => ended,
-                        Err(refusal) => {
-                            // Cut just now, by another thread.
-                            let (head, body) = response.into_parts();
-                            drop(body);
-                            let cell = Some(&guarded.cell);
-                            this.state
-                                .set(State::failed(settings, cell, refusal, head.headers));
-                            continue;
-                        }
-                    };
-                    match ended.map(Ended::into_commit) {
-                        Some(Some((hold, change))) => this.state.set(State::Commit {
-                            commit: hold.commit(change),
-                            time: Bound::new(settings.quota_timeout),
-                            response: Some(response),
-                        }),
-                        Some(None) => return Poll::Ready(Ok(response.map(ResponseBody::inner))),
-                        None => {
-                            // Still being read behind the answer. Both have to end.
-                            let ending = Ending::of_content(&response.body().size_hint());
-                            let watch = Watch::new(guarded.hand_on(), ending);
-                            let watched = |body| ResponseBody::watched(body, watch);
-                            return Poll::Ready(Ok(response.map(watched)));
-                        }
+                    match State::by_answer(settings, this.asked, guarded, answered) {
+                        Next::Wait(state) => this.state.set(state),
+                        Next::Done(response) => return Poll::Ready(response),
                     }
                 }
                 StateProj::Commit {

@@ -27,6 +27,11 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     if response.extensions().is_empty() && !is_507 {
         return None;
     }
+    // Each of its parts has a status of its own (RFC 4918, section 13). One refusal for all of them would deny
+    // those that were carried out.
+    if response.status() == StatusCode::MULTI_STATUS {
+        return None;
+    }
     let extensions = response.extensions();
     if extensions.get::<Refusal>().is_some() {
         return None;
@@ -57,15 +62,28 @@ fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
     source
 }
 
-/// Whether a call has ended with this head, in anything but OK.
-pub(super) fn is_failed_call(asked: &Asked, head: &HeaderMap) -> bool {
-    asked.rpc().is_some() && rpc::is_ok(head) == Some(false)
-}
-
-/// Whether a request was carried out that is answered so, unless the user decides. Of a call it says no more
-/// than that nothing has failed yet.
-pub(super) fn means_success(status: StatusCode) -> bool {
-    status.is_success() || status == StatusCode::SEE_OTHER
+/// Whether a request was carried out that is answered so. Of a call it says no more than that nothing has failed
+/// yet.
+#[inline]
+pub(super) fn success<R, Q>(
+    settings: &Settings<Q>,
+    asked: &Asked,
+    response: Response<R>,
+) -> (Response<R>, bool) {
+    // A guard inside has refused it, in a dialect that says so in its own way. Or a call has ended with its head:
+    // as in the trailers, nobody asks what HTTP's status is then.
+    let is_refused = response.extensions().get::<Refusal>().is_some();
+    if is_refused || asked.rpc().is_some() && rpc::is_ok(response.headers()) == Some(false) {
+        return (response, false);
+    }
+    let Some(judge) = &settings.success else {
+        let status = response.status();
+        let success = status.is_success() || status == StatusCode::SEE_OTHER;
+        return (response, success);
+    };
+    let (head, body) = response.into_parts();
+    let success = judge(&head);
+    (Response::from_parts(head, body), success)
 }
 
 /// What describes the content that the refusal takes the place of, or how it is sent.

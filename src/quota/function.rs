@@ -152,6 +152,9 @@ impl QuotaSource for FunctionQuota {
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
         Answer::Later(self.ask(scopes, demand, expected))
     }
+
+    /// The next lookup finds less in use.
+    fn give_back(&self, _: &Scopes, _: Amount) {}
 }
 
 impl FunctionQuota {

@@ -137,6 +137,12 @@ impl QuotaSource for MemoryQuota {
             amount: demand,
         }))
     }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        for scope in scopes {
+            self.adjust(scope, Change::between(Amount::ZERO, amount));
+        }
+    }
 }
 
 /// What a [`MemoryQuota`] has set aside for one request.

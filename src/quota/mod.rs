@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`NoQuota`] | nowhere; charges nobody | |
 //! | [`MemoryQuota`] | this process | all requests of this process |
+//! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | your own [`QuotaSource`] | anywhere | whatever it promises |
 //!
@@ -29,6 +30,7 @@
 
 mod answer;
 mod change;
+mod collection;
 mod error;
 mod function;
 mod limits;
@@ -36,9 +38,11 @@ mod memory;
 mod none;
 mod source;
 
+pub(crate) use self::collection::After;
 pub use self::{
     answer::{Answer, Answering},
     change::Change,
+    collection::{CollectionHold, CollectionQuota},
     error::{Exceeded, QuotaError},
     function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},
     limits::{Limits, Usage},

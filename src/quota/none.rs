@@ -29,6 +29,8 @@ impl QuotaSource for NoQuota {
     fn reserve(&self, _: &Scopes, _: Amount, _: Amount) -> Answer<Self::Future> {
         Answer::Now(Ok(()))
     }
+
+    fn give_back(&self, _: &Scopes, _: Amount) {}
 }
 
 /// Holds nothing.

@@ -30,6 +30,12 @@ pub trait QuotaSource {
     /// `expected` is what the client announces in all, of which this request may be a part. It must fit
     /// too, and is not set aside. Where it is less than `demand`, it says nothing.
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future>;
+
+    /// Takes `amount` off what each of `scopes` uses: it was removed, or belongs to somebody else now.
+    ///
+    /// It has happened, and cannot be refused. Must not block: what takes time goes to a task. A source that
+    /// looks usage up where it is counted anyway has nothing to do.
+    fn give_back(&self, scopes: &Scopes, amount: Amount);
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
@@ -58,5 +64,9 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
 
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
         Q::reserve(self, scopes, demand, expected)
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        Q::give_back(self, scopes, amount);
     }
 }

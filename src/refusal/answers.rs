@@ -21,6 +21,11 @@ pub enum ConfigError {
         "{0:?} names no call: it has to be like package.Service/Method, or package.Service for all of them"
     )]
     Call(String),
+    /// A collection is a path in its tree, in UTF-8.
+    #[error(
+        "{0:?} names no collection: it has to be a path in UTF-8 that does not lead out of the tree"
+    )]
+    Collection(std::path::PathBuf),
 }
 
 /// How refusals are answered: the settings, and the one place where they are applied.

@@ -22,7 +22,7 @@ impl Format {
         }
     }
 
-    const fn media_type(self) -> (&'static str, &'static str) {
+    const fn media_type(self) -> MediaType {
         match self {
             Self::Json => ("application", "json"),
             Self::Problem => ("application", "problem+json"),
@@ -43,30 +43,77 @@ impl Format {
     pub(super) fn choose<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
         // For each format, what the best range says of it.
         let mut best = [None; Self::ALL.len()];
-        for range in accept
-            .flat_map(|line| split(line, b','))
-            .filter_map(Range::parse)
-        {
+        for range in ranges(accept) {
             for (best, format) in best.iter_mut().zip(Self::ALL) {
-                let says = range
-                    .specificity(format)
-                    .map(|specificity| (specificity, range.weight));
-                *best = says.max(*best);
+                *best = range.says(format.media_type()).max(*best);
             }
         }
         let acceptable = best
             .into_iter()
             .zip(Self::ALL)
-            .filter_map(|(says, format)| {
-                let (specificity, weight) = says?;
-                (weight > 0).then_some(((weight, specificity), format))
-            });
+            .filter_map(|(says, format)| Some((rank(says?)?, format)));
         acceptable
             // Of equals, `max_by_key` takes the last.
             .rev()
             .max_by_key(|(rank, _)| *rank)
             .map_or(Self::Json, |(_, format)| format)
     }
+}
+
+/// Whether a client likes XML best, by the lines of its `Accept`: it names XML, and likes nothing better or as
+/// much that HTTP answers are written in. Those who take anything list XML among the rest.
+#[cfg(feature = "quick-xml")]
+pub(super) fn likes_xml_best<'a, I>(accept: impl Fn() -> I) -> bool
+where
+    I: Iterator<Item = &'a [u8]>,
+{
+    const XML: [MediaType; 2] = [("application", "xml"), ("text", "xml")];
+
+    // Asked for every request, and hardly any names it.
+    if !accept().any(names_xml) {
+        return false;
+    }
+    let mut best = [None; XML.len() + Format::ALL.len()];
+    for range in ranges(accept()) {
+        let types = XML.into_iter().chain(Format::ALL.map(Format::media_type));
+        for (best, media_type) in best.iter_mut().zip(types) {
+            *best = range.says(media_type).max(*best);
+        }
+        // Nothing is liked better than this. Browsers say it of `text/html`, which comes first.
+        if best[XML.len()..].contains(&Some((2, 1000))) {
+            return false;
+        }
+    }
+    let ranks = best.map(|says| says.and_then(rank));
+    let (xml, others) = ranks.split_at(XML.len());
+    xml.iter().max() > others.iter().max()
+}
+
+/// Whether `/xml` stands in it.
+#[cfg(feature = "quick-xml")]
+fn names_xml(line: &[u8]) -> bool {
+    let mut subtypes = line.split(|&byte| byte == b'/').skip(1);
+    subtypes.any(|subtype| {
+        let name = subtype.get(..3);
+        name.is_some_and(|name| name.eq_ignore_ascii_case(b"xml"))
+    })
+}
+
+/// Type and subtype.
+type MediaType = (&'static str, &'static str);
+
+/// What a range says of a media type: how closely it names it, and the weight.
+type Says = (u8, u16);
+
+/// How much is liked what the best range says this of. None if it is not acceptable.
+fn rank((specificity, weight): Says) -> Option<(u16, u8)> {
+    (weight > 0).then_some((weight, specificity))
+}
+
+fn ranges<'a>(accept: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = Range<'a>> {
+    accept
+        .flat_map(|line| split(line, b','))
+        .filter_map(Range::parse)
 }
 
 /// One media range: `type/subtype`, `type/*` or `*/*`, and its weight.
@@ -98,15 +145,16 @@ impl<'a> Range<'a> {
         })
     }
 
-    /// How closely the range names the format; none if it does not.
-    fn specificity(&self, format: Format) -> Option<u8> {
-        let (kind, subtype) = format.media_type();
-        match (self.kind, self.subtype) {
-            (b"*", _) => Some(0),
-            (range, _) if !range.eq_ignore_ascii_case(kind.as_bytes()) => None,
-            (_, b"*") => Some(1),
-            (_, range) => range.eq_ignore_ascii_case(subtype.as_bytes()).then_some(2),
-        }
+    /// None if it does not mean this media type.
+    fn says(&self, (kind, subtype): MediaType) -> Option<Says> {
+        let specificity = match (self.kind, self.subtype) {
+            (b"*", _) => 0,
+            (range, _) if !range.eq_ignore_ascii_case(kind.as_bytes()) => return None,
+            (_, b"*") => 1,
+            (_, range) if range.eq_ignore_ascii_case(subtype.as_bytes()) => 2,
+            _ => return None,
+        };
+        Some((specificity, self.weight))
     }
 }
 
@@ -290,6 +338,57 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "quick-xml")]
+    #[test]
+    fn xml_has_to_be_liked_better_than_anything_of_ours() {
+        for (accept, is_best) in [
+            ("application/xml", true),
+            ("text/xml", true),
+            ("TEXT/XML;charset=utf-8", true),
+            ("application/xml, */*", true),
+            ("text/xml, text/*;q=0.5, */*;q=0.1", true),
+            ("application/json;q=0.9, text/xml", true),
+            ("image/png, text/xml;q=0.2", true),
+            // Safari 3
+            (
+                "text/xml,application/xml,application/xhtml+xml,text/html;q=0.9,text/plain;q=0.8,image/png,*/*;q=0.5",
+                true,
+            ),
+            // Firefox, Chrome
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+                false,
+            ),
+            // RestSharp, which takes anything
+            (
+                "application/json, text/json, text/x-json, text/javascript, application/xml, text/xml",
+                false,
+            ),
+            ("application/xml, application/json", false),
+            ("application/xml;q=0.9, application/json", false),
+            ("application/xml;q=0.9, */*", false),
+            ("application/xml;q=0", false),
+            ("application/json, text/plain, */*", false),
+            ("application/*", false),
+            (
+                "application/*, application/json;q=0, application/problem+json;q=0",
+                false,
+            ),
+            ("*/*", false),
+            ("application/soap+xml", false),
+            ("xml", false),
+            ("", false),
+        ] {
+            let lines = [accept.as_bytes()];
+            assert_eq!(likes_xml_best(|| lines.into_iter()), is_best, "{accept}");
+        }
+        let lines =
+            |lines: &[&'static str]| likes_xml_best(|| lines.iter().map(|line| line.as_bytes()));
+        assert!(!lines(&[]));
+        assert!(lines(&["text/plain;q=0.5", "text/xml"]));
+        assert!(!lines(&["text/xml", "text/plain"]));
+    }
+
     #[test]
     fn weights() {
         for (q, thousandths) in [
@@ -311,9 +410,8 @@ mod tests {
         }
     }
 
-    /// What is tested of, said once more and plainly: the weight that the ranges give a format.
-    fn weight_of(format: Format, ranges: &[(&str, u16)]) -> u16 {
-        let (kind, subtype) = format.media_type();
+    /// What is tested of, said once more and plainly: the weight that the ranges give a media type.
+    fn weight_of((kind, subtype): MediaType, ranges: &[(&str, u16)]) -> u16 {
         [
             format!("{kind}/{subtype}"),
             format!("{kind}/*"),
@@ -337,6 +435,8 @@ mod tests {
             "application/*",
             "text/plain",
             "text/html",
+            "text/xml",
+            "application/xml",
             "text/*",
             "*/*",
             "image/png",
@@ -367,11 +467,22 @@ mod tests {
             } else {
                 Format::choose(lines.iter().map(|line| line.as_bytes()))
             };
-            let heaviest = Format::ALL.map(|format| weight_of(format, &ranges)).into_iter().max();
+            let heaviest = Format::ALL.map(|format| weight_of(format.media_type(), &ranges)).into_iter().max();
             if heaviest == Some(0) {
                 prop_assert_eq!(chosen, Json);
             } else {
-                prop_assert_eq!(Some(weight_of(chosen, &ranges)), heaviest);
+                prop_assert_eq!(Some(weight_of(chosen.media_type(), &ranges)), heaviest);
+            }
+
+            // Of equal weights the more specific range decides: that is told above, one by one.
+            #[cfg(feature = "quick-xml")]
+            {
+                let xml = [("application", "xml"), ("text", "xml")].map(|xml| weight_of(xml, &ranges)).into_iter().max();
+                let is_named = ranges.iter().any(|(name, _)| name.ends_with("/xml"));
+                if xml != heaviest {
+                    let is_best = likes_xml_best(|| lines.iter().map(|line| line.as_bytes()));
+                    prop_assert_eq!(is_best, is_named && xml > heaviest);
+                }
             }
         }
     }

@@ -14,10 +14,11 @@ use http::Response;
 
 use super::{Refused, growth::Tickets};
 use crate::{
-    Amount, Demand, Scopes,
+    Amount, Demand, Price, Scopes,
     body::{Drain, Unread},
     fault::Resource,
     layer::Settings,
+    price::{During, Underway},
     quota::{Change, Exceeded, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     time::within,
@@ -114,6 +115,9 @@ pub(crate) struct Cell<Q: QuotaSource> {
     pub(super) settings: Arc<Settings<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
+    during: Option<During>,
+    /// Whether the inner service was called, and may have made something.
+    called: AtomicBool,
     pub(super) meter: Meter,
     books: Mutex<Books<Q::Hold>>,
 }
@@ -135,6 +139,8 @@ pub(super) struct Books<H> {
     pub(super) askers: Vec<Waker>,
     /// What replacing gives back to the scopes.
     pub(super) replaced: Amount,
+    /// What others get back when it has succeeded.
+    gives_back: Vec<(Scopes, Amount)>,
     report: Report,
     pub(super) tickets: Option<Arc<Tickets>>,
     refusal: Option<Refused>,
@@ -144,6 +150,7 @@ pub(super) struct Books<H> {
     /// The answer was a success, and was sent before the body ended.
     answered: bool,
     watcher: Option<Waker>,
+    underway: Option<Underway>,
     pub(super) ended: bool,
 }
 
@@ -169,18 +176,21 @@ impl<Q: QuotaSource> Cell<Q> {
     pub(crate) fn new(
         settings: Arc<Settings<Q>>,
         scopes: Scopes,
-        demand: Demand,
+        price: Price,
         admitted: Admitted,
     ) -> Self {
         let Admitted { bytes, blocks } = admitted;
+        let demand = price.demand;
         let tickets = demand
             .bytes()
             .is_none()
             .then(|| Arc::new(Tickets::new(&settings)));
         Self {
             settings,
-            scopes,
+            scopes: price.scopes.unwrap_or(scopes),
             demand,
+            during: price.during,
+            called: AtomicBool::new(false),
             meter: Meter {
                 reserved: AtomicU64::new(bytes),
                 received: AtomicU64::new(0),
@@ -196,6 +206,7 @@ impl<Q: QuotaSource> Cell<Q> {
                 asking: false,
                 askers: Vec::new(),
                 replaced: demand.replaced(),
+                gives_back: price.gives_back,
                 report: Report::default(),
                 tickets,
                 refusal: None,
@@ -204,6 +215,7 @@ impl<Q: QuotaSource> Cell<Q> {
                 unread: None,
                 answered: false,
                 watcher: None,
+                underway: None,
                 ended: false,
             }),
         }
@@ -220,15 +232,29 @@ impl<Q: QuotaSource> Cell<Q> {
         books.held = held;
     }
 
+    /// The inner service is about to be called.
+    pub(crate) fn begin(&self) {
+        self.called.store(true, Ordering::Release);
+        if let Some(during) = &self.during {
+            let underway = during.begin();
+            self.books().underway = Some(underway);
+        }
+    }
+
     /// What the quota is asked to set aside at the door.
     pub(crate) fn asked(&self) -> Amount {
-        Amount::new(self.meter.reserved(), self.demand.objects()) - self.demand.replaced()
+        self.in_scopes(self.meter.reserved()) - self.demand.replaced()
     }
 
     /// What must fit into the quota, though it is not set aside.
     pub(crate) fn expected(&self) -> Amount {
         let bytes = self.demand.expected().max(self.meter.reserved());
-        Amount::new(bytes, self.demand.objects()) - self.demand.replaced()
+        self.in_scopes(bytes) - self.demand.replaced()
+    }
+
+    /// What the scopes are to hold where so many bytes are set aside, before what is replaced.
+    pub(super) fn in_scopes(&self, bytes: u64) -> Amount {
+        Amount::new(bytes, self.demand.objects()) + self.demand.moved()
     }
 
     /// Lowers what the quota is asked for to what it has, where the length is unknown: at the door the
@@ -269,6 +295,11 @@ impl<Q: QuotaSource> Cell<Q> {
         self.books().unread.take()
     }
 
+    /// Nothing is given back: part of the request has failed, and nobody knows which.
+    pub(crate) fn keep_all(&self) {
+        self.books().gives_back.clear();
+    }
+
     /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there is
     /// to commit is returned.
     pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
@@ -296,7 +327,8 @@ impl<Q: QuotaSource> Cell<Q> {
         self.meter.close();
         // Under the lock, so that no cut can come between: what was cut is never charged.
         let success = success && books.refusal.is_none();
-        let received = self.meter.received();
+        // The service may write more by itself, beside the body.
+        let received = self.meter.received().saturating_add(self.demand.copied());
         let stored = if success {
             books.report.stored.unwrap_or(received)
         } else {
@@ -308,9 +340,12 @@ impl<Q: QuotaSource> Cell<Q> {
         let on_disk = stored.max(partial).max(books.written);
         let (claimed, settled) = (books.blocks, books.settled);
         let made = books.report.made.unwrap_or(self.demand.objects());
-        let change = Change::between(Amount::new(stored, made), books.replaced);
+        let stored_in_scopes = Amount::new(stored, made) + self.demand.moved();
+        let change = Change::between(stored_in_scopes, books.replaced);
         let (hold, tickets) = (books.hold.take(), books.tickets.take());
         let (unread, watcher) = (books.unread.take(), books.watcher.take());
+        let gives_back = std::mem::take(&mut books.gives_back);
+        let underway = books.underway.take();
         drop(books);
 
         // All of this is others' code, or wakes others: not under the lock.
@@ -318,8 +353,24 @@ impl<Q: QuotaSource> Cell<Q> {
         if let Some(volume) = &self.settings.volume {
             let on_disk = volume.in_blocks(Amount::bytes(on_disk)).bytes;
             let settling = on_disk.min(claimed.bytes).saturating_sub(settled);
-            volume.settle(Amount::new(settling, claimed.objects));
-            volume.release(Amount::bytes(claimed.bytes - settled - settling));
+            // Who was sent away at the door has made nothing that a probe could see.
+            let kept = match self.called.load(Ordering::Acquire) {
+                true => claimed.objects,
+                false => 0,
+            };
+            volume.settle(Amount::new(settling, kept));
+            volume.release(Amount::new(
+                claimed.bytes - settled - settling,
+                claimed.objects - kept,
+            ));
+        }
+        if success {
+            for (scopes, amount) in gives_back {
+                self.settings.quota.give_back(&scopes, amount);
+            }
+        }
+        if let Some(underway) = underway {
+            underway(success);
         }
         drop(tickets);
         let hold = hold.filter(|_| success);

@@ -204,7 +204,7 @@ where
         let (growth, amount) = {
             let mut books = self.books();
             let bytes = self.meter.reserved().saturating_add(books.growing);
-            let reserved = Amount::new(bytes.saturating_sub(spared), self.demand.objects());
+            let reserved = self.in_scopes(bytes.saturating_sub(spared));
             let amount = (reserved - replaced) - books.held;
             match &mut books.hold {
                 Some(hold) if !amount.is_zero() => (hold.grow(amount), amount),

@@ -343,6 +343,24 @@ impl Volume {
         room - room % self.filesystem().in_blocks(1)
     }
 
+    /// How large a new object may be. None where nobody knows.
+    pub(crate) fn left(&self) -> Option<Amount> {
+        let ledger = &self.filesystem().ledger;
+        if self.is_stale() {
+            return match self.outage {
+                Outage::Refuse => None,
+                Outage::Admit => Some(Amount::new(u64::MAX, u64::MAX)),
+            };
+        }
+        let objects = u64::try_from(ledger.free_objects()).unwrap_or(0);
+        // A volume that waits to resume takes no bytes.
+        let bytes = if self.is_full() { 0 } else { self.room() };
+        Some(Amount::new(
+            bytes,
+            objects.saturating_sub(self.floor().objects),
+        ))
+    }
+
     /// Whether `amount` would fit if all that is claimed were given back, but for `own`.
     ///
     /// What settles is among it: a reading that began before may hold it already, so that it counts twice

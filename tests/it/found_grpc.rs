@@ -373,6 +373,10 @@ impl QuotaSource for Slow {
         let (slow, held) = (self.clone(), self.quota.reserve(scopes, demand, expected));
         Answer::Later(async { Ok(SlowHold(held.await?, slow)) }.boxed())
     }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        self.quota.give_back(scopes, amount);
+    }
 }
 
 impl<H: QuotaHold> QuotaHold for SlowHold<H> {

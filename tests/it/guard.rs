@@ -549,6 +549,8 @@ async fn a_quota_source_that_is_away_is_503_or_let_in() {
                 Answer::Now(Err(QuotaError::Unavailable("down".into())))
             }
         }
+
+        fn give_back(&self, _: &Scopes, _: Amount) {}
     }
     for (outage, status) in [(Outage::Refuse, 503), (Outage::Admit, 201)] {
         for scope in ["slow", "failing"] {

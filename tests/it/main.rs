@@ -5,6 +5,8 @@ mod arrival;
 mod axum_upload;
 mod client_matrix;
 mod clients_that_leave;
+mod collections;
+mod dav;
 #[cfg(target_os = "linux")]
 mod disks;
 mod found;
@@ -17,8 +19,11 @@ mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
 mod health;
+mod price;
 mod proto;
 mod server;
 mod start;
 mod support;
 mod tonic_upload;
+mod webdav;
+mod webdav_example;

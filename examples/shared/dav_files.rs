@@ -1,0 +1,352 @@
+//! A folder of files for dav-server, in which a file is there whole or not at all.
+//!
+//! dav-server's own `LocalFs` empties a file before it writes what comes. An upload that is cut in the middle
+//! would leave half of the new content, and nothing of the old. So an upload goes into a file of its own first.
+
+use std::{
+    fmt, fs,
+    io::{self, SeekFrom, Write},
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use bytes::{Buf, Bytes};
+use dav_server::{
+    davpath::DavPath,
+    fs::{
+        DavDirEntry, DavFile, DavFileSystem, DavMetaData, FsError, FsFuture, FsResult, FsStream,
+        OpenOptions, ReadDirMeta,
+    },
+    localfs::LocalFs,
+};
+use futures_util::{FutureExt, TryStreamExt, future};
+use tempfile::NamedTempFile;
+use tokio::{sync::Mutex, task::block_in_place};
+use tower_storage_guard::{Amount, BoxError, Reservation, dav::DavQuota, fault::Source};
+
+/// Where uploads in progress are, at the top of the folder: a rename must not leave the filesystem. Nobody sees
+/// it, and nobody gets in.
+const UPLOADS: &str = ".uploads";
+
+/// The folder, as one request sees it.
+#[derive(Clone)]
+pub(crate) struct Files {
+    local: LocalFs,
+    root: Arc<Path>,
+    /// Who holds it may put files into their places.
+    places: Arc<Mutex<()>>,
+    reservation: Option<Reservation>,
+    /// What PROPFIND shows, and of what.
+    quota: Option<(DavPath, DavQuota)>,
+    /// What dav-server has no word for. Its errors are little more than statuses.
+    failure: Arc<OnceLock<Source>>,
+}
+
+impl Files {
+    /// Makes what is missing, and removes what was left behind. Blocks.
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+        let uploads = root.join(UPLOADS);
+        fs::create_dir_all(&uploads)?;
+        fs::remove_dir_all(&uploads)?;
+        fs::create_dir(&uploads)?;
+        Ok(Self {
+            local: *LocalFs::new(root, true, false, false),
+            root: root.into(),
+            places: Arc::default(),
+            reservation: None,
+            quota: None,
+            failure: Arc::default(),
+        })
+    }
+
+    /// For a request with this set aside for it.
+    pub(crate) fn for_request(&self, reservation: Option<Reservation>) -> Self {
+        Self {
+            reservation,
+            failure: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// For a request that asks for these figures of this path.
+    pub(crate) fn with_quota(self, path: DavPath, quota: DavQuota) -> Self {
+        Self {
+            quota: Some((path, quota)),
+            ..self
+        }
+    }
+
+    /// What has gone wrong.
+    pub(crate) fn failure(&self) -> Option<Source> {
+        self.failure.get().cloned()
+    }
+
+    /// Unless the path leads to the uploads.
+    fn at(&self, path: &DavPath) -> Result<&LocalFs, FsError> {
+        if path.as_rel_ospath().starts_with(UPLOADS) {
+            return Err(FsError::Forbidden);
+        }
+        Ok(&self.local)
+    }
+
+    /// Keeps an error for the guard to look at.
+    fn fail(&self, error: impl Into<BoxError>) -> FsError {
+        let error = error.into();
+        // Of other errors dav-server thinks that something is not implemented.
+        let status = match error.downcast_ref::<io::Error>() {
+            Some(error) if error.raw_os_error().is_some() => error.into(),
+            _ => FsError::GeneralFailure,
+        };
+        // The first is what the others come from.
+        let _ = self.failure.set(Source::new(error));
+        status
+    }
+
+    /// A file that will take the place of what is there.
+    async fn upload(&self, path: &DavPath, options: OpenOptions) -> Result<Upload, FsError> {
+        let size = options.size;
+        let untouched = OpenOptions {
+            truncate: false,
+            create: false,
+            create_new: false,
+            ..options
+        };
+        // What speaks against it now does not have to wait for the content.
+        match self.at(path)?.open(path, untouched).await {
+            Ok(_) if options.create_new => return Err(FsError::Exists),
+            Ok(_) => {}
+            Err(FsError::NotFound) if options.create => {
+                let parent = path.as_rel_ospath().parent().unwrap_or(Path::new(""));
+                block_in_place(|| self.root.join(parent).metadata())?;
+            }
+            Err(error) => return Err(error),
+        }
+        let mut builder = tempfile::Builder::new();
+        // As `LocalFs` makes its files. Otherwise only we could read them.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let made = block_in_place(|| builder.tempfile_in(self.root.join(UPLOADS)));
+        Ok(Upload {
+            files: self.clone(),
+            to: path.clone(),
+            file: Some(made.map_err(|error| self.fail(error))?),
+            expected: size,
+            received: 0,
+        })
+    }
+}
+
+impl DavFileSystem for Files {
+    fn open<'a>(
+        &'a self,
+        path: &'a DavPath,
+        options: OpenOptions,
+    ) -> FsFuture<'a, Box<dyn DavFile>> {
+        async move {
+            if options.truncate {
+                let upload = self.upload(path, options).await?;
+                return Ok(Box::new(upload) as Box<dyn DavFile>);
+            }
+            // To read, or to make the empty file of a LOCK.
+            self.at(path)?.open(path, options).await
+        }
+        .boxed()
+    }
+
+    fn read_dir<'a>(
+        &'a self,
+        path: &'a DavPath,
+        meta: ReadDirMeta,
+    ) -> FsFuture<'a, FsStream<Box<dyn DavDirEntry>>> {
+        async move {
+            let entries = self.at(path)?.read_dir(path, meta).await?;
+            if path.as_rel_ospath() != "" {
+                return Ok(entries);
+            }
+            let seen =
+                entries.try_filter(|entry| future::ready(entry.name() != UPLOADS.as_bytes()));
+            Ok(Box::pin(seen) as FsStream<_>)
+        }
+        .boxed()
+    }
+
+    fn metadata<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, Box<dyn DavMetaData>> {
+        async move {
+            let metadata = self.at(path)?.metadata(path).await?;
+            Ok(match &self.quota {
+                Some((of, quota)) if metadata.is_dir() && of == path => Box::new(Collection {
+                    metadata,
+                    used: quota.used.unwrap_or(0),
+                }),
+                _ => metadata,
+            })
+        }
+        .boxed()
+    }
+
+    fn symlink_metadata<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, Box<dyn DavMetaData>> {
+        async move { self.at(path)?.symlink_metadata(path).await }.boxed()
+    }
+
+    fn create_dir<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, ()> {
+        async move { self.at(path)?.create_dir(path).await }.boxed()
+    }
+
+    fn remove_dir<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, ()> {
+        async move { self.at(path)?.remove_dir(path).await }.boxed()
+    }
+
+    fn remove_file<'a>(&'a self, path: &'a DavPath) -> FsFuture<'a, ()> {
+        async move { self.at(path)?.remove_file(path).await }.boxed()
+    }
+
+    fn rename<'a>(&'a self, from: &'a DavPath, to: &'a DavPath) -> FsFuture<'a, ()> {
+        async move { self.at(from).and(self.at(to))?.rename(from, to).await }.boxed()
+    }
+
+    fn copy<'a>(&'a self, from: &'a DavPath, to: &'a DavPath) -> FsFuture<'a, ()> {
+        async move { self.at(from).and(self.at(to))?.copy(from, to).await }.boxed()
+    }
+
+    /// dav-server shows the length of what it is about as used, and takes that off the second figure.
+    fn get_quota(&self) -> FsFuture<'_, (u64, Option<u64>)> {
+        async move {
+            let (path, quota) = self.quota.as_ref().ok_or(FsError::NotImplemented)?;
+            let used = self.metadata(path).await?.len();
+            Ok((used, quota.available.map(|left| left.saturating_add(used))))
+        }
+        .boxed()
+    }
+}
+
+/// A collection that is as long as what it uses.
+#[derive(Clone, Debug)]
+struct Collection {
+    metadata: Box<dyn DavMetaData>,
+    used: u64,
+}
+
+impl DavMetaData for Collection {
+    fn len(&self) -> u64 {
+        self.used
+    }
+
+    fn is_dir(&self) -> bool {
+        true
+    }
+
+    fn etag(&self) -> Option<String> {
+        self.metadata.etag()
+    }
+
+    fn modified(&self) -> FsResult<SystemTime> {
+        self.metadata.modified()
+    }
+
+    fn accessed(&self) -> FsResult<SystemTime> {
+        self.metadata.accessed()
+    }
+
+    fn created(&self) -> FsResult<SystemTime> {
+        self.metadata.created()
+    }
+
+    fn status_changed(&self) -> FsResult<SystemTime> {
+        self.metadata.status_changed()
+    }
+}
+
+/// A file that is being uploaded. Removed when dropped, unless it has got to its place.
+struct Upload {
+    files: Files,
+    to: DavPath,
+    /// None once it is in its place.
+    file: Option<NamedTempFile>,
+    /// As announced.
+    expected: Option<u64>,
+    received: u64,
+}
+
+impl Upload {
+    fn write(&mut self, content: &[u8]) -> Result<(), FsError> {
+        let file = self.file.as_mut().ok_or(FsError::GeneralFailure)?;
+        block_in_place(|| file.write_all(content)).map_err(|error| self.files.fail(error))?;
+        self.received += content.len() as u64;
+        if let Some(reservation) = &self.files.reservation {
+            // It is on the disk now, and would be counted twice, there and as promised.
+            reservation.written(content.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Puts everything on the disk, and then in its place.
+    async fn publish(&mut self) -> Result<(), BoxError> {
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
+        block_in_place(|| file.as_file().sync_all())?;
+        let to = self.files.root.join(self.to.as_rel_ospath());
+        let _places = self.files.places.lock().await;
+        if let Some(reservation) = &self.files.reservation {
+            // What was there at the door may have been replaced or deleted since.
+            let replaced = match block_in_place(|| to.symlink_metadata()) {
+                Ok(old) => Amount::new(old.len(), 1),
+                Err(_) => Amount::ZERO,
+            };
+            reservation.replaces(replaced).await?;
+        }
+        block_in_place(|| file.persist(&to)).map_err(io::Error::from)?;
+        if let Some(reservation) = &self.files.reservation {
+            // It is there, whatever is answered and whoever has left by now.
+            reservation.commit().await;
+        }
+        Ok(())
+    }
+}
+
+impl DavFile for Upload {
+    fn write_bytes(&mut self, content: Bytes) -> FsFuture<'_, ()> {
+        future::ready(self.write(&content)).boxed()
+    }
+
+    fn write_buf(&mut self, mut content: Box<dyn Buf + Send>) -> FsFuture<'_, ()> {
+        let content = content.copy_to_bytes(content.remaining());
+        self.write_bytes(content)
+    }
+
+    /// dav-server flushes when it has read the content to its end, and at no other time.
+    fn flush(&mut self) -> FsFuture<'_, ()> {
+        async move {
+            if self.expected.is_some_and(|size| size != self.received) {
+                // dav-server answers this itself, behind the flush.
+                return Ok(());
+            }
+            let published = self.publish().await;
+            published.map_err(|error| self.files.fail(error))
+        }
+        .boxed()
+    }
+
+    /// Asked for when it is in its place.
+    fn metadata(&mut self) -> FsFuture<'_, Box<dyn DavMetaData>> {
+        self.files.local.metadata(&self.to)
+    }
+
+    fn read_bytes(&mut self, _: usize) -> FsFuture<'_, Bytes> {
+        future::ready(Err(FsError::NotImplemented)).boxed()
+    }
+
+    fn seek(&mut self, _: SeekFrom) -> FsFuture<'_, u64> {
+        future::ready(Err(FsError::NotImplemented)).boxed()
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload")
+            .field("to", &self.to)
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}

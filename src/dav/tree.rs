@@ -1,0 +1,99 @@
+//! How large things are.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::Amount;
+
+/// How deep to look (RFC 4918, section 10.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Depth {
+    /// The thing itself: of a collection not what is in it.
+    Zero,
+    /// With all that is in it.
+    Infinity,
+}
+
+/// Where a WebDAV service keeps its files: what there is, and how large.
+pub trait Tree: Send + Sync + 'static {
+    /// What is at a path: bytes of files, and objects, which are files and collections. None where nothing
+    /// is.
+    ///
+    /// May block. It is not called on the thread of a request.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be found out. The request is then answered 503.
+    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>>;
+}
+
+/// A tree of files. Links are objects of their own and are not followed.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    root: PathBuf,
+}
+
+impl Folder {
+    /// The tree under `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+}
+
+impl Tree for Folder {
+    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
+        let path = self.root.join(path);
+        let Some(metadata) = unless_gone(fs::symlink_metadata(&path))? else {
+            return Ok(None);
+        };
+        let mut amount = Amount::new(size(&metadata), 1);
+        let mut folders = Vec::new();
+        if metadata.is_dir() && depth == Depth::Infinity {
+            folders.push(path);
+        }
+        while let Some(folder) = folders.pop() {
+            let Some(entries) = unless_gone(fs::read_dir(&folder))? else {
+                continue;
+            };
+            for entry in entries {
+                let entry = entry?;
+                // Gone meanwhile: others write too.
+                let Some(metadata) = unless_gone(entry.metadata())? else {
+                    continue;
+                };
+                amount = amount + Amount::new(size(&metadata), 1);
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        Ok(Some(amount))
+    }
+}
+
+/// In bytes: what a folder takes is not content.
+fn size(metadata: &fs::Metadata) -> u64 {
+    if metadata.is_file() {
+        metadata.len()
+    } else {
+        0
+    }
+}
+
+fn unless_gone<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        // A file where a folder was thought to be: nothing is under it.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,131 @@
+//! The inner service has answered: the refusal, a commit, a watch over the rest, or nothing more to do.
+
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH};
+use http_body::Body;
+use tower::Service;
+
+use super::{
+    Guarded, State,
+    verdict::{of_error, of_response, success},
+};
+use crate::{
+    body::{Ending, MeteredBody, ResponseBody, Watch},
+    layer::Settings,
+    quota::{QuotaHold, QuotaSource},
+    refusal::{Asked, Refusal},
+    reservation::Ended,
+    time::Bound,
+};
+
+/// What an answer leads to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every request takes the large one, and a box would be an allocation for each"
+)]
+pub(super) enum Next<S, B, Q, R>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    Wait(State<S, B, Q>),
+    Done(Result<Response<ResponseBody<R>>, S::Error>),
+}
+
+impl<S, B, R, Q> State<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>, Response = Response<R>>,
+    S::Error: 'static,
+    B: Body,
+    R: Body,
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    #[inline]
+    pub(super) fn by_answer(
+        settings: &Settings<Q>,
+        asked: &Asked,
+        guarded: Option<Guarded<Q>>,
+        answered: Result<Response<R>, S::Error>,
+    ) -> Next<S, B, Q, R> {
+        // Whoever reads the body turns its error into anything: not the answer tells of a cut, but the cell.
+        let cut = guarded.as_ref().and_then(|guarded| guarded.cell.refused());
+        let fail = |guarded: Option<&Guarded<Q>>, refusal: Refusal, headers: HeaderMap| {
+            let cell = guarded.map(|guarded| &guarded.cell);
+            Next::Wait(Self::failed(settings, cell, refusal, headers))
+        };
+        let response = match answered {
+            Ok(response) => response,
+            Err(error) => {
+                return match cut.or_else(|| of_error(settings, &error)) {
+                    Some(refusal) => fail(guarded.as_ref(), refusal, HeaderMap::new()),
+                    None => Next::Done(Err(error)),
+                };
+            }
+        };
+        if let Some(refusal) = cut.or_else(|| of_response(settings, &response)) {
+            return fail(guarded.as_ref(), refusal, without_body(response));
+        }
+        let Some(guarded) = guarded else {
+            return as_it_is(response);
+        };
+        let (mut response, success) = success(settings, asked, response);
+        if !success {
+            // Dropped, it releases.
+            return as_it_is(response);
+        }
+        if response.status() == StatusCode::MULTI_STATUS {
+            // RFC 4918, section 13: of a DELETE or a MOVE, that some of it is still there.
+            guarded.cell.keep_all();
+        }
+        if let Some(ending) = Ending::of_call(asked, response.headers()) {
+            // A refusal in its place would have another length.
+            response.headers_mut().remove(CONTENT_LENGTH);
+            return watched(response, guarded, ending);
+        }
+        match guarded.cell.end_if_read() {
+            // Cut just now, by another thread.
+            Err(refusal) => fail(Some(&guarded), refusal, without_body(response)),
+            // Still being read behind the answer. Both have to end.
+            Ok(None) => {
+                let ending = Ending::of_content(&response.body().size_hint());
+                watched(response, guarded, ending)
+            }
+            Ok(Some(ended)) => match Ended::into_commit(ended) {
+                Some((hold, change)) => Next::Wait(Self::Commit {
+                    commit: hold.commit(change),
+                    time: Bound::new(settings.quota_timeout),
+                    response: Some(response),
+                }),
+                None => as_it_is(response),
+            },
+        }
+    }
+}
+
+fn as_it_is<S, B, R, Q>(response: Response<R>) -> Next<S, B, Q, R>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource,
+{
+    Next::Done(Ok(response.map(ResponseBody::inner)))
+}
+
+fn watched<S, B, R, Q>(
+    response: Response<R>,
+    guarded: Guarded<Q>,
+    ending: Ending,
+) -> Next<S, B, Q, R>
+where
+    S: Service<Request<MeteredBody<B>>>,
+    B: Body,
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    let watch = Watch::new(guarded.hand_on(), ending);
+    Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))
+}
+
+/// What the inner service said in headers. Its content is dropped.
+fn without_body<R>(response: Response<R>) -> HeaderMap {
+    response.into_parts().0.headers
+}

@@ -1,0 +1,107 @@
+//! What a request costs, and whom.
+
+use std::{fmt, sync::Arc};
+
+use crate::{Amount, Demand, Scopes};
+
+/// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
+///
+/// A demand is a price by itself. The rest is for requests that concern more than one place:
+///
+/// ```
+/// use tower_storage_guard::{Amount, Demand, Price};
+///
+/// // A file of 100 bytes changes hands.
+/// let file = Amount::new(100, 1);
+/// let price = Price::from(Demand::nothing().moving(file))
+///     .charged_to("user:ann")
+///     .giving_back("user:bob", file);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Price {
+    pub(crate) demand: Demand,
+    pub(crate) scopes: Option<Scopes>,
+    pub(crate) gives_back: Vec<(Scopes, Amount)>,
+    pub(crate) is_unknown: bool,
+    pub(crate) is_free: bool,
+    pub(crate) during: Option<During>,
+}
+
+/// What is begun right before the inner service is called, and told once the request has ended and all it
+/// gives back is given back: whether it has succeeded.
+#[derive(Clone)]
+pub(crate) struct During(Arc<dyn Fn() -> Underway + Send + Sync>);
+
+pub(crate) type Underway = Box<dyn FnOnce(bool) + Send>;
+
+impl During {
+    pub(crate) fn new(begin: impl Fn() -> Underway + Send + Sync + 'static) -> Self {
+        Self(Arc::new(begin))
+    }
+
+    pub(crate) fn begin(&self) -> Underway {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for During {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("During").finish_non_exhaustive()
+    }
+}
+
+impl Price {
+    /// It cannot be found out what the request costs. It is answered 503, and not called.
+    pub fn unknown() -> Self {
+        Self {
+            is_unknown: true,
+            ..Demand::nothing().into()
+        }
+    }
+
+    /// Nothing, whatever its body is: the request is never refused, and nobody is charged.
+    pub fn free() -> Self {
+        Self {
+            scopes: Some(Scopes::NONE),
+            is_free: true,
+            ..Demand::nothing().into()
+        }
+    }
+
+    /// Sets who is charged, in the place of whom the [layer](crate::StorageGuardLayer::scope_by) says.
+    #[must_use]
+    pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
+        self.scopes = Some(scopes.into());
+        self
+    }
+
+    /// Sets what is to know that the request is under way.
+    pub(crate) fn during(mut self, during: Option<During>) -> Self {
+        self.during = during;
+        self
+    }
+
+    /// Adds what is given back to others when the request has succeeded: what it removes there, or takes
+    /// from them.
+    #[must_use]
+    pub fn giving_back(mut self, scopes: impl Into<Scopes>, amount: Amount) -> Self {
+        let scopes = scopes.into();
+        if !scopes.is_empty() && !amount.is_zero() {
+            self.gives_back.push((scopes, amount));
+        }
+        self
+    }
+}
+
+impl From<Demand> for Price {
+    fn from(demand: Demand) -> Self {
+        Self {
+            demand,
+            scopes: None,
+            gives_back: Vec::new(),
+            is_unknown: false,
+            is_free: false,
+            during: None,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The thread that looks what is in collections.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, PoisonError},
+    task::Waker,
+    thread,
+    time::Instant,
+};
+
+use super::{Shared, state::State};
+use crate::dav::Depth;
+
+impl Shared {
+    /// Starts the thread, if it does not run.
+    pub(super) fn start(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        if !state.is_running {
+            let shared = Arc::clone(self);
+            thread::Builder::new()
+                .name("storage-guard-scan".into())
+                .spawn(move || shared.scan_until_stopped())?;
+            state.is_running = true;
+        }
+        Ok(())
+    }
+
+    /// Holds no lock while it looks, however long that takes.
+    fn scan_until_stopped(&self) {
+        let mut state = self.lock();
+        while !state.is_stopped {
+            let now = Instant::now();
+            let at = match state.next(now) {
+                Some((at, due)) if due <= now => at,
+                Some((_, due)) => {
+                    let waited = self.changed.wait_timeout(state, due - now);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+                None => {
+                    let waited = self.changed.wait(state);
+                    state = waited.unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+            };
+            let scan = state.begin(at);
+            drop(state);
+            // A tree of the user's own may panic. That is a failed scan, not the end of all.
+            let measure = || self.tree.measure(&scan.path, Depth::Infinity);
+            let found = catch_unwind(AssertUnwindSafe(measure))
+                .unwrap_or_else(|_| Err(io::Error::other("the tree panicked")));
+            state = self.lock();
+            if let Some((scope, used)) = state.end(&scan, found) {
+                self.quota.set_used(scope, used);
+            }
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            waiting.into_values().for_each(Waker::wake);
+            state = self.lock();
+        }
+    }
+}
