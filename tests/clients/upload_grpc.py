@@ -110,7 +110,10 @@ class Put:
 
 def outcome(call, **said):
     """What the client of a call learns."""
-    code, details = call.code(), rpc_status.from_call(call)
+    code = call.code()
+    # A refusal may come just when a call is given up. Its details are there then, and its code is not.
+    has_details = code not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+    details = rpc_status.from_call(call) if has_details else None
     said["code"], said["number"], said["message"] = code.name, code.value[0], call.details()
     # Each with its type beside its fields.
     said["details"] = []
