@@ -77,3 +77,55 @@ fn lock<T>(slot: &Mutex<Slot<T>>) -> MutexGuard<'_, Slot<T>> {
     // Two plain values, each valid at all times.
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::{pin::pin, sync::mpsc, task::Context};
+
+    use super::*;
+
+    /// Wakes a channel, so that a lost wake shows.
+    struct Bell(mpsc::Sender<()>);
+
+    impl std::task::Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    /// There is no runtime here.
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        let (rings, rung) = mpsc::channel();
+        let waker = Waker::from(Arc::new(Bell(rings)));
+        let (mut future, mut cx) = (pin!(future), Context::from_waker(&waker));
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+                return output;
+            }
+            rung.recv_timeout(std::time::Duration::from_secs(10))
+                .expect("it is woken");
+        }
+    }
+
+    #[test]
+    fn without_a_runtime_it_runs_on_a_thread() {
+        let here = std::thread::current().id();
+        let (go, gone) = mpsc::channel();
+        let work = run(move || {
+            gone.recv().unwrap();
+            Ok(std::thread::current().id())
+        });
+        go.send(()).unwrap();
+        assert_ne!(wait(work).unwrap(), here);
+    }
+
+    #[test]
+    fn what_fails_or_panics_is_an_error() {
+        let failed = wait(run(|| Err::<(), _>(io::ErrorKind::NotFound.into())));
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let panicked = wait(run(|| -> io::Result<()> {
+            panic!("a tree of the user's own")
+        }));
+        assert!(panicked.is_err());
+    }
+}

@@ -22,9 +22,19 @@ pub struct Price {
     pub(crate) demand: Demand,
     pub(crate) scopes: Option<Scopes>,
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
-    pub(crate) is_unknown: bool,
-    pub(crate) is_free: bool,
+    pub(crate) kind: Kind,
     pub(crate) during: Option<During>,
+}
+
+/// What a price is worth.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// What the demand says.
+    Known,
+    /// Nobody knows.
+    Unknown,
+    /// Nothing is set aside, and the body has no bound.
+    Free,
 }
 
 /// What is begun right before the inner service is called, and told once the request has ended and all it
@@ -54,7 +64,7 @@ impl Price {
     /// It cannot be found out what the request costs. It is answered 503, and not called.
     pub fn unknown() -> Self {
         Self {
-            is_unknown: true,
+            kind: Kind::Unknown,
             ..Demand::nothing().into()
         }
     }
@@ -63,7 +73,7 @@ impl Price {
     pub fn free() -> Self {
         Self {
             scopes: Some(Scopes::NONE),
-            is_free: true,
+            kind: Kind::Free,
             ..Demand::nothing().into()
         }
     }
@@ -99,8 +109,7 @@ impl From<Demand> for Price {
             demand,
             scopes: None,
             gives_back: Vec::new(),
-            is_unknown: false,
-            is_free: false,
+            kind: Kind::Known,
             during: None,
         }
     }

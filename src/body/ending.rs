@@ -22,7 +22,12 @@ pub(crate) enum Ending {
     /// gRPC: in the trailers.
     Trailers(Box<Asked>),
     /// gRPC-Web: in the last frame of the content.
-    Web(Box<(Asked, WebReader)>),
+    Web(Box<Web>),
+}
+
+pub(crate) struct Web {
+    asked: Asked,
+    reader: WebReader,
 }
 
 /// A frame that was read.
@@ -68,15 +73,16 @@ impl Ending {
             Rpc::Grpc => Some(Self::Trailers(Box::new(asked.clone()))),
             rpc @ (Rpc::GrpcWeb | Rpc::GrpcWebText) => {
                 let reader = WebReader::new(rpc == Rpc::GrpcWebText);
-                Some(Self::Web(Box::new((asked.clone(), reader))))
+                let asked = asked.clone();
+                Some(Self::Web(Box::new(Web { asked, reader })))
             }
             Rpc::ConnectUnary | Rpc::ConnectStream => None,
         }
     }
 
-    /// Whether the content is as long as the inner service says, or else breaks off. A call may end in a refusal
-    /// instead, which is longer or shorter.
-    pub(super) fn keeps_length(&self) -> bool {
+    /// Whether it ends where its content ends. Then that is as long as the inner service says, and whole at its
+    /// end. A call says how it ended, and may end in a refusal instead, which is longer or shorter.
+    pub(super) fn is_of_content(&self) -> bool {
         matches!(self, Self::Length { .. })
     }
 
@@ -98,7 +104,7 @@ impl Ending {
                 Ok(mut data) => {
                     // For `Bytes` this copies nothing.
                     let data = data.copy_to_bytes(data.remaining());
-                    match web.1.read(&data) {
+                    match web.reader.read(&data) {
                         Some(trailers) => {
                             let success = web::is_ok(&trailers);
                             Read::Last(Last::Data(data), success)
@@ -109,11 +115,6 @@ impl Ending {
                 Err(frame) => Read::Goes(frame),
             },
         }
-    }
-
-    /// Whether content that ends here was all of it. A call says how it ended.
-    pub(super) fn is_success_at_end(&self) -> bool {
-        matches!(self, Self::Length { .. })
     }
 
     /// Whether all of it was sent when nobody polls any more: a transport that has sent the announced
@@ -127,7 +128,7 @@ impl Ending {
         let asked = match self {
             Self::Length { .. } => return None,
             Self::Trailers(asked) => asked,
-            Self::Web(web) if web.1.is_between_frames() => &web.0,
+            Self::Web(web) if web.reader.is_between_frames() => &web.asked,
             Self::Web(_) => return None,
         };
         // The headers of a Trailers-Only answer are its trailers.
@@ -135,7 +136,7 @@ impl Ending {
         trailers.remove(CONTENT_TYPE);
         trailers.get(GRPC_STATUS)?;
         Some(match self {
-            Self::Web(web) => Last::Data(web::frame(&trailers, web.1.is_text())),
+            Self::Web(web) => Last::Data(web::frame(&trailers, web.reader.is_text())),
             _ => Last::Trailers(trailers),
         })
     }

@@ -60,7 +60,7 @@ impl Watch {
     }
 
     pub(super) fn size_hint<B: Body>(&self, body: &B) -> SizeHint {
-        if self.ending.keeps_length() {
+        if self.ending.is_of_content() {
             body.size_hint()
         } else {
             SizeHint::default()
@@ -122,7 +122,7 @@ impl Watch {
                 self.settle_failed();
                 Poll::Ready(Some(Err(error.into())))
             }
-            None => self.end(None, self.ending.is_success_at_end(), cx),
+            None => self.end(None, self.ending.is_of_content(), cx),
         }
     }
 

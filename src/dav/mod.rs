@@ -302,26 +302,27 @@ impl Asked {
             Verb::Copy(depth) => (depth, false),
             Verb::Move => (Depth::Infinity, true),
         };
-        let nothing = Price::from(demand.with_objects(0)).charged_to(Scopes::NONE);
+        // What the head declares says nothing here. Nextcloud's MOVE that ends an upload announces its length.
         let (Some(to), Some(source)) = (self.destination, tree.measure(&path, depth)?) else {
             // It will be refused for another reason.
-            return Ok(nothing);
+            return Ok(Price::free());
         };
         let replaced = match whole(&to.path)? {
             // 412: nothing will come of it.
-            Some(_) if !self.overwrites => return Ok(nothing),
+            Some(_) if !self.overwrites => return Ok(Price::free()),
             replaced => replaced.unwrap_or(Amount::ZERO),
         };
         if !moves {
-            let demand = demand.with_objects(0).copying(source).replacing(replaced);
+            let demand = Demand::nothing().copying(source).replacing(replaced);
             return Ok(Price::from(demand).charged_to(to.scopes));
         }
         let both = to.scopes.both(&scopes);
         let (old, new) = (scopes.without(&to.scopes), to.scopes.without(&scopes));
         if new.is_empty() {
-            return Ok(nothing.giving_back(both, replaced).giving_back(old, source));
+            let price = Price::free().giving_back(both, replaced);
+            return Ok(price.giving_back(old, source));
         }
-        let demand = demand.with_objects(0).moving(source).replacing(replaced);
+        let demand = Demand::nothing().moving(source).replacing(replaced);
         Ok(Price::from(demand)
             .charged_to(new)
             .giving_back(both, replaced)

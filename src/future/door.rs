@@ -16,6 +16,7 @@ use crate::{
     Amount, Outage, Price, Scopes,
     body::{MeteredBody, Unread, WhenDropped},
     layer::{Priced, Settings, too_late},
+    price::Kind,
     quota::{QuotaError, QuotaSource},
     refusal::Refusal,
     reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
@@ -73,11 +74,10 @@ where
         scopes: Scopes,
         price: Price,
     ) -> Self {
-        if price.is_unknown {
+        let (demand, kind) = (price.demand, price.kind);
+        if kind == Kind::Unknown {
             return Self::refused(held, Refusal::unavailable());
         }
-        let demand = price.demand;
-        let is_free = price.is_free;
         let (bytes, least) = match demand.bytes() {
             Some(bytes) => (bytes, bytes),
             // Nobody knows how little it may be.
@@ -93,7 +93,7 @@ where
             price,
         };
         let blocks = Amount::ZERO;
-        if is_free {
+        if kind == Kind::Free {
             let bytes = u64::MAX;
             return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
         }

@@ -27,7 +27,7 @@ use tower_storage_guard::{
 
 use crate::{
     guard::{Content, Incoming, Reply, answer, full},
-    support::disk::Disk,
+    support::{disk::Disk, eventually},
 };
 
 /// A folder of files, its collections, and a guarded service that does what it is asked.
@@ -154,11 +154,7 @@ impl Server {
 }
 
 async fn until(is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(20), "never so");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually("it is so", is_so).await;
 }
 
 fn plain(method: &str, path: &str) -> Request<Content> {

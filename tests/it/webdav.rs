@@ -178,6 +178,14 @@ async fn a_move_inside_one_scope_is_free() {
     let to = [("destination", "/dav/ann/renamed")];
     assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 201).await, 201);
     assert_eq!(server.used("ann"), (60, 4));
+    // As Nextcloud ends an upload of several requests.
+    server.set_available(0).await;
+    let total = [to[0], ("oc-total-length", "500")];
+    assert_eq!(
+        server.send("MOVE", "/ann/photos", &total, 0, 201).await,
+        201
+    );
+    assert_eq!(server.used("ann"), (60, 4));
     // What it overwrites is gone.
     let over = [("destination", "/dav/ann/a")];
     assert_eq!(
