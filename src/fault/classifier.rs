@@ -1,8 +1,11 @@
-use std::{any::Any, error::Error, fmt, io, iter, sync::Arc};
+use std::{any::Any, error::Error, fmt, iter, sync::Arc};
 
 use tower::BoxError;
 
-use super::Fault;
+use super::{
+    Fault,
+    library::{LIBRARIES, Library, OfType, of_type},
+};
 
 /// Finds the storage failure in an error, if there is one.
 ///
@@ -30,28 +33,14 @@ pub struct Classifier {
 struct Inner {
     /// Oldest first.
     custom: Vec<Arc<Custom>>,
-    built_in: &'static [Look],
-    types: Vec<Open>,
+    built_in: &'static [Library],
+    types: Vec<OfType>,
 }
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 
-/// What a library's error says; none when it is not that library's, or does not decide.
-type Look = fn(&(dyn Error + 'static)) -> Option<Verdict>;
-
-/// The error in a value of a type that is known.
-type Open = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
-
-/// One function for each library that we know.
-const LIBRARIES: &[Look] = &[super::io::look];
-
 /// The types that services without an error type of their own fail with.
-const TYPES: &[Open] = &[
-    boxed,
-    open::<io::Error>,
-    open::<Arc<io::Error>>,
-    open::<Fault>,
-];
+const TYPES: &[OfType] = &[boxed, of_type::<Fault>];
 
 /// Long enough for every real chain, and an end to the cyclic ones.
 const MOST_ERRORS: usize = 64;
@@ -112,10 +101,10 @@ impl Classifier {
     ///
     /// A service's error can be any type, and one that is no storage failure has to come out as it
     /// went in. So the guard has to be told which types are errors at all. It knows [`BoxError`],
-    /// [`io::Error`], `Arc<io::Error>` and [`Fault`].
+    /// [`io::Error`], `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
     #[must_use]
     pub fn error_type<E: Error + 'static>(mut self) -> Self {
-        Arc::make_mut(&mut self.inner).types.push(open::<E>);
+        Arc::make_mut(&mut self.inner).types.push(of_type::<E>);
         self
     }
 
@@ -146,12 +135,13 @@ impl Classifier {
     pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
         let error = TYPES
             .iter()
+            .chain(LIBRARIES.iter().flat_map(|library| library.types))
             .chain(&self.inner.types)
             .find_map(|open| open(error))?;
         self.classify(error)
     }
 
-    fn of(built_in: &'static [Look]) -> Self {
+    fn of(built_in: &'static [Library]) -> Self {
         let (custom, types) = (Vec::new(), Vec::new());
         Self {
             inner: Arc::new(Inner {
@@ -168,7 +158,7 @@ impl Classifier {
         } = &*self.inner;
         (custom.iter().rev().find_map(|look| look(error)))
             .or_else(|| error.downcast_ref().copied().map(Verdict::Fault))
-            .or_else(|| built_in.iter().find_map(|look| look(error)))
+            .or_else(|| built_in.iter().find_map(|library| (library.look)(error)))
     }
 }
 
@@ -232,12 +222,9 @@ fn walk<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn E
 /// Every error has at most one: where `source()` skips the error inside, it goes on to that one's
 /// source, which the walk reaches anyway.
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    if let Some(error) = error.downcast_ref::<io::Error>() {
-        error.get_ref().map(|inner| inner as _)
-    } else if let Some(shared) = error.downcast_ref::<Arc<io::Error>>() {
-        Some(&**shared)
-    } else if let Some(boxed) = error.downcast_ref::<Box<io::Error>>() {
-        Some(&**boxed)
+    let opened = LIBRARIES.iter().find_map(|library| (library.inside)(error));
+    if opened.is_some() {
+        opened
     } else if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
         Some(&**shared)
     } else if let Some(shared) = error.downcast_ref::<Arc<dyn Error>>() {
@@ -247,10 +234,6 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
     }
 }
 
-fn open<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
-    error.downcast_ref::<E>().map(|error| error as _)
-}
-
 /// A `Box<dyn Error>` is not itself an `Error`.
 fn boxed(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
     error.downcast_ref::<BoxError>().map(|error| &**error as _)
@@ -258,7 +241,7 @@ fn boxed(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
 
 #[cfg(all(test, not(storage_guard_loom)))]
 mod tests {
-    use std::sync::Mutex;
+    use std::{io, sync::Mutex};
 
     use super::*;
     use crate::fault::{Cause, Resource};
@@ -536,7 +519,10 @@ mod tests {
             .error_type::<HandlerError>();
         assert_eq!(
             format!("{classifier:?}"),
-            "Classifier { custom: 1, built_in: 1, types: 1 }"
+            format!(
+                "Classifier {{ custom: 1, built_in: {}, types: 1 }}",
+                LIBRARIES.len()
+            )
         );
     }
 }

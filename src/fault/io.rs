@@ -1,10 +1,31 @@
 //! `std::io`.
 
-use std::{error::Error, io};
+use std::{error::Error, io, sync::Arc};
 
-use super::{Cause, Fault, Resource, Verdict};
+use super::{
+    Cause, Fault, Resource, Verdict,
+    library::{Library, of_type},
+};
 
-pub(super) fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+pub(super) const LIBRARY: Library = Library {
+    look,
+    inside,
+    types: &[of_type::<io::Error>, of_type::<Arc<io::Error>>],
+};
+
+/// `source()` skips the error inside.
+fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        error.get_ref().map(|inner| inner as _)
+    } else if let Some(shared) = error.downcast_ref::<Arc<io::Error>>() {
+        Some(&**shared)
+    } else {
+        let boxed = error.downcast_ref::<Box<io::Error>>()?;
+        Some(&**boxed)
+    }
+}
+
+fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let error = error.downcast_ref::<io::Error>()?;
     // The kind first: libraries keep it when they wrap an error, and lose the code. std also knows
     // the codes of every platform, so the table below is left with the ones that it has no kind

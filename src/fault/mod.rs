@@ -64,6 +64,7 @@
 mod cause;
 mod classifier;
 mod io;
+mod library;
 mod source;
 
 pub(crate) use self::classifier::find;

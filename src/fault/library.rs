@@ -1,0 +1,26 @@
+//! What is known of each library that can fail for want of storage.
+
+use std::{any::Any, error::Error};
+
+use super::Verdict;
+
+/// What is known of one library.
+pub(super) struct Library {
+    /// What one of its errors says. None when the error is not that library's, or does not decide.
+    pub(super) look: fn(&(dyn Error + 'static)) -> Option<Verdict>,
+    /// The error inside of one of its errors, where `source()` does not lead to it.
+    pub(super) inside: for<'a> fn(&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)>,
+    /// Its errors, as a service fails with them.
+    pub(super) types: &'static [OfType],
+}
+
+/// The error in a value of one type.
+pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
+
+/// Every library whose feature is on.
+pub(super) const LIBRARIES: &[Library] = &[super::io::LIBRARY];
+
+/// For [`Library::types`].
+pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    error.downcast_ref::<E>().map(|error| error as _)
+}

@@ -1,0 +1,21 @@
+//! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
+
+#[cfg(target_os = "linux")]
+#[path = "../it/support/mounts.rs"]
+mod mounts;
+mod support;
+
+/// `std::io` needs no feature.
+#[tokio::test]
+async fn a_full_device() {
+    use std::io::{Error, ErrorKind, Write};
+
+    use tower_storage_guard::fault::Cause;
+
+    support::assert_refused(Cause::DiskFull, async || {
+        let mut device = std::fs::OpenOptions::new().write(true).open("/dev/full")?;
+        device.write_all(b"content")
+    })
+    .await;
+    support::assert_not_refused(async || Err::<(), _>(Error::from(ErrorKind::NotFound))).await;
+}

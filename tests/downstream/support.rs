@@ -1,0 +1,146 @@
+//! A guarded axum handler to fail in, and servers to fail at.
+
+use std::{
+    error::Error,
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, http::StatusCode, routing::post};
+use serde_json::Value;
+use tower_storage_guard::{
+    StorageGuardLayer,
+    axum::Failure,
+    fault::Cause,
+    quota::{Limits, MemoryQuota},
+};
+
+/// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
+/// context that anyhow puts around it.
+pub(crate) async fn assert_refused<T, E, Fut>(
+    cause: Cause,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(work).await {
+        assert_eq!(
+            (status, reason.as_deref()),
+            (StatusCode::INSUFFICIENT_STORAGE, Some(cause.reason()))
+        );
+    }
+}
+
+/// Asserts that a handler whose `work` fails is answered 500, either way: its failure is not for want of storage.
+pub(crate) async fn assert_not_refused<T, E, Fut>(
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(work).await {
+        assert_eq!((status, reason), (StatusCode::INTERNAL_SERVER_ERROR, None));
+    }
+}
+
+/// The status and the reason of two answers: to an error as it is, and in the context of anyhow. Each comes over
+/// HTTP from a handler of axum's under guard.
+async fn answers<T, E, Fut>(
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) -> [(StatusCode, Option<String>); 2]
+where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    let in_context = work.clone();
+    let plain = post(async move || -> Result<StatusCode, Failure> {
+        work().await?;
+        Ok(StatusCode::CREATED)
+    });
+    let wrapped = post(async move || -> Result<StatusCode, Failure> {
+        let done = in_context().await.map_err(anyhow::Error::from);
+        done.map_err(|error| error.context("while storing").context("in the handler"))?;
+        Ok(StatusCode::CREATED)
+    });
+    let guard = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED));
+    let app = Router::new()
+        .route("/plain", plain)
+        .route("/wrapped", wrapped)
+        .layer(guard);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let ask = async |path: &str| {
+        let answer = reqwest::Client::new()
+            .post(format!("http://{addr}{path}"))
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        let content: Option<Value> = serde_json::from_str(&text).ok();
+        let reason = content.and_then(|content| content["reason"].as_str().map(str::to_owned));
+        (status, reason)
+    };
+    let answers = [ask("/plain").await, ask("/wrapped").await];
+    server.abort();
+    answers
+}
+
+/// A server that the test has started. Killed when dropped.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Starts it, and waits until it `is_ready`, a minute at the most. What it says goes to `log`.
+    pub(crate) fn start(command: &mut Command, log: &Path, is_ready: impl Fn() -> bool) -> Self {
+        let file = std::fs::File::create(log).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut running = Self(child);
+        let began = Instant::now();
+        while !is_ready() {
+            let has_ended = running.0.try_wait().unwrap().is_some();
+            let is_late = began.elapsed() > Duration::from_secs(60);
+            assert!(
+                !has_ended && !is_late,
+                "{command:?} does not come up:\n{}",
+                std::fs::read_to_string(log).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that is free at the moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Whether somebody listens at a port of this machine.
+pub(crate) fn listens(port: u16) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
