@@ -37,8 +37,15 @@ mod limits;
 mod memory;
 mod none;
 mod source;
+#[cfg(feature = "stored")]
+mod stored;
 
 pub(crate) use self::collection::After;
+#[cfg(feature = "stored")]
+pub use self::stored::{
+    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,
+    StoreFuture, StoredHold, StoredQuota,
+};
 pub use self::{
     answer::{Answer, Answering},
     change::Change,

@@ -1,0 +1,197 @@
+//! The task that settles, and keeps holds alive.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt, mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{HoldId, Settlement, Store};
+use crate::Scopes;
+
+/// How many are settled in one step.
+const BATCH: usize = 64;
+/// How long a store may take for one step before it is tried again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The first pause after a failure. It doubles up to the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Hands settlements to the task, and tells it which holds are alive.
+pub(super) struct Keeper {
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    work: Mutex<Work>,
+    /// There is something to settle, or nobody is left to bring any.
+    bell: Notify,
+}
+
+#[derive(Default)]
+struct Work {
+    queue: VecDeque<(Settlement, oneshot::Sender<()>)>,
+    /// Taken off the queue, and not confirmed yet.
+    under_way: usize,
+    alive: HashMap<HoldId, Scopes>,
+    is_over: bool,
+}
+
+impl Keeper {
+    pub(super) fn start<S: Store>(store: Arc<S>, time_to_live: Duration) -> Self {
+        let state = Arc::new(State::default());
+        tokio::spawn(settle(Arc::clone(&state), Arc::clone(&store)));
+        tokio::spawn(renew(Arc::downgrade(&state), store, time_to_live));
+        Self { state }
+    }
+
+    /// A hold is about to be made: it is renewed until it is settled.
+    pub(super) fn keep(&self, id: HoldId, scopes: &Scopes) {
+        self.state.work().alive.insert(id, scopes.clone());
+    }
+
+    /// Settles, sooner or later.
+    pub(super) fn settle(&self, settlement: Settlement) -> Settled {
+        let (done, settled) = oneshot::channel();
+        let mut work = self.state.work();
+        work.alive.remove(&settlement.id);
+        work.queue.push_back((settlement, done));
+        drop(work);
+        self.state.bell.notify_one();
+        Settled(Some(settled))
+    }
+
+    pub(super) fn unsettled(&self) -> usize {
+        let work = self.state.work();
+        work.queue.len() + work.under_way
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.state.work().is_over = true;
+        self.state.bell.notify_one();
+    }
+}
+
+impl State {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        // Plain values, whole between any two statements.
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be settled next. None when nothing is left, and nothing will come.
+    async fn next(&self) -> Option<Vec<(Settlement, oneshot::Sender<()>)>> {
+        loop {
+            {
+                let mut work = self.work();
+                let count = work.queue.len().min(BATCH);
+                if count > 0 {
+                    work.under_way = count;
+                    return Some(work.queue.drain(..count).collect());
+                }
+                if work.is_over {
+                    return None;
+                }
+            }
+            self.bell.notified().await;
+        }
+    }
+}
+
+/// Until all is settled, and nobody is left to bring more.
+async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
+    while let Some(batch) = state.next().await {
+        let (settlements, done): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let mut pause = PAUSE;
+        // By their ids they are settled once, however often the store is asked.
+        while !matches!(
+            timeout(PATIENCE, store.settle(&settlements)).await,
+            Ok(Ok(()))
+        ) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        state.work().under_way = 0;
+        for done in done {
+            // Its request may be gone.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Renews what is alive, three times in its time to live.
+async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Duration) {
+    let every = time_to_live / 3;
+    let mut next = Instant::now() + every;
+    loop {
+        sleep_until(next).await;
+        let Some(state) = state.upgrade() else { return };
+        let (alive, is_over): (Vec<_>, _) = {
+            let work = state.work();
+            let alive = work.alive.iter();
+            (
+                alive.map(|(id, scopes)| (*id, scopes.clone())).collect(),
+                work.is_over,
+            )
+        };
+        if is_over && alive.is_empty() {
+            return;
+        }
+        drop(state);
+        let mut pause = PAUSE;
+        while !alive.is_empty()
+            && !matches!(
+                timeout(every, store.renew(&alive, time_to_live)).await,
+                Ok(Ok(()))
+            )
+        {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(every);
+            // Older than the next renewal is of no use.
+            if Instant::now() > next + every {
+                break;
+            }
+        }
+        next = (next + every).max(Instant::now());
+    }
+}
+
+/// Ready once the store has settled. It may be dropped: it is settled all the same.
+pub struct Settled(Option<oneshot::Receiver<()>>);
+
+impl Settled {
+    pub(super) fn nothing() -> Self {
+        Self(None)
+    }
+}
+
+impl Future for Settled {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(settled) = &mut self.0 else {
+            return Poll::Ready(());
+        };
+        // Without an answer the runtime has gone, and nobody is left to wait.
+        Pin::new(settled)
+            .poll(cx)
+            .map(|_| mem::take(&mut self.0))
+            .map(drop)
+    }
+}
+
+impl fmt::Debug for Settled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settled").finish_non_exhaustive()
+    }
+}

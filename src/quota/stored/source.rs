@@ -1,0 +1,271 @@
+//! A quota source over a store.
+
+use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
+
+use super::{
+    Account, Ceilings, HoldId, Reserve, Settlement, Store,
+    keeper::{Keeper, Settled},
+};
+use crate::{
+    Amount, BoxError, Scope, Scopes,
+    quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
+};
+
+/// Keeps quotas in a [`Store`]: they outlive the process, and processes may share them.
+///
+/// A handle: clones share everything. It needs a tokio runtime, on which it renews holds and settles.
+///
+/// # Holds
+///
+/// A hold is in the store before its request is let in. It lives for the [time to live](Self::time_to_live), and is
+/// renewed three times as often. So a process that is killed frees what it held within that time. A process that is
+/// stopped for longer, and goes on, charges what it stores all the same, as it is on the disk: only then may usage pass a
+/// limit.
+///
+/// # When the store is away
+///
+/// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
+/// the store is back. Until then the answer waits for as long as the layer's
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process.
+pub struct StoredQuota<S> {
+    shared: Arc<Shared<S>>,
+}
+
+pub(super) struct Shared<S> {
+    pub(super) store: Arc<S>,
+    default: Ceilings,
+    time_to_live: Duration,
+    warn: Option<Arc<Warn>>,
+    keeper: Keeper,
+}
+
+type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
+
+impl<S: Store> StoredQuota<S> {
+    /// Quotas with these limits for every scope that has none of its own.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
+        Self::build(
+            Arc::new(store),
+            default.into(),
+            Duration::from_secs(30),
+            None,
+        )
+    }
+
+    fn build(
+        store: Arc<S>,
+        default: Ceilings,
+        time_to_live: Duration,
+        warn: Option<Arc<Warn>>,
+    ) -> Self {
+        let keeper = Keeper::start(Arc::clone(&store), time_to_live);
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                default,
+                time_to_live,
+                warn,
+                keeper,
+            }),
+        }
+    }
+
+    /// Sets how long a hold lives when its process does not. Not less than a second.
+    ///
+    /// Defaults to 30 seconds.
+    #[must_use]
+    pub fn time_to_live(self, time_to_live: Duration) -> Self {
+        let Shared {
+            store,
+            default,
+            warn,
+            ..
+        } = &*self.shared;
+        let time_to_live = time_to_live.max(Duration::from_secs(1));
+        Self::build(Arc::clone(store), *default, time_to_live, warn.clone())
+    }
+
+    /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
+    ///
+    /// Defaults to nothing.
+    #[must_use]
+    pub fn warn_with(self, warn: impl Fn(&Scope, &Usage) + Send + Sync + 'static) -> Self {
+        let Shared {
+            store,
+            default,
+            time_to_live,
+            ..
+        } = &*self.shared;
+        let warn: Arc<Warn> = Arc::new(warn);
+        Self::build(Arc::clone(store), *default, *time_to_live, Some(warn))
+    }
+
+    /// The store, to look at and to correct.
+    pub fn store(&self) -> &S {
+        &self.shared.store
+    }
+
+    /// Where a scope stands now.
+    ///
+    /// # Errors
+    ///
+    /// When the store is away.
+    pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, BoxError> {
+        let scope = scope.into();
+        let account: Account = self.shared.store.account(&scope).await?;
+        Ok(account.usage(self.shared.default))
+    }
+
+    /// Charges, or gives back, what changed without a reservation. A DELETE, for one. Never refused: it has happened.
+    ///
+    /// What it returns may be dropped: the change is settled all the same.
+    pub fn adjust(&self, scopes: impl Into<Scopes>, change: Change) -> Settled {
+        self.shared.keeper.settle(Settlement {
+            id: HoldId::unique(),
+            scopes: scopes.into(),
+            change,
+        })
+    }
+
+    /// How many settlements the store has not taken yet.
+    pub fn unsettled(&self) -> usize {
+        self.shared.keeper.unsettled()
+    }
+}
+
+impl<S: Store> QuotaSource for StoredQuota<S> {
+    type Future = Pin<Box<dyn Future<Output = Result<StoredHold<S>, QuotaError>> + Send>>;
+    type Hold = StoredHold<S>;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        let hold = StoredHold {
+            shared: Arc::clone(&self.shared),
+            id: HoldId::unique(),
+            scopes: scopes.clone(),
+            is_there: false,
+        };
+        if demand.max(expected).is_zero() {
+            // Zero always fits.
+            return Answer::Now(Ok(hold));
+        }
+        Answer::Later(Box::pin(async move {
+            let mut hold = hold;
+            hold.set_aside(demand, expected).await?;
+            Ok(hold)
+        }))
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        let change = Change::between(Amount::ZERO, amount);
+        drop(self.adjust(scopes.clone(), change));
+    }
+}
+
+/// What a [`StoredQuota`] has set aside for one request.
+pub struct StoredHold<S: Store> {
+    shared: Arc<Shared<S>>,
+    id: HoldId,
+    scopes: Scopes,
+    /// Whether the store may have it.
+    is_there: bool,
+}
+
+impl<S: Store> StoredHold<S> {
+    async fn set_aside(&mut self, amount: Amount, expected: Amount) -> Result<(), QuotaError> {
+        // From here on nobody knows, and whoever drops this settles it.
+        self.is_there = true;
+        let shared = Arc::clone(&self.shared);
+        shared.keeper.keep(self.id, &self.scopes);
+        shared.set_aside(self.reserve(amount, expected)).await
+    }
+
+    fn reserve(&self, amount: Amount, expected: Amount) -> Reserve {
+        Reserve {
+            id: self.id,
+            scopes: self.scopes.clone(),
+            amount,
+            expected,
+            default: self.shared.default,
+            time_to_live: self.shared.time_to_live,
+        }
+    }
+
+    fn end(&mut self, change: Change) -> Settled {
+        if mem::take(&mut self.is_there) || change != Change::ZERO {
+            self.shared.keeper.settle(Settlement {
+                id: self.id,
+                scopes: self.scopes.clone(),
+                change,
+            })
+        } else {
+            Settled::nothing()
+        }
+    }
+}
+
+impl<S: Store> Shared<S> {
+    async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
+        let reserved = self.store.reserve(&asked).await?;
+        if let Some(warn) = &self.warn {
+            for (scope, account) in &reserved.warnings {
+                warn(scope, &account.usage(self.default));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Store> QuotaHold for StoredHold<S> {
+    type Commit = Settled;
+    type Grow = Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        self.is_there = true;
+        self.shared.keeper.keep(self.id, &self.scopes);
+        let (shared, asked) = (Arc::clone(&self.shared), self.reserve(more, Amount::ZERO));
+        Box::pin(async move { shared.set_aside(asked).await })
+    }
+
+    fn commit(mut self, change: Change) -> Settled {
+        self.end(change)
+    }
+}
+
+impl<S: Store> Drop for StoredHold<S> {
+    fn drop(&mut self) {
+        if self.is_there {
+            drop(self.end(Change::ZERO));
+        }
+    }
+}
+
+impl<S> Clone for StoredQuota<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S> fmt::Debug for StoredQuota<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredQuota")
+            .field("default", &self.shared.default)
+            .field("time_to_live", &self.shared.time_to_live)
+            .field("unsettled", &self.shared.keeper.unsettled())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> fmt::Debug for StoredHold<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredHold")
+            .field("id", &self.id)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}
