@@ -24,6 +24,7 @@ mod proto;
 mod server;
 mod several_requests;
 mod start;
+mod stores;
 mod support;
 mod tonic_upload;
 mod webdav;

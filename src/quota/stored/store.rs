@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     str::FromStr,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -69,6 +69,52 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a scope's usage and its own limits. What is held stays held.
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()>;
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+        S::reserve(self, asked)
+    }
+
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+        S::settle(self, settlements)
+    }
+
+    fn renew<'a>(
+        &'a self,
+        holds: &'a [(HoldId, Scopes)],
+        time_to_live: Duration,
+    ) -> StoreFuture<'a, ()> {
+        S::renew(self, holds, time_to_live)
+    }
+
+    fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account> {
+        S::account(self, scope)
+    }
+
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+        S::set_limits(self, scope, limits)
+    }
+
+    fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
+        S::set_used(self, scope, used)
+    }
+
+    fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>> {
+        S::largest(self, count)
+    }
+
+    fn holds<'a>(
+        &'a self,
+        scope: Option<&'a Scope>,
+        count: usize,
+    ) -> StoreFuture<'a, Vec<HoldEntry>> {
+        S::holds(self, scope, count)
+    }
+
+    fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
+        S::remove(self, scope)
+    }
 }
 
 /// Names a hold, or a change without one. No two are the same, in no process and at no time.
