@@ -65,6 +65,8 @@ mod cause;
 mod classifier;
 mod io;
 mod library;
+#[cfg(feature = "redis")]
+mod redis;
 mod source;
 
 pub(crate) use self::classifier::find;

@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+mod redis;
 mod support;
 
 /// `std::io` needs no feature.
