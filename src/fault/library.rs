@@ -20,6 +20,8 @@ pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 /// Every library whose feature is on.
 pub(super) const LIBRARIES: &[Library] = &[
     super::io::LIBRARY,
+    #[cfg(feature = "mongodb")]
+    super::mongodb::LIBRARY,
     #[cfg(feature = "redis")]
     super::redis::LIBRARY,
 ];

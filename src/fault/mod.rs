@@ -65,6 +65,8 @@ mod cause;
 mod classifier;
 mod io;
 mod library;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "redis")]
 mod redis;
 mod source;

@@ -1,5 +1,6 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
+mod mongodb;
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
