@@ -20,8 +20,14 @@ pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 /// Every library whose feature is on.
 pub(super) const LIBRARIES: &[Library] = &[
     super::io::LIBRARY,
+    #[cfg(feature = "aws-smithy-types")]
+    super::aws_smithy_types::LIBRARY,
     #[cfg(feature = "mongodb")]
     super::mongodb::LIBRARY,
+    #[cfg(feature = "object_store")]
+    super::object_store::LIBRARY,
+    #[cfg(feature = "opendal")]
+    super::opendal::LIBRARY,
     #[cfg(feature = "redis")]
     super::redis::LIBRARY,
 ];

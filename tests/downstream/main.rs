@@ -4,6 +4,7 @@ mod mongodb;
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+mod object_stores;
 mod redis;
 mod support;
 
