@@ -3,9 +3,11 @@
 //! | code | text | cause |
 //! |---|---|---|
 //! | `OOM` | `… used memory > 'maxmemory'` | `database_full`: `maxmemory` is the size that the data set may have |
-//! | `MISCONF` | `Errors writing to the AOF file: `, no space | `disk_full` |
-//! | `MISCONF` | the same, over quota | `quota_exceeded` |
+//! | `MISCONF` | `Errors writing to the AOF file: …`, `Redis is configured to persist data to AOF, but … AOF error: …`: no space | `disk_full` |
+//! | `MISCONF` | the same: over quota | `quota_exceeded` |
 //! | `MISCONF` | `Redis is configured to save RDB snapshots, but …` | `database_full`: see below |
+//!
+//! Valkey and KeyDB say their own names instead.
 //!
 //! Each of them by itself, in a pipeline, of a command that was to be queued in a transaction, as the reason of an
 //! `EXECABORT`, and raised in a script. Of several errors in one pipeline, one of these is enough.
@@ -83,19 +85,28 @@ fn reply(reply: &str) -> Option<Verdict> {
 
 fn code(name: &str, text: &str) -> Option<Verdict> {
     let cause = match name {
-        // Modules have an `OOM` of their own, for want of memory to answer with.
+        // Not any `OOM`: a module or a script may use the code as well.
         "OOM" => text
             .contains("used memory > 'maxmemory'")
             .then_some(Cause::DatabaseFull),
-        "MISCONF" => match text.strip_prefix("Errors writing to the AOF file: ") {
-            Some(reason) => append(reason),
-            None => text
-                .starts_with("Redis is configured to save RDB snapshots, but ")
-                .then_some(Cause::DatabaseFull),
-        },
+        "MISCONF" => misconf(text),
         _ => None,
     }?;
     Some(Verdict::Fault(Fault::new(cause, Resource::Bytes)))
+}
+
+fn misconf(text: &str) -> Option<Cause> {
+    if let Some(reason) = text.strip_prefix("Errors writing to the AOF file: ") {
+        return append(reason);
+    }
+    let (_server, aim) = text.split_once(" is configured to ")?;
+    if aim.starts_with("save RDB snapshots, but ") {
+        return Some(Cause::DatabaseFull);
+    }
+    let (_, reason) = aim
+        .strip_prefix("persist data to AOF, but ")?
+        .split_once("AOF error: ")?;
+    append(reason)
 }
 
 /// Why the append-only file cannot be written: `strerror` of the server's system. Redis leaves messages in the C
@@ -156,6 +167,8 @@ mod tests {
     #[test]
     fn persistence_that_fails() {
         assert_eq!(cause(SNAPSHOT), Some(Cause::DatabaseFull));
+        let valkey = SNAPSHOT.replace("Redis", "Valkey");
+        assert_eq!(cause(&valkey), Some(Cause::DatabaseFull));
         for (reason, expected) in [
             ("No space left on device", Some(Cause::DiskFull)),
             (
@@ -171,6 +184,9 @@ mod tests {
             ("Read-only file system", None),
         ] {
             assert_eq!(cause(&format!("{APPEND}{reason}")), expected, "{reason}");
+            let script = "MISCONF Redis is configured to persist data to AOF, but it's currently unable to persist to \
+                disk. Writable scripts are blocked. AOF error: ";
+            assert_eq!(cause(&format!("{script}{reason}")), expected, "{reason}");
         }
     }
 
@@ -219,6 +235,7 @@ mod tests {
             "OOM Not enough memory available to execute the query",
             "MISCONF",
             "MISCONF something else",
+            "MISCONF Redis is configured to do something else, but it can't",
             "WRONGTYPE Operation against a key holding the wrong kind of value",
             "ERR max number of clients reached",
             "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
