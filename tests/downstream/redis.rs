@@ -267,6 +267,8 @@ async fn an_append_only_file_that_may_not_grow_is_no_fault() {
     let deaf = r#"trap "" XFSZ; exec redis-server "$@""#;
     shell.args(["-c", deaf, "sh"]);
     let server = Server::start_by(shell, folder.path(), APPENDING);
+    // It listens before its files are there, and answers after that.
+    let _: String = server.ask("PING").await.unwrap();
     // From here on no file may grow. Set before the start, the limit would cut a write short, and Redis takes that
     // for a full disk.
     let id = server.running.id().to_string();
