@@ -18,7 +18,19 @@ pub(super) struct Library {
 pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 
 /// Every library whose feature is on.
-pub(super) const LIBRARIES: &[Library] = &[super::io::LIBRARY];
+pub(super) const LIBRARIES: &[Library] = &[
+    super::io::LIBRARY,
+    #[cfg(feature = "aws-smithy-types")]
+    super::aws_smithy_types::LIBRARY,
+    #[cfg(feature = "mongodb")]
+    super::mongodb::LIBRARY,
+    #[cfg(feature = "object_store")]
+    super::object_store::LIBRARY,
+    #[cfg(feature = "opendal")]
+    super::opendal::LIBRARY,
+    #[cfg(feature = "redis")]
+    super::redis::LIBRARY,
+];
 
 /// For [`Library::types`].
 pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {

@@ -61,10 +61,26 @@
 //! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
 //! ```
 
+#[cfg(feature = "aws-smithy-types")]
+mod aws_smithy_types;
 mod cause;
 mod classifier;
 mod io;
 mod library;
+#[cfg(feature = "mongodb")]
+mod mongodb;
+#[cfg(feature = "object_store")]
+mod object_store;
+#[cfg(feature = "opendal")]
+mod opendal;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(any(
+    feature = "aws-smithy-types",
+    feature = "object_store",
+    feature = "opendal"
+))]
+mod s3_codes;
 mod source;
 
 pub(crate) use self::classifier::find;

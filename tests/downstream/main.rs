@@ -1,8 +1,11 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
+mod mongodb;
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+mod object_stores;
+mod redis;
 mod support;
 
 /// `std::io` needs no feature.

@@ -48,6 +48,21 @@ pub(crate) async fn assert_not_refused<T, E, Fut>(
     }
 }
 
+/// Asserts either of the two above. No cause: that it is no refusal.
+pub(crate) async fn assert_becomes<T, E, Fut>(
+    cause: Option<Cause>,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    match cause {
+        Some(cause) => assert_refused(cause, work).await,
+        None => assert_not_refused(work).await,
+    }
+}
+
 /// The status and the reason of two answers: to an error as it is, and in the context of anyhow. Each comes over
 /// HTTP from a handler of axum's under guard.
 async fn answers<T, E, Fut>(

@@ -1,0 +1,162 @@
+//! `opendal`.
+//!
+//! | service | recognised | cause |
+//! |---|---|---|
+//! | `fs`, and others on files | `std::io`, further in | as `std::io` |
+//! | `s3` | the codes of [`s3_codes`](super::s3_codes) | as there |
+//! | every service over HTTP | status 507 | `disk_full` |
+//!
+//! The library's own kinds have none for want of storage. It makes a message of what S3 answered, which begins with
+//! `S3Error { code: "…"`. Of other answers it keeps the head, in a context that no method shows. `{:#?}` does, with
+//! every text quoted: so what users name cannot pass for a line of its own.
+//!
+//! The library takes a full disk for a temporary failure: its `RetryLayer` repeats it. It does not repeat 507.
+
+use std::error::Error;
+
+use super::{
+    Verdict,
+    library::{Library, of_type},
+    s3_codes,
+};
+
+pub(super) const LIBRARY: Library = Library {
+    look,
+    inside: |_| None,
+    types: &[of_type::<opendal::Error>],
+};
+
+fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    let error = error.downcast_ref::<opendal::Error>()?;
+    s3_codes::of_answer(is_507(error), s3_code(error))
+}
+
+fn s3_code(error: &opendal::Error) -> Option<&str> {
+    let (code, _) = error
+        .message()
+        .strip_prefix("S3Error { code: \"")?
+        .split_once('"')?;
+    Some(code)
+}
+
+/// Whether the answer in the context has this status. The context is a list of pairs: `"response",` is a line, and
+/// the head of the answer is the next one.
+fn is_507(error: &opendal::Error) -> bool {
+    let shown = format!("{error:#?}");
+    let lines = || {
+        let lines = shown.lines();
+        // The error within comes last, and may show itself in any way.
+        lines
+            .take_while(|line| !line.starts_with("    source: "))
+            .map(str::trim_start)
+    };
+    lines()
+        .zip(lines().skip(1))
+        .any(|(key, value)| key == "\"response\"," && value.starts_with("\"Parts { status: 507, "))
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::io;
+
+    use opendal::{Error, ErrorKind};
+
+    use crate::fault::{Cause, Classifier, Fault, classify};
+
+    fn error(message: &str) -> Error {
+        Error::new(ErrorKind::Unexpected, message)
+            .with_operation("Writer::close")
+            .with_context("uri", "http://store/bucket/key")
+    }
+
+    /// As the library does with the head of an answer.
+    fn with_answer(error: Error, status: u16) -> Error {
+        let answer = http::Response::builder().status(status).body(()).unwrap();
+        let (parts, ()) = answer.into_parts();
+        error.with_context("response", format!("{parts:?}"))
+    }
+
+    fn answered(status: u16, message: &str) -> Error {
+        with_answer(error(message), status)
+    }
+
+    fn cause(error: Error) -> Option<Cause> {
+        let found = classify(&error);
+        assert_eq!(classify(&io::Error::from(error)), found);
+        found.map(|fault| fault.cause)
+    }
+
+    #[test]
+    fn codes_of_s3() {
+        let s3 = |code: &str| {
+            let message = "XMinioStorageFull";
+            format!(
+                "S3Error {{ code: {code:?}, message: {message:?}, resource: \"\", request_id: \"\" }}"
+            )
+        };
+        for (status, code, expected) in [
+            (507, "XMinioStorageFull", Some(Cause::DiskFull)),
+            (
+                400,
+                "XMinioAdminBucketQuotaExceeded",
+                Some(Cause::QuotaExceeded),
+            ),
+            (403, "QuotaExceeded", Some(Cause::QuotaExceeded)),
+            (200, "XMinioStorageFull", Some(Cause::DiskFull)),
+            (503, "SlowDown", None),
+            (400, "EntityTooLarge", None),
+            (403, "AccessDenied", None),
+            (404, "", None),
+        ] {
+            assert_eq!(
+                cause(answered(status, &s3(code))),
+                expected,
+                "{status} {code}"
+            );
+        }
+        assert_eq!(cause(error(&format!("not {}", s3("QuotaExceeded")))), None);
+    }
+
+    #[test]
+    fn the_status_of_any_service() {
+        assert_eq!(cause(answered(507, "")), Some(Cause::DiskFull));
+        assert_eq!(cause(answered(507, "<html>")), Some(Cause::DiskFull));
+        assert_eq!(cause(answered(500, "")), None);
+        // Not the first context, nor the last.
+        let after = answered(507, "").with_context("path", "a\nb");
+        assert_eq!(cause(after), Some(Cause::DiskFull));
+        let before = error("").with_context("path", "response");
+        let before = with_answer(before, 507);
+        assert_eq!(cause(before), Some(Cause::DiskFull));
+    }
+
+    #[test]
+    fn what_users_name_says_nothing() {
+        let head = "Parts { status: 507, version: HTTP/1.1 }";
+        let lines = format!("\"response\",\n\"{head}\"");
+        for text in [head, &lines, "response", "\"response\","] {
+            let named = error(text)
+                .with_context("path", text)
+                .with_context("path", format!("\"{head}"))
+                .with_context("response", "Parts { status: 500, version: HTTP/1.1 }")
+                .set_source(io::Error::other(text.to_owned()));
+            assert_eq!(cause(named), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_io_error_within_is_reached() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!(cause(error("").set_source(full())), Some(Cause::DiskFull));
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(cause(error("").set_source(missing)), None);
+    }
+
+    #[test]
+    fn a_service_may_fail_with_it() {
+        assert_eq!(
+            Classifier::default().classify_any(&answered(507, "")),
+            Some(Fault::DISK_FULL)
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! Redis and Valkey, by `redis`.
+//!
+//! | code | text | cause |
+//! |---|---|---|
+//! | `OOM` | `… used memory > 'maxmemory'` | `database_full`: `maxmemory` is the size that the data set may have |
+//! | `MISCONF` | `Errors writing to the AOF file: …`, `Redis is configured to persist data to AOF, but … AOF error: …`: no space | `disk_full` |
+//! | `MISCONF` | the same: over quota | `quota_exceeded` |
+//! | `MISCONF` | `Redis is configured to save RDB snapshots, but …` | `database_full`: see below |
+//!
+//! Valkey and KeyDB say their own names instead.
+//!
+//! Each of them by itself, in a pipeline, of a command that was to be queued in a transaction, as the reason of an
+//! `EXECABORT`, and raised in a script. Of several errors in one pipeline, one of these is enough.
+//!
+//! After a snapshot that failed, the server says that it cannot persist and takes no more writes. It does not say
+//! why: a full disk is the usual reason, a folder that it may not write to is another. Either way it is the server
+//! that cannot store, which is what 507 stands for. So it is a fault, and its cause is the one that claims nothing of
+//! a disk.
+//!
+//! Of a write to the append-only file that was cut short, Redis says that no space was left, whatever cut it: a limit
+//! on the size of files does too.
+//!
+//! Not storage: any other reason for which the append-only file cannot be written (`File too large`,
+//! `Permission denied`, `Input/output error`), `BUSY`, `LOADING`, `READONLY`, `CLUSTERDOWN`, `NOREPLICAS`, too many
+//! clients, a string above `proto-max-bulk-len`.
+//!
+//! Redis: "Key eviction", "Redis persistence", `server.c` (`createSharedObjects`), `script.c`, `multi.c`
+//! (`execCommandAbort`).
+
+use std::error::Error;
+
+use redis::{RedisError, ServerError, ServerErrorKind};
+
+use super::{
+    Cause, Fault, Resource, Verdict,
+    library::{Library, of_type},
+};
+
+pub(super) const LIBRARY: Library = Library {
+    look,
+    // `source()` leads to an `io::Error`, in an `Arc` that the walk opens.
+    inside: |_| None,
+    types: &[of_type::<RedisError>, of_type::<ServerError>],
+};
+
+fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    if let Some(error) = error.downcast_ref::<ServerError>() {
+        return server_error(error);
+    }
+    // A pipeline has as many errors as commands failed, and no source. They are shared: this copies none.
+    let error = error.downcast_ref::<RedisError>()?;
+    let errors = error.clone().into_server_errors()?;
+    errors.iter().find_map(|(_, error)| server_error(error))
+}
+
+fn server_error(error: &ServerError) -> Option<Verdict> {
+    let text = error.details()?;
+    match error.kind() {
+        Some(ServerErrorKind::ExecAbort) => {
+            reply(text.strip_prefix("Transaction discarded because of: ")?)
+        }
+        Some(ServerErrorKind::ResponseError) => reply(raised_in_script(text)?),
+        Some(_) => None,
+        None => code(error.code(), text),
+    }
+}
+
+/// The reply to the command in a script that Redis 6 or older ran: `Error running script (call to f_<hash>):
+/// @user_script:<line>: @user_script: <line>: -<reply>`. What a script says in its own words looks different. Since
+/// Redis 7 a script fails with the code of the command.
+fn raised_in_script(text: &str) -> Option<&str> {
+    let text = text.strip_prefix("Error running script (call to f_")?;
+    let (_hash, text) = text.split_once("): @user_script:")?;
+    let (called, text) = text.split_once(": @user_script: ")?;
+    let (raised, reply) = text.split_once(": -")?;
+    let is_line = |line: &str| line.bytes().all(|byte| byte.is_ascii_digit());
+    (is_line(called) && is_line(raised)).then_some(reply)
+}
+
+/// What an error reply says, without its `-`.
+fn reply(reply: &str) -> Option<Verdict> {
+    let (name, text) = reply.split_once(' ')?;
+    code(name, text)
+}
+
+fn code(name: &str, text: &str) -> Option<Verdict> {
+    let cause = match name {
+        // Not any `OOM`: a module or a script may use the code as well.
+        "OOM" => text
+            .contains("used memory > 'maxmemory'")
+            .then_some(Cause::DatabaseFull),
+        "MISCONF" => misconf(text),
+        _ => None,
+    }?;
+    Some(Verdict::Fault(Fault::new(cause, Resource::Bytes)))
+}
+
+fn misconf(text: &str) -> Option<Cause> {
+    if let Some(reason) = text.strip_prefix("Errors writing to the AOF file: ") {
+        return append(reason);
+    }
+    let (_server, aim) = text.split_once(" is configured to ")?;
+    if aim.starts_with("save RDB snapshots, but ") {
+        return Some(Cause::DatabaseFull);
+    }
+    let (_, reason) = aim
+        .strip_prefix("persist data to AOF, but ")?
+        .split_once("AOF error: ")?;
+    append(reason)
+}
+
+/// Why the append-only file cannot be written: `strerror` of the server's system. Redis leaves messages in the C
+/// locale, so only the C library counts. In a script, more follows.
+fn append(reason: &str) -> Option<Cause> {
+    let is_any = |texts: &[&str]| texts.iter().any(|text| reason.starts_with(text));
+    if is_any(&["No space left on device"]) {
+        Some(Cause::DiskFull)
+    } else if is_any(&[
+        "Disk quota exceeded",
+        "Disc quota exceeded",
+        "Quota exceeded",
+    ]) {
+        Some(Cause::QuotaExceeded)
+    } else {
+        None
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::io;
+
+    use redis::{ErrorKind, Value, parse_redis_value};
+
+    use super::*;
+    use crate::fault::{Classifier, classify};
+
+    const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
+    const SNAPSHOT: &str = "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to \
+        disk. Commands that may modify the data set are disabled";
+    const APPEND: &str = "MISCONF Errors writing to the AOF file: ";
+
+    /// The error that the library makes of a server's reply.
+    fn error(reply: &str) -> RedisError {
+        let value = parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+        value.extract_error().unwrap_err()
+    }
+
+    fn cause(reply: &str) -> Option<Cause> {
+        let error = error(reply);
+        let server: ServerError = error.clone().try_into().unwrap();
+        let found = classify(&error);
+        assert_eq!(classify(&server), found, "{reply}");
+        assert_eq!(classify(&io::Error::other(error)), found, "{reply}");
+        found.map(|fault| fault.cause)
+    }
+
+    #[test]
+    fn a_data_set_at_its_limit() {
+        assert_eq!(cause(OOM), Some(Cause::DatabaseFull));
+        let script = "OOM allow-oom flag is not set on the script, can not run it when used memory > 'maxmemory'";
+        assert_eq!(cause(script), Some(Cause::DatabaseFull));
+        let called = format!("{OOM} script: 9b1f, on @user_script:1.");
+        assert_eq!(cause(&called), Some(Cause::DatabaseFull));
+    }
+
+    #[test]
+    fn persistence_that_fails() {
+        assert_eq!(cause(SNAPSHOT), Some(Cause::DatabaseFull));
+        let valkey = SNAPSHOT.replace("Redis", "Valkey");
+        assert_eq!(cause(&valkey), Some(Cause::DatabaseFull));
+        for (reason, expected) in [
+            ("No space left on device", Some(Cause::DiskFull)),
+            (
+                "No space left on device script: 9b1f, on @user_script:1.",
+                Some(Cause::DiskFull),
+            ),
+            ("Disk quota exceeded", Some(Cause::QuotaExceeded)),
+            ("Disc quota exceeded", Some(Cause::QuotaExceeded)),
+            ("Quota exceeded", Some(Cause::QuotaExceeded)),
+            ("File too large", None),
+            ("Permission denied", None),
+            ("Input/output error", None),
+            ("Read-only file system", None),
+        ] {
+            assert_eq!(cause(&format!("{APPEND}{reason}")), expected, "{reason}");
+            let script = "MISCONF Redis is configured to persist data to AOF, but it's currently unable to persist to \
+                disk. Writable scripts are blocked. AOF error: ";
+            assert_eq!(cause(&format!("{script}{reason}")), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_reason_of_an_aborted_transaction() {
+        let aborted = |reason: &str| cause(&format!("EXECABORT Transaction discarded {reason}"));
+        assert_eq!(
+            aborted(&format!("because of: {OOM}")),
+            Some(Cause::DatabaseFull)
+        );
+        assert_eq!(
+            aborted(&format!("because of: {APPEND}No space left on device")),
+            Some(Cause::DiskFull)
+        );
+        assert_eq!(aborted("because of: NOAUTH Authentication required."), None);
+        assert_eq!(aborted("because of previous errors."), None);
+    }
+
+    #[test]
+    fn a_script_of_redis_6() {
+        let script = |text: &str| {
+            cause(&format!(
+                "ERR Error running script (call to f_9b1f): {text}"
+            ))
+        };
+        let raised = |reply: &str| script(&format!("@user_script:1: @user_script: 12: -{reply} "));
+        assert_eq!(raised(OOM), Some(Cause::DatabaseFull));
+        assert_eq!(raised(SNAPSHOT), Some(Cause::DatabaseFull));
+        assert_eq!(
+            raised("NOREPLICAS Not enough good replicas to write."),
+            None
+        );
+        // In the script's own words.
+        assert_eq!(
+            script(&format!("@user_script:1: user_script:1: -{OOM}")),
+            None
+        );
+        let pretended = format!("@user_script:1: user_script:1: a: @user_script: 1: -{OOM}");
+        assert_eq!(script(&pretended), None);
+        assert_eq!(cause(&format!("ERR -{OOM}")), None);
+    }
+
+    #[test]
+    fn what_is_not_storage() {
+        for reply in [
+            "OOM Not enough memory available to execute the query",
+            "MISCONF",
+            "MISCONF something else",
+            "MISCONF Redis is configured to do something else, but it can't",
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "ERR max number of clients reached",
+            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+            "ERR OOM command not allowed when used memory > 'maxmemory'.",
+            "BUSY Redis is busy running a script.",
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "CLUSTERDOWN The cluster is down",
+            "NOREPLICAS Not enough good replicas to write.",
+        ] {
+            assert_eq!(cause(reply), None, "{reply}");
+        }
+        let named = (ErrorKind::Client, "OOM", OOM.to_owned());
+        assert_eq!(classify(&RedisError::from(named)), None);
+    }
+
+    #[test]
+    fn an_io_error_within_is_reached() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!(classify(&RedisError::from(full)), Some(Fault::DISK_FULL));
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(classify(&RedisError::from(reset)), None);
+    }
+
+    #[test]
+    fn a_service_may_fail_with_it() {
+        let full = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+        let classifier = Classifier::default();
+        assert_eq!(classifier.classify_any(&error(OOM)), Some(full));
+        let value = parse_redis_value(format!("-{OOM}\r\n").as_bytes()).unwrap();
+        let Value::ServerError(error) = value else {
+            panic!("{value:?}")
+        };
+        assert_eq!(classifier.classify_any(&error), Some(full));
+    }
+}
