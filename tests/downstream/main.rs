@@ -6,6 +6,8 @@ mod mongodb;
 mod mounts;
 mod object_stores;
 mod redis;
+#[path = "../it/support/running.rs"]
+mod running;
 mod support;
 
 /// `std::io` needs no feature.

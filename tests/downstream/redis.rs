@@ -9,7 +9,10 @@ use redis::{
 };
 use tower_storage_guard::fault::Cause;
 
-use crate::support::{Running, assert_not_refused, assert_refused, free_port, listens};
+use crate::{
+    running::{Running, free_port, listens},
+    support::{assert_not_refused, assert_refused},
+};
 
 struct Server {
     client: Client,

@@ -1,6 +1,8 @@
 //! One suite for every store, and a model to measure them by.
 
 mod model;
+#[cfg(unix)]
+mod redis;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,240 @@
+//! Redis: a server that the test starts, and a cluster of them.
+
+mod exact;
+mod outage;
+mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use tower_storage_guard::{
+    Amount, Scope, Scopes,
+    quota::{
+        Ceilings, Change, HoldId, Limits, QuotaError, RedisStore, Settlement, Store, StoredQuota,
+    },
+};
+
+use self::server::{Cluster, Server};
+use super::{conforms, exceeded, figures, hold, settle};
+
+/// Why nobody can tell: the whole chain.
+fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
+    match answer {
+        Err(QuotaError::Unavailable(error)) => {
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(error) = source {
+                text = format!("{text}: {error}");
+                source = error.source();
+            }
+            text
+        }
+        Err(QuotaError::Exceeded(exceeded)) => panic!("refused: {exceeded:?}"),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("let in"),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_conforms() {
+    let server = Server::start();
+    let (one, other) = (server.store().await, server.store().await);
+    conforms(Arc::new(one), Arc::new(other)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_cluster_conforms() {
+    let cluster = Cluster::start().await;
+    let (one, other) = (cluster.store().await, cluster.store().await);
+    conforms(Arc::new(one), Arc::new(other)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn stores_with_different_prefixes_share_nothing() {
+    let server = Server::start();
+    let prefixes = ["a:", "*:", "[ab]:", "{a}:", ""];
+    let mut stores = Vec::new();
+    for (number, prefix) in prefixes.iter().enumerate() {
+        let store = server.store().await.prefix(*prefix);
+        settle(&store, HoldId::unique(), "user", number as i64 + 1).await;
+        hold(&store, "user", 7, 100).await.unwrap();
+        stores.push(store);
+    }
+    for (number, store) in stores.iter().enumerate() {
+        assert_eq!(figures(store, "user").await, (number as i64 + 1, 7));
+        assert_eq!(store.largest(9).await.unwrap().len(), 1);
+        assert_eq!(store.holds(None, 9).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
+    let server = Server::start();
+    let store = server.store().await;
+    let id = hold(&store, "user", 7, 100).await.unwrap();
+    settle(&store, id, "user", 0).await;
+    assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 0);
+
+    let id = hold(&store, "user", 7, 100).await.unwrap();
+    settle(&store, id, "user", 7).await;
+    let mark = format!("quota:{{user}}settled:{id}");
+    let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
+    let day = 24 * 60 * 60 * 1_000;
+    assert!(left <= day && left > day - 60_000, "{left}");
+    // The user's account is the rest.
+    assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 2);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn without_a_cluster_names_do_not_matter() {
+    let server = Server::start();
+    let store = server.store().await;
+    let scopes = || Scopes::from(["user:42", "tenant:acme"]);
+    let id = hold(&store, scopes(), 60, 100).await.unwrap();
+    exceeded(hold(&store, scopes(), 41, 100).await);
+    settle(&store, id, scopes(), 50).await;
+    settle(&store, id, scopes(), 50).await;
+    for scope in &scopes() {
+        assert_eq!(figures(&store, scope.as_str()).await, (50, 0));
+    }
+    // All of it in one step: there is one mark.
+    assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 3);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happened() {
+    let cluster = Cluster::start().await;
+    let store = cluster.store().await;
+    let apart = || Scopes::from(["user:42", "tenant:acme", "user:43"]);
+    let why = unavailable(hold(&store, apart(), 1, 100).await);
+    assert!(
+        why.contains("share no hash tag") && why.contains("CrossSlot"),
+        "{why}"
+    );
+
+    // What comes after it is not held up.
+    let quota = StoredQuota::new(cluster.store().await, Limits::bytes(100));
+    let change = Change {
+        bytes: 9,
+        objects: 1,
+    };
+    quota.adjust(apart(), change).await;
+    let id = HoldId::unique();
+    settle(&store, id, apart(), 0).await;
+    for _ in 0..2 {
+        settle(&store, id, apart(), 4).await;
+    }
+    for scope in &apart() {
+        assert_eq!(figures(&store, scope.as_str()).await, (13, 0));
+    }
+
+    let together = Scopes::from(["user:{acme}:42", "tenant:{acme}"]);
+    hold(&store, together, 1, 100).await.unwrap();
+    let on_one_node = store.prefix("{all}:");
+    hold(&on_one_node, apart(), 1, 100).await.unwrap();
+    assert_eq!(on_one_node.holds(None, 9).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn what_is_on_every_node_is_found() {
+    let cluster = Cluster::start().await;
+    let store = Arc::new(cluster.store().await);
+    let name = |number: u64| Scope::from(format!("user:{number}"));
+    let mut settlements = Vec::new();
+    for number in 0..3_000 {
+        settlements.push(Settlement {
+            id: HoldId::unique(),
+            scopes: name(number).into(),
+            change: Amount::new(number * 7_919 % 3_001, 1).into(),
+        });
+    }
+    store.settle(&settlements).await.unwrap();
+    store.settle(&settlements).await.unwrap();
+    let limits = Some(Ceilings::from(Limits::bytes(1)));
+    store.set_limits(&"limited".into(), limits).await.unwrap();
+    settlements.sort_by_key(|settlement| -settlement.change.bytes);
+    for count in [0, 1, 2, 50, 2_999] {
+        let found = store.largest(count).await.unwrap();
+        let expected: Vec<_> = settlements[..count]
+            .iter()
+            .map(|settlement| (settlement.scopes.iter().next().unwrap(), settlement.change))
+            .collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|(scope, account)| (scope, account.used))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    for number in 0..40 {
+        hold(&*store, name(number), 5, u64::MAX).await.unwrap();
+    }
+    assert_eq!(store.holds(None, 15).await.unwrap().len(), 15);
+    let mut all = store.holds(None, 1_000).await.unwrap();
+    all.sort_by(|one, other| one.scope.as_str().cmp(other.scope.as_str()));
+    all.dedup_by(|one, other| one.scope == other.scope);
+    assert_eq!(all.len(), 40);
+    let some: Vec<_> = all
+        .iter()
+        .map(|held| (held.id, held.scope.clone().into()))
+        .collect();
+    store.renew(&some, Duration::from_millis(1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(store.holds(None, 1_000).await.unwrap(), []);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_without_memory_lets_nothing_in_and_takes_what_has_happened() {
+    let server = Server::start();
+    let store = server.store().await;
+    let id = hold(&store, "user", 7, 100).await.unwrap();
+    server.ask::<()>("CONFIG SET maxmemory 1").await.unwrap();
+    let why = unavailable(hold(&store, "user", 1, 100).await);
+    assert!(why.contains("maxmemory"), "{why}");
+    settle(&store, id, "user", 6).await;
+    settle(&store, HoldId::unique(), "user", 1).await;
+    assert_eq!(figures(&store, "user").await, (7, 0));
+    server.ask::<()>("CONFIG SET maxmemory 0").await.unwrap();
+    hold(&store, "user", 93, 100).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
+    let server = Server::start();
+    let store: RedisStore<_> = server.store().await;
+    let scopes = || Scopes::from(["good", "bad"]);
+    server
+        .ask::<()>("SET quota:{bad}account:bad 1")
+        .await
+        .unwrap();
+    unavailable(hold(&store, scopes(), 1, 100).await);
+    let settlement = Settlement {
+        id: HoldId::unique(),
+        scopes: scopes(),
+        change: Amount::bytes(1).into(),
+    };
+    store.settle(&[settlement]).await.unwrap_err();
+    store.account(&"bad".into()).await.unwrap_err();
+    assert_eq!(figures(&store, "good").await, (0, 0));
+    assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 1);
+    server
+        .ask::<()>("DEL quota:{bad}account:bad")
+        .await
+        .unwrap();
+    for used in [
+        "HSET quota:{bad}account:bad used x",
+        "HSET quota:{bad}account:bad used 1.5",
+    ] {
+        server.ask::<()>(used).await.unwrap();
+        unavailable(hold(&store, scopes(), 1, 100).await);
+        store.account(&"bad".into()).await.unwrap_err();
+    }
+}
