@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, aio::ConnectionLike, cmd};
+use redis::{aio::ConnectionLike, cmd};
 
 use self::{
     keys::{Keys, Kind, tag},
@@ -211,16 +211,16 @@ where
         for (tags, parts) in &groups {
             for parts in parts.chunks(BATCH) {
                 let together = self.settle_in_one(parts);
-                let apart: Vec<_> = tags
-                    .iter()
-                    .map(|tag| {
-                        parts
-                            .iter()
-                            .map(|part| part.in_tag(tag))
-                            .collect::<Vec<_>>()
-                    })
-                    .map(|parts| self.settle_in_one(&parts))
-                    .collect();
+                let by_tag =
+                    |tag: &&str| -> Vec<_> { parts.iter().map(|part| part.in_tag(tag)).collect() };
+                let apart = match tags.len() {
+                    1 => Vec::new(),
+                    _ => tags
+                        .iter()
+                        .map(by_tag)
+                        .map(|parts| self.settle_in_one(&parts))
+                        .collect(),
+                };
                 work.push(settle(self.connection.clone(), together, apart));
             }
         }
@@ -291,16 +291,8 @@ where
         let mut top = HashMap::new();
         let mut walk = Walk::start(self.connection.clone(), &self.keys, Kind::Account).await?;
         while let Some(scopes) = walk.next().await? {
-            let work = scopes.into_iter().map(|scope| {
-                let mut used = cmd("HGET");
-                used.arg(self.keys.of(Kind::Account, &scope)).arg("used");
-                usage(self.connection.clone(), used, scope)
-            });
-            for found in all(work).await {
-                let (scope, used) = found?;
-                // No usage: it has limits of its own, or holds.
-                top.extend(used.map(|used| (scope, used.bytes)));
-            }
+            let used = walk.used(&scopes).await?;
+            top.extend(used.into_iter().map(|(scope, used)| (scope, used.bytes)));
             // Not all of a million are kept.
             if top.len() > count.saturating_mul(2).saturating_add(1_000) {
                 top = largest(top, count).into_iter().collect();
@@ -317,6 +309,8 @@ where
 
     async fn held(&self, scope: Option<&Scope>, count: usize) -> Result<Vec<HoldEntry>, Failure> {
         let ask = |scope: Scope| {
+            // Redis counts no further.
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
             let call = self.call(&HOLDS, [&scope], vec![count.to_string()]);
             held(self.connection.clone(), call, scope)
         };
@@ -378,7 +372,7 @@ where
     C: ConnectionLike + Clone,
 {
     match together.run(connection.clone()).await {
-        Err(Failure::Apart(_)) if apart.len() > 1 => {
+        Err(Failure::Apart(_)) if !apart.is_empty() => {
             for part in apart {
                 part.run::<()>(connection.clone()).await?;
             }
@@ -386,16 +380,6 @@ where
         }
         answer => answer,
     }
-}
-
-async fn usage(
-    mut connection: impl ConnectionLike,
-    used: Cmd,
-    scope: Scope,
-) -> Result<(Scope, Option<Change>), Failure> {
-    let used: Option<String> = ask(&used, &mut connection).await?;
-    let used = used.as_deref().map(text::change).transpose()?;
-    Ok((scope, used))
 }
 
 async fn held(

@@ -9,13 +9,14 @@ use std::{
     ops::RangeInclusive,
 };
 
-use redis::{ErrorKind, ServerErrorKind, Value, aio::ConnectionLike, cmd};
+use redis::{ErrorKind, Pipeline, ServerErrorKind, Value, aio::ConnectionLike, cmd, pipe};
 
 use super::{
     keys::{Keys, Kind, slot},
-    script::{Call, Failure, SCAN, ask},
+    script::{Call, Failure, SCAN, all, ask, in_time},
+    text,
 };
-use crate::Scope;
+use crate::{Scope, quota::Change};
 
 /// How many keys a node looks at in one step. Nobody else is served meanwhile: less than a millisecond.
 const STEP: usize = 1_000;
@@ -29,6 +30,8 @@ pub(super) struct Walk<'a, C> {
     nodes: Vec<String>,
     /// Where to go on in the last of them.
     cursor: String,
+    /// How many scopes can be asked for in one go: in a cluster each is somewhere else.
+    together: usize,
 }
 
 impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
@@ -37,8 +40,10 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
         keys: &'a Keys,
         kind: Kind,
     ) -> Result<Self, Failure> {
+        let nodes = nodes(&mut connection, keys).await?;
         Ok(Self {
-            nodes: nodes(&mut connection, keys).await?,
+            together: if nodes.is_some() { 1 } else { STEP },
+            nodes: nodes.unwrap_or_else(|| keys.unused().take(1).collect()),
             connection,
             keys,
             kind,
@@ -70,21 +75,55 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
             .filter_map(|key| self.keys.scope(self.kind, key));
         Ok(Some(scopes.collect()))
     }
+
+    /// What is stored by each of these. Who stores nothing is left out.
+    pub(super) async fn used(&self, scopes: &[Scope]) -> Result<Vec<(Scope, Change)>, Failure>
+    where
+        C: Send + 'static,
+    {
+        let work = scopes.chunks(self.together).map(|scopes| {
+            let mut asked = pipe();
+            for scope in scopes {
+                let account = self.keys.of(Kind::Account, scope);
+                asked.cmd("HGET").arg(account).arg("used");
+            }
+            used(self.connection.clone(), asked, scopes.to_vec())
+        });
+        let found: Result<Vec<_>, _> = all(work).await.into_iter().collect();
+        Ok(found?.concat())
+    }
 }
 
-/// A key of each node.
-async fn nodes(connection: &mut impl ConnectionLike, keys: &Keys) -> Result<Vec<String>, Failure> {
+async fn used(
+    mut connection: impl ConnectionLike,
+    asked: Pipeline,
+    scopes: Vec<Scope>,
+) -> Result<Vec<(Scope, Change)>, Failure> {
+    let found: Vec<Option<String>> = in_time(asked.query_async(&mut connection)).await?;
+    let found = scopes.into_iter().zip(found);
+    found
+        .filter_map(|(scope, used)| Some((scope, used?)))
+        .map(|(scope, used)| Ok((scope, text::change(&used)?)))
+        .collect()
+}
+
+/// A key of each node. None where there is no cluster.
+async fn nodes(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+) -> Result<Option<Vec<String>>, Failure> {
     let rows: Vec<Vec<Value>> = match ask(cmd("CLUSTER").arg("SLOTS"), connection).await {
         Ok(rows) => rows,
-        // No cluster: "This instance has cluster support disabled", or the command is unknown.
+        // "This instance has cluster support disabled", or the command is unknown.
         Err(Failure::Redis(error))
             if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) =>
         {
-            return Ok(keys.unused().take(1).collect());
+            return Ok(None);
         }
         Err(failure) => return Err(failure),
     };
-    let ranges: Vec<_> = rows.iter().filter_map(|row| range(row)).collect();
+    let ranges: Option<Vec<_>> = rows.iter().map(|row| range(row)).collect();
+    let ranges = ranges.ok_or_else(|| Failure::NotOurs(format!("{rows:?}")))?;
     let count = ranges
         .iter()
         .map(|(_, id)| id)
@@ -100,7 +139,7 @@ async fn nodes(connection: &mut impl ConnectionLike, keys: &Keys) -> Result<Vec<
             found.entry(id).or_insert(key);
         }
     }
-    Ok(found.into_values().collect())
+    Ok(Some(found.into_values().collect()))
 }
 
 /// Slots, and the id of the node that has them: of the first slot, the last one, the primary, and its replicas. A node

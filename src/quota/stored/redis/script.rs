@@ -3,7 +3,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use redis::{
-    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, Script, ServerErrorKind,
+    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, RedisResult, Script, ServerErrorKind,
     aio::ConnectionLike, cmd,
 };
 use tokio::{
@@ -53,7 +53,7 @@ pub(super) enum Failure {
     Redis(#[from] RedisError),
     #[error("Redis has answered something else")]
     Odd(#[from] ParsingError),
-    #[error("what Redis keeps for a scope is not ours: {0:?}")]
+    #[error("what Redis has is not ours: {0:?}")]
     NotOurs(String),
     #[error("the runtime has ended")]
     Over(#[from] JoinError),
@@ -100,7 +100,11 @@ pub(super) async fn ask<T: FromRedisValue>(
     command: &Cmd,
     connection: &mut impl ConnectionLike,
 ) -> Result<T, Failure> {
-    let answer = timeout(PATIENCE, command.query_async(connection)).await;
+    in_time(command.query_async(connection)).await
+}
+
+pub(super) async fn in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
+    let answer = timeout(PATIENCE, answer).await;
     answer.map_err(|_| Failure::Late)?.map_err(|error| {
         if error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot) {
             Failure::Apart(error)

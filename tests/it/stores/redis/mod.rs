@@ -238,3 +238,78 @@ async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
         store.account(&"bad".into()).await.unwrap_err();
     }
 }
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_user_of_redis_may_do_what_the_docs_say_and_nothing_else() {
+    let server = Server::start();
+    let rights =
+        "on >secret resetkeys ~quota:* nocommands +@read +@write +@scripting +time +cluster|slots";
+    let user = format!("ACL SETUSER quotas {rights}");
+    server.ask::<()>(&user).await.unwrap();
+    let url = format!("redis://quotas:secret@127.0.0.1:{}", server.port);
+    let connect = async || {
+        let client = redis::Client::open(&*url).unwrap();
+        let connection = client.get_multiplexed_async_connection().await;
+        Arc::new(RedisStore::new(connection.unwrap()))
+    };
+    conforms(connect().await, connect().await).await;
+}
+
+#[tokio::test]
+#[ignore = "temporary"]
+async fn zz_costs() {
+    let server = Server::start();
+    let store = server.store().await;
+    for what in ["scopes", "again", "one"] {
+        let mut all = Vec::new();
+        for i in 0..20_000 {
+            let scope = if what == "one" {
+                Scope::from("one")
+            } else {
+                Scope::from(format!("user:{i}"))
+            };
+            all.push(Settlement {
+                id: HoldId::unique(),
+                scopes: scope.into(),
+                change: Amount::new(i + 1_000_000, 1).into(),
+            });
+        }
+        store.settle(&all).await.unwrap();
+    }
+    eprintln!("settled");
+    for i in 0..5_000 {
+        hold(&store, format!("user:{i}"), 1 << 20, u64::MAX)
+            .await
+            .unwrap();
+    }
+    for _ in 0..5_000 {
+        hold(&store, "one", 1 << 20, u64::MAX).await.unwrap();
+    }
+    eprintln!("held");
+    let client = redis::Client::open(("127.0.0.1", server.port)).unwrap();
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .unwrap();
+    for part in 0..std::env::var("PARTS").unwrap().parse::<i32>().unwrap() {
+        let code = format!(
+            "for i = {}, {} do redis.call('HSET', 'quota:{{many:' .. i .. '}}account:many:' .. i, 'used', (i * 7919 % 1000003) .. ' 1') end",
+            part * 50_000,
+            part * 50_000 + 49_999
+        );
+        redis::cmd("EVAL")
+            .arg(code)
+            .arg(0)
+            .exec_async(&mut connection)
+            .await
+            .unwrap();
+    }
+    let began = std::time::Instant::now();
+    let top = store.largest(10).await.unwrap();
+    println!("largest of a million: {:?} {}", began.elapsed(), top.len());
+    let began = std::time::Instant::now();
+    let held = store.holds(None, usize::MAX).await.unwrap().len();
+    println!("holds: {:?} {held}", began.elapsed());
+}
