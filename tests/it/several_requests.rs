@@ -567,3 +567,34 @@ async fn figures_agree_with_a_model_at_every_quiet_point() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_upload_has_one_name_however_it_is_written() {
+    let site = Site::new(1_000, 100);
+    let file = site.begin(30).await.unwrap();
+    for (offset, alias) in [
+        (0, "/files/0?a=b"),
+        (10, "/files/%30"),
+        (20, "/%66iles/0/?"),
+    ] {
+        let known = site.uploads.get(&file).unwrap();
+        assert_eq!(known.received, offset);
+        let status = site.patch(alias, offset, full(10)).await;
+        // The service here takes only queries for the same.
+        if status != 204 {
+            assert_eq!((site.used(), site.held()), (0, 30), "{alias}");
+            assert_eq!(site.patch(&file, offset, full(10)).await, 204);
+        }
+    }
+    assert_eq!(site.used(), 30);
+
+    let site = Site::new(1_000, 100);
+    let put = Request::put("/chunks/a@b/1").header("oc-total-length", 30);
+    assert_eq!(site.status(put.body(full(30)).unwrap()).await, 201);
+    assert_eq!(
+        site.status(plain("MOVE", "/%63hunks/a%40b/%2Efile", 0))
+            .await,
+        201
+    );
+    assert_eq!((site.used(), site.held()), (30, 0));
+}
