@@ -88,7 +88,7 @@ pub use self::{
 use self::{location::in_one_way, registry::Registry};
 pub(crate) use self::{
     open::{Draw, Drawn, Upload},
-    visit::{FoundStep, Visit},
+    visit::{Answered, FoundStep, Visit},
 };
 
 /// The uploads that are open. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
