@@ -331,7 +331,7 @@ impl Default for Hints {
 
 /// Digits and nothing else, white space around them aside. A number too large for us is still one: it
 /// saturates, and fits nowhere.
-fn decimal(value: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     if digits.is_empty() {
         return None;

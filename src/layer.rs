@@ -17,6 +17,7 @@ use crate::{
     refusal::{Answers, Asked, ConfigError, Dialect, Grpc, Http, Refusal},
     rpc::Calls,
     time::within,
+    upload::Uploads,
 };
 
 /// Guards a service: sets storage aside before a request is let in, and answers when there is none.
@@ -88,6 +89,7 @@ pub(crate) struct Settings<Q> {
     pub(crate) hint_cap: u64,
     pub(crate) grants: Grants,
     pub(crate) patience: Duration,
+    pub(crate) uploads: Option<Uploads>,
     pub(crate) success: Option<Judge>,
     pub(crate) classifier: Classifier,
     pub(crate) answers: Answers,
@@ -148,6 +150,7 @@ impl<Q> StorageGuardLayer<Q> {
                     most: 16 << 20,
                 },
                 patience: Duration::from_millis(500),
+                uploads: None,
                 success: None,
                 classifier: Classifier::default(),
                 answers: Answers::default(),
@@ -179,6 +182,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
                 hint_cap: settings.hint_cap,
                 grants: settings.grants,
                 patience: settings.patience,
+                uploads: settings.uploads,
                 success: settings.success,
                 classifier: settings.classifier,
                 answers: settings.answers,
@@ -293,12 +297,19 @@ impl<Q: Clone> StorageGuardLayer<Q> {
             .price_by_async(move |head, demand| dav.price(head, demand))
     }
 
+    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
+    ///
+    /// Defaults to each request by itself.
+    pub fn uploads(self, uploads: &Uploads) -> Self {
+        self.set(|settings| settings.uploads = Some(uploads.clone()))
+    }
+
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
     /// counts; those that are not numbers are ignored.
     ///
-    /// A hint tells of the whole upload. Where it comes in several requests, what came before is taken off,
-    /// if the client says so (`upload-offset`, `oc-chunk-offset`). Nextcloud does not: with its chunks, leave
-    /// `oc-total-length` out, or every chunk must find room for the whole.
+    /// A hint tells of the whole upload. Where it comes in several requests, and [`Self::uploads`] does not know
+    /// of it, what came before is taken off, if the client says so (`upload-offset`, `oc-chunk-offset`).
+    /// Nextcloud does not.
     ///
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
     /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.

@@ -140,6 +140,7 @@ mod service;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+pub mod upload;
 pub mod volume;
 
 pub use self::{

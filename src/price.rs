@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{Amount, Demand, Scopes};
+use crate::{Amount, Demand, Scopes, upload::Drawn};
 
 /// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
 ///
@@ -35,14 +35,26 @@ pub(crate) enum Kind {
     Unknown,
     /// Nothing is set aside, and the body has no bound.
     Free,
+    /// A part of an upload.
+    Part(Drawn),
 }
 
 /// What is begun right before the inner service is called, and told once the request has ended and all it
-/// gives back is given back: whether it has succeeded.
+/// gives back is given back.
 #[derive(Clone)]
 pub(crate) struct During(Arc<dyn Fn() -> Underway + Send + Sync>);
 
-pub(crate) type Underway = Box<dyn FnOnce(bool) + Send>;
+pub(crate) type Underway = Box<dyn FnOnce(Ending) + Send>;
+
+/// How a request has ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ending {
+    pub(crate) success: bool,
+    /// Bytes of its body that were read.
+    pub(crate) received: u64,
+    /// Bytes that it has stored.
+    pub(crate) stored: u64,
+}
 
 impl During {
     pub(crate) fn new(begin: impl Fn() -> Underway + Send + Sync + 'static) -> Self {
@@ -75,6 +87,15 @@ impl Price {
             scopes: Some(Scopes::NONE),
             kind: Kind::Free,
             ..Demand::nothing().into()
+        }
+    }
+
+    /// What is drawn from an upload. Nobody is charged for it beside that.
+    pub(crate) fn part(demand: Demand, drawn: Drawn) -> Self {
+        Self {
+            scopes: Some(Scopes::NONE),
+            kind: Kind::Part(drawn),
+            ..demand.into()
         }
     }
 

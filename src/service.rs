@@ -19,6 +19,7 @@ use crate::{
     layer::{PriceBy, Settings},
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
+    upload::FoundStep,
 };
 
 /// A service under guard. See [`StorageGuardLayer`].
@@ -78,7 +79,11 @@ where
         let settings = Arc::clone(&self.settings);
         let asked = Asked::hear(&request, &settings.answers);
         let (head, body) = request.into_parts();
+        let uploads = settings.uploads.as_ref();
+        let step = uploads.and_then(|uploads| uploads.step(&head));
         let applies = match &settings.applies {
+            // Mostly a DELETE, and of a part of what is guarded.
+            _ if step.as_ref().is_some_and(FoundStep::ends_upload) => true,
             Some(applies) => applies(&head),
             None => asked
                 .rpc()
@@ -97,16 +102,18 @@ where
             head,
             body,
             is_call: asked.rpc().is_some(),
+            visit: None,
         };
-        begin(settings, asked, held)
+        begin(settings, asked, held, step)
     }
 }
 
 /// What the request wants, and who is charged for it.
 fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
-    asked: Asked,
-    held: Held<S, B>,
+    mut asked: Asked,
+    mut held: Held<S, B>,
+    step: Option<FoundStep>,
 ) -> ResponseFuture<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
@@ -116,9 +123,19 @@ where
     let head = &held.head;
     let length = held.body.size_hint();
     let declared = Demand::declared(&head.method, &head.headers, &length, &settings.hints);
-    let Ok(demand) = declared else {
+    let Ok(mut demand) = declared else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };
+    if let Some(visit) = step.and_then(|step| step.visit(demand)) {
+        asked.set_tus(visit.is_tus());
+        let whole = visit.whole(demand);
+        held.visit = Some(Box::new(visit));
+        match whole {
+            Some(whole) => demand = whole,
+            None => return ResponseFuture::upload(settings, asked, held, demand),
+        }
+    }
+    let head = &held.head;
     let scopes = match &settings.scopes {
         None => Scopes::NONE,
         Some(scopes) => scopes(head),

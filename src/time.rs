@@ -27,6 +27,11 @@ impl Sleep {
         Self(Kind::Thread(thread::Sleep::new(after)))
     }
 
+    /// On no runtime: for what may outlive it.
+    pub(crate) fn on_thread(after: Duration) -> Self {
+        Self(Kind::Thread(thread::Sleep::new(after)))
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.0 {
             #[cfg(feature = "tokio")]

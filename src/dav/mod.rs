@@ -171,7 +171,7 @@ impl Dav {
                 During::new(move || {
                     let places = touched.iter().map(|(path, after)| (&**path, *after));
                     let visit = collections.enter(&places.collect::<Vec<_>>(), is_uncounted);
-                    Box::new(move |success| visit.end(success))
+                    Box::new(move |ending| visit.end(ending.success))
                 })
             }))
         }

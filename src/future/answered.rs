@@ -13,7 +13,7 @@ use crate::{
     layer::Settings,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::Ended,
+    reservation::Later,
     time::Bound,
 };
 
@@ -65,7 +65,7 @@ where
         if let Some(refusal) = cut.or_else(|| of_response(settings, &response)) {
             return fail(guarded.as_ref(), refusal, without_body(response));
         }
-        let Some(guarded) = guarded else {
+        let Some(mut guarded) = guarded else {
             return as_it_is(response);
         };
         let (mut response, success) = success(settings, asked, response);
@@ -82,24 +82,44 @@ where
             response.headers_mut().remove(CONTENT_LENGTH);
             return watched(response, guarded, ending);
         }
-        match guarded.cell.end_if_read() {
+        let ended = match guarded.cell.end_if_read() {
             // Cut just now, by another thread.
-            Err(refusal) => fail(Some(&guarded), refusal, without_body(response)),
+            Err(refusal) => return fail(Some(&guarded), refusal, without_body(response)),
+            Ok(ended) => ended,
+        };
+        let (response, settled) = of_upload(&mut guarded, response);
+        let Some(ended) = ended else {
             // Still being read behind the answer. Both have to end.
-            Ok(None) => {
-                let ending = Ending::of_content(&response.body().size_hint());
-                watched(response, guarded, ending)
-            }
-            Ok(Some(ended)) => match Ended::into_commit(ended) {
-                Some((hold, change)) => Next::Wait(Self::Commit {
-                    commit: hold.commit(change),
-                    time: Bound::new(settings.quota_timeout),
-                    response: Some(response),
-                }),
-                None => as_it_is(response),
-            },
+            let ending = Ending::of_content(&response.body().size_hint());
+            return watched(response, guarded, ending);
+        };
+        match (ended.into_commit(), settled) {
+            (Some((hold, change)), _) => Next::Wait(Self::Commit {
+                commit: hold.commit(change),
+                time: Bound::new(settings.quota_timeout),
+                response: Some(response),
+            }),
+            (None, Some(settled)) => Next::Wait(Self::Complete {
+                settled,
+                response: Some(response),
+            }),
+            (None, None) => as_it_is(response),
         }
     }
+}
+
+/// What the answer says of the upload that the request is part of. Returned where that is complete: what there is to wait
+/// for.
+fn of_upload<Q: QuotaSource, R>(
+    guarded: &mut Guarded<Q>,
+    response: Response<R>,
+) -> (Response<R>, Option<Later<bool>>) {
+    let Some(visit) = guarded.visit.take() else {
+        return (response, None);
+    };
+    let (head, body) = response.into_parts();
+    let settled = visit.succeeded(&head);
+    (Response::from_parts(head, body), settled)
 }
 
 fn as_it_is<S, B, R, Q>(response: Response<R>) -> Next<S, B, Q, R>

@@ -13,14 +13,15 @@ use tower::Service;
 
 use super::{Guarded, ONCE, State};
 use crate::{
-    Amount, Outage, Price, Scopes,
+    Amount, Demand, Outage, Price, Refused, Scopes,
     body::{MeteredBody, Unread, WhenDropped},
     layer::{Priced, Settings, too_late},
     price::Kind,
     quota::{QuotaError, QuotaSource},
     refusal::Refusal,
-    reservation::{Cell, Reservation, refuse_exceeded, refuse_shortfall},
+    reservation::{Cell, Charged, Later, Reservation, refuse_exceeded, refuse_shortfall},
     time::Bound,
+    upload::{Drawn, Visit},
     volume::{Admission, Admitted},
 };
 
@@ -37,6 +38,12 @@ pin_project! {
         Price { price: Priced, scopes: Scopes, held: Option<Held<S, B>> },
         /// `volume.claim`
         Volume { admission: Admission, wanted: Option<Wanted<S, B>> },
+        /// An upload needs more than is set aside for it.
+        Upload {
+            growth: Later<Result<(), Refused>>,
+            demand: Demand,
+            held: Option<Held<S, B>>,
+        },
         /// `quota.reserve.await`
         Quota {
             #[pin] hold: Q::Future,
@@ -53,6 +60,8 @@ pub(crate) struct Held<S, B> {
     pub(crate) head: request::Parts,
     pub(crate) body: B,
     pub(crate) is_call: bool,
+    /// Where it is part of an upload.
+    pub(crate) visit: Option<Box<Visit>>,
 }
 
 /// The same, with what it wants.
@@ -60,6 +69,16 @@ pub(super) struct Wanted<S, B> {
     held: Held<S, B>,
     scopes: Scopes,
     price: Price,
+}
+
+impl<S, B> Wanted<S, B> {
+    fn new(held: Held<S, B>, scopes: Scopes, price: Price) -> Self {
+        Self {
+            held,
+            scopes,
+            price,
+        }
+    }
 }
 
 impl<S, B, Q> State<S, B, Q>
@@ -74,34 +93,36 @@ where
         scopes: Scopes,
         price: Price,
     ) -> Self {
-        let (demand, kind) = (price.demand, price.kind);
-        if kind == Kind::Unknown {
-            return Self::refused(held, Refusal::unavailable());
-        }
-        let (bytes, least) = match demand.bytes() {
-            Some(bytes) => (bytes, bytes),
+        let demand = price.demand;
+        let unclaimed = |bytes| Admitted {
+            bytes,
+            blocks: Amount::ZERO,
+        };
+        let (bytes, least, expected) = match (price.kind, demand.bytes()) {
+            (Kind::Unknown, _) => return Self::refused(held, Refusal::unavailable()),
+            (Kind::Free, _) => {
+                let wanted = Wanted::new(held, scopes, price);
+                return Self::at_quota(settings, wanted, unclaimed(u64::MAX));
+            }
+            (Kind::Part(drawn), _) if drawn.unclaimed == 0 => {
+                let wanted = Wanted::new(held, scopes, price);
+                return Self::at_quota(settings, wanted, unclaimed(drawn.bytes));
+            }
+            (Kind::Part(drawn), _) => (drawn.unclaimed, drawn.unclaimed, 0),
+            (Kind::Known, Some(bytes)) => (bytes, bytes, demand.expected()),
             // Nobody knows how little it may be.
-            None if demand.expected() == 0 => (settings.grants.first, 1),
-            None => {
+            (Kind::Known, None) if demand.expected() == 0 => (settings.grants.first, 1, 0),
+            (Kind::Known, None) => {
                 let hinted = demand.expected().min(settings.hint_cap);
-                (hinted, hinted)
+                (hinted, hinted, demand.expected())
             }
         };
-        let wanted = Wanted {
-            held,
-            scopes,
-            price,
-        };
-        let blocks = Amount::ZERO;
-        if kind == Kind::Free {
-            let bytes = u64::MAX;
-            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
-        }
+        let wanted = Wanted::new(held, scopes, price);
         let Some(volume) = &settings.volume else {
-            return Self::at_quota(settings, wanted, Admitted { bytes, blocks });
+            return Self::at_quota(settings, wanted, unclaimed(bytes));
         };
         let amount = Amount::new(bytes, demand.objects());
-        let admission = Admission::new(amount, least, demand.expected(), settings.patience);
+        let admission = Admission::new(amount, least, expected, settings.patience);
         // There is room nearly always, and then nobody has to wait at the door.
         match admission.claim(volume) {
             Ok(admitted) => Self::at_quota(settings, wanted, admitted),
@@ -112,22 +133,49 @@ where
         }
     }
 
+    /// A request that is part of an upload: more is set aside for that if need be, and it draws what it brings.
+    pub(super) fn at_upload(settings: &Arc<Settings<Q>>, held: Held<S, B>, demand: Demand) -> Self {
+        let draw = held.visit.as_ref().and_then(|visit| visit.draw());
+        let Some(draw) = draw else {
+            // It brings nothing, or so it should.
+            return Self::at_volume(settings, held, Scopes::NONE, Price::free());
+        };
+        let missing = draw.missing();
+        if missing == 0
+            && let Some(drawn) = draw.draw(settings.grants.first)
+        {
+            let demand = demand.with_objects(0);
+            return Self::at_volume(settings, held, Scopes::NONE, Price::part(demand, drawn));
+        }
+        let growth = Arc::clone(draw.upload().cell()).grow(missing, missing);
+        Self::door(Door::Upload {
+            growth,
+            demand,
+            held: Some(held),
+        })
+    }
+
     fn at_quota(settings: &Arc<Settings<Q>>, wanted: Wanted<S, B>, admitted: Admitted) -> Self {
         let Wanted {
             held,
             scopes,
             price,
         } = wanted;
+        let admitted = match price.kind {
+            // The rest is claimed for the upload.
+            Kind::Part(Drawn { bytes, .. }) => Admitted { bytes, ..admitted },
+            _ => admitted,
+        };
         let cell = Cell::new(Arc::clone(settings), scopes, price, admitted);
         let cell = Arc::new(cell);
         if cell.scopes().is_empty() {
-            Self::inside(cell, held)
+            Self::inside(settings, cell, held)
         } else {
             Self::ask_quota(settings, cell, held)
         }
     }
 
-    fn ask_quota(settings: &Settings<Q>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
+    fn ask_quota(settings: &Arc<Settings<Q>>, cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
         let (scopes, asked, expected) = (cell.scopes(), cell.asked(), cell.expected());
         match settings.quota.reserve(scopes, asked, expected).now() {
             Ok(answer) => Self::by_quota(settings, cell, held, answer),
@@ -141,7 +189,7 @@ where
     }
 
     fn by_quota(
-        settings: &Settings<Q>,
+        settings: &Arc<Settings<Q>>,
         cell: Arc<Cell<Q>>,
         held: Held<S, B>,
         answer: Result<Q::Hold, QuotaError>,
@@ -149,14 +197,14 @@ where
         let refusal = match answer {
             Ok(hold) => {
                 cell.set_hold(hold);
-                return Self::inside(cell, held);
+                return Self::inside(settings, cell, held);
             }
             Err(QuotaError::Exceeded(exceeded)) if cell.makes_do_with_less(&exceeded) => {
                 return Self::ask_quota(settings, cell, held);
             }
             Err(QuotaError::Exceeded(exceeded)) => refuse_exceeded(&exceeded),
             Err(_) if settings.quota_outage == Outage::Admit => {
-                return Self::inside(cell, held);
+                return Self::inside(settings, cell, held);
             }
             Err(_) => Refusal::unavailable(),
         };
@@ -166,21 +214,34 @@ where
     }
 
     /// Calls the inner service, with everything set aside.
-    fn inside(cell: Arc<Cell<Q>>, held: Held<S, B>) -> Self {
+    fn inside(settings: &Arc<Settings<Q>>, cell: Arc<Cell<Q>>, mut held: Held<S, B>) -> Self {
+        cell.begin();
+        let mut charged: Arc<dyn Charged> = cell.clone();
+        if let Some(visit) = &mut held.visit {
+            if let Some(demand) = visit.begin(&charged) {
+                // All of the upload is set aside. From here on the request is the first of its parts.
+                return Self::at_upload(settings, held, demand);
+            }
+            if let Some(draw) = visit.draw().cloned() {
+                cell.when_ended(Box::new(move |ending| draw.end(ending)));
+            }
+            charged = visit.charged(charged);
+        }
         let Held {
             mut service,
             mut head,
             body,
             is_call,
+            visit,
         } = held;
-        cell.begin();
         let drain = when_dropped(head.version, &head.headers);
-        let body = MeteredBody::new(body, cell.clone(), drain, is_call);
-        head.extensions.insert(Reservation::new(cell.clone()));
+        let body = MeteredBody::new(body, charged.clone(), drain, is_call);
+        head.extensions.insert(Reservation::new(charged));
         Self::Inner {
             response: service.call(Request::from_parts(head, body)),
             guarded: Some(Guarded {
                 cell,
+                visit,
                 is_handed_on: false,
             }),
         }
@@ -216,6 +277,24 @@ where
                 match admitted {
                     Ok(admitted) => State::at_quota(settings, wanted, admitted),
                     Err(shortfall) => State::refused(wanted.held, refuse_shortfall(shortfall)),
+                }
+            }
+            DoorProj::Upload {
+                growth,
+                demand,
+                held,
+            } => {
+                let grown = ready!(growth.as_mut().poll(cx));
+                let held = held.take().expect(ONCE);
+                match grown {
+                    Ok(()) => State::at_upload(settings, held, *demand),
+                    Err(refused) => {
+                        // The upload goes on. Nobody has to wait for its end.
+                        if let Some(draw) = held.visit.as_ref().and_then(|visit| visit.draw()) {
+                            draw.upload().cell().pardon();
+                        }
+                        State::refused(held, refused.refusal().clone())
+                    }
                 }
             }
             DoorProj::Quota {

@@ -20,14 +20,15 @@ use tower::{BoxError, Service};
 pub(crate) use self::door::Held;
 use self::{answered::Next, door::Door, verdict::carry_over};
 use crate::{
-    Price, Scopes,
+    Demand, Price, Scopes,
     body::{MeteredBody, ResponseBody, Unread},
     fault::{Cause, Fault, Resource},
     layer::{Priced, Settings},
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::Cell,
+    reservation::{Cell, Later},
     time::Bound,
+    upload::Visit,
     volume::{Look, Volume},
 };
 
@@ -66,6 +67,8 @@ pin_project! {
             time: Bound,
             response: Option<S::Response>,
         },
+        /// The same, of an upload that is complete. Boxed, as hardly any request is the last of several.
+        Complete { settled: Later<bool>, response: Option<S::Response> },
         /// It was a fault, or the body was cut.
         Failed { failed: Option<Box<Failed>> },
         Done,
@@ -85,6 +88,7 @@ struct Failed {
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
 struct Guarded<Q: QuotaSource> {
     cell: Arc<Cell<Q>>,
+    visit: Option<Box<Visit>>,
     /// Whether somebody else settles it.
     is_handed_on: bool,
 }
@@ -150,6 +154,21 @@ where
         Q: Send + Sync + 'static,
     {
         let state = State::at_volume(&settings, held, scopes, price);
+        Self::new(settings, asked, state)
+    }
+
+    /// A request that is part of an upload, for which all is set aside.
+    pub(crate) fn upload(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        held: Held<S, B>,
+        demand: Demand,
+    ) -> Self
+    where
+        B: Send + 'static,
+        Q: Send + Sync + 'static,
+    {
+        let state = State::at_upload(&settings, held, demand);
         Self::new(settings, asked, state)
     }
 
@@ -259,6 +278,12 @@ where
                     let response = response.take().expect(ONCE);
                     this.state.set(State::Done);
                     settings.quota_line.ring();
+                    return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                }
+                StateProj::Complete { settled, response } => {
+                    ready!(settled.as_mut().poll(cx));
+                    let response = response.take().expect(ONCE);
+                    this.state.set(State::Done);
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateProj::Failed { failed } => {

@@ -1,7 +1,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER};
 
 use super::{Asked, Dialect, Grpc, Http, Refusal};
 use crate::fault::Cause;
@@ -114,6 +114,11 @@ impl Answers {
             headers
                 .entry(RETRY_AFTER)
                 .or_insert_with(|| after.as_secs().into());
+        }
+        if asked.is_tus() {
+            // tus 1.0, section "Tus-Resumable": in every answer.
+            let headers = response.headers_mut();
+            headers.insert("tus-resumable", HeaderValue::from_static("1.0.0"));
         }
         // The head of an answer to GET, and no content (RFC 9110, section 9.3.2).
         if asked.method() == Method::HEAD {

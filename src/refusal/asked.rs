@@ -75,6 +75,7 @@ pub struct Asked {
 struct Rare {
     more_accept: Vec<HeaderValue>,
     content_type: Option<HeaderValue>,
+    is_tus: bool,
 }
 
 impl Asked {
@@ -104,7 +105,7 @@ impl Asked {
             let rare = second.map(|second| {
                 Box::new(Rare {
                     more_accept: iter::once(second).chain(lines).cloned().collect(),
-                    content_type: None,
+                    ..Rare::default()
                 })
             });
             // Alone it says no more than no line at all (RFC 9110, section 12.5.1), and most programs
@@ -120,6 +121,18 @@ impl Asked {
             line: line.cloned(),
             rare,
         }
+    }
+
+    /// The client speaks tus.
+    pub(crate) fn set_tus(&mut self, is_tus: bool) {
+        if is_tus {
+            self.rare.get_or_insert_default().is_tus = true;
+        }
+    }
+
+    /// Whether the client speaks tus, so that every answer has to say so.
+    pub(super) fn is_tus(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.is_tus)
     }
 
     /// How the call is carried, if the request is one.

@@ -18,7 +18,7 @@ use crate::{
     body::{Drain, Unread},
     fault::Resource,
     layer::Settings,
-    price::{During, Underway},
+    price::{During, Ending, Underway},
     quota::{Change, Exceeded, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     time::within,
@@ -96,6 +96,11 @@ impl Meter {
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Sets so many bytes more aside.
+    pub(super) fn raise(&self, bytes: u64) {
+        self.reserved.fetch_add(bytes, Ordering::AcqRel);
     }
 
     fn close(&self) {
@@ -241,6 +246,11 @@ impl<Q: QuotaSource> Cell<Q> {
         }
     }
 
+    /// Sets what is told when the reservation has ended.
+    pub(crate) fn when_ended(&self, underway: Underway) {
+        self.books().underway = Some(underway);
+    }
+
     /// What the quota is asked to set aside at the door.
     pub(crate) fn asked(&self) -> Amount {
         self.in_scopes(self.meter.reserved()) - self.demand.replaced()
@@ -370,7 +380,12 @@ impl<Q: QuotaSource> Cell<Q> {
             }
         }
         if let Some(underway) = underway {
-            underway(success);
+            let received = self.meter.received();
+            underway(Ending {
+                success,
+                received,
+                stored,
+            });
         }
         drop(tickets);
         let hold = hold.filter(|_| success);
@@ -543,6 +558,13 @@ where
 
     fn drain(&self) -> Option<Drain> {
         self.settings.drain(self.take_unread())
+    }
+}
+
+impl Report {
+    /// Sets what is stored, unless the handler has said so.
+    pub(crate) fn stored_unless_said(&mut self, bytes: u64) {
+        self.stored.get_or_insert(bytes);
     }
 }
 

@@ -2,10 +2,14 @@
 
 mod cell;
 mod growth;
+mod part;
 
 use std::{fmt, sync::Arc};
 
-pub(crate) use self::cell::{BodyEnd, Cell, Charged, Ended, Later};
+pub(crate) use self::{
+    cell::{BodyEnd, Cell, Charged, Later},
+    part::Part,
+};
 use crate::{
     Amount, Demand,
     fault::Fault,

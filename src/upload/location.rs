@@ -1,0 +1,95 @@
+//! Where a `Location` leads.
+
+/// The path and the query that `location` refers to, in an answer to a request for `base` (RFC 3986, section 5.2).
+pub(super) fn resolve(location: &str, base: &str) -> String {
+    let location = location.split('#').next().unwrap_or_default();
+    let relative = match location.split_once("://") {
+        Some((scheme, rest)) if scheme.bytes().all(is_of_scheme) => behind_host(rest),
+        _ => match location.strip_prefix("//") {
+            Some(rest) => behind_host(rest),
+            None => location,
+        },
+    };
+    let (path, query) = split_query(relative);
+    let (base, base_query) = split_query(base);
+    let merged = match path {
+        "" => base.to_owned(),
+        path if path.starts_with('/') => path.to_owned(),
+        path => {
+            let folder = base.rfind('/').map_or("/", |slash| &base[..=slash]);
+            format!("{folder}{path}")
+        }
+    };
+    let mut resolved = without_dots(&merged);
+    let query = query.or(base_query.filter(|_| path.is_empty()));
+    if let Some(query) = query {
+        resolved.push('?');
+        resolved.push_str(query);
+    }
+    resolved
+}
+
+fn is_of_scheme(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)
+}
+
+fn behind_host(rest: &str) -> &str {
+    rest.find(['/', '?']).map_or("/", |end| &rest[end..])
+}
+
+fn split_query(reference: &str) -> (&str, Option<&str>) {
+    match reference.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (reference, None),
+    }
+}
+
+/// RFC 3986, section 5.2.4.
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.trim_start_matches('/').split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    kept.pop();
+                }
+                if is_last {
+                    kept.push("");
+                }
+            }
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_location_leads_to_its_path() {
+        for (location, base, path) in [
+            ("/files/a", "/files", "/files/a"),
+            ("http://example.org/files/a", "/files", "/files/a"),
+            ("https://example.org:8443/files/a#top", "/", "/files/a"),
+            ("//example.org/files/a", "/", "/files/a"),
+            ("http://example.org", "/files", "/"),
+            ("http://example.org?id=1", "/files", "/?id=1"),
+            ("a", "/files/", "/files/a"),
+            ("a", "/files", "/a"),
+            ("files/a", "/files", "/files/a"),
+            ("./a", "/files/", "/files/a"),
+            ("../up/a", "/files/new/", "/files/up/a"),
+            ("../../../a", "/files/", "/a"),
+            ("?id=7", "/files?x=1", "/files?id=7"),
+            ("/files/a?to=b://c", "/", "/files/a?to=b://c"),
+            ("/files/a/..", "/", "/files/"),
+            ("", "/files?x=1", "/files?x=1"),
+        ] {
+            assert_eq!(resolve(location, base), path, "{location:?} at {base:?}");
+        }
+    }
+}

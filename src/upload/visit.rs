@@ -1,0 +1,169 @@
+//! One request's way through its upload.
+
+use std::sync::Arc;
+
+use http::response;
+
+use super::{Draw, Outcome, Protocol, Step, Upload, Uploads, location::resolve};
+use crate::{
+    Amount, Demand,
+    reservation::{Charged, Later, Part},
+};
+
+/// What a request is to an upload, by its head.
+pub(crate) struct FoundStep {
+    pub(super) step: Step,
+    pub(super) protocol: Arc<dyn Protocol>,
+    pub(super) uploads: Uploads,
+}
+
+/// A request that is part of an upload.
+pub(crate) struct Visit {
+    found: FoundStep,
+    /// What the body brings, where its length is known.
+    wanted: Option<u64>,
+    at: At,
+}
+
+/// How far it has come.
+enum At {
+    /// It begins an upload, for which everything is still to be set aside.
+    First,
+    /// It brings a part.
+    Part(Arc<Draw>),
+    /// It finishes or aborts.
+    Last(Arc<Upload>),
+}
+
+impl FoundStep {
+    /// Whether it aborts an upload that is open.
+    pub(crate) fn ends_upload(&self) -> bool {
+        self.step.is_abort() && self.uploads.registry.get(&self.step.key).is_some()
+    }
+
+    /// None where the request is priced like any other: nobody knows of the upload.
+    pub(crate) fn visit(self, demand: Demand) -> Option<Visit> {
+        let wanted = demand.bytes();
+        let (step, registry) = (&self.step, &self.uploads.registry);
+        let at = if step.is_begin() {
+            At::First
+        } else if step.is_finish() || step.is_abort() {
+            At::Last(registry.get(&step.key)?)
+        } else {
+            match registry.draw(step, wanted) {
+                Some(draw) => At::Part(draw),
+                None => {
+                    step.whole?;
+                    At::First
+                }
+            }
+        };
+        Some(Visit {
+            found: self,
+            wanted,
+            at,
+        })
+    }
+}
+
+impl Visit {
+    /// The client speaks tus.
+    pub(crate) fn is_tus(&self) -> bool {
+        self.found.step.is_tus
+    }
+
+    /// What the first request of an upload wants: all of it. None for the other requests.
+    pub(crate) fn whole(&self, demand: Demand) -> Option<Demand> {
+        let At::First = self.at else { return None };
+        let demand = demand.with_objects(1);
+        let step = &self.found.step;
+        Some(match step.whole {
+            None => demand,
+            Some(whole) => {
+                // What was there before is the scopes' as well; the volume has it already.
+                let before = step.offset.unwrap_or(0).min(whole);
+                let rest = (whole - before).max(self.wanted.unwrap_or(0));
+                Demand::known(rest)
+                    .with_objects(1)
+                    .replacing(demand.replaced())
+                    .moving(Amount::bytes(before))
+            }
+        })
+    }
+
+    /// What the request draws, if it brings a part of an upload that is known.
+    pub(crate) fn draw(&self) -> Option<&Arc<Draw>> {
+        match &self.at {
+            At::Part(draw) => Some(draw),
+            At::First | At::Last(_) => None,
+        }
+    }
+
+    /// Whether the request finishes or aborts: nothing has to be set aside for it.
+    pub(crate) fn is_last(&self) -> bool {
+        matches!(self.at, At::Last(_))
+    }
+
+    /// What body and handle see, given what is the request's own.
+    pub(crate) fn charged(&self, own: Arc<dyn Charged>) -> Arc<dyn Charged> {
+        match &self.at {
+            At::First => own,
+            At::Part(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
+            At::Last(upload) => Arc::new(Part::last(own, Arc::clone(upload))),
+        }
+    }
+
+    /// What the first request of an upload wanted is set aside in `cell`. From here on it brings a part, and that is
+    /// returned. None for the other requests.
+    pub(crate) fn begin(&mut self, cell: &Arc<dyn Charged>) -> Option<Demand> {
+        let At::First = self.at else { return None };
+        let cell = Arc::clone(cell);
+        let FoundStep { step, uploads, .. } = &self.found;
+        let registry = &uploads.registry;
+        let upload = Arc::new(Upload::new(cell, step, registry.weak()));
+        let draw = if step.is_begin() {
+            upload.enter(step, self.wanted)
+        } else {
+            registry.begin(step, self.wanted, &upload, uploads.idle)
+        };
+        self.at = At::Part(draw);
+        Some(match self.wanted {
+            Some(bytes) => Demand::known(bytes),
+            None => Demand::unknown(),
+        })
+    }
+
+    /// The request has succeeded, and has ended. Returned where the upload is complete: what is left to wait for.
+    pub(crate) fn succeeded(mut self, answer: &response::Parts) -> Option<Later<bool>> {
+        let upload = match &self.at {
+            At::First => return None,
+            At::Part(draw) => Arc::clone(draw.upload()),
+            At::Last(upload) => Arc::clone(upload),
+        };
+        let FoundStep {
+            step,
+            protocol,
+            uploads,
+        } = &mut self.found;
+        let registry = &uploads.registry;
+        if step.is_abort() {
+            registry.forget(&step.key, &upload);
+            return None;
+        }
+        step.whole = upload.whole();
+        match protocol.outcome(step, answer) {
+            Outcome::Open => None,
+            Outcome::OpenAt(location) => {
+                if step.is_begin() {
+                    let key = uploads.key(&resolve(&location, &step.key));
+                    registry.park(&key, &upload, uploads.idle);
+                }
+                None
+            }
+            Outcome::Complete => {
+                registry.forget(&step.key, &upload);
+                Some(upload.complete())
+            }
+        }
+    }
+}
