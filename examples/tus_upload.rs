@@ -18,9 +18,9 @@ use std::{
 use axum::{
     Extension, Router, ServiceExt,
     body::Body,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
         header::{
             AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE,
         },
@@ -33,7 +33,7 @@ use clap::Parser;
 use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 use tower::{Layer, ServiceBuilder, util::MapRequestLayer};
-use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, axum::Failure};
+use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, axum::Failure, upload};
 
 use self::{
     shared::{
@@ -83,16 +83,16 @@ async fn serve(flags: TusFlags) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn app(store: Store, uploads: Uploads, _time_to_live: Duration) -> Router {
+fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.clone())
-        .scope_by(Folder::scopes_of);
-    // .uploads(&tower_storage_guard::upload::Uploads::default().expire_after(time_to_live));
-    let upload = get(content).head(progress).patch(append).delete(terminate);
+        .scope_by(Folder::scopes_of)
+        .uploads(&upload::Uploads::default().expire_after(time_to_live));
+    let one = get(content).head(progress).patch(append).delete(terminate);
     Router::new()
         .route("/files", post(create))
         .route("/files/", post(create))
-        .route("/files/{name}", upload)
+        .route("/files/{name}", one)
         .route_layer(
             ServiceBuilder::new()
                 // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
@@ -187,7 +187,7 @@ async fn create(
     if is_part(&headers) {
         receive(&mut upload, &reservation, &headers, body).await?;
     }
-    let upload = upload.finish_if_whole().await.map_err(failed)?;
+    upload.finish_if_whole().await.map_err(failed)?;
     let location = [(LOCATION, format!("/files/{}", upload.name()))];
     let answer = (StatusCode::CREATED, location, state(&upload)).into_response();
     upload.keep();
@@ -197,7 +197,7 @@ async fn create(
 async fn append(
     State(uploads): State<Uploads>,
     Extension(folder): Extension<Folder>,
-    Path(name): Path<String>,
+    uri: Uri,
     reservation: Reservation,
     headers: HeaderMap,
     body: Body,
@@ -208,7 +208,7 @@ async fn append(
     let offset = number(&headers, UPLOAD_OFFSET)?;
     let offset = offset.ok_or_else(|| bad_request("where does it go on?"))?;
     let length = number(&headers, UPLOAD_LENGTH)?;
-    let mut upload = turn(&uploads, &folder, &name).await?;
+    let mut upload = turn(&uploads, &folder, &uri).await?;
     if offset != upload.offset() {
         return Err((StatusCode::CONFLICT, "it does not go on there").into());
     }
@@ -216,37 +216,34 @@ async fn append(
         return Err(bad_request("the length cannot be that").into());
     }
     receive(&mut upload, &reservation, &headers, body).await?;
-    let upload = upload.finish_if_whole().await.map_err(failed)?;
+    upload.finish_if_whole().await.map_err(failed)?;
     Ok((StatusCode::NO_CONTENT, state(&upload)).into_response())
 }
 
 async fn progress(
     State(uploads): State<Uploads>,
     Extension(folder): Extension<Folder>,
-    Path(name): Path<String>,
+    uri: Uri,
 ) -> Result<Response, ErrorResponse> {
-    let upload = turn(&uploads, &folder, &name).await?;
+    let upload = turn(&uploads, &folder, &uri).await?;
     Ok(([(CACHE_CONTROL, "no-store")], state(&upload)).into_response())
 }
 
 async fn terminate(
     State(uploads): State<Uploads>,
     Extension(folder): Extension<Folder>,
-    Path(name): Path<String>,
+    uri: Uri,
 ) -> Result<StatusCode, ErrorResponse> {
-    let upload = turn(&uploads, &folder, &name).await?;
+    let upload = turn(&uploads, &folder, &uri).await?;
     upload.delete().await.map_err(failed)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// What is whole, as a file.
-async fn content(
-    Extension(folder): Extension<Folder>,
-    Path(name): Path<String>,
-) -> Result<Response, Failure> {
-    let file = match name.parse() {
-        Ok(name) => folder.read(&name).await?,
-        Err(_) => None,
+async fn content(Extension(folder): Extension<Folder>, uri: Uri) -> Result<Response, Failure> {
+    let file = match name_of(&uri) {
+        Some(name) => folder.read(&name).await?,
+        None => None,
     };
     let Some((file, size)) = file else {
         return Ok(StatusCode::NOT_FOUND.into_response());
@@ -259,9 +256,16 @@ async fn content(
     Ok((head, content).into_response())
 }
 
-async fn turn(uploads: &Uploads, folder: &Folder, name: &str) -> Result<Turn, ErrorResponse> {
+/// The name as it came. Whatever is written in another way, with a query or with `%61` for an `a`, is another name: the
+/// guard knows uploads by what `Location` said.
+fn name_of(uri: &Uri) -> Option<Name> {
+    let target = uri.path_and_query()?.as_str();
+    target.strip_prefix("/files/")?.parse().ok()
+}
+
+async fn turn(uploads: &Uploads, folder: &Folder, uri: &Uri) -> Result<Turn, ErrorResponse> {
     let not_found = || StatusCode::NOT_FOUND;
-    let name: Name = name.parse().map_err(|_| not_found())?;
+    let name = name_of(uri).ok_or_else(not_found)?;
     let upload = uploads.turn(folder, &name).await.map_err(failed)?;
     Ok(upload.ok_or_else(not_found)?)
 }
@@ -296,6 +300,8 @@ async fn receive(
 /// How far an upload is.
 fn state(upload: &Turn) -> HeaderMap {
     let mut headers = HeaderMap::new();
+    // For the guard, which sees the answer before `speak_tus` does, and asks whether this is about tus.
+    headers.insert(TUS_RESUMABLE, VERSION);
     headers.insert(UPLOAD_OFFSET, upload.offset().into());
     match upload.length() {
         Some(length) => headers.insert(UPLOAD_LENGTH, length.into()),

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -100,12 +100,8 @@ impl Uploads {
             },
         };
         let turn = self.turn_at(upload).await;
-        match turn.progress.stage {
-            // All of it had come when whoever was to finish it was stopped.
-            Stage::Growing => Ok(Some(turn.finish_if_whole().await?)),
-            Stage::Whole => Ok(Some(turn)),
-            Stage::Gone => Ok(None),
-        }
+        let is_gone = matches!(turn.progress.stage, Stage::Gone);
+        Ok((!is_gone).then_some(turn))
     }
 
     async fn turn_at(&self, upload: Arc<Upload>) -> Turn {
@@ -248,7 +244,11 @@ impl Turn {
     /// Until when there has to come more of it. None for one that is whole.
     pub(crate) fn expires(&self) -> Option<SystemTime> {
         let left = self.upload.expires().duration_since(Instant::now());
-        matches!(self.progress.stage, Stage::Growing).then(|| SystemTime::now() + left)
+        self.is_growing().then(|| SystemTime::now() + left)
+    }
+
+    fn is_growing(&self) -> bool {
+        matches!(self.progress.stage, Stage::Growing)
     }
 
     /// Sets the length, if that is still open. False where it is another one already, or less than there is.
@@ -319,29 +319,32 @@ impl Turn {
         })
     }
 
-    /// Puts it in its place if all of it is there, and everything on the disk.
+    /// If all of it is there: has it on the disk, and puts it in its place.
     ///
     /// # Errors
     ///
     /// The upload is gone then: nobody knows what of it the disk has.
-    pub(crate) async fn finish_if_whole(mut self) -> io::Result<Self> {
-        if self.left() != Some(0) || !matches!(self.progress.stage, Stage::Growing) {
-            return Ok(self);
+    pub(crate) async fn finish_if_whole(&mut self) -> io::Result<()> {
+        if self.left() != Some(0) || !self.is_growing() {
+            return Ok(());
         }
-        // A task of its own: a client who leaves cannot stop it half way.
-        tokio::spawn(async move {
-            let (from, to) = (self.path(), self.place());
-            match spawn_blocking(move || place(&from, &to)).await? {
-                Ok(()) => self.progress.stage = Stage::Whole,
-                Err(error) => {
-                    self.remove();
-                    return Err(error);
-                }
-            }
-            self.touch();
-            Ok(self)
-        })
-        .await?
+        let (from, to) = (self.path(), self.place());
+        let file = block_in_place(|| OpenOptions::new().write(true).open(&from))?;
+        let synced = spawn_blocking(move || file.sync_all()).await?;
+        // Nothing waits from here until it is answered: it is not in its place where the client has left before.
+        let placed = synced.and_then(|()| {
+            block_in_place(|| {
+                fs::rename(from, &to)?;
+                sync_dir(&self.upload.folder.dir)
+            })
+        });
+        if placed.is_err() {
+            self.remove();
+            return placed;
+        }
+        self.progress.stage = Stage::Whole;
+        self.touch();
+        Ok(())
     }
 
     /// Removes it, at the wish of its client.
@@ -390,14 +393,12 @@ impl Drop for Turn {
     fn drop(&mut self) {
         if !self.is_kept {
             self.remove();
+        } else if self.is_growing() && self.left() == Some(0) {
+            // Broken off just before its end. A client that was told so much would not come again, and nothing would
+            // put it in its place: the last byte has to come once more.
+            self.progress.offset = self.progress.offset.saturating_sub(1);
         }
     }
-}
-
-fn place(from: &Path, to: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).open(from)?.sync_all()?;
-    fs::rename(from, to)?;
-    to.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Why less has come than was to come.

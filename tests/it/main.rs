@@ -25,5 +25,6 @@ mod server;
 mod start;
 mod support;
 mod tonic_upload;
+mod tus_example;
 mod webdav;
 mod webdav_example;
