@@ -45,6 +45,8 @@ struct State {
 struct Part {
     stored: u64,
     drawn: u64,
+    /// How far it ever came. What was claimed for that has settled.
+    reached: u64,
     /// The draw that `drawn` belongs to. A part may be sent again while the connection that broke off still hangs.
     by: u64,
 }
@@ -55,6 +57,8 @@ pub(crate) struct Draw {
     key: Box<str>,
     part: Box<str>,
     offset: Option<u64>,
+    /// How long the upload is in all, as far as this request or an earlier one said.
+    whole: Option<u64>,
     number: u64,
     /// What the body brings, where its length is known.
     wanted: Option<u64>,
@@ -122,7 +126,7 @@ impl Upload {
     /// A request with a part of it comes in.
     pub(super) fn enter(self: Arc<Self>, step: &Step, wanted: Option<u64>) -> Arc<Draw> {
         let mut state = self.state();
-        state.whole = state.whole.max(step.whole);
+        let whole = state.whole.max(step.whole);
         state.draws += 1;
         state.in_flight += 1;
         let number = state.draws;
@@ -139,6 +143,7 @@ impl Upload {
             key: step.key.clone(),
             part: step.part.clone(),
             offset: step.offset,
+            whole,
             number,
             wanted,
             books: Mutex::new(Books {
@@ -182,7 +187,7 @@ impl Draw {
         let reserved = self.upload.reserved();
         let state = self.upload.state();
         let left = state.left_of(reserved);
-        let for_whole = state.whole.unwrap_or(0).saturating_sub(reserved);
+        let for_whole = self.whole.unwrap_or(0).saturating_sub(reserved);
         for_whole.max(self.wanted.unwrap_or(0).saturating_sub(left))
     }
 
@@ -209,14 +214,18 @@ impl Draw {
     }
 
     fn take(&self, state: &mut State, bytes: u64) -> Drawn {
+        let mut fresh = bytes;
         if let Some(part) = state.parts.get_mut(&self.part)
             && part.by == self.number
         {
+            let from = part.stored.saturating_add(part.drawn);
+            let to = from.saturating_add(bytes);
+            fresh = to - part.reached.clamp(from, to);
             part.drawn += bytes;
             state.drawn += bytes;
         }
         let claimed = self.upload.cell.meter().reserved();
-        let of_upload = bytes.min(claimed.saturating_sub(state.used_up));
+        let of_upload = fresh.min(claimed.saturating_sub(state.used_up));
         state.used_up += of_upload;
         let mut books = self.books();
         books.of_upload += of_upload;
@@ -254,6 +263,8 @@ impl Draw {
         state.used_up -= unused;
         state.is_confirmed |= success;
         if success {
+            // Only now, as nothing was set aside where it was refused.
+            state.whole = state.whole.max(self.whole);
             state.correction += i128::from(stored) - i128::from(received);
         }
         if let Some(part) = state.parts.get_mut(&self.part)
@@ -266,6 +277,8 @@ impl Draw {
                 None => replaced,
             };
             let drawn = std::mem::take(&mut part.drawn);
+            let came = self.offset.unwrap_or(0).saturating_add(received);
+            part.reached = part.reached.max(came);
             let before = std::mem::replace(&mut part.stored, there);
             state.drawn -= drawn;
             state.stored = (state.stored - before).saturating_add(there);

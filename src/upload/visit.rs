@@ -99,11 +99,6 @@ impl Visit {
         }
     }
 
-    /// Whether the request finishes or aborts: nothing has to be set aside for it.
-    pub(crate) fn is_last(&self) -> bool {
-        matches!(self.at, At::Last(_))
-    }
-
     /// What body and handle see, given what is the request's own.
     pub(crate) fn charged(&self, own: Arc<dyn Charged>) -> Arc<dyn Charged> {
         match &self.at {

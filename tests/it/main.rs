@@ -22,6 +22,7 @@ mod health;
 mod price;
 mod proto;
 mod server;
+mod several_requests;
 mod start;
 mod support;
 mod tonic_upload;
