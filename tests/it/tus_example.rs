@@ -610,6 +610,81 @@ async fn a_new_start_counts_what_is_whole_and_removes_the_rest() {
     assert_eq!(used(&server).await, 0);
 }
 
+/// A request that fails says nothing of how far an upload is.
+#[tokio::test]
+async fn a_failed_request_does_not_change_what_is_charged() {
+    let server = start(&["--quota", "1000"]);
+    let path = create(&server, 900).await;
+    let mut last = begin(&server, &path, 0, 900, &[1; 800]).await;
+    // Not even one that comes while the last one is on its way.
+    let wrong = request(&server, "PATCH", &path).header("upload-offset", 0);
+    assert_eq!(status(wrong.body("x")).await, 415);
+    last.write_all(&[2; 100]).await.unwrap();
+    assert_eq!(answered(&mut last).await, "HTTP/1.1 204 No Content");
+    until_used(&server, 900).await;
+}
+
+#[tokio::test]
+async fn an_offset_that_is_too_large_is_a_conflict() {
+    let server = start(&["--quota", "1000"]);
+    let path = create(&server, 900).await;
+    for offset in ["901", "1000000", "18446744073709551615"] {
+        let request = request(&server, "PATCH", &path).header("upload-offset", offset);
+        let request = request.header(CONTENT_TYPE, PART).body("x");
+        assert_eq!(status(request).await, 409, "{offset}");
+    }
+    assert_eq!(append(&server, &path, 0, &[1; 900]).await, 900);
+    until_used(&server, 900).await;
+}
+
+/// Whatever else its head says.
+#[tokio::test]
+async fn a_creation_is_one() {
+    let server = start(&["--quota", "1000"]);
+    let request = creation(&server, 900).header("upload-offset", 0);
+    let answer = send(request).await;
+    if answer.status() == StatusCode::CREATED {
+        assert_eq!(used(&server).await, 900);
+    } else {
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(used(&server).await, 0);
+    }
+}
+
+/// A length that comes late is announced once, even where the part that brings it breaks off.
+#[tokio::test]
+async fn a_late_length_outlives_its_part() {
+    let server = start(&["--quota", "1000", "--expire-after", "1"]);
+    let defer = request(&server, "POST", "/files").header("upload-defer-length", 1);
+    let path = created(defer).await;
+    let framing = "content-length: 900\r\nupload-length: 900";
+    let mut stream = begin_framed(&server, &path, 0, framing).await;
+    stream.write_all(&[1; 300]).await.unwrap();
+    eventually("that it is stored", || grown(&server) == 300).await;
+    drop(stream);
+    let answer = send(request(&server, "HEAD", &path)).await;
+    assert_eq!(number(&answer, "upload-length"), 900);
+    assert_eq!(number(&answer, "upload-offset"), 300);
+    assert_eq!(append(&server, &path, 300, &[2; 600]).await, 900);
+    // It is charged, and not only held.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(used(&server).await, 900);
+}
+
+/// The answer to the last part may get lost, and that part come again.
+#[tokio::test]
+async fn what_is_whole_is_not_charged_again() {
+    let server = start(&["--quota", "1000"]);
+    let defer = request(&server, "POST", "/files").header("upload-defer-length", 1);
+    let path = created(defer).await;
+    assert_eq!(append(&server, &path, 0, &[1; 400]).await, 400);
+    for _ in 0..2 {
+        let last = part(&server, &path, 400, b"").header("upload-length", 400);
+        assert_eq!(status(last).await, 204);
+        until_used(&server, 400).await;
+    }
+}
+
 #[test]
 fn says_why_it_cannot_start() {
     let dir = tempfile::tempdir().unwrap();
