@@ -2,10 +2,12 @@
 //!
 //! ```sh
 //! cargo run --release --example tus_upload
-//! tusc -t http://127.0.0.1:1080/files video.mp4
+//! python -c 'from tusclient import client
+//! client.TusClient("http://127.0.0.1:1080/files").uploader("video.mp4", chunk_size=1 << 20).upload()'
 //! ```
 //!
-//! Any client of <https://tus.io> will do. `--help` lists the flags.
+//! That is tuspy; any other client of <https://tus.io> will do. What is whole is at its URL for all who GET it. `--help`
+//! lists the flags.
 
 use std::{
     fmt::Display,
