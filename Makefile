@@ -40,7 +40,7 @@ tools:
 clients: tools
 	@asked=tests/clients/requirements.txt; \
 	if ! cmp -s $$asked $(CLIENTS)/requirements.txt || \
-		! $(CLIENTS)/bin/python -c 'import grpc_status' 2>/dev/null; then \
+		! $(CLIENTS)/bin/python -c 'import grpc_status, tusclient' 2>/dev/null; then \
 		rm -rf $(CLIENTS) && \
 		/usr/bin/python3 -m venv $(CLIENTS) && \
 		$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $$asked && \

@@ -26,5 +26,6 @@ mod several_requests;
 mod start;
 mod support;
 mod tonic_upload;
+mod tus_example;
 mod webdav;
 mod webdav_example;
