@@ -60,6 +60,9 @@
 //!
 //! # What does not
 //!
+//! - A tus server has to say `Tus-Resumable` in its answers *where the guard sees them*: set by a layer outside of the
+//!   guard, it comes too late, and nothing is held. Otherwise a header of the client's would hold the disk at any service
+//!   that answers with a `Location`.
 //! - What is known of uploads is gone with the process, or when they expire. Their later parts are then charged one by
 //!   one, and what came before is not: count it at the start.
 //! - Who may reserve may reserve for as long as uploads are kept, and never come back. That takes a quota for each user,

@@ -15,7 +15,7 @@ use crate::{
 pub(crate) struct Upload {
     /// What is set aside for the whole. Dropped, it is released.
     cell: Arc<dyn Charged>,
-    /// Of the whole, what was there before this was set aside.
+    /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
     before: u64,
     registry: Weak<Registry>,
     /// Where it is in the registry, once it is there.
@@ -51,6 +51,7 @@ struct Part {
     correction: i128,
     /// The draw that `drawn` belongs to. A part may be sent again while the connection that broke off still hangs.
     by: u64,
+    draw: Weak<Draw>,
 }
 
 /// What one request draws from its upload. It ends once.
@@ -91,10 +92,9 @@ pub(crate) struct Drawn {
 
 impl Upload {
     pub(super) fn new(cell: Arc<dyn Charged>, step: &Step, registry: Weak<Registry>) -> Self {
-        let before = cell.demand().moved().bytes;
         Self {
             cell,
-            before,
+            before: step.offset.unwrap_or(0),
             registry,
             key: OnceLock::new(),
             state: Mutex::new(State {
@@ -147,15 +147,12 @@ impl Upload {
         state.in_flight += 1;
         let number = state.draws;
         let part = state.parts.entry(step.part.clone()).or_default();
-        let there = step.offset.unwrap_or(0);
+        // Behind what ever came nothing can begin. The service will say so.
+        let reached = part.reached.max(self.before);
+        let there = step.offset.map_or(0, |offset| offset.min(reached));
         let replaced = std::mem::replace(&mut part.stored, there);
-        let superseded = std::mem::take(&mut part.drawn);
-        part.by = number;
-        state.stored = state.stored - u128::from(replaced) + u128::from(there);
-        state.drawn -= superseded;
-        drop(state);
-        Arc::new(Draw {
-            upload: self,
+        let draw = Arc::new(Draw {
+            upload: Arc::clone(&self),
             part: step.part.clone(),
             offset: step.offset,
             whole,
@@ -165,7 +162,20 @@ impl Upload {
                 replaced,
                 ..Books::default()
             }),
-        })
+        });
+        let superseded = std::mem::take(&mut part.drawn);
+        let other = std::mem::replace(&mut part.draw, Arc::downgrade(&draw)).upgrade();
+        part.by = number;
+        state.stored = state.stored - u128::from(replaced) + u128::from(there);
+        state.drawn -= superseded;
+        if let Some(other) = &other {
+            // What is claimed for it is needed here.
+            state.used_up -= other.books().yield_claim();
+        }
+        drop(state);
+        // It may have ended, and this be the last of it: that locks again.
+        drop(other);
+        draw
     }
 
     /// All is there: it is charged. `last` has brought the last of it.
@@ -232,7 +242,15 @@ impl Draw {
         let state = self.upload.state();
         let left = state.left_of(reserved);
         let for_whole = self.whole.unwrap_or(0).saturating_sub(reserved);
-        for_whole.max(self.wanted.unwrap_or(0).saturating_sub(left))
+        let for_part = self.must_draw().unwrap_or(0).saturating_sub(left);
+        for_whole.max(for_part)
+    }
+
+    /// What it has to draw at the door. Where parts come one after the other, and the whole is set aside, it is no more
+    /// than what is left: what begins elsewhere is a conflict, and for the service to answer.
+    fn must_draw(&self) -> Option<u64> {
+        let may_draw_less = self.offset.is_some() && self.whole.is_some();
+        self.wanted.filter(|_| !may_draw_less)
     }
 
     /// Draws what the body brings, or where nobody knows how much that is, up to `grant`. None where more has to be set
@@ -241,11 +259,12 @@ impl Draw {
         let reserved = self.upload.reserved();
         let mut state = self.upload.state();
         let left = state.left_of(reserved);
-        let bytes = match self.wanted {
-            Some(wanted) if wanted > left => return None,
-            Some(wanted) => wanted,
-            None => grant.min(left),
-        };
+        if self.must_draw().is_some_and(|wanted| wanted > left) {
+            return None;
+        }
+        // Only now, as nothing was set aside where it is refused.
+        state.whole = state.whole.max(self.whole);
+        let bytes = self.wanted.unwrap_or(grant).min(left);
         Some(self.take(&mut state, bytes))
     }
 
@@ -318,10 +337,6 @@ impl Draw {
         state.in_flight -= 1;
         state.used_up -= unused;
         state.is_confirmed |= success;
-        if success {
-            // Only now, as nothing was set aside where it was refused.
-            state.whole = state.whole.max(self.whole);
-        }
         let is_latest = |part: &Part| part.by == self.number;
         // A success is the service's word. One that failed says nothing where another has come in since.
         if success || state.parts.get(&self.part).is_some_and(is_latest) {
@@ -364,6 +379,14 @@ impl Draw {
 }
 
 impl Books {
+    /// Gives up what is claimed for the upload and has not settled. How much that is.
+    fn yield_claim(&mut self) -> u64 {
+        if self.has_ended {
+            return 0;
+        }
+        self.of_upload - std::mem::replace(&mut self.of_upload, self.settled)
+    }
+
     /// Of what is claimed for the upload, what settles when at least so much of the body has reached the disk. What is
     /// claimed for this request alone goes first.
     fn settle(&mut self, received: u64) -> u64 {

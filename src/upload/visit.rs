@@ -6,7 +6,7 @@ use http::{StatusCode, response};
 
 use super::{Draw, Outcome, Protocol, Step, Upload, Uploads, location::resolve};
 use crate::{
-    Amount, Demand,
+    Demand,
     price::Ending,
     reservation::{Charged, Later, Part},
 };
@@ -54,8 +54,9 @@ impl FoundStep {
             match registry.draw(step, wanted) {
                 Some(draw) => At::Part(draw),
                 None => {
-                    step.whole?;
-                    At::First
+                    // Where nothing is to come, it was whole before.
+                    let is_to_come = step.whole? > step.offset.unwrap_or(0);
+                    is_to_come.then_some(At::First)?
                 }
             }
         };
@@ -81,13 +82,10 @@ impl Visit {
         Some(match step.whole {
             None => demand,
             Some(whole) => {
-                // What was there before is the scopes' as well; the volume has it already.
-                let before = step.offset.unwrap_or(0).min(whole);
-                let rest = (whole - before).max(self.wanted.unwrap_or(0));
-                Demand::known(rest)
+                let rest = whole.saturating_sub(step.offset.unwrap_or(0));
+                Demand::known(rest.max(self.wanted.unwrap_or(0)))
                     .with_objects(1)
                     .replacing(demand.replaced())
-                    .moving(Amount::bytes(before))
             }
         })
     }
