@@ -66,6 +66,8 @@ mod classifier;
 mod io;
 mod library;
 mod source;
+#[cfg(feature = "sqlx")]
+mod sqlite_codes;
 
 pub(crate) use self::classifier::find;
 pub use self::{
