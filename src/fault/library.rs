@@ -18,7 +18,19 @@ pub(super) struct Library {
 pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 
 /// Every library whose feature is on.
-pub(super) const LIBRARIES: &[Library] = &[super::io::LIBRARY];
+pub(super) const LIBRARIES: &[Library] = &[
+    super::io::LIBRARY,
+    #[cfg(feature = "diesel")]
+    super::diesel::LIBRARY,
+    #[cfg(feature = "mysql_async")]
+    super::mysql_async::LIBRARY,
+    #[cfg(feature = "sea-orm")]
+    super::sea_orm::LIBRARY,
+    #[cfg(feature = "sqlx")]
+    super::sqlx::LIBRARY,
+    #[cfg(feature = "tokio-postgres")]
+    super::tokio_postgres::LIBRARY,
+];
 
 /// For [`Library::types`].
 pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {

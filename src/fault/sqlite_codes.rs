@@ -40,7 +40,20 @@ mod tests {
     #[test]
     fn other_codes_say_nothing() {
         // NOMEM, READONLY, IOERR, CORRUPT, CANTOPEN, IOERR_WRITE, IOERR_SHMOPEN, CONSTRAINT_UNIQUE
-        for code in [0, 7, 8, 10, 11, 14, 778, 4618, 2067, -13, i32::MIN, i32::MAX] {
+        for code in [
+            0,
+            7,
+            8,
+            10,
+            11,
+            14,
+            778,
+            4618,
+            2067,
+            -13,
+            i32::MIN,
+            i32::MAX,
+        ] {
             assert_eq!(verdict(code), None, "{code}");
         }
     }
