@@ -5,10 +5,11 @@
 //! |---|---|
 //! | `could not …: No space left on device` | 53100 of PostgreSQL |
 //! | `could not extend file "…": wrote only …` | 53100 of PostgreSQL |
-//! | `temporary file size exceeds "temp_file_limit" (…kB)` | 53400 of PostgreSQL |
+//! | `temporary file size exceeds temp_file_limit (…kB)`, the name quoted or not | 53400 of PostgreSQL |
 //! | `Disk full (…); waiting for someone to free some space...…` | 1021 of MySQL and MariaDB |
 //! | `The table '…' is full` | 1114 of MySQL and MariaDB |
 //! | `Can't create/write to file '…`, `Error writing file '…` | 1 and 3 of MySQL and MariaDB |
+//! | ``Can't create table `…`` | 1005 of MariaDB |
 //! | `Got error …` | 1030 of MySQL and MariaDB |
 //! | `Local temporary space limit reached`, `Global …` | 200 of MariaDB |
 //! | `database or disk is full` | 13 of SQLite |
@@ -91,7 +92,9 @@ fn postgres(message: &str) -> Option<&'static str> {
         || message.starts_with("could not extend file \"") && message.contains("\": wrote only ")
     {
         Some("53100")
-    } else if message.starts_with("temporary file size exceeds \"temp_file_limit\" (")
+    } else if TEMP_FILE_LIMIT
+        .iter()
+        .any(|start| message.starts_with(start))
         && message.ends_with("kB)")
     {
         Some("53400")
@@ -99,6 +102,12 @@ fn postgres(message: &str) -> Option<&'static str> {
         None
     }
 }
+
+/// Newer versions put the name in quotes.
+const TEMP_FILE_LIMIT: [&str; 2] = [
+    "temporary file size exceeds temp_file_limit (",
+    "temporary file size exceeds \"temp_file_limit\" (",
+];
 
 /// `errmsg-utf8.txt` of MariaDB, `messages_to_clients.txt` of MySQL, `mysys/errors.c` of both.
 fn mysql(message: &str) -> Option<u16> {
@@ -112,6 +121,8 @@ fn mysql(message: &str) -> Option<u16> {
         || message.starts_with("Error writing file '")
     {
         Some(3)
+    } else if message.starts_with("Can't create table `") {
+        Some(1005)
     } else if message.starts_with("Got error ")
         && (message.contains(" from storage engine") || message.ends_with(" during COMMIT"))
     {
@@ -164,6 +175,7 @@ mod tests {
             r#"Error writing file '/tmp/x' (Errcode: 28 "No space left on device")"#,
             "Can't create/write to file '/tmp/x' (OS errno 28 - No space left on device)",
             r#"Got error 28 "No space left on device" from storage engine InnoDB"#,
+            r#"Can't create table `test`.`a` (errno: 135 "No more room in record file")"#,
             "Got error 28 from storage engine",
             "Got error 28 - 'No space left on device' during COMMIT",
             "database or disk is full",
@@ -182,6 +194,7 @@ mod tests {
     #[test]
     fn messages_of_servers_with_a_limit() {
         for message in [
+            "temporary file size exceeds temp_file_limit (64kB)",
             "temporary file size exceeds \"temp_file_limit\" (64kB)",
             r#"Error writing file '/tmp/x' (Errcode: 122 "Internal (unspecified) error in handler")"#,
             "Local temporary space limit reached",

@@ -7,6 +7,7 @@
 //! | 1114 `ER_RECORD_FILE_FULL` | `database_full`: a tablespace, or the filesystem under it |
 //! | 1 `EE_CANTCREATEFILE`, 3 `EE_WRITE`, 1026 `ER_ERROR_ON_WRITE`, with system error 28 | `database_full` |
 //! | 1 and 3 with system error 122 | `quota_exceeded`: the disk quota of the server's user |
+//! | 1005 `ER_CANT_CREATE_TABLE`, with error 28 or 135 (`HA_ERR_RECORD_FILE_FULL`) | `database_full` |
 //! | 1030 `ER_GET_ERRNO`, 1180 `ER_ERROR_DURING_COMMIT`, with error 28 | `database_full` |
 //! | 200 to 202, where a "temporary space limit" is reached (MariaDB 11.5) | `quota_exceeded` |
 //!
@@ -15,7 +16,11 @@
 //!
 //! No fault are 1037, 1038, 1041 (memory), 1206 (the lock table), 1118, 1153 and 1197 (limits of the program), 1226
 //! (limits of how often), 1205 (timeouts) and 1290 (read-only). Neither is error 122 of 1030, 1026 and 1180: an
-//! engine's internal error has that number too (`HA_ERR_INTERNAL_ERROR`).
+//! engine's internal error has that number too (`HA_ERR_INTERNAL_ERROR`). Neither are 126 (an index is corrupt) and
+//! 1878 (a temporary file could not be written), which MariaDB may well say of a full disk, but of others too.
+//!
+//! MyISAM and Aria answer nothing at all when the disk is full: they wait until there is room ("How MySQL Handles a
+//! Full Disk"). InnoDB may end the server: give its tablespace a size, and it answers 1114.
 //!
 //! The system error is in the message only. Servers whose `lc_messages` is not English may put it in other words,
 //! and are not understood then.
@@ -30,6 +35,13 @@ pub(super) fn verdict(number: u16, message: &str) -> Option<Verdict> {
             EDQUOT => Some(QUOTA_EXCEEDED),
             _ => None,
         },
+        1005 if matches!(
+            system_error(message),
+            Some(ENOSPC | HA_ERR_RECORD_FILE_FULL)
+        ) =>
+        {
+            Some(DATABASE_FULL)
+        }
         1026 if system_error(message) == Some(ENOSPC) => Some(DATABASE_FULL),
         1030 | 1180 if got_error(message) == Some(ENOSPC) => Some(DATABASE_FULL),
         200..=202 if TEMPORARY_SPACE.contains(&message) => Some(QUOTA_EXCEEDED),
@@ -43,6 +55,8 @@ const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, 
 // Of Linux. 28 is the same everywhere, and no system has another meaning of 122 for a file.
 const ENOSPC: u16 = 28;
 const EDQUOT: u16 = 122;
+/// Of the engines (`my_base.h`): what 1114 stands for elsewhere.
+const HA_ERR_RECORD_FILE_FULL: u16 = 135;
 
 /// These have no number that is documented.
 pub(super) const TEMPORARY_SPACE: [&str; 2] = [
@@ -96,6 +110,21 @@ mod tests {
                 1,
                 "Can't create/write to file '/tmp/x' (OS errno 28 - No space left on device)",
                 Some(DATABASE_FULL),
+            ),
+            (
+                1005,
+                r#"Can't create table `test`.`a` (errno: 28 "No space left on device")"#,
+                Some(DATABASE_FULL),
+            ),
+            (
+                1005,
+                r#"Can't create table `test`.`a` (errno: 135 "No more room in record file")"#,
+                Some(DATABASE_FULL),
+            ),
+            (
+                1005,
+                r#"Can't create table `test`.`a` (errno: 150 "Foreign key constraint is incorrectly formed")"#,
+                None,
             ),
             // What MariaDB makes of EDQUOT.
             (

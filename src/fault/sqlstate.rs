@@ -38,7 +38,7 @@ mod tests {
     fn the_limit_of_temporary_files_is_a_quota_in_any_language() {
         for message in [
             "temporary file size exceeds \"temp_file_limit\" (64kB)",
-            "Größe der temporären Datei überschreitet »temp_file_limit« (64kB)",
+            "Größe der temporären Datei überschreitet temp_file_limit (64kB)",
         ] {
             assert_eq!(verdict("53400", message), Some(QUOTA_EXCEEDED), "{message}");
         }

@@ -1,8 +1,16 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
 #[cfg(target_os = "linux")]
+mod mariadb;
+#[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+#[cfg(target_os = "linux")]
+mod postgres;
+#[cfg(target_os = "linux")]
+mod sql;
+#[cfg(target_os = "linux")]
+mod sqlite;
 mod support;
 
 /// `std::io` needs no feature.
