@@ -3,10 +3,12 @@
 #[cfg(target_os = "linux")]
 mod mariadb;
 #[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
 #[cfg(target_os = "linux")]
 mod postgres;
+mod postgres_documents;
 #[cfg(target_os = "linux")]
 mod sql;
 #[cfg(target_os = "linux")]

@@ -96,7 +96,7 @@ impl Postgres {
         client.batch_execute(&sql).await.unwrap();
     }
 
-    async fn execute(&self, sql: &'static str) {
+    pub(crate) async fn execute(&self, sql: &'static str) {
         tokio_postgres(self.url(), sql).await.unwrap();
     }
 
