@@ -30,6 +30,16 @@ pub(super) const LIBRARIES: &[Library] = &[
     super::opendal::LIBRARY,
     #[cfg(feature = "redis")]
     super::redis::LIBRARY,
+    #[cfg(feature = "diesel")]
+    super::diesel::LIBRARY,
+    #[cfg(feature = "mysql_async")]
+    super::mysql_async::LIBRARY,
+    #[cfg(feature = "sea-orm")]
+    super::sea_orm::LIBRARY,
+    #[cfg(feature = "sqlx")]
+    super::sqlx::LIBRARY,
+    #[cfg(feature = "tokio-postgres")]
+    super::tokio_postgres::LIBRARY,
 ];
 
 /// For [`Library::types`].

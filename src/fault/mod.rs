@@ -65,6 +65,14 @@
 mod aws_smithy_types;
 mod cause;
 mod classifier;
+#[cfg(feature = "diesel")]
+mod diesel;
+#[cfg(all(
+    test,
+    not(storage_guard_loom),
+    any(feature = "sqlx", feature = "tokio-postgres")
+))]
+mod fake_servers;
 mod io;
 mod library;
 #[cfg(feature = "mongodb")]
@@ -81,7 +89,21 @@ mod redis;
     feature = "opendal"
 ))]
 mod s3_codes;
+#[cfg(feature = "mysql_async")]
+mod mysql_async;
+#[cfg(any(feature = "diesel", feature = "mysql_async", feature = "sqlx"))]
+mod mysql_codes;
+#[cfg(feature = "sea-orm")]
+mod sea_orm;
 mod source;
+#[cfg(any(feature = "diesel", feature = "sqlx"))]
+mod sqlite_codes;
+#[cfg(any(feature = "diesel", feature = "sqlx", feature = "tokio-postgres"))]
+mod sqlstate;
+#[cfg(feature = "sqlx")]
+mod sqlx;
+#[cfg(feature = "tokio-postgres")]
+mod tokio_postgres;
 
 pub(crate) use self::classifier::find;
 pub use self::{

@@ -2,10 +2,20 @@
 
 mod mongodb;
 #[cfg(target_os = "linux")]
+mod mariadb;
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
 mod object_stores;
 mod redis;
+#[cfg(target_os = "linux")]
+mod postgres;
+mod postgres_documents;
+#[cfg(target_os = "linux")]
+mod sql;
+#[cfg(target_os = "linux")]
+mod sqlite;
 mod support;
 
 /// `std::io` needs no feature.

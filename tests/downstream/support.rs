@@ -1,5 +1,11 @@
 //! A guarded axum handler to fail in, and servers to fail at.
 
+#[path = "../it/support/eventually.rs"]
+mod eventually;
+#[allow(dead_code, reason = "the other tests use more of it")]
+#[path = "../it/support/server.rs"]
+pub(crate) mod server;
+
 use std::{
     error::Error,
     net::TcpListener,
@@ -16,6 +22,8 @@ use tower_storage_guard::{
     fault::Cause,
     quota::{Limits, MemoryQuota},
 };
+
+use self::eventually::eventually;
 
 /// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
 /// context that anyhow puts around it.
