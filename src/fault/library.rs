@@ -18,7 +18,19 @@ pub(super) struct Library {
 pub(super) type OfType = fn(&dyn Any) -> Option<&(dyn Error + 'static)>;
 
 /// Every library whose feature is on.
-pub(super) const LIBRARIES: &[Library] = &[super::io::LIBRARY];
+pub(super) const LIBRARIES: &[Library] = &[
+    super::io::LIBRARY,
+    #[cfg(feature = "async-nats")]
+    super::async_nats::LIBRARY,
+    #[cfg(feature = "clickhouse")]
+    super::clickhouse::LIBRARY,
+    #[cfg(feature = "lettre")]
+    super::lettre::LIBRARY,
+    #[cfg(feature = "scylla")]
+    super::scylla::LIBRARY,
+    #[cfg(feature = "tiberius")]
+    super::tiberius::LIBRARY,
+];
 
 /// For [`Library::types`].
 pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {

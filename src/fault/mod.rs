@@ -61,11 +61,21 @@
 //! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
 //! ```
 
+#[cfg(feature = "async-nats")]
+mod async_nats;
 mod cause;
 mod classifier;
+#[cfg(feature = "clickhouse")]
+mod clickhouse;
 mod io;
+#[cfg(feature = "lettre")]
+mod lettre;
 mod library;
+#[cfg(feature = "scylla")]
+mod scylla;
 mod source;
+#[cfg(feature = "tiberius")]
+mod tiberius;
 
 pub(crate) use self::classifier::find;
 pub use self::{
