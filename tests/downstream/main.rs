@@ -1,9 +1,15 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
+mod async_nats;
+mod clickhouse;
+mod lettre;
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+mod responder;
+mod scylla;
 mod support;
+mod tiberius;
 
 /// `std::io` needs no feature.
 #[tokio::test]
