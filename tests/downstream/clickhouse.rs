@@ -73,8 +73,7 @@ async fn a_quota_of_queries_and_too_many_parts_are_no_fault() {
 
 /// Starts a server whose data go to `data`.
 fn server(folder: &Path, data: &Path) -> (Running, Client) {
-    let ports = [free_port(), free_port(), free_port()];
-    let [http, tcp, between] = ports;
+    let [http, tcp, between] = [(); 3].map(|()| free_port());
     let (folder, data) = (folder.display(), data.display());
     let users = "<default><password></password><networks><ip>::/0</ip></networks>\
         <profile>default</profile><quota>default</quota></default>";
