@@ -8,7 +8,7 @@ LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
 # Where the test finds it, below cargo's own.
 CLIENTS = $(or $(CARGO_TARGET_DIR),target)/clients
 
-.PHONY: test tools clients lint doc unit features loom bench
+.PHONY: test tools clients lint doc unit features loom rdkafka bench
 
 test: tools clients lint doc unit features loom
 
@@ -70,6 +70,10 @@ features:
 # Every interleaving of the ledger's atomics.
 loom:
 	$(LOOM) $(CARGO) test --lib --release loom
+
+# Apart from `test`: it builds librdkafka from C. Takes a C compiler and make.
+rdkafka:
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/rdkafka $(CARGO) test --manifest-path tests/rdkafka/Cargo.toml
 
 # Ends in the table that README shows.
 bench:

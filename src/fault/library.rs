@@ -40,6 +40,16 @@ pub(super) const LIBRARIES: &[Library] = &[
     super::sqlx::LIBRARY,
     #[cfg(feature = "tokio-postgres")]
     super::tokio_postgres::LIBRARY,
+    #[cfg(feature = "async-nats")]
+    super::async_nats::LIBRARY,
+    #[cfg(feature = "clickhouse")]
+    super::clickhouse::LIBRARY,
+    #[cfg(feature = "lettre")]
+    super::lettre::LIBRARY,
+    #[cfg(feature = "scylla")]
+    super::scylla::LIBRARY,
+    #[cfg(feature = "tiberius")]
+    super::tiberius::LIBRARY,
 ];
 
 /// For [`Library::types`].

@@ -73,7 +73,15 @@ mod diesel;
     any(feature = "sqlx", feature = "tokio-postgres")
 ))]
 mod fake_servers;
+#[cfg(feature = "async-nats")]
+mod async_nats;
+mod cause;
+mod classifier;
+#[cfg(feature = "clickhouse")]
+mod clickhouse;
 mod io;
+#[cfg(feature = "lettre")]
+mod lettre;
 mod library;
 #[cfg(feature = "mongodb")]
 mod mongodb;
@@ -104,6 +112,11 @@ mod sqlstate;
 mod sqlx;
 #[cfg(feature = "tokio-postgres")]
 mod tokio_postgres;
+#[cfg(feature = "scylla")]
+mod scylla;
+mod source;
+#[cfg(feature = "tiberius")]
+mod tiberius;
 
 pub(crate) use self::classifier::find;
 pub use self::{

@@ -1,6 +1,9 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
 mod mongodb;
+mod async_nats;
+mod clickhouse;
+mod lettre;
 #[cfg(target_os = "linux")]
 mod mariadb;
 #[cfg(target_os = "linux")]
@@ -16,7 +19,10 @@ mod postgres_documents;
 mod sql;
 #[cfg(target_os = "linux")]
 mod sqlite;
+mod responder;
+mod scylla;
 mod support;
+mod tiberius;
 
 /// `std::io` needs no feature.
 #[tokio::test]

@@ -167,3 +167,16 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) fn listens(port: u16) -> bool {
     std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
+
+/// Work that is done with a new copy of a client each time.
+pub(crate) fn with<C, W, Fut>(
+    client: &C,
+    work: W,
+) -> impl Fn() -> Fut + Clone + Send + Sync + use<C, W, Fut>
+where
+    C: Clone + Send + Sync,
+    W: Fn(C) -> Fut + Clone + Send + Sync,
+{
+    let client = client.clone();
+    move || work(client.clone())
+}
