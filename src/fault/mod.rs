@@ -63,13 +63,30 @@
 
 mod cause;
 mod classifier;
+#[cfg(feature = "fjall")]
+mod fjall;
+#[cfg(feature = "heed")]
+mod heed;
 mod io;
 mod library;
+mod memory;
+#[cfg(feature = "redb")]
+mod redb;
+mod rocksdb;
+#[cfg(feature = "rusqlite")]
+mod rusqlite;
 mod source;
+#[cfg(feature = "rusqlite")]
+mod sqlite_codes;
+#[cfg(feature = "tantivy")]
+mod tantivy;
 
+#[cfg(feature = "tonic")]
+pub(crate) use self::classifier::common;
 pub(crate) use self::classifier::find;
 pub use self::{
     cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
+    rocksdb::rocksdb,
     source::Source,
 };
