@@ -29,10 +29,9 @@ use super::{
 ///
 /// # Engines that stay failed
 ///
-/// Some engines take no more writes once one has failed, and say of the following ones only that one has failed
-/// before: redb (`PreviousIo`), fjall (`Poisoned`), and tantivy's writer ("An index writer was killed"). The
-/// cause was in the first error. So a classifier remembers, for each of these engines, whether the last failure
-/// that it saw was a fault and which, and says the same again.
+/// redb and fjall take no more writes once one has failed, and say of the following ones only that one has failed
+/// before (`PreviousIo`, `Poisoned`). The cause was in the first error. So a classifier remembers, for each of the
+/// two, whether the last failure that it saw was a fault and which, and says the same again.
 ///
 /// - Clones share the memory, also those that [`with`](Self::with) has changed. Two classifiers do not.
 /// - What nobody has classified is not remembered. If a thread of the engine's own is the first to fail, no later
@@ -43,8 +42,9 @@ use super::{
 ///   that are still taken for what they were before.
 ///
 /// When there is room again, the engine has to be opened again. Until then it takes no writes, and they are refused.
-/// Drop every handle first (redb: the `Database` and its transactions; fjall: the `Database` and its `Keyspace`s;
-/// tantivy: the `IndexWriter`, not the `Index`), then open it as at the start. What was committed is there.
+/// Drop every handle first (of redb the `Database` and its transactions, of fjall the `Database` and its
+/// `Keyspace`s), then open it as at the start. What was committed is there. A tantivy `IndexWriter` whose commit has
+/// failed must be opened again too, although nothing says so: it takes documents, and loses them.
 ///
 /// # Panics
 ///

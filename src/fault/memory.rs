@@ -17,7 +17,7 @@ pub(super) type Sticky = fn(&(dyn Error + 'static)) -> Option<Said>;
 /// What an engine says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[cfg_attr(
-    not(any(feature = "fjall", feature = "redb", feature = "tantivy")),
+    not(any(test, feature = "fjall", feature = "redb")),
     expect(dead_code, reason = "no engine here says anything")
 )]
 pub(super) enum Said {
@@ -33,8 +33,6 @@ pub(super) const STICKY: &[Sticky] = &[
     super::fjall::said,
     #[cfg(feature = "redb")]
     super::redb::said,
-    #[cfg(feature = "tantivy")]
-    super::tantivy::said,
 ];
 
 /// What engines last failed for, as far as one classifier has seen it.

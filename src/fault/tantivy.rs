@@ -2,15 +2,15 @@
 //!
 //! | error | verdict |
 //! |---|---|
-//! | `IoError`, and the I/O errors of `OpenDirectoryError`, `OpenReadError`, `OpenWriteError`, `DeleteError`, `LockError` | the `io::Error` inside decides |
-//! | `ErrorInThread` that says that the index writer was killed | as the last of those |
+//! | `IoError`, and the I/O errors of `OpenDirectoryError`, `OpenReadError`, `OpenWriteError`, `DeleteError`, `LockError` and `tantivy_fst::Error` | the `io::Error` inside decides |
 //! | everything else | undecided |
 //!
-//! tantivy hides all of these.
+//! tantivy hides all of these. The last one, of its term dictionaries, is what a full disk is first seen as most often.
 //!
-//! Documents are written by threads. One that fails keeps its error until the next `commit` or `prepare_commit`, which
-//! fails with it. Until then, and of merges for good, only the text says that a thread has failed, and not for what: see
-//! `memory`. `wait_merging_threads` loses the error altogether.
+//! Documents are written by threads. When one fails, `add_document` answers `ErrorInThread`, which does not say of what,
+//! and which a panic is too: undecided. The next `commit` or `prepare_commit` fails with the error itself.
+//! `wait_merging_threads` loses it. A writer whose commit has failed has fewer threads, or none: it takes documents and
+//! loses them, so it has to be opened again.
 //!
 //! Not storage: `AggregationError::MemoryExceeded` and `BucketLimitExceeded` are limits of one request, `LockBusy` is
 //! another writer.
@@ -23,10 +23,7 @@ use tantivy::{
     directory::error::{DeleteError, LockError, OpenDirectoryError, OpenReadError, OpenWriteError},
 };
 
-use super::{
-    library::{Library, held, of_type, undecided},
-    memory::Said,
-};
+use super::library::{Library, held, of_type, undecided};
 
 pub(super) const LIBRARY: Library = Library {
     look: undecided,
@@ -40,26 +37,6 @@ pub(super) const LIBRARY: Library = Library {
         of_type::<OpenWriteError>,
     ],
 };
-
-/// How `ErrorInThread` begins where the writer takes no more documents: from `add_document`, and from `commit`.
-const KILLED: [&str; 2] = [
-    "An index writer was killed.",
-    "The index writer was killed.",
-];
-
-pub(super) fn said(error: &(dyn Error + 'static)) -> Option<Said> {
-    match error.downcast_ref()? {
-        TantivyError::IoError(_) | TantivyError::OpenWriteError(OpenWriteError::IoError { .. }) => {
-            Some(Said::Fails)
-        }
-        TantivyError::ErrorInThread(text)
-            if KILLED.iter().any(|killed| text.starts_with(killed)) =>
-        {
-            Some(Said::FailedBefore)
-        }
-        _ => None,
-    }
-}
 
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     let inside = if let Some(error) = error.downcast_ref() {
@@ -77,6 +54,8 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
         io_error
     } else if let Some(LockError::IoError(io_error)) = error.downcast_ref() {
         io_error
+    } else if let Some(tantivy_fst::Error::Io(error)) = error.downcast_ref() {
+        return Some(error);
     } else if let Some(
         OpenDirectoryError::IoError { io_error, .. }
         | OpenDirectoryError::FailedToCreateTempDir(io_error),
@@ -98,7 +77,7 @@ mod tests {
     use super::*;
     use crate::{
         BoxError,
-        fault::{Cause, Classifier},
+        fault::{Cause, Classifier, classify},
     };
 
     /// An I/O error in every error of tantivy's that has one.
@@ -119,6 +98,7 @@ mod tests {
             Arc::new(TantivyError::from(error())).into(),
             Box::new(TantivyError::from(error())).into(),
             io::Error::other(TantivyError::from(error())).into(),
+            TantivyError::from(io::Error::other(tantivy_fst::Error::from(error()))).into(),
             TantivyError::from(write()).into(),
             write().into(),
             TantivyError::from(read()).into(),
@@ -133,22 +113,14 @@ mod tests {
         ]
     }
 
-    fn cause(classifier: &Classifier, error: impl Into<BoxError>) -> Option<Cause> {
-        classifier.classify(&*error.into()).map(|fault| fault.cause)
-    }
-
     #[test]
     fn every_hidden_error_decides() {
-        let classifier = Classifier::default();
         for error in wrapped(io::ErrorKind::StorageFull) {
-            assert_eq!(
-                classifier.classify(&*error).map(|fault| fault.cause),
-                Some(Cause::DiskFull),
-                "{error:?}"
-            );
+            let cause = classify(&*error).map(|fault| fault.cause);
+            assert_eq!(cause, Some(Cause::DiskFull), "{error:?}");
         }
         for error in wrapped(io::ErrorKind::NotFound) {
-            assert_eq!(classifier.classify(&*error), None, "{error:?}");
+            assert_eq!(classify(&*error), None, "{error:?}");
         }
     }
 
@@ -160,16 +132,10 @@ mod tests {
 
     #[test]
     fn what_has_no_error_inside_is_undecided() {
-        let classifier = Classifier::default();
-        cause(
-            &classifier,
-            TantivyError::from(io::Error::from(io::ErrorKind::StorageFull)),
-        );
         for error in [
             TantivyError::from(LockError::LockBusy),
             TantivyError::from(OpenDirectoryError::DoesNotExist(PathBuf::new())),
             TantivyError::ErrorInThread("No space left on device".into()),
-            TantivyError::ErrorInThread("It said: An index writer was killed.".into()),
             TantivyError::SystemError("No space left on device".into()),
             TantivyError::from(AggregationError::BucketLimitExceeded {
                 limit: 1,
@@ -177,26 +143,7 @@ mod tests {
             }),
             TantivyError::IndexAlreadyExists,
         ] {
-            assert_eq!(cause(&classifier, error.clone()), None, "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_killed_writer_is_what_killed_it() {
-        let classifier = Classifier::default();
-        let cause = |error: TantivyError| cause(&classifier, error);
-        let io = |kind| TantivyError::from(io::Error::from(kind));
-        let open = |kind: io::ErrorKind| {
-            TantivyError::from(OpenWriteError::wrap_io_error(kind.into(), PathBuf::new()))
-        };
-        for text in KILLED {
-            let killed = || TantivyError::ErrorInThread(format!("{text} And so on."));
-            for of in [io, open] {
-                cause(of(io::ErrorKind::StorageFull));
-                assert_eq!(cause(killed()), Some(Cause::DiskFull));
-                cause(of(io::ErrorKind::Other));
-                assert_eq!(cause(killed()), None);
-            }
+            assert_eq!(classify(&error), None, "{error:?}");
         }
     }
 }

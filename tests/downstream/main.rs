@@ -1,9 +1,22 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
 
+mod apart;
+#[cfg(target_os = "linux")]
+mod fjall;
+#[cfg(target_os = "linux")]
+mod heed;
 #[cfg(target_os = "linux")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+#[cfg(target_os = "linux")]
+mod redb;
+#[cfg(target_os = "linux")]
+mod rusqlite;
+#[cfg(target_os = "linux")]
+mod shared;
 mod support;
+#[cfg(target_os = "linux")]
+mod tantivy;
 
 /// `std::io` needs no feature.
 #[tokio::test]
