@@ -17,7 +17,11 @@ pub(super) type Sticky = fn(&(dyn Error + 'static)) -> Option<Said>;
 /// What an engine says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[cfg_attr(
-    not(any(test, feature = "fjall", feature = "redb")),
+    not(any(
+        all(test, not(storage_guard_loom)),
+        feature = "fjall",
+        feature = "redb"
+    )),
     expect(dead_code, reason = "no engine here says anything")
 )]
 pub(super) enum Said {
@@ -56,10 +60,9 @@ impl Memory {
 
     /// What an error says, and which engine says it.
     pub(super) fn said(&self, error: &(dyn Error + 'static)) -> Option<(&Engine, Said)> {
-        let said = |engine: &'_ Engine| (engine.says)(error);
         self.0
             .iter()
-            .find_map(|engine| Some((engine, said(engine)?)))
+            .find_map(|engine| Some((engine, (engine.says)(error)?)))
     }
 }
 
