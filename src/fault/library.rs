@@ -1,6 +1,6 @@
 //! What is known of each library that can fail for want of storage.
 
-use std::{any::Any, error::Error};
+use std::{any::Any, error::Error, sync::Arc};
 
 use super::Verdict;
 
@@ -50,9 +50,37 @@ pub(super) const LIBRARIES: &[Library] = &[
     super::scylla::LIBRARY,
     #[cfg(feature = "tiberius")]
     super::tiberius::LIBRARY,
+    #[cfg(feature = "fjall")]
+    super::fjall::LIBRARY,
+    #[cfg(feature = "heed")]
+    super::heed::LIBRARY,
+    #[cfg(feature = "redb")]
+    super::redb::LIBRARY,
+    #[cfg(feature = "rusqlite")]
+    super::rusqlite::LIBRARY,
+    #[cfg(feature = "tantivy")]
+    super::tantivy::LIBRARY,
 ];
 
 /// For [`Library::types`].
 pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
     error.downcast_ref::<E>().map(|error| error as _)
+}
+
+/// For [`Library::inside`]: the error in an `Arc` or a `Box` of its own, which show its source in its place.
+pub(super) fn held<'a, E: Error + 'static>(
+    error: &'a (dyn Error + 'static),
+) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(shared) = error.downcast_ref::<Arc<E>>() {
+        Some(&**shared)
+    } else {
+        let boxed = error.downcast_ref::<Box<E>>()?;
+        Some(&**boxed)
+    }
+}
+
+/// For [`Library::look`], where only what is inside of a library's errors decides.
+#[cfg(any(feature = "fjall", feature = "redb", feature = "tantivy"))]
+pub(super) fn undecided(_: &(dyn Error + 'static)) -> Option<Verdict> {
+    None
 }

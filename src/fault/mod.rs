@@ -79,6 +79,10 @@ mod cause;
 mod classifier;
 #[cfg(feature = "clickhouse")]
 mod clickhouse;
+#[cfg(feature = "fjall")]
+mod fjall;
+#[cfg(feature = "heed")]
+mod heed;
 mod io;
 #[cfg(feature = "lettre")]
 mod lettre;
@@ -117,10 +121,24 @@ mod scylla;
 mod source;
 #[cfg(feature = "tiberius")]
 mod tiberius;
+mod memory;
+#[cfg(feature = "redb")]
+mod redb;
+mod rocksdb;
+#[cfg(feature = "rusqlite")]
+mod rusqlite;
+mod source;
+#[cfg(feature = "rusqlite")]
+mod sqlite_codes;
+#[cfg(feature = "tantivy")]
+mod tantivy;
 
+#[cfg(feature = "tonic")]
+pub(crate) use self::classifier::common;
 pub(crate) use self::classifier::find;
 pub use self::{
     cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
+    rocksdb::rocksdb,
     source::Source,
 };

@@ -4,6 +4,11 @@ mod mongodb;
 mod async_nats;
 mod clickhouse;
 mod lettre;
+mod apart;
+#[cfg(target_os = "linux")]
+mod fjall;
+#[cfg(target_os = "linux")]
+mod heed;
 #[cfg(target_os = "linux")]
 mod mariadb;
 #[cfg(target_os = "linux")]
@@ -23,6 +28,15 @@ mod responder;
 mod scylla;
 mod support;
 mod tiberius;
+#[cfg(target_os = "linux")]
+mod redb;
+#[cfg(target_os = "linux")]
+mod rusqlite;
+#[cfg(target_os = "linux")]
+mod shared;
+mod support;
+#[cfg(target_os = "linux")]
+mod tantivy;
 
 /// `std::io` needs no feature.
 #[tokio::test]

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tower_storage_guard::{
     StorageGuardLayer,
     axum::Failure,
-    fault::Cause,
+    fault::{Cause, Classifier},
     quota::{Limits, MemoryQuota},
 };
 
@@ -35,7 +35,20 @@ pub(crate) async fn assert_refused<T, E, Fut>(
     E: Error + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
 {
-    for (status, reason) in answers(work).await {
+    assert_refused_by(Classifier::default(), cause, work).await;
+}
+
+/// As [`assert_refused`], by a classifier other than the default one.
+pub(crate) async fn assert_refused_by<T, E, Fut>(
+    classifier: Classifier,
+    cause: Cause,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(classifier, work).await {
         assert_eq!(
             (status, reason.as_deref()),
             (StatusCode::INSUFFICIENT_STORAGE, Some(cause.reason()))
@@ -51,7 +64,19 @@ pub(crate) async fn assert_not_refused<T, E, Fut>(
     E: Error + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
 {
-    for (status, reason) in answers(work).await {
+    assert_not_refused_by(Classifier::default(), work).await;
+}
+
+/// As [`assert_not_refused`], by a classifier other than the default one.
+pub(crate) async fn assert_not_refused_by<T, E, Fut>(
+    classifier: Classifier,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(classifier, work).await {
         assert_eq!((status, reason), (StatusCode::INTERNAL_SERVER_ERROR, None));
     }
 }
@@ -74,6 +99,7 @@ pub(crate) async fn assert_becomes<T, E, Fut>(
 /// The status and the reason of two answers: to an error as it is, and in the context of anyhow. Each comes over
 /// HTTP from a handler of axum's under guard.
 async fn answers<T, E, Fut>(
+    classifier: Classifier,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
 ) -> [(StatusCode, Option<String>); 2]
 where
@@ -92,6 +118,7 @@ where
         Ok(StatusCode::CREATED)
     });
     let guard = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED));
+    let guard = guard.classifier(classifier);
     let app = Router::new()
         .route("/plain", plain)
         .route("/wrapped", wrapped)
