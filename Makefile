@@ -8,8 +8,7 @@ LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
 # Where the test finds it, below cargo's own.
 CLIENTS = $(or $(CARGO_TARGET_DIR),target)/clients
 
-.PHONY: test tools clients lint doc unit features loom rdkafka bench
-.PHONY: test tools clients lint doc unit features loom bench rocksdb
+.PHONY: test tools clients lint doc unit features loom bench rdkafka rocksdb
 
 test: tools clients lint doc unit features loom
 
@@ -17,7 +16,8 @@ test: tools clients lint doc unit features loom
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
 	prlimit:util-linux unshare:util-linux cc:gcc \
-	litmus rclone cadaver mount.davfs:davfs2
+	litmus rclone cadaver mount.davfs:davfs2 \
+	setpriv:util-linux redis-server mariadbd:mariadb-server nats-server clickhouse-server
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:
@@ -25,6 +25,7 @@ tools:
 	for tool in $(TOOLS); do \
 		command -v "$${tool%%:*}" >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; \
 	done; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	/usr/bin/python3 -c 'import requests' 2>/dev/null || missing="$$missing python3-requests"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \
@@ -59,6 +60,10 @@ doc:
 unit: clients
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored --skip rocksdb_is_classified
 
+# Libraries whose errors are classified, each behind a feature of its name.
+LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
+	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
+
 # No feature changes what another does, and none is needed.
 features:
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
@@ -67,19 +72,22 @@ features:
 	$(CARGO) clippy --lib --no-default-features --features quick-xml -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tonic-health -- -D warnings
+	for library in $(LIBRARIES); do \
+		$(CARGO) clippy --lib --no-default-features --features $$library -- -D warnings || exit 1; \
+	done
 
 # Every interleaving of the ledger's atomics.
 loom:
 	$(LOOM) $(CARGO) test --lib --release loom
 
-# Apart from `test`: it builds librdkafka from C. Takes a C compiler and make.
-rdkafka:
-	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/rdkafka $(CARGO) test --manifest-path tests/rdkafka/Cargo.toml
-
 # Ends in the table that README shows.
 bench:
 	$(CARGO) bench --bench guard
 
-# Compiles RocksDB, which takes many minutes. Needs Debian's clang and libclang-dev.
+# Apart from `test`: it builds librdkafka from C. Takes a C compiler and make.
+rdkafka:
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/rdkafka $(CARGO) test --manifest-path tests/rdkafka/Cargo.toml
+
+# Apart from `test`: it compiles RocksDB, which takes many minutes. Needs Debian's clang and libclang-dev.
 rocksdb:
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --test downstream rocksdb_is_classified -- --ignored --nocapture

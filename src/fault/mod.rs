@@ -61,10 +61,14 @@
 //! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
 //! ```
 
+#[cfg(feature = "async-nats")]
+mod async_nats;
 #[cfg(feature = "aws-smithy-types")]
 mod aws_smithy_types;
 mod cause;
 mod classifier;
+#[cfg(feature = "clickhouse")]
+mod clickhouse;
 #[cfg(feature = "diesel")]
 mod diesel;
 #[cfg(all(
@@ -73,12 +77,6 @@ mod diesel;
     any(feature = "sqlx", feature = "tokio-postgres")
 ))]
 mod fake_servers;
-#[cfg(feature = "async-nats")]
-mod async_nats;
-mod cause;
-mod classifier;
-#[cfg(feature = "clickhouse")]
-mod clickhouse;
 #[cfg(feature = "fjall")]
 mod fjall;
 #[cfg(feature = "heed")]
@@ -87,51 +85,47 @@ mod io;
 #[cfg(feature = "lettre")]
 mod lettre;
 mod library;
+mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(feature = "mysql_async")]
+mod mysql_async;
+#[cfg(any(feature = "diesel", feature = "mysql_async", feature = "sqlx"))]
+mod mysql_codes;
 #[cfg(feature = "object_store")]
 mod object_store;
 #[cfg(feature = "opendal")]
 mod opendal;
+#[cfg(feature = "redb")]
+mod redb;
 #[cfg(feature = "redis")]
 mod redis;
+mod rocksdb;
+#[cfg(feature = "rusqlite")]
+mod rusqlite;
 #[cfg(any(
     feature = "aws-smithy-types",
     feature = "object_store",
     feature = "opendal"
 ))]
 mod s3_codes;
-#[cfg(feature = "mysql_async")]
-mod mysql_async;
-#[cfg(any(feature = "diesel", feature = "mysql_async", feature = "sqlx"))]
-mod mysql_codes;
+#[cfg(feature = "scylla")]
+mod scylla;
 #[cfg(feature = "sea-orm")]
 mod sea_orm;
 mod source;
-#[cfg(any(feature = "diesel", feature = "sqlx"))]
+#[cfg(any(feature = "diesel", feature = "rusqlite", feature = "sqlx"))]
 mod sqlite_codes;
 #[cfg(any(feature = "diesel", feature = "sqlx", feature = "tokio-postgres"))]
 mod sqlstate;
 #[cfg(feature = "sqlx")]
 mod sqlx;
-#[cfg(feature = "tokio-postgres")]
-mod tokio_postgres;
-#[cfg(feature = "scylla")]
-mod scylla;
-mod source;
-#[cfg(feature = "tiberius")]
-mod tiberius;
-mod memory;
-#[cfg(feature = "redb")]
-mod redb;
-mod rocksdb;
-#[cfg(feature = "rusqlite")]
-mod rusqlite;
-mod source;
-#[cfg(feature = "rusqlite")]
-mod sqlite_codes;
 #[cfg(feature = "tantivy")]
 mod tantivy;
+#[cfg(feature = "tiberius")]
+mod tiberius;
+#[cfg(feature = "tokio-postgres")]
+mod tokio_postgres;
 
 #[cfg(feature = "tonic")]
 pub(crate) use self::classifier::common;
