@@ -21,9 +21,11 @@
 //! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does
 //!   not.
 //! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
-//!   storage.
+//!   storage. Where memory is the storage, as in Redis, it does.
 //! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that:
 //!   say so with [`Verdict::NotOurs`].
+//!
+#![doc = include_str!("libraries.md")]
 //!
 //! # Errors that hide what is inside of them
 //!
