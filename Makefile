@@ -49,16 +49,22 @@ clients: tools
 		cp $$asked $(CLIENTS)/; \
 	fi
 
+# The tests that need databases, stores, engines and brokers, and all their clients.
+DOWNSTREAM = --manifest-path tests/downstream/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
+
 lint:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path tests/downstream/Cargo.toml
 	$(CARGO) clippy --all-features --all-targets -- -D warnings
+	$(CARGO) clippy $(DOWNSTREAM) --all-targets -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
-# All of them but RocksDB's, with those that mount filesystems and start other people's clients.
+# All of them but RocksDB's, with those that mount filesystems and start other people's clients and servers.
 unit: clients
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored --skip rocksdb_is_classified
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test $(DOWNSTREAM) -- --include-ignored --skip rocksdb_is_classified
 
 # Libraries whose errors are classified, each behind a feature of its name.
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
@@ -90,4 +96,4 @@ rdkafka:
 
 # Apart from `test`: it compiles RocksDB, which takes many minutes. Needs Debian's clang and libclang-dev.
 rocksdb:
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --test downstream rocksdb_is_classified -- --ignored --nocapture
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test $(DOWNSTREAM) rocksdb_is_classified -- --ignored --nocapture

@@ -65,17 +65,6 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_sql_carries_a_code_too() {
-        let error = rusqlite::Error::SqlInputError {
-            error: ffi::Error::new(ffi::SQLITE_FULL),
-            msg: String::new(),
-            sql: String::new(),
-            offset: 0,
-        };
-        assert_eq!(cause(error), Some(Cause::DatabaseFull));
-    }
-
-    #[test]
     fn text_decides_nothing() {
         let text = Some("database or disk is full".to_owned());
         let error =

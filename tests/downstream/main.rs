@@ -1,4 +1,5 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
+#![cfg(test)]
 
 mod apart;
 mod async_nats;

@@ -142,3 +142,15 @@ fn a_limit_of_memory_is_no_fault() {
         });
     });
 }
+
+#[test]
+fn an_error_in_sql_carries_a_code_too() {
+    let error = rusqlite::Error::SqlInputError {
+        error: rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL),
+        msg: String::new(),
+        sql: String::new(),
+        offset: 0,
+    };
+    let fault = tower_storage_guard::fault::classify(&error);
+    assert_eq!(fault.unwrap().cause, Cause::DatabaseFull);
+}

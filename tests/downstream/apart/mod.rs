@@ -1,8 +1,8 @@
 //! What cannot be part of this package: crates of their own below the target folder, with lock files of their own.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    env, fs,
+    path::PathBuf,
     process::Command,
 };
 
@@ -45,8 +45,11 @@ fn rocksdb_is_classified_by_its_text() {
 
 /// Runs the tests in the file of this name, in a crate with these dependencies. Cargo takes the newest of them.
 fn test_apart(name: &str, dependencies: &str) -> PathBuf {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    // `target/apart/NAME`, seen from `target/PROFILE/deps/storage_guard_downstream-HASH`.
+    let test = env::current_exe().unwrap();
+    let target = test.ancestors().nth(3).unwrap();
+    let folder = target.join("apart").join(name);
     let path = format!("{root}/tests/downstream/apart/{name}.rs");
     let dependencies = dependencies.replace("<root>", root);
     let manifest = format!(
