@@ -127,7 +127,7 @@ impl Classifier {
     ///
     /// A service's error can be any type, and one that is no storage failure has to come out as it
     /// went in. So the guard has to be told which types are errors at all. It knows [`BoxError`],
-    /// [`io::Error`], `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
+    /// [`io::Error`](std::io::Error), `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
     #[must_use]
     pub fn error_type<E: Error + 'static>(mut self) -> Self {
         Arc::make_mut(&mut self.inner).types.push(of_type::<E>);
