@@ -25,7 +25,9 @@ pub(crate) struct Upload {
 
 #[derive(Default)]
 struct State {
+    /// How long it is in all. Not sure before a request that said so has succeeded, or brought something.
     whole: Option<u64>,
+    is_sure: bool,
     parts: HashMap<Box<str>, Part>,
     /// The sum of what is there of the parts. Wide, as clients choose where a part begins.
     stored: u128,
@@ -142,7 +144,9 @@ impl Upload {
     /// A request with a part of it comes in.
     pub(super) fn enter(self: Arc<Self>, step: &Step, wanted: Option<u64>) -> Arc<Draw> {
         let mut state = self.state();
-        let whole = state.whole.max(step.whole);
+        // It does not change: who says so later is told by the service.
+        let said = step.whole.filter(|_| !state.is_sure);
+        let whole = said.or(state.whole);
         state.draws += 1;
         state.in_flight += 1;
         let number = state.draws;
@@ -233,7 +237,8 @@ impl Draw {
 
     /// How long the upload is in all, as far as this request or another said.
     pub(super) fn whole(&self) -> Option<u64> {
-        self.whole.max(self.upload.whole())
+        let state = self.upload.state();
+        state.whole.filter(|_| state.is_sure).or(self.whole)
     }
 
     /// Bytes that have to be set aside beside what is, before the request is let in.
@@ -263,7 +268,9 @@ impl Draw {
             return None;
         }
         // Only now, as nothing was set aside where it is refused.
-        state.whole = state.whole.max(self.whole);
+        if !state.is_sure {
+            state.whole = self.whole;
+        }
         let bytes = self.wanted.unwrap_or(grant).min(left);
         Some(self.take(&mut state, bytes))
     }
@@ -337,6 +344,10 @@ impl Draw {
         state.in_flight -= 1;
         state.used_up -= unused;
         state.is_confirmed |= success;
+        if (success || received > 0) && !state.is_sure {
+            state.whole = self.whole;
+            state.is_sure = self.whole.is_some();
+        }
         let is_latest = |part: &Part| part.by == self.number;
         // A success is the service's word. One that failed says nothing where another has come in since.
         if success || state.parts.get(&self.part).is_some_and(is_latest) {
