@@ -41,6 +41,8 @@ mod source;
 mod stored;
 
 pub(crate) use self::collection::After;
+#[cfg(feature = "sqlite")]
+pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
     Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,

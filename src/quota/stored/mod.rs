@@ -2,8 +2,14 @@
 
 mod keeper;
 mod source;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteStore;
 pub use self::{
     keeper::Settled,
     source::{StoredHold, StoredQuota},

@@ -1,6 +1,9 @@
 //! One suite for every store, and a model to measure them by.
 
 mod model;
+mod process;
+mod sql;
+mod sqlite;
 
 use std::{sync::Arc, time::Duration};
 
