@@ -41,6 +41,8 @@ mod source;
 mod stored;
 
 pub(crate) use self::collection::After;
+#[cfg(feature = "postgres")]
+pub use self::stored::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]

@@ -1,6 +1,8 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod keeper;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
@@ -8,6 +10,8 @@ mod sql;
 mod sqlite;
 mod store;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{

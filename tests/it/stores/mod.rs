@@ -1,6 +1,8 @@
 //! One suite for every store, and a model to measure them by.
 
 mod model;
+#[cfg(target_os = "linux")]
+mod postgres;
 mod process;
 mod sql;
 mod sqlite;
