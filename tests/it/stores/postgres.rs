@@ -129,14 +129,17 @@ impl Server {
 }
 
 fn pool(port: u16) -> PgPool {
-    let server = PgConnectOptions::new_without_pgpass()
+    PgPoolOptions::new()
+        .max_connections(8)
+        .connect_lazy_with(options(port))
+}
+
+fn options(port: u16) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
         .port(port)
         .username("guard")
-        .database("postgres");
-    PgPoolOptions::new()
-        .max_connections(8)
-        .connect_lazy_with(server)
+        .database("postgres")
 }
 
 /// A program of PostgreSQL's, of the newest version that is there. It does not run as root.
@@ -380,7 +383,12 @@ async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
 async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
     let server = Server::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let store = PostgresStore::new(pool(listener.local_addr().unwrap().port()));
+    // A pool that tests connections before it hands them out finds some of them by itself.
+    let pool = PgPoolOptions::new()
+        .max_connections(8)
+        .test_before_acquire(false)
+        .connect_lazy_with(options(listener.local_addr().unwrap().port()));
+    let store = PostgresStore::new(pool);
     let (cut, is_cut) = watch::channel(());
     let port = server.port;
     tokio::spawn(async move {
@@ -430,8 +438,8 @@ async fn nobody_waits_in_a_circle() {
         used += figures(&store, scope).await.0;
     }
     assert_eq!(used, expected);
-    let deadlocks = "SELECT sum(deadlocks)::bigint FROM pg_stat_database";
-    assert_eq!(number(&server.pool(), deadlocks).await, 0);
+    let log = fs::read_to_string(server.folder.path().join("log")).unwrap();
+    assert!(!log.contains("deadlock detected"), "{log}");
 }
 
 /// How much it has charged.
@@ -440,7 +448,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
     for _ in 0..60 {
         let scopes = (0..1 + dice.roll(4)).map(|_| dice.roll(6).to_string());
         let scopes: Scopes = scopes.collect();
-        let lives = Duration::from_millis(1 + dice.roll(50));
+        let lives = Duration::from_millis(1 + dice.roll(500));
         let asked = Reserve {
             time_to_live: lives,
             ..reserve(HoldId::unique(), scopes.clone(), 1, 1 << 40)
@@ -461,7 +469,8 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
             }
             4 => store.renew(&open, lives).await.unwrap(),
             _ => {
-                // The same holds are renewed meanwhile.
+                // The same holds are renewed meanwhile, in another order.
+                let renewed: Vec<_> = open.iter().rev().cloned().collect();
                 let settlements: Vec<_> = open
                     .iter()
                     .map(|(id, scopes)| Settlement {
@@ -474,7 +483,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
                     })
                     .collect();
                 let (settled, renewed) =
-                    tokio::join!(store.settle(&settlements), store.renew(&open, lives));
+                    tokio::join!(store.settle(&settlements), store.renew(&renewed, lives));
                 (settled.unwrap(), renewed.unwrap());
                 charged += settlements
                     .iter()

@@ -256,3 +256,43 @@ async fn many_open_a_new_file_at_the_same_time() {
     }
     assert_eq!(figures(&file.open(), "user").await, (16, 0));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
+    use crate::support::{
+        eventually,
+        mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    };
+    use tower_storage_guard::{
+        Amount, Scopes,
+        quota::{Limits, QuotaHold, QuotaSource, StoredQuota},
+    };
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = tmpfs(&folder.path().join("disk"), "size=1m");
+            let store = Arc::new(SqliteStore::open(disk.join("quota.db")).unwrap());
+            let quota = StoredQuota::new(Arc::clone(&store), Limits::UNLIMITED);
+            // Longer than what is left of any page.
+            let user = "user".repeat(10_000);
+            let hold = quota
+                .reserve(&Scopes::from(&*user), Amount::bytes(9), Amount::ZERO)
+                .await
+                .unwrap();
+            fill_but(&disk, 0);
+            let charge = hold.commit(Amount::bytes(7).into());
+            sql::is_away(&*store).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(quota.unsettled(), 1);
+            // Looking takes no room.
+            assert_eq!(figures(&*store, &user).await, (0, 9));
+            fs::remove_file(disk.join("filler")).unwrap();
+            charge.await;
+            eventually("it is charged", || quota.unsettled() == 0).await;
+            assert_eq!(figures(&*store, &user).await, (7, 0));
+        });
+    });
+}

@@ -61,7 +61,7 @@ impl Engine {
             result => result,
         }
         .map_err(|failure| match failure {
-            Failure::Busy(error) => error,
+            Failure::Passing(error) => error,
             Failure::Broken(error) => {
                 self.open = None;
                 error
@@ -113,8 +113,8 @@ impl Engine {
 }
 
 enum Failure {
-    /// Somebody else has locked the file.
-    Busy(BoxError),
+    /// Somebody else has locked the file, or the disk is full. No new connection helps, and this one can still look.
+    Passing(BoxError),
     /// Whatever else.
     Broken(BoxError),
 }
@@ -122,7 +122,9 @@ enum Failure {
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy(error.into()),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => {
+                Self::Passing(error.into())
+            }
             _ => Self::Broken(error.into()),
         }
     }
@@ -130,7 +132,7 @@ impl From<rusqlite::Error> for Failure {
 
 impl From<Failure> for BoxError {
     fn from(failure: Failure) -> Self {
-        let (Failure::Busy(error) | Failure::Broken(error)) = failure;
+        let (Failure::Passing(error) | Failure::Broken(error)) = failure;
         error
     }
 }
@@ -139,7 +141,7 @@ fn connect(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
     loop {
         match prepared(path, deadline) {
             // SQLite does not wait by itself for others that prepare the same file.
-            Err(Failure::Busy(_)) if !rest(deadline).is_zero() => {
+            Err(Failure::Passing(_)) if !rest(deadline).is_zero() => {
                 thread::sleep(Duration::from_millis(10));
             }
             result => return result,
@@ -164,7 +166,10 @@ fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
         return Err(Failure::Broken(error.into()));
     }
     transaction.execute_batch(SCHEMA)?;
-    transaction.pragma_update(None, "user_version", VERSION)?;
+    // Nothing is written where all is there.
+    if version < VERSION {
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
     transaction.commit()?;
     Ok(connection)
 }
