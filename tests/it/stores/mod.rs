@@ -3,8 +3,11 @@
 mod model;
 #[cfg(target_os = "linux")]
 mod postgres;
+#[cfg(unix)]
 mod process;
+#[cfg(unix)]
 mod sql;
+#[cfg(unix)]
 mod sqlite;
 
 use std::{sync::Arc, time::Duration};

@@ -484,7 +484,8 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
                     .collect();
                 let (settled, renewed) =
                     tokio::join!(store.settle(&settlements), store.renew(&renewed, lives));
-                (settled.unwrap(), renewed.unwrap());
+                settled.unwrap();
+                renewed.unwrap();
                 charged += settlements
                     .iter()
                     .map(|one| one.change.bytes * one.scopes.len() as i64)
