@@ -75,8 +75,10 @@ features:
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tokio -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features axum -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features postgres -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features quick-xml -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features sqlite -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tonic-health -- -D warnings
 	for library in $(LIBRARIES); do \
 		$(CARGO) clippy --lib --no-default-features --features $$library -- -D warnings || exit 1; \

@@ -41,6 +41,10 @@ mod source;
 mod stored;
 
 pub(crate) use self::collection::After;
+#[cfg(feature = "postgres")]
+pub use self::stored::PostgresStore;
+#[cfg(feature = "sqlite")]
+pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
     Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,

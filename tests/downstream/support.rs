@@ -2,17 +2,13 @@
 
 #[path = "../it/support/eventually.rs"]
 mod eventually;
+#[path = "../it/support/running.rs"]
+mod running;
 #[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../it/support/server.rs"]
 pub(crate) mod server;
 
-use std::{
-    error::Error,
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::error::Error;
 
 use axum::{Router, http::StatusCode, routing::post};
 use serde_json::Value;
@@ -24,6 +20,7 @@ use tower_storage_guard::{
 };
 
 use self::eventually::eventually;
+pub(crate) use self::running::{Running, free_port};
 
 /// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
 /// context that anyhow puts around it.
@@ -141,53 +138,6 @@ where
     let answers = [ask("/plain").await, ask("/wrapped").await];
     server.abort();
     answers
-}
-
-/// A server that the test has started. Killed when dropped.
-pub(crate) struct Running(Child);
-
-impl Running {
-    /// Starts it, and waits until it `is_ready`, a minute at the most. What it says goes to `log`.
-    pub(crate) fn start(command: &mut Command, log: &Path, is_ready: impl Fn() -> bool) -> Self {
-        let file = std::fs::File::create(log).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut running = Self(child);
-        let began = Instant::now();
-        while !is_ready() {
-            let has_ended = running.0.try_wait().unwrap().is_some();
-            let is_late = began.elapsed() > Duration::from_secs(60);
-            assert!(
-                !has_ended && !is_late,
-                "{command:?} does not come up:\n{}",
-                std::fs::read_to_string(log).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        running
-    }
-
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that is free at the moment.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Whether somebody listens at a port of this machine.

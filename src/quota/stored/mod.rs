@@ -1,9 +1,19 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod keeper;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod source;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteStore;
 pub use self::{
     keeper::Settled,
     source::{StoredHold, StoredQuota},

@@ -9,6 +9,7 @@ pub(crate) mod mounts;
 pub(crate) mod proto {
     include!("../../../examples/proto/upload.v1.rs");
 }
+pub(crate) mod running;
 pub(crate) mod server;
 #[cfg(target_os = "linux")]
 pub(crate) mod store;
