@@ -1,10 +1,6 @@
 //! What cannot be part of this package: crates of their own below the target folder, with lock files of their own.
 
-use std::{
-    env, fs,
-    path::PathBuf,
-    process::Command,
-};
+use std::{env, fs, path::PathBuf, process::Command};
 
 /// Our own tests need rusqlite and sqlx's SQLite driver. Both link SQLite, so that only an old rusqlite is in our
 /// lock file. A user who does not need both is not held back.
