@@ -89,12 +89,12 @@ impl State {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be settled next. None when nothing is left, and nothing will come.
-    async fn next(&self) -> Option<Vec<(Settlement, oneshot::Sender<()>)>> {
+    /// What is to be settled next, up to so many. None when nothing is left, and nothing will come.
+    async fn next(&self, most: usize) -> Option<Vec<(Settlement, oneshot::Sender<()>)>> {
         loop {
             {
                 let mut work = self.work();
-                let count = work.queue.len().min(BATCH);
+                let count = work.queue.len().min(most);
                 if count > 0 {
                     work.under_way = count;
                     return Some(work.queue.drain(..count).collect());
@@ -110,21 +110,24 @@ impl State {
 
 /// Until all is settled, and nobody is left to bring more.
 async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
-    while let Some(batch) = state.next().await {
-        let (settlements, done): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let mut pause = PAUSE;
-        // By their ids they are settled once, however often the store is asked.
-        while !matches!(
-            timeout(PATIENCE, store.settle(&settlements)).await,
-            Ok(Ok(()))
-        ) {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    let (mut most, mut pause) = (BATCH, PAUSE);
+    while let Some(batch) = state.next(most).await {
+        let settlements: Vec<_> = batch.iter().map(|(one, _)| one.clone()).collect();
+        let settled = timeout(PATIENCE, store.settle(&settlements)).await;
         state.work().under_way = 0;
-        for done in done {
-            // Its request may be gone.
-            let _ = done.send(());
+        if matches!(settled, Ok(Ok(()))) {
+            (most, pause) = (BATCH, PAUSE);
+            for (_, done) in batch {
+                // Its request may be gone.
+                let _ = done.send(());
+            }
+        } else {
+            // By their ids they are settled once, however often the store is asked. One that it can never take must
+            // not hold up the others: from here on they go one by one, and those that fail go last.
+            state.work().queue.extend(batch);
+            tokio::time::sleep(pause).await;
+            most = 1;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }
