@@ -114,8 +114,8 @@ async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
     while let Some(batch) = state.next(most).await {
         let settlements: Vec<_> = batch.iter().map(|(one, _)| one.clone()).collect();
         let settled = timeout(PATIENCE, store.settle(&settlements)).await;
-        state.work().under_way = 0;
         if matches!(settled, Ok(Ok(()))) {
+            state.work().under_way = 0;
             (most, pause) = (BATCH, PAUSE);
             for (_, done) in batch {
                 // Its request may be gone.
@@ -124,7 +124,10 @@ async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
         } else {
             // By their ids they are settled once, however often the store is asked. One that it can never take must
             // not hold up the others: from here on they go one by one, and those that fail go last.
-            state.work().queue.extend(batch);
+            let mut work = state.work();
+            work.under_way = 0;
+            work.queue.extend(batch);
+            drop(work);
             tokio::time::sleep(pause).await;
             most = 1;
             pause = (pause * 2).min(LONGEST_PAUSE);
