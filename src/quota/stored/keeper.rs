@@ -37,9 +37,12 @@ struct State {
     bell: Notify,
 }
 
+/// A settlement, and who waits for it.
+type Unsettled = (Settlement, oneshot::Sender<()>);
+
 #[derive(Default)]
 struct Work {
-    queue: VecDeque<(Settlement, oneshot::Sender<()>)>,
+    queue: VecDeque<Unsettled>,
     /// Taken off the queue, and not confirmed yet.
     under_way: usize,
     alive: HashMap<HoldId, Scopes>,
@@ -89,8 +92,15 @@ impl State {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts what was under way behind all the others.
+    fn put_back(&self, batch: Vec<Unsettled>) {
+        let mut work = self.work();
+        work.under_way = 0;
+        work.queue.extend(batch);
+    }
+
     /// What is to be settled next, up to so many. None when nothing is left, and nothing will come.
-    async fn next(&self, most: usize) -> Option<Vec<(Settlement, oneshot::Sender<()>)>> {
+    async fn next(&self, most: usize) -> Option<Vec<Unsettled>> {
         loop {
             {
                 let mut work = self.work();
@@ -124,10 +134,7 @@ async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
         } else {
             // By their ids they are settled once, however often the store is asked. One that it can never take must
             // not hold up the others: from here on they go one by one, and those that fail go last.
-            let mut work = state.work();
-            work.under_way = 0;
-            work.queue.extend(batch);
-            drop(work);
+            state.put_back(batch);
             tokio::time::sleep(pause).await;
             most = 1;
             pause = (pause * 2).min(LONGEST_PAUSE);
