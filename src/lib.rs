@@ -116,6 +116,10 @@
 //! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
 //! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
+//! | `sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process, for the processes of one machine: `quota::SqliteStore` |
+//! | `postgres` | sqlx's PostgreSQL, `tokio` | the same for many machines: `quota::PostgresStore` |
+//! | `stored` | `tokio` | the same in a `quota::Store` of your own |
+//! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

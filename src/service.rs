@@ -82,8 +82,8 @@ where
         let uploads = settings.uploads.as_ref();
         let step = uploads.and_then(|uploads| uploads.step(&head));
         let applies = match &settings.applies {
-            // Mostly a DELETE, and of a part of what is guarded.
-            _ if step.as_ref().is_some_and(FoundStep::ends_upload) => true,
+            // What is set aside waits for it, whatever others like it are.
+            _ if step.as_ref().is_some_and(FoundStep::is_of_open_upload) => true,
             Some(applies) => applies(&head),
             None => asked
                 .rpc()

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use bytesize::ByteSize;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::Parser;
 
 use super::store::Name;
 
@@ -31,12 +31,10 @@ pub(crate) struct Flags {
     pub(crate) users: Vec<User>,
 }
 
-impl Flags {
-    /// Reads the command line. Each example has its own default for where to listen.
-    pub(crate) fn read(listen: &'static str) -> Self {
-        let command = Self::command().mut_arg("listen", |arg| arg.default_value(listen));
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
-    }
+/// Reads the command line: [`Flags`], or those and more. Each example has its own default for where to listen.
+pub(crate) fn read<T: Parser>(listen: &'static str) -> T {
+    let command = T::command().mut_arg("listen", |arg| arg.default_value(listen));
+    T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 #[derive(Clone, Debug)]

@@ -9,14 +9,17 @@ use std::{
 use tokio::{net::TcpListener, signal, task::spawn_blocking};
 use tower_storage_guard::BoxError;
 
-use super::{flags::Flags, store::Store};
+use super::{
+    flags::{self, Flags},
+    store::Store,
+};
 
 /// Serves the store that the command line describes. `listen` is where, if the command line does not say.
 pub(crate) async fn run(
     listen: &'static str,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    report(start(Flags::read(listen), serve).await)
+    report(start(flags::read(listen), serve).await)
 }
 
 /// Says why it ends, if not because it was asked to.

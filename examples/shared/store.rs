@@ -90,6 +90,14 @@ impl Store {
         })
     }
 
+    /// The folders of everyone.
+    pub(crate) fn folders(&self) -> Vec<&Folder> {
+        match &*self.folders {
+            Folders::Shared(folder) => vec![folder],
+            Folders::OfUsers(folders) => folders.values().collect(),
+        }
+    }
+
     /// The folder of whoever sends this Authorization, or everyone's where there are no users.
     pub(crate) fn folder(&self, authorization: Option<&str>) -> Option<&Folder> {
         match &*self.folders {
@@ -106,7 +114,7 @@ impl Store {
 /// Files beside each other, all of one owner. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Folder {
-    dir: Arc<Path>,
+    pub(crate) dir: Arc<Path>,
     /// Who is charged.
     pub(crate) scopes: Scopes,
     quota: MemoryQuota,
@@ -290,7 +298,8 @@ impl Folder {
         }
     }
 
-    fn path(&self, name: &Name) -> PathBuf {
+    /// Where a file of this name is, or would be.
+    pub(crate) fn path(&self, name: &Name) -> PathBuf {
         self.dir.join(name.as_str())
     }
 }
@@ -512,7 +521,7 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
 }
 
 /// A rename is on the disk when its directory is. Windows has no such thing.
-fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) {
         fs::File::open(dir)?.sync_all()?;
     }

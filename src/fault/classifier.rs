@@ -1,10 +1,16 @@
-use std::{any::Any, error::Error, fmt, iter, sync::Arc};
+use std::{
+    any::Any,
+    error::Error,
+    fmt, iter,
+    sync::{Arc, LazyLock},
+};
 
 use tower::BoxError;
 
 use super::{
     Fault,
     library::{LIBRARIES, Library, OfType, of_type},
+    memory::{Memory, STICKY, Said, Sticky},
 };
 
 /// Finds the storage failure in an error, if there is one.
@@ -21,6 +27,25 @@ use super::{
 ///
 /// Cloning is cheap.
 ///
+/// # Engines that stay failed
+///
+/// redb and fjall take no more writes once one has failed, and say of the following ones only that one has failed
+/// before (`PreviousIo`, `Poisoned`). The cause was in the first error. So a classifier remembers, for each of the
+/// two, whether the last failure that it saw was a fault and which, and says the same again.
+///
+/// - Clones share the memory, also those that [`with`](Self::with) has changed. Two classifiers do not.
+/// - What nobody has classified is not remembered. If a thread of the engine's own is the first to fail, no later
+///   error is a fault.
+/// - Of two databases of one engine, nobody can tell whose error it is. Give each a layer and a classifier of its
+///   own.
+/// - Nobody sees that an engine works again. Should it then fail in a way that is not classified, the errors after
+///   that are still taken for what they were before.
+///
+/// When there is room again, the engine has to be opened again. Until then it takes no writes, and they are refused.
+/// Drop every handle first (of redb the `Database` and its transactions, of fjall the `Database` and its
+/// `Keyspace`s), then open it as at the start. What was committed is there. A tantivy `IndexWriter` whose commit has
+/// failed must be opened again too, although nothing says so: it takes documents, and loses them.
+///
 /// # Panics
 ///
 /// A panic in a function of your own is not caught.
@@ -35,6 +60,7 @@ struct Inner {
     custom: Vec<Arc<Custom>>,
     built_in: &'static [Library],
     types: Vec<OfType>,
+    memory: Arc<Memory>,
 }
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
@@ -59,7 +85,7 @@ impl Classifier {
     /// assert!(Classifier::default().classify(&full).is_some());
     /// ```
     pub fn empty() -> Self {
-        Self::of(&[])
+        Self::of(&[], &[])
     }
 
     /// Asks `classify` about every error, before all that were there already.
@@ -101,7 +127,7 @@ impl Classifier {
     ///
     /// A service's error can be any type, and one that is no storage failure has to come out as it
     /// went in. So the guard has to be told which types are errors at all. It knows [`BoxError`],
-    /// [`io::Error`], `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
+    /// [`io::Error`](std::io::Error), `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
     #[must_use]
     pub fn error_type<E: Error + 'static>(mut self) -> Self {
         Arc::make_mut(&mut self.inner).types.push(of_type::<E>);
@@ -124,11 +150,25 @@ impl Classifier {
     /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
     /// ```
     pub fn classify(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
-        let verdict = walk(error).find_map(|error| self.look(error))?;
-        match verdict {
-            Verdict::Fault(fault) => Some(fault),
-            Verdict::NotOurs => None,
+        let mut failing = None;
+        let verdict = walk(error).find_map(|error| {
+            let said = self.inner.memory.said(error);
+            if let Some((engine, Said::Fails)) = said {
+                failing = Some(engine);
+            }
+            self.look(error).or_else(|| match said {
+                Some((engine, Said::FailedBefore)) => engine.recall().map(Verdict::Fault),
+                _ => None,
+            })
+        });
+        let fault = match verdict {
+            Some(Verdict::Fault(fault)) => Some(fault),
+            Some(Verdict::NotOurs) | None => None,
+        };
+        if let Some(engine) = failing {
+            engine.remember(fault);
         }
+        fault
     }
 
     /// As [`classify`](Self::classify), for an error whose type is not known to be one: `S::Error`.
@@ -141,13 +181,14 @@ impl Classifier {
         self.classify(error)
     }
 
-    fn of(built_in: &'static [Library]) -> Self {
+    fn of(built_in: &'static [Library], sticky: &[Sticky]) -> Self {
         let (custom, types) = (Vec::new(), Vec::new());
         Self {
             inner: Arc::new(Inner {
                 custom,
                 built_in,
                 types,
+                memory: Arc::new(Memory::of(sticky)),
             }),
         }
     }
@@ -165,7 +206,7 @@ impl Classifier {
 /// Knows every supported library.
 impl Default for Classifier {
     fn default() -> Self {
-        Self::of(LIBRARIES)
+        Self::of(LIBRARIES, STICKY)
     }
 }
 
@@ -175,6 +216,7 @@ impl fmt::Debug for Classifier {
             custom,
             built_in,
             types,
+            memory: _,
         } = &*self.inner;
         f.debug_struct("Classifier")
             .field("custom", &custom.len())
@@ -193,7 +235,7 @@ pub enum Verdict {
     NotOurs,
 }
 
-/// The storage failure in `error`, by the default [`Classifier`].
+/// The storage failure in `error`, by a default [`Classifier`] that all callers share, with its memory.
 ///
 /// ```
 /// use std::io;
@@ -204,7 +246,13 @@ pub enum Verdict {
 /// assert_eq!(fault::classify(&error), Some(Fault::new(Cause::QuotaExceeded, Resource::Bytes)));
 /// ```
 pub fn classify(error: &(dyn Error + 'static)) -> Option<Fault> {
-    Classifier::default().classify(error)
+    common().classify(error)
+}
+
+/// The classifier of those that have none of their own.
+pub(crate) fn common() -> &'static Classifier {
+    static COMMON: LazyLock<Classifier> = LazyLock::new(Classifier::default);
+    &COMMON
 }
 
 /// The first error of type `E` in `error`.
@@ -510,6 +558,87 @@ mod tests {
         assert_eq!(classifier.classify_any(&HandlerError::NotFound), None);
         let missing = HandlerError::Store(io_error(io::ErrorKind::NotFound));
         assert_eq!(classifier.classify_any(&missing), None);
+    }
+
+    /// Of an engine that stays failed.
+    #[derive(Debug, thiserror::Error)]
+    enum EngineError {
+        #[error("failed")]
+        Now(#[source] io::Error),
+        #[error("has failed before")]
+        Before,
+        #[error("used wrongly")]
+        Misused,
+    }
+
+    fn said(error: &(dyn Error + 'static)) -> Option<Said> {
+        match error.downcast_ref()? {
+            EngineError::Now(_) => Some(Said::Fails),
+            EngineError::Before => Some(Said::FailedBefore),
+            EngineError::Misused => None,
+        }
+    }
+
+    fn with_engine() -> Classifier {
+        Classifier::of(LIBRARIES, &[|_| None, said])
+    }
+
+    fn fails(kind: io::ErrorKind) -> Context {
+        context(EngineError::Now(io_error(kind)))
+    }
+
+    #[test]
+    fn an_engine_that_failed_before_is_at_fault_for_what_it_failed_for() {
+        let classifier = with_engine();
+        let before = || classifier.classify(&context(EngineError::Before));
+        assert_eq!(before(), None);
+        classifier.classify(&fails(io::ErrorKind::StorageFull));
+        assert_eq!(before(), Some(DISK_FULL));
+        // Neither errors of use nor those of others change that.
+        assert_eq!(classifier.classify(&EngineError::Misused), None);
+        classifier.classify(&io_error(io::ErrorKind::QuotaExceeded));
+        assert_eq!(before(), Some(DISK_FULL));
+        classifier.classify(&fails(io::ErrorKind::QuotaExceeded));
+        assert_eq!(before().unwrap().cause, Cause::QuotaExceeded);
+        classifier.classify(&fails(io::ErrorKind::NotFound));
+        assert_eq!(before(), None);
+    }
+
+    #[test]
+    fn a_memory_is_shared_by_clones_and_by_nobody_else() {
+        let classifier = with_engine();
+        let relatives = [classifier.clone(), classifier.clone().with(|_| None)];
+        classifier.classify(&fails(io::ErrorKind::StorageFull));
+        for relative in &relatives {
+            assert_eq!(relative.classify(&EngineError::Before), Some(DISK_FULL));
+        }
+        relatives[1].classify(&fails(io::ErrorKind::NotFound));
+        assert_eq!(classifier.classify(&EngineError::Before), None);
+
+        classifier.classify(&fails(io::ErrorKind::StorageFull));
+        assert_eq!(with_engine().classify(&EngineError::Before), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_the_verdict_in_the_end() {
+        let classifier = with_engine().with(|error| {
+            let error = error.downcast_ref::<EngineError>()?;
+            matches!(error, EngineError::Now(_)).then_some(Verdict::NotOurs)
+        });
+        classifier.classify(&fails(io::ErrorKind::StorageFull));
+        assert_eq!(classifier.classify(&EngineError::Before), None);
+
+        let classifier = with_engine().with(|error| {
+            error
+                .is::<io::Error>()
+                .then_some(Verdict::Fault(TABLE_FULL))
+        });
+        classifier.classify(&fails(io::ErrorKind::NotFound));
+        assert_eq!(classifier.classify(&EngineError::Before), Some(TABLE_FULL));
+        // A function of the user's own can overrule the memory too.
+        let classifier =
+            classifier.with(|error| error.is::<EngineError>().then_some(Verdict::NotOurs));
+        assert_eq!(classifier.classify(&EngineError::Before), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{error::Error, io, sync::Arc};
 
 use super::{
     Cause, Fault, Resource, Verdict,
-    library::{Library, of_type},
+    library::{Library, held, of_type},
 };
 
 pub(super) const LIBRARY: Library = Library {
@@ -17,11 +17,8 @@ pub(super) const LIBRARY: Library = Library {
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         error.get_ref().map(|inner| inner as _)
-    } else if let Some(shared) = error.downcast_ref::<Arc<io::Error>>() {
-        Some(&**shared)
     } else {
-        let boxed = error.downcast_ref::<Box<io::Error>>()?;
-        Some(&**boxed)
+        held::<io::Error>(error)
     }
 }
 

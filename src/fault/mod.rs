@@ -21,9 +21,11 @@
 //! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does
 //!   not.
 //! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
-//!   storage.
+//!   storage. Where memory is the storage, as in Redis, it does.
 //! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that:
 //!   say so with [`Verdict::NotOurs`].
+//!
+#![doc = include_str!("libraries.md")]
 //!
 //! # Errors that hide what is inside of them
 //!
@@ -61,31 +63,78 @@
 //! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
 //! ```
 
+#[cfg(feature = "async-nats")]
+mod async_nats;
 #[cfg(feature = "aws-smithy-types")]
 mod aws_smithy_types;
 mod cause;
 mod classifier;
+#[cfg(feature = "clickhouse")]
+mod clickhouse;
+#[cfg(feature = "diesel")]
+mod diesel;
+#[cfg(all(
+    test,
+    not(storage_guard_loom),
+    any(feature = "sqlx", feature = "tokio-postgres")
+))]
+mod fake_servers;
+#[cfg(feature = "fjall")]
+mod fjall;
+#[cfg(feature = "heed")]
+mod heed;
 mod io;
+#[cfg(feature = "lettre")]
+mod lettre;
 mod library;
+mod memory;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(feature = "mysql_async")]
+mod mysql_async;
+#[cfg(any(feature = "diesel", feature = "mysql_async", feature = "sqlx"))]
+mod mysql_codes;
 #[cfg(feature = "object_store")]
 mod object_store;
 #[cfg(feature = "opendal")]
 mod opendal;
+#[cfg(feature = "redb")]
+mod redb;
 #[cfg(feature = "redis")]
 mod redis;
+mod rocksdb;
+#[cfg(feature = "rusqlite")]
+mod rusqlite;
 #[cfg(any(
     feature = "aws-smithy-types",
     feature = "object_store",
     feature = "opendal"
 ))]
 mod s3_codes;
+#[cfg(feature = "scylla")]
+mod scylla;
+#[cfg(feature = "sea-orm")]
+mod sea_orm;
 mod source;
+#[cfg(any(feature = "diesel", feature = "rusqlite", feature = "sqlx"))]
+mod sqlite_codes;
+#[cfg(any(feature = "diesel", feature = "sqlx", feature = "tokio-postgres"))]
+mod sqlstate;
+#[cfg(feature = "sqlx")]
+mod sqlx;
+#[cfg(feature = "tantivy")]
+mod tantivy;
+#[cfg(feature = "tiberius")]
+mod tiberius;
+#[cfg(feature = "tokio-postgres")]
+mod tokio_postgres;
 
+#[cfg(feature = "tonic")]
+pub(crate) use self::classifier::common;
 pub(crate) use self::classifier::find;
 pub use self::{
     cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
+    rocksdb::rocksdb,
     source::Source,
 };

@@ -11,10 +11,11 @@ use super::{
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Watch},
     layer::Settings,
+    price,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::Later,
     time::Bound,
+    upload::Answered,
 };
 
 /// What an answer leads to.
@@ -80,6 +81,7 @@ where
         if let Some(ending) = Ending::of_call(asked, response.headers()) {
             // A refusal in its place would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
+            let response = of_upload_once_ended(&mut guarded, response);
             return watched(response, guarded, ending);
         }
         let ended = match guarded.cell.end_if_read() {
@@ -87,12 +89,14 @@ where
             Err(refusal) => return fail(Some(&guarded), refusal, without_body(response)),
             Ok(ended) => ended,
         };
-        let (response, settled) = of_upload(&mut guarded, response);
         let Some(ended) = ended else {
             // Still being read behind the answer. Both have to end.
             let ending = Ending::of_content(&response.body().size_hint());
+            let response = of_upload_once_ended(&mut guarded, response);
             return watched(response, guarded, ending);
         };
+        let (response, answered) = of_upload(&mut guarded, response);
+        let settled = answered.and_then(Answered::succeeded);
         match (ended.into_commit(), settled) {
             (Some((hold, change)), _) => Next::Wait(Self::Commit {
                 commit: hold.commit(change),
@@ -108,18 +112,37 @@ where
     }
 }
 
-/// What the answer says of the upload that the request is part of. Returned where that is complete: what there is to wait
-/// for.
+/// What the answer says of the upload that the request is part of.
 fn of_upload<Q: QuotaSource, R>(
     guarded: &mut Guarded<Q>,
     response: Response<R>,
-) -> (Response<R>, Option<Later<bool>>) {
+) -> (Response<R>, Option<Answered>) {
     let Some(visit) = guarded.visit.take() else {
         return (response, None);
     };
     let (head, body) = response.into_parts();
-    let settled = visit.succeeded(&head);
-    (Response::from_parts(head, body), settled)
+    let answered = visit.hear(&head);
+    (Response::from_parts(head, body), Some(answered))
+}
+
+/// The same, to count when the request has ended.
+fn of_upload_once_ended<Q: QuotaSource, R>(
+    guarded: &mut Guarded<Q>,
+    response: Response<R>,
+) -> Response<R> {
+    let (response, answered) = of_upload(guarded, response);
+    let Some(answered) = answered else {
+        return response;
+    };
+    let waits = Box::new(move |ending| drop(answered.end(ending)));
+    if let Err(ended) = guarded.cell.when_ended(waits) {
+        // The handler has committed it just now.
+        ended(price::Ending {
+            success: true,
+            ..price::Ending::default()
+        });
+    }
+    response
 }
 
 fn as_it_is<S, B, R, Q>(response: Response<R>) -> Next<S, B, Q, R>

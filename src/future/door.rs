@@ -223,7 +223,8 @@ where
                 return Self::at_upload(settings, held, demand);
             }
             if let Some(draw) = visit.draw().cloned() {
-                cell.when_ended(Box::new(move |ending| draw.end(ending)));
+                // It has not: nobody else has seen it yet.
+                let _ = cell.when_ended(Box::new(move |ending| draw.end(ending)));
             }
             charged = visit.charged(charged);
         }

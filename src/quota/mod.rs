@@ -6,6 +6,7 @@
 //! | [`MemoryQuota`] | this process | all requests of this process |
 //! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
+//! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), or your own (`stored`); they outlive the process | all requests of all processes |
 //! | your own [`QuotaSource`] | anywhere | whatever it promises |
 //!
 //! ```
@@ -41,8 +42,12 @@ mod source;
 mod stored;
 
 pub(crate) use self::collection::After;
+#[cfg(feature = "postgres")]
+pub use self::stored::PostgresStore;
 #[cfg(feature = "redis-store")]
 pub use self::stored::RedisStore;
+#[cfg(feature = "sqlite")]
+pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
     Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,

@@ -246,9 +246,14 @@ impl<Q: QuotaSource> Cell<Q> {
         }
     }
 
-    /// Sets what is told when the reservation has ended.
-    pub(crate) fn when_ended(&self, underway: Underway) {
-        self.books().underway = Some(underway);
+    /// Sets what is told when the reservation has ended. Returned where it has.
+    pub(crate) fn when_ended(&self, underway: Underway) -> Result<(), Underway> {
+        let mut books = self.books();
+        if books.ended {
+            return Err(underway);
+        }
+        books.underway = Some(underway);
+        Ok(())
     }
 
     /// What the quota is asked to set aside at the door.

@@ -23,6 +23,7 @@ pub(crate) struct Part {
     upload: Arc<Upload>,
     /// None where the request brings no part: it makes one of those that came.
     draw: Option<Arc<Draw>>,
+    is_finish: bool,
 }
 
 impl Part {
@@ -31,14 +32,16 @@ impl Part {
             cell,
             upload: Arc::clone(draw.upload()),
             draw: Some(draw),
+            is_finish: false,
         }
     }
 
-    pub(crate) fn last(cell: Arc<dyn Charged>, upload: Arc<Upload>) -> Self {
+    pub(crate) fn last(cell: Arc<dyn Charged>, upload: Arc<Upload>, is_finish: bool) -> Self {
         Self {
             cell,
             upload,
             draw: None,
+            is_finish,
         }
     }
 }
@@ -119,7 +122,14 @@ impl Charged for Part {
     }
 
     fn commit(self: Arc<Self>) -> Later<bool> {
-        Arc::clone(&self.cell).commit()
+        let is_late = self.cell.has_ended() || self.cell.refusal().is_some();
+        let settled = Arc::clone(&self.cell).commit();
+        let draw = self.draw.as_deref();
+        if is_late || !draw.map_or(self.is_finish, Draw::is_last) {
+            return settled;
+        }
+        // All is there, and nobody may be left to answer.
+        self.upload.complete(draw)
     }
 
     fn has_ended(&self) -> bool {

@@ -84,7 +84,7 @@ use crate::{
 /// - A `Status` in the error's chain is taken as it is.
 /// - Everything else is INTERNAL, and the client learns nothing of it.
 pub fn status(error: impl Into<BoxError>) -> Status {
-    status_by(&Classifier::default(), error)
+    status_by(fault::common(), error)
 }
 
 /// As [`status`], with a classifier of your own. It should be the layer's.

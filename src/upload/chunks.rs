@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{request, response};
 
-use super::{Outcome, Protocol, Step};
+use super::{Outcome, Protocol, Step, location::in_one_way};
 use crate::demand::decimal;
 
 /// Uploads in chunks, as the sync clients of ownCloud and Nextcloud make them: a folder for each upload, chunks in it,
@@ -28,14 +28,15 @@ impl Chunks {
     /// Chunks in the folders of a path, such as `/remote.php/dav/uploads`.
     pub fn under(path: &str) -> Self {
         Self {
-            under: path.trim_end_matches('/').into(),
+            under: in_one_way(path).trim_end_matches('/').into(),
         }
     }
 }
 
 impl Protocol for Chunks {
     fn step(&self, head: &request::Parts) -> Option<Step> {
-        let path = head.uri.path().trim_end_matches('/');
+        let path = in_one_way(head.uri.path());
+        let path = path.trim_end_matches('/');
         let below = path.strip_prefix(&*self.under)?.strip_prefix('/')?;
         let (folder, name) = path.rsplit_once('/')?;
         // What is right there belongs to no upload, but may be one's folder.

@@ -1,13 +1,16 @@
-//! Where a `Location` leads.
+//! Where a `Location` leads, and how paths are written.
+
+use std::borrow::Cow;
 
 /// The path and the query that `location` refers to, in an answer to a request for `base` (RFC 3986, section 5.2).
 pub(super) fn resolve(location: &str, base: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
-    let relative = match location.split_once("://") {
-        Some((scheme, rest)) if scheme.bytes().all(is_of_scheme) => behind_host(rest),
+    let (relative, base) = match location.split_once("://") {
+        // Of a host, and of nothing that we were asked for.
+        Some((scheme, rest)) if scheme.bytes().all(is_of_scheme) => (behind_host(rest), "/"),
         _ => match location.strip_prefix("//") {
-            Some(rest) => behind_host(rest),
-            None => location,
+            Some(rest) => (behind_host(rest), "/"),
+            None => (location, base),
         },
     };
     let (path, query) = split_query(relative);
@@ -65,6 +68,40 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
+/// A path in the one way to write it, out of all that mean the same: percent-encoded only where that makes a difference
+/// (RFC 3986, section 6.2.2), or is not ASCII.
+pub(super) fn in_one_way(path: &str) -> Cow<'_, str> {
+    if path.is_ascii() && !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let mut written = String::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((byte, behind)) = rest.split_first() {
+        rest = behind;
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let encoded = match behind.split_first_chunk::<2>() {
+            Some(([high, low], behind)) if *byte == b'%' => digit(*high)
+                .zip(digit(*low))
+                .map(|(high, low)| ((high * 16 + low) as u8, behind)),
+            _ => None,
+        };
+        let byte = match encoded {
+            Some((byte, behind)) => {
+                rest = behind;
+                byte
+            }
+            None => *byte,
+        };
+        let makes_a_difference = encoded.is_some() && b"%/?#".contains(&byte);
+        if byte.is_ascii_graphic() && !makes_a_difference {
+            written.push(byte.into());
+        } else {
+            written.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Cow::Owned(written)
+}
+
 #[cfg(all(test, not(storage_guard_loom)))]
 mod tests {
     use super::*;
@@ -90,6 +127,25 @@ mod tests {
             ("", "/files?x=1", "/files?x=1"),
         ] {
             assert_eq!(resolve(location, base), path, "{location:?} at {base:?}");
+        }
+    }
+
+    #[test]
+    fn paths_that_mean_the_same_are_written_alike() {
+        for (path, written) in [
+            ("/a/.file", "/a/.file"),
+            ("/%61/%2Efile", "/a/.file"),
+            ("/ann%40example.org", "/ann@example.org"),
+            ("/%c3%a9", "/%C3%A9"),
+            ("/é", "/%C3%A9"),
+            // These are others.
+            ("/a%2fb", "/a%2Fb"),
+            ("/%2541", "/%2541"),
+            ("/a%3fb?c", "/a%3Fb?c"),
+            ("/%zz%4", "/%zz%4"),
+        ] {
+            assert_eq!(in_one_way(path), written);
+            assert_eq!(in_one_way(written), written, "once and for all");
         }
     }
 }

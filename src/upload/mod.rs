@@ -60,10 +60,15 @@
 //!
 //! # What does not
 //!
+//! - A tus server has to say `Tus-Resumable` in its answers *where the guard sees them*: set by a layer outside of the
+//!   guard, it comes too late, and nothing is held. Otherwise a header of the client's would hold the disk at any service
+//!   that answers with a `Location`.
 //! - What is known of uploads is gone with the process, or when they expire. Their later parts are then charged one by
 //!   one, and what came before is not: count it at the start.
 //! - Who may reserve may reserve for as long as uploads are kept, and never come back. That takes a quota for each user,
 //!   or a short time to live.
+//! - Whoever may send a request for an upload's path can make it grow, whatever the service answers. Let the guard see
+//!   only requests that may write there.
 //! - The guard has to see the requests at the paths that `Location` names. See [`Uploads::key_by`].
 
 mod chunks;
@@ -78,15 +83,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::request;
 
-use self::registry::Registry;
 pub use self::{
     chunks::Chunks,
     resumable::Resumable,
     step::{Outcome, Protocol, Step},
 };
+use self::{location::in_one_way, registry::Registry};
 pub(crate) use self::{
     open::{Draw, Drawn, Upload},
-    visit::{FoundStep, Visit},
+    visit::{Answered, FoundStep, Visit},
 };
 
 /// The uploads that are open. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
@@ -134,7 +139,8 @@ impl Uploads {
     /// Sets what names an upload, given the path of a request or of a `Location`. For where the two are not the same:
     /// behind a proxy or a router that takes a prefix off.
     ///
-    /// Defaults to the path as it is.
+    /// Defaults to the path, and the query if `Location` has one. Whatever a client may change without asking for
+    /// something else has to name the same upload: what comes under another name is charged by itself.
     ///
     /// ```
     /// use tower_storage_guard::upload::Uploads;
@@ -176,7 +182,7 @@ impl Uploads {
         let (mut step, protocol) =
             protocols.find_map(|protocol| Some((protocol.step(head)?, protocol)))?;
         if !step.is_begin() {
-            step.key = self.key(&step.key).into();
+            step.key = self.key_of_request(&step.key).into();
         }
         Some(FoundStep {
             step,
@@ -186,11 +192,26 @@ impl Uploads {
     }
 
     fn key(&self, path: &str) -> String {
+        let path = in_one_way(path);
         let path = path.trim_end_matches('/');
         match &self.key_by {
             Some(key) => key(path),
             None => path.to_owned(),
         }
+    }
+
+    /// Most services do not look at the query, and then anybody may add one.
+    fn key_of_request(&self, uri: &str) -> String {
+        let key = self.key(uri);
+        if let Some((path, _)) = uri.split_once('?')
+            && self.registry.get(&key).is_none()
+        {
+            let without = self.key(path);
+            if self.registry.get(&without).is_some() {
+                return without;
+            }
+        }
+        key
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
 use super::{Step, registry::Registry};
@@ -15,22 +15,24 @@ use crate::{
 pub(crate) struct Upload {
     /// What is set aside for the whole. Dropped, it is released.
     cell: Arc<dyn Charged>,
-    /// Of the whole, what was there before this was set aside.
+    /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
     before: u64,
     registry: Weak<Registry>,
+    /// Where it is in the registry, once it is there.
+    key: OnceLock<Box<str>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
+    /// How long it is in all. Not sure before a request that said so has succeeded, or brought something.
     whole: Option<u64>,
+    is_sure: bool,
     parts: HashMap<Box<str>, Part>,
-    /// The sum of what is there of the parts.
-    stored: u64,
+    /// The sum of what is there of the parts. Wide, as clients choose where a part begins.
+    stored: u128,
     /// The sum of what they draw.
     drawn: u64,
-    /// By how much what handlers say they have stored differs from what they have read.
-    correction: i128,
     draws: u64,
     /// Bytes whose claim on the volume has settled, or is counted on by a part in flight.
     used_up: u64,
@@ -47,14 +49,16 @@ struct Part {
     drawn: u64,
     /// How far it ever came. What was claimed for that has settled.
     reached: u64,
+    /// By how much what handlers say they have stored differs from what they have read.
+    correction: i128,
     /// The draw that `drawn` belongs to. A part may be sent again while the connection that broke off still hangs.
     by: u64,
+    draw: Weak<Draw>,
 }
 
 /// What one request draws from its upload. It ends once.
 pub(crate) struct Draw {
     upload: Arc<Upload>,
-    key: Box<str>,
     part: Box<str>,
     offset: Option<u64>,
     /// How long the upload is in all, as far as this request or an earlier one said.
@@ -75,6 +79,8 @@ struct Books {
     /// Bytes that were reported to have reached the disk, and of the upload's, those that have settled with that.
     reported: u64,
     settled: u64,
+    /// What is there of the part after it.
+    there: u64,
     has_ended: bool,
 }
 
@@ -88,11 +94,11 @@ pub(crate) struct Drawn {
 
 impl Upload {
     pub(super) fn new(cell: Arc<dyn Charged>, step: &Step, registry: Weak<Registry>) -> Self {
-        let before = cell.demand().moved().bytes;
         Self {
             cell,
-            before,
+            before: step.offset.unwrap_or(0),
             registry,
+            key: OnceLock::new(),
             state: Mutex::new(State {
                 whole: step.whole,
                 ..State::default()
@@ -116,7 +122,19 @@ impl Upload {
 
     /// Bytes that are there.
     pub(super) fn received(&self) -> u64 {
-        self.state().stored
+        u64::try_from(self.state().stored).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.get().map(|key| &**key)
+    }
+
+    pub(super) fn set_key(&self, key: &str) {
+        self.key.get_or_init(|| key.into());
+    }
+
+    fn registry(&self) -> Option<Arc<Registry>> {
+        self.registry.upgrade()
     }
 
     pub(crate) fn cell(&self) -> &Arc<dyn Charged> {
@@ -126,21 +144,19 @@ impl Upload {
     /// A request with a part of it comes in.
     pub(super) fn enter(self: Arc<Self>, step: &Step, wanted: Option<u64>) -> Arc<Draw> {
         let mut state = self.state();
-        let whole = state.whole.max(step.whole);
+        // It does not change: who says so later is told by the service.
+        let said = step.whole.filter(|_| !state.is_sure);
+        let whole = said.or(state.whole);
         state.draws += 1;
         state.in_flight += 1;
         let number = state.draws;
         let part = state.parts.entry(step.part.clone()).or_default();
-        let there = step.offset.unwrap_or(0);
+        // Behind what ever came nothing can begin. The service will say so.
+        let reached = part.reached.max(self.before);
+        let there = step.offset.map_or(0, |offset| offset.min(reached));
         let replaced = std::mem::replace(&mut part.stored, there);
-        let superseded = std::mem::take(&mut part.drawn);
-        part.by = number;
-        state.stored = (state.stored - replaced).saturating_add(there);
-        state.drawn -= superseded;
-        drop(state);
-        Arc::new(Draw {
-            upload: self,
-            key: step.key.clone(),
+        let draw = Arc::new(Draw {
+            upload: Arc::clone(&self),
             part: step.part.clone(),
             offset: step.offset,
             whole,
@@ -150,13 +166,38 @@ impl Upload {
                 replaced,
                 ..Books::default()
             }),
-        })
+        });
+        let superseded = std::mem::take(&mut part.drawn);
+        let other = std::mem::replace(&mut part.draw, Arc::downgrade(&draw)).upgrade();
+        part.by = number;
+        state.stored = state.stored - u128::from(replaced) + u128::from(there);
+        state.drawn -= superseded;
+        if let Some(other) = &other {
+            // What is claimed for it is needed here.
+            state.used_up -= other.books().yield_claim();
+        }
+        drop(state);
+        // It may have ended, and this be the last of it: that locks again.
+        drop(other);
+        draw
     }
 
-    /// All is there: it is charged.
-    pub(super) fn complete(&self) -> Later<bool> {
-        let state = self.state();
-        let stored = i128::from(state.stored - self.before.min(state.stored)) + state.correction;
+    /// All is there: it is charged. `last` has brought the last of it.
+    pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> Later<bool> {
+        if let Some(registry) = self.registry() {
+            registry.forget(self);
+        }
+        let mut state = self.state();
+        if let Some(last) = last {
+            // Whoever came in behind it may have said anything.
+            let there = last.books().there;
+            state.set_there(&last.part, last.number, there);
+        }
+        let corrections = state.parts.values().map(|part| part.correction);
+        let stored = state.stored.saturating_sub(self.before.into());
+        let stored = i128::try_from(stored)
+            .unwrap_or(i128::MAX)
+            .saturating_add(corrections.sum());
         drop(state);
         let stored = u64::try_from(stored.max(0)).unwrap_or(u64::MAX);
         self.cell
@@ -173,7 +214,19 @@ impl Upload {
 impl State {
     /// Of so much that is set aside, what is neither there nor drawn.
     fn left_of(&self, reserved: u64) -> u64 {
-        reserved.saturating_sub(self.stored.saturating_add(self.drawn))
+        let taken = self.stored + u128::from(self.drawn);
+        let left = u128::from(reserved).saturating_sub(taken);
+        u64::try_from(left).unwrap_or(u64::MAX)
+    }
+
+    /// Sets what is there of a part, and that this draw has brought it.
+    fn set_there(&mut self, part: &str, by: u64, there: u64) -> &mut Part {
+        let part = self.parts.entry(part.into()).or_default();
+        let before = std::mem::replace(&mut part.stored, there);
+        self.stored = self.stored - u128::from(before) + u128::from(there);
+        self.drawn -= std::mem::take(&mut part.drawn);
+        part.by = by;
+        part
     }
 }
 
@@ -182,13 +235,27 @@ impl Draw {
         &self.upload
     }
 
+    /// How long the upload is in all, as far as this request or another said.
+    pub(super) fn whole(&self) -> Option<u64> {
+        let state = self.upload.state();
+        state.whole.filter(|_| state.is_sure).or(self.whole)
+    }
+
     /// Bytes that have to be set aside beside what is, before the request is let in.
     pub(crate) fn missing(&self) -> u64 {
         let reserved = self.upload.reserved();
         let state = self.upload.state();
         let left = state.left_of(reserved);
         let for_whole = self.whole.unwrap_or(0).saturating_sub(reserved);
-        for_whole.max(self.wanted.unwrap_or(0).saturating_sub(left))
+        let for_part = self.must_draw().unwrap_or(0).saturating_sub(left);
+        for_whole.max(for_part)
+    }
+
+    /// What it has to draw at the door. Where parts come one after the other, and the whole is set aside, it is no more
+    /// than what is left: what begins elsewhere is a conflict, and for the service to answer.
+    fn must_draw(&self) -> Option<u64> {
+        let may_draw_less = self.offset.is_some() && self.whole.is_some();
+        self.wanted.filter(|_| !may_draw_less)
     }
 
     /// Draws what the body brings, or where nobody knows how much that is, up to `grant`. None where more has to be set
@@ -197,11 +264,14 @@ impl Draw {
         let reserved = self.upload.reserved();
         let mut state = self.upload.state();
         let left = state.left_of(reserved);
-        let bytes = match self.wanted {
-            Some(wanted) if wanted > left => return None,
-            Some(wanted) => wanted,
-            None => grant.min(left),
-        };
+        if self.must_draw().is_some_and(|wanted| wanted > left) {
+            return None;
+        }
+        // Only now, as nothing was set aside where it is refused.
+        if !state.is_sure {
+            state.whole = self.whole;
+        }
+        let bytes = self.wanted.unwrap_or(grant).min(left);
         Some(self.take(&mut state, bytes))
     }
 
@@ -237,6 +307,10 @@ impl Draw {
     /// `bytes` more of it have reached the disk.
     pub(crate) fn written(&self, bytes: u64) {
         let mut books = self.books();
+        if books.has_ended {
+            // What it has not used is others' now.
+            return;
+        }
         books.reported = books.reported.saturating_add(bytes);
         let settling = books.settle(0);
         drop(books);
@@ -255,44 +329,59 @@ impl Draw {
             return;
         }
         let settling = books.settle(received);
-        let (unused, replaced) = (books.of_upload - books.settled, books.replaced);
+        let there = match self.offset {
+            // What came is kept, whatever became of the rest. The next request says how much it was.
+            Some(offset) if success || received > 0 => offset.saturating_add(received),
+            None if success => received,
+            // It may have named any offset.
+            Some(_) | None => books.replaced,
+        };
+        books.there = there;
+        let unused = books.of_upload - books.settled;
         drop(books);
 
         let mut state = self.upload.state();
         state.in_flight -= 1;
         state.used_up -= unused;
         state.is_confirmed |= success;
-        if success {
-            // Only now, as nothing was set aside where it was refused.
-            state.whole = state.whole.max(self.whole);
-            state.correction += i128::from(stored) - i128::from(received);
+        if (success || received > 0) && !state.is_sure {
+            state.whole = self.whole;
+            state.is_sure = self.whole.is_some();
         }
-        if let Some(part) = state.parts.get_mut(&self.part)
-            && part.by == self.number
-        {
-            let there = match self.offset {
-                // What came is kept, whatever became of the rest. The next request says how much it was.
-                Some(offset) => offset.saturating_add(received),
-                None if success => received,
-                None => replaced,
-            };
-            let drawn = std::mem::take(&mut part.drawn);
-            let came = self.offset.unwrap_or(0).saturating_add(received);
-            part.reached = part.reached.max(came);
-            let before = std::mem::replace(&mut part.stored, there);
-            state.drawn -= drawn;
-            state.stored = (state.stored - before).saturating_add(there);
+        let is_latest = |part: &Part| part.by == self.number;
+        // A success is the service's word. One that failed says nothing where another has come in since.
+        if success || state.parts.get(&self.part).is_some_and(is_latest) {
+            let part = state.set_there(&self.part, self.number, there);
+            if received > 0 {
+                let came = self.offset.unwrap_or(0).saturating_add(received);
+                part.reached = part.reached.max(came);
+            }
+            if success {
+                let begins = self.offset.is_none_or(|offset| offset == 0);
+                let before = if begins { 0 } else { part.correction };
+                part.correction = before + i128::from(stored) - i128::from(received);
+            }
+            if part.stored == 0 && part.reached == 0 && part.correction == 0 {
+                // Names are the client's to choose, as many as it likes.
+                state.parts.remove(&self.part);
+            }
         }
         let is_unknown = !state.is_confirmed && state.in_flight == 0;
         drop(state);
         self.upload.cell.written(settling);
-        if let Some(registry) = self.upload.registry.upgrade() {
+        if let Some(registry) = self.upload.registry() {
             if is_unknown {
-                registry.forget(&self.key, &self.upload);
+                registry.forget(&self.upload);
             } else {
-                registry.rest(&self.key, &self.upload);
+                registry.rest(&self.upload);
             }
         }
+    }
+
+    /// Whether, with this, all is there of an upload whose parts come one after the other.
+    pub(crate) fn is_last(&self) -> bool {
+        let there = self.books().there;
+        self.offset.is_some() && self.upload.whole().is_some_and(|whole| there >= whole)
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -301,6 +390,14 @@ impl Draw {
 }
 
 impl Books {
+    /// Gives up what is claimed for the upload and has not settled. How much that is.
+    fn yield_claim(&mut self) -> u64 {
+        if self.has_ended {
+            return 0;
+        }
+        self.of_upload - std::mem::replace(&mut self.of_upload, self.settled)
+    }
+
     /// Of what is claimed for the upload, what settles when at least so much of the body has reached the disk. What is
     /// claimed for this request alone goes first.
     fn settle(&mut self, received: u64) -> u64 {

@@ -70,17 +70,19 @@ impl Registry {
         idle: Duration,
     ) -> Arc<Draw> {
         let mut open = self.open();
-        let known = open
-            .entry(step.key.clone())
-            .or_insert_with(|| Open::new(upload, idle));
+        let known = open.entry(step.key.clone()).or_insert_with(|| {
+            upload.set_key(&step.key);
+            Open::new(upload, idle)
+        });
         Arc::clone(&known.upload).enter(step, wanted)
     }
 
     /// Enters an upload that has got this key just now. Another of this key cannot be there any more.
     pub(super) fn park(&self, key: &str, upload: &Arc<Upload>, idle: Duration) {
+        upload.set_key(key);
         let gone = self.open().insert(key.into(), Open::new(upload, idle));
         drop(gone);
-        self.rest(key, upload);
+        self.rest(upload);
     }
 
     /// Ends an upload. What is left of its reservation is released with the last that holds it.
@@ -90,7 +92,8 @@ impl Registry {
     }
 
     /// Ends this upload, if it is the one of its key.
-    pub(super) fn forget(&self, key: &str, upload: &Arc<Upload>) {
+    pub(super) fn forget(&self, upload: &Arc<Upload>) {
+        let Some(key) = upload.key() else { return };
         let mut open = self.open();
         let is_it = open
             .get(key)
@@ -102,7 +105,8 @@ impl Registry {
     }
 
     /// Begins to count its time, if no part is in flight.
-    pub(super) fn rest(&self, key: &str, upload: &Arc<Upload>) {
+    pub(super) fn rest(&self, upload: &Arc<Upload>) {
+        let Some(key) = upload.key() else { return };
         let mut open = self.open();
         let Some(known) = open.get_mut(key) else {
             return;

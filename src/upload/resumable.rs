@@ -42,10 +42,11 @@ impl Protocol for Resumable {
             return Some(Step::abort(path).in_tus());
         }
         let step = match number(headers, "upload-offset") {
+            // A creation is one, whatever else it says.
+            _ if is_tus && is_created_by_tus(method, headers) => Step::begin(path),
             Some(offset) if method == b"PATCH" => Step::part(path).at_offset(offset),
-            None if is_tus && !is_created_by_tus(method, headers) => return None,
-            None => Step::begin(path),
-            Some(_) => return None,
+            None if !is_tus => Step::begin(path),
+            _ => return None,
         };
         let step = match number(headers, "upload-length") {
             Some(whole) => step.of_whole(whole),

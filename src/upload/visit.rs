@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use http::response;
+use http::{StatusCode, response};
 
 use super::{Draw, Outcome, Protocol, Step, Upload, Uploads, location::resolve};
 use crate::{
-    Amount, Demand,
+    Demand,
+    price::Ending,
     reservation::{Charged, Later, Part},
 };
 
@@ -36,9 +37,9 @@ enum At {
 }
 
 impl FoundStep {
-    /// Whether it aborts an upload that is open.
-    pub(crate) fn ends_upload(&self) -> bool {
-        self.step.is_abort() && self.uploads.registry.get(&self.step.key).is_some()
+    /// Whether it is part of an upload that is open.
+    pub(crate) fn is_of_open_upload(&self) -> bool {
+        !self.step.is_begin() && self.uploads.registry.get(&self.step.key).is_some()
     }
 
     /// None where the request is priced like any other: nobody knows of the upload.
@@ -53,8 +54,9 @@ impl FoundStep {
             match registry.draw(step, wanted) {
                 Some(draw) => At::Part(draw),
                 None => {
-                    step.whole?;
-                    At::First
+                    // Where nothing is to come, it was whole before.
+                    let is_to_come = step.whole? > step.offset.unwrap_or(0);
+                    is_to_come.then_some(At::First)?
                 }
             }
         };
@@ -80,13 +82,10 @@ impl Visit {
         Some(match step.whole {
             None => demand,
             Some(whole) => {
-                // What was there before is the scopes' as well; the volume has it already.
-                let before = step.offset.unwrap_or(0).min(whole);
-                let rest = (whole - before).max(self.wanted.unwrap_or(0));
-                Demand::known(rest)
+                let rest = whole.saturating_sub(step.offset.unwrap_or(0));
+                Demand::known(rest.max(self.wanted.unwrap_or(0)))
                     .with_objects(1)
                     .replacing(demand.replaced())
-                    .moving(Amount::bytes(before))
             }
         })
     }
@@ -104,7 +103,10 @@ impl Visit {
         match &self.at {
             At::First => own,
             At::Part(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Last(upload) => Arc::new(Part::last(own, Arc::clone(upload))),
+            At::Last(upload) => {
+                let is_finish = self.found.step.is_finish();
+                Arc::new(Part::last(own, Arc::clone(upload), is_finish))
+            }
         }
     }
 
@@ -128,37 +130,70 @@ impl Visit {
         })
     }
 
-    /// The request has succeeded, and has ended. Returned where the upload is complete: what is left to wait for.
-    pub(crate) fn succeeded(mut self, answer: &response::Parts) -> Option<Later<bool>> {
-        let upload = match &self.at {
-            At::First => return None,
-            At::Part(draw) => Arc::clone(draw.upload()),
-            At::Last(upload) => Arc::clone(upload),
+    /// What a successful answer says of the upload.
+    pub(crate) fn hear(mut self, answer: &response::Parts) -> Answered {
+        let FoundStep { step, protocol, .. } = &mut self.found;
+        let says = match &self.at {
+            At::First => Outcome::Open,
+            // RFC 4918, section 13: some of it is still there.
+            At::Last(_) if step.is_abort() => match answer.status {
+                StatusCode::MULTI_STATUS => Outcome::Open,
+                _ => Outcome::Complete,
+            },
+            At::Last(upload) => {
+                step.whole = upload.whole();
+                protocol.outcome(step, answer)
+            }
+            At::Part(draw) => {
+                step.whole = draw.whole();
+                protocol.outcome(step, answer)
+            }
         };
-        let FoundStep {
-            step,
-            protocol,
-            uploads,
-        } = &mut self.found;
-        let registry = &uploads.registry;
-        if step.is_abort() {
-            registry.forget(&step.key, &upload);
-            return None;
+        Answered { visit: self, says }
+    }
+}
+
+/// A request that is part of an upload, and what its answer says of that.
+pub(crate) struct Answered {
+    visit: Visit,
+    says: Outcome,
+}
+
+impl Answered {
+    /// The request has ended. Returned as by [`Self::succeeded`].
+    pub(crate) fn end(self, ending: Ending) -> Option<Later<bool>> {
+        if let At::Part(draw) = &self.visit.at {
+            draw.end(ending);
         }
-        step.whole = upload.whole();
-        match protocol.outcome(step, answer) {
-            Outcome::Open => None,
-            Outcome::OpenAt(location) => {
-                if step.is_begin() {
-                    let key = uploads.key(&resolve(&location, &step.key));
-                    registry.park(&key, &upload, uploads.idle);
-                }
+        if ending.success {
+            self.succeeded()
+        } else {
+            None
+        }
+    }
+
+    /// The request has succeeded, and has ended. Returned where the upload is complete: what is left to wait for.
+    pub(crate) fn succeeded(self) -> Option<Later<bool>> {
+        let FoundStep { step, uploads, .. } = self.visit.found;
+        let registry = &uploads.registry;
+        let (upload, last) = match &self.visit.at {
+            At::First => return None,
+            At::Part(draw) => (draw.upload(), Some(&**draw)),
+            At::Last(upload) => (upload, None),
+        };
+        match self.says {
+            Outcome::OpenAt(location) if step.is_begin() => {
+                let key = uploads.key(&resolve(&location, &step.key));
+                registry.park(&key, upload, uploads.idle);
                 None
             }
-            Outcome::Complete => {
-                registry.forget(&step.key, &upload);
-                Some(upload.complete())
+            // Nobody could ever find one that has no place.
+            Outcome::Open | Outcome::OpenAt(_) if !step.is_begin() => None,
+            _ if step.is_abort() => {
+                registry.forget(upload);
+                None
             }
+            _ => Some(upload.complete(last)),
         }
     }
 }

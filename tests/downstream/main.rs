@@ -1,14 +1,44 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
+#![cfg(test)]
 
+mod apart;
+mod async_nats;
+mod clickhouse;
+#[cfg(target_os = "linux")]
+mod fjall;
+#[cfg(target_os = "linux")]
+mod heed;
+mod lettre;
+#[cfg(target_os = "linux")]
+mod mariadb;
 mod mongodb;
 #[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../it/support/mounts.rs"]
 mod mounts;
+#[cfg(target_os = "linux")]
 mod object_stores;
+#[cfg(target_os = "linux")]
+mod postgres;
+mod postgres_documents;
+#[cfg(target_os = "linux")]
+mod redb;
+#[cfg(target_os = "linux")]
 mod redis;
-#[path = "../it/support/running.rs"]
-mod running;
+mod responder;
+#[cfg(target_os = "linux")]
+mod rusqlite;
+mod scylla;
+#[cfg(target_os = "linux")]
+mod shared;
+#[cfg(target_os = "linux")]
+mod sql;
+#[cfg(target_os = "linux")]
+mod sqlite;
 mod support;
+#[cfg(target_os = "linux")]
+mod tantivy;
+mod tiberius;
 
 /// `std::io` needs no feature.
 #[tokio::test]

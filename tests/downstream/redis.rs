@@ -9,10 +9,7 @@ use redis::{
 };
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    running::{Running, free_port, listens},
-    support::{assert_not_refused, assert_refused},
-};
+use crate::support::{Running, assert_not_refused, assert_refused, free_port, listens};
 
 struct Server {
     client: Client,

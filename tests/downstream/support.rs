@@ -1,4 +1,12 @@
-//! A guarded axum handler to fail in.
+//! A guarded axum handler to fail in, and servers to fail at.
+
+#[path = "../it/support/eventually.rs"]
+mod eventually;
+#[path = "../it/support/running.rs"]
+mod running;
+#[allow(dead_code, reason = "the other tests use more of it")]
+#[path = "../it/support/server.rs"]
+pub(crate) mod server;
 
 use std::error::Error;
 
@@ -7,9 +15,12 @@ use serde_json::Value;
 use tower_storage_guard::{
     StorageGuardLayer,
     axum::Failure,
-    fault::Cause,
+    fault::{Cause, Classifier},
     quota::{Limits, MemoryQuota},
 };
+
+use self::eventually::eventually;
+pub(crate) use self::running::{Running, free_port};
 
 /// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
 /// context that anyhow puts around it.
@@ -21,7 +32,20 @@ pub(crate) async fn assert_refused<T, E, Fut>(
     E: Error + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
 {
-    for (status, reason) in answers(work).await {
+    assert_refused_by(Classifier::default(), cause, work).await;
+}
+
+/// As [`assert_refused`], by a classifier other than the default one.
+pub(crate) async fn assert_refused_by<T, E, Fut>(
+    classifier: Classifier,
+    cause: Cause,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(classifier, work).await {
         assert_eq!(
             (status, reason.as_deref()),
             (StatusCode::INSUFFICIENT_STORAGE, Some(cause.reason()))
@@ -37,7 +61,19 @@ pub(crate) async fn assert_not_refused<T, E, Fut>(
     E: Error + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
 {
-    for (status, reason) in answers(work).await {
+    assert_not_refused_by(Classifier::default(), work).await;
+}
+
+/// As [`assert_not_refused`], by a classifier other than the default one.
+pub(crate) async fn assert_not_refused_by<T, E, Fut>(
+    classifier: Classifier,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    for (status, reason) in answers(classifier, work).await {
         assert_eq!((status, reason), (StatusCode::INTERNAL_SERVER_ERROR, None));
     }
 }
@@ -60,6 +96,7 @@ pub(crate) async fn assert_becomes<T, E, Fut>(
 /// The status and the reason of two answers: to an error as it is, and in the context of anyhow. Each comes over
 /// HTTP from a handler of axum's under guard.
 async fn answers<T, E, Fut>(
+    classifier: Classifier,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
 ) -> [(StatusCode, Option<String>); 2]
 where
@@ -78,6 +115,7 @@ where
         Ok(StatusCode::CREATED)
     });
     let guard = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED));
+    let guard = guard.classifier(classifier);
     let app = Router::new()
         .route("/plain", plain)
         .route("/wrapped", wrapped)
@@ -100,4 +138,22 @@ where
     let answers = [ask("/plain").await, ask("/wrapped").await];
     server.abort();
     answers
+}
+
+/// Whether somebody listens at a port of this machine.
+pub(crate) fn listens(port: u16) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// Work that is done with a new copy of a client each time.
+pub(crate) fn with<C, W, Fut>(
+    client: &C,
+    work: W,
+) -> impl Fn() -> Fut + Clone + Send + Sync + use<C, W, Fut>
+where
+    C: Clone + Send + Sync,
+    W: Fn(C) -> Fut + Clone + Send + Sync,
+{
+    let client = client.clone();
+    move || work(client.clone())
 }

@@ -27,5 +27,6 @@ mod start;
 mod stores;
 mod support;
 mod tonic_upload;
+mod tus_example;
 mod webdav;
 mod webdav_example;

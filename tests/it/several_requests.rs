@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
@@ -21,7 +21,7 @@ use tower_storage_guard::{
 };
 
 use crate::{
-    guard::{Content, Incoming, Reply, USER, full},
+    guard::{Content, Incoming, Reply, USER, chunked, full},
     support::{Dice, disk::Disk, eventually},
 };
 
@@ -566,4 +566,249 @@ async fn figures_agree_with_a_model_at_every_quiet_point() {
             assert_eq!(site.uploads.open(), open.len());
         }
     }
+}
+
+/// Nothing that others send in its name changes what an upload is charged for.
+#[tokio::test]
+async fn a_part_that_is_refused_is_not_counted_in_the_place_of_one_in_flight() {
+    let patch = |offset: u64| {
+        let request = tus("PATCH", "/files/0").header("upload-offset", offset);
+        request.body(full(0)).unwrap()
+    };
+    for offset in [0, 7, u64::MAX] {
+        let site = Site::new(100, 100);
+        let file = site.begin(100).await.unwrap();
+        assert_eq!(site.patch(&file, 0, full(40)).await, 204);
+        let (frames, mut rest) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let frames_of = stream::poll_fn(move |cx| rest.poll_recv(cx).map(|frame| frame.map(Ok)));
+        let content = StreamBody::new(frames_of.map(|frame| frame.map(Frame::data)));
+        let last = site.patch(&file, 40, content.boxed_unsync());
+        let between = async {
+            frames.send(Bytes::from(vec![7; 30])).await.unwrap();
+            assert_eq!(site.status(patch(offset)).await, 409);
+            frames.send(Bytes::from(vec![7; 30])).await.unwrap();
+            drop(frames);
+        };
+        assert_eq!(tokio::join!(last, between).0, 204);
+        assert_eq!((site.used(), site.held()), (100, 0), "at {offset}");
+        Disk::until_settled(&site.volume).await;
+    }
+}
+
+#[tokio::test]
+async fn no_offset_is_too_large() {
+    let site = Site::new(1_000, 100);
+    let chunk = || {
+        let request = Request::put("/chunks/1/1").header("oc-total-length", 50);
+        request.body(full(20)).unwrap()
+    };
+    assert_eq!(site.status(chunk()).await, 201);
+    // A client may name by one protocol what it began by another.
+    for offset in [u64::MAX, 0] {
+        site.patch("/chunks/1", offset, full(0)).await;
+        assert_eq!(site.status(chunk()).await, 201);
+    }
+    assert_eq!(site.uploads.get("/chunks/1").unwrap().received, 20);
+    assert_eq!(site.status(plain("MOVE", "/chunks/1/.file", 0)).await, 201);
+    assert_eq!((site.used(), site.held()), (20, 0));
+}
+
+#[tokio::test]
+async fn an_upload_has_one_name_however_it_is_written() {
+    let site = Site::new(1_000, 100);
+    let file = site.begin(30).await.unwrap();
+    for (offset, alias) in [
+        (0, "/files/0?a=b"),
+        (10, "/files/%30"),
+        (20, "/%66iles/0/?"),
+    ] {
+        let known = site.uploads.get(&file).unwrap();
+        assert_eq!(known.received, offset);
+        let status = site.patch(alias, offset, full(10)).await;
+        // The service here takes only queries for the same.
+        if status != 204 {
+            assert_eq!((site.used(), site.held()), (0, 30), "{alias}");
+            assert_eq!(site.patch(&file, offset, full(10)).await, 204);
+        }
+    }
+    assert_eq!(site.used(), 30);
+
+    let site = Site::new(1_000, 100);
+    let put = Request::put("/chunks/a@b/1").header("oc-total-length", 30);
+    assert_eq!(site.status(put.body(full(30)).unwrap()).await, 201);
+    assert_eq!(
+        site.status(plain("MOVE", "/%63hunks/a%40b/%2Efile", 0))
+            .await,
+        201
+    );
+    assert_eq!((site.used(), site.held()), (30, 0));
+}
+
+#[tokio::test]
+async fn what_a_handler_says_of_a_part_goes_with_the_part() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::new(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        // It compresses.
+        let (head, body) = request.into_parts();
+        let came = body.collect().await.unwrap().to_bytes().len() as u64;
+        if came > 0 {
+            let reservation: &Reservation = head.extensions.get().unwrap();
+            reservation.stored(came / 2);
+        }
+        Ok::<_, Infallible>(reply(201))
+    }));
+    for _ in 0..3 {
+        let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+        let put = put.body(full(40)).unwrap();
+        assert_eq!(service.clone().oneshot(put).await.unwrap().status(), 201);
+    }
+    let last = plain("MOVE", "/chunks/1/.file", 0);
+    assert_eq!(service.oneshot(last).await.unwrap().status(), 201);
+    assert_eq!(quota.usage(USER).used, Amount::new(20, 1));
+}
+
+/// A service that answers so, and reads behind its answer.
+fn answers_first(
+    headers: &'static [(&'static str, &'static str)],
+) -> impl Fn(Request<Incoming>) -> std::future::Ready<Result<Reply, Infallible>> + Clone {
+    move |request| {
+        let mut answer = reply(201);
+        for (name, value) in headers {
+            answer.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            request.into_body().collect().await.unwrap();
+        });
+        std::future::ready(Ok(answer))
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_behind_the_answer_counts() {
+    let guard = |idle| {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let uploads = Uploads::default().expire_after(idle);
+        let layer = StorageGuardLayer::quota_only(quota.clone())
+            .scope_by(|_| USER)
+            .uploads(&uploads);
+        (quota, uploads, layer)
+    };
+    let first = |content_type: &'static str| {
+        let request = Request::post("/new").header("upload-complete", "?0");
+        let request = request.header("content-type", content_type);
+        request.body(chunked(4, 10)).unwrap()
+    };
+
+    // One that knows no uploads. Its client cannot have it for nothing.
+    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let service = layer.layer(service_fn(answers_first(&[])));
+    let answer = service.oneshot(first("image/png")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    eventually("it is charged", || {
+        quota.usage(USER).used == Amount::new(40, 1)
+    })
+    .await;
+    assert_eq!(uploads.open(), 0);
+
+    // The same of a call.
+    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        request.into_body().collect().await.unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = stream::iter([Ok::<_, Infallible>(Frame::<Bytes>::trailers(trailers))]);
+        let mut answer = Response::new(StreamBody::new(frames));
+        let grpc = "application/grpc".parse().unwrap();
+        answer.headers_mut().insert("content-type", grpc);
+        Ok::<_, Infallible>(answer)
+    }));
+    let answer = service.oneshot(first("application/grpc")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    assert_eq!(uploads.open(), 0);
+
+    // One that is open expires all the same.
+    let (quota, uploads, layer) = guard(Duration::from_millis(50));
+    let service = layer.layer(service_fn(answers_first(&[
+        ("upload-complete", "?0"),
+        ("location", "/up/1"),
+    ])));
+    let answer = service.oneshot(first("image/png")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    eventually("it is open", || uploads.open() == 1).await;
+    eventually("it expires", || uploads.open() == 0).await;
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn the_last_request_counts_even_where_others_like_it_are_not_guarded() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::new(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .applies_when(|head| head.method == "PUT")
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        let status = if request.method() == "DELETE" {
+            207
+        } else {
+            201
+        };
+        request.into_body().collect().await.unwrap();
+        Ok::<_, Infallible>(reply(status))
+    }));
+    let send = |request| service.clone().oneshot(request);
+    let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+    send(put.body(full(40)).unwrap()).await.unwrap();
+    // Some of it is still there.
+    send(plain("DELETE", "/chunks/1", 0)).await.unwrap();
+    assert_eq!(quota.usage(USER).held.bytes, 40);
+    send(plain("MOVE", "/chunks/1/.file", 0)).await.unwrap();
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::default().and(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        body.collect().await.unwrap();
+        if !head.uri.path().ends_with("/1") {
+            head.extensions.get::<Reservation>().unwrap().commit().await;
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Infallible>(reply(201))
+    }));
+    // The client leaves before the answer.
+    let left = |request| {
+        let answer = service.clone().oneshot(request);
+        tokio::time::timeout(Duration::from_millis(20), answer)
+    };
+    let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+    assert!(left(put.body(full(40)).unwrap()).await.is_ok());
+    assert!(left(plain("MOVE", "/chunks/1/.file", 0)).await.is_err());
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    // Or never meant it to be an upload of several requests.
+    let put = Request::put("/note").header("upload-complete", "?1");
+    let put = put.header("upload-length", 10).body(full(10)).unwrap();
+    assert!(left(put).await.is_err());
+    assert_eq!(quota.usage(USER).used, Amount::new(50, 2));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    assert_eq!(uploads.open(), 0);
 }

@@ -37,9 +37,12 @@ struct State {
     bell: Notify,
 }
 
+/// A settlement, and who waits for it.
+type Unsettled = (Settlement, oneshot::Sender<()>);
+
 #[derive(Default)]
 struct Work {
-    queue: VecDeque<(Settlement, oneshot::Sender<()>)>,
+    queue: VecDeque<Unsettled>,
     /// Taken off the queue, and not confirmed yet.
     under_way: usize,
     alive: HashMap<HoldId, Scopes>,
@@ -89,12 +92,19 @@ impl State {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be settled next. None when nothing is left, and nothing will come.
-    async fn next(&self) -> Option<Vec<(Settlement, oneshot::Sender<()>)>> {
+    /// Puts what was under way behind all the others.
+    fn put_back(&self, batch: Vec<Unsettled>) {
+        let mut work = self.work();
+        work.under_way = 0;
+        work.queue.extend(batch);
+    }
+
+    /// What is to be settled next, up to so many. None when nothing is left, and nothing will come.
+    async fn next(&self, most: usize) -> Option<Vec<Unsettled>> {
         loop {
             {
                 let mut work = self.work();
-                let count = work.queue.len().min(BATCH);
+                let count = work.queue.len().min(most);
                 if count > 0 {
                     work.under_way = count;
                     return Some(work.queue.drain(..count).collect());
@@ -110,21 +120,24 @@ impl State {
 
 /// Until all is settled, and nobody is left to bring more.
 async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
-    while let Some(batch) = state.next().await {
-        let (settlements, done): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let mut pause = PAUSE;
-        // By their ids they are settled once, however often the store is asked.
-        while !matches!(
-            timeout(PATIENCE, store.settle(&settlements)).await,
-            Ok(Ok(()))
-        ) {
+    let (mut most, mut pause) = (BATCH, PAUSE);
+    while let Some(batch) = state.next(most).await {
+        let settlements: Vec<_> = batch.iter().map(|(one, _)| one.clone()).collect();
+        let settled = timeout(PATIENCE, store.settle(&settlements)).await;
+        if matches!(settled, Ok(Ok(()))) {
+            state.work().under_way = 0;
+            (most, pause) = (BATCH, PAUSE);
+            for (_, done) in batch {
+                // Its request may be gone.
+                let _ = done.send(());
+            }
+        } else {
+            // By their ids they are settled once, however often the store is asked. One that it can never take must
+            // not hold up the others: from here on they go one by one, and those that fail go last.
+            state.put_back(batch);
             tokio::time::sleep(pause).await;
+            most = 1;
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-        state.work().under_way = 0;
-        for done in done {
-            // Its request may be gone.
-            let _ = done.send(());
         }
     }
 }

@@ -1,13 +1,23 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod keeper;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis-store")]
 mod redis;
 mod source;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresStore;
 #[cfg(feature = "redis-store")]
 pub use self::redis::RedisStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteStore;
 pub use self::{
     keeper::Settled,
     source::{StoredHold, StoredQuota},

@@ -1,8 +1,16 @@
 //! One suite for every store, and a model to measure them by.
 
 mod model;
+#[cfg(target_os = "linux")]
+mod postgres;
+#[cfg(unix)]
+mod process;
 #[cfg(unix)]
 mod redis;
+#[cfg(unix)]
+mod sql;
+#[cfg(unix)]
+mod sqlite;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,6 +1,7 @@
 //! What several tests need.
 
 pub(crate) mod disk;
+mod eventually;
 #[cfg(target_os = "linux")]
 pub(crate) mod mounts;
 /// The messages and clients of the gRPC example.
@@ -14,19 +15,7 @@ pub(crate) mod server;
 pub(crate) mod store;
 pub(crate) mod uploads;
 
-use std::time::{Duration, Instant};
-
-/// Waits until `is_so`, ten seconds at the most.
-pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(10), "not yet: {what}");
-        // By the system's clock, as the threads that we wait for go by it: a test may have paused tokio's.
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(5)))
-            .await
-            .unwrap();
-    }
-}
+pub(crate) use self::eventually::eventually;
 
 /// Numbers that look random, and are the same every time.
 #[derive(Clone)]

@@ -43,7 +43,7 @@ pub(crate) fn with_own_loop_mounts<F: FnOnce()>(test: F) {
 pub(crate) fn with_small_files<F: FnOnce()>(test: F) {
     let mut shell = Command::new("sh");
     // POSIX counts in 512 bytes, bash in 1024.
-    shell.args(["-c", r#"trap "" XFSZ; ulimit -f 1024 && exec "$0" "$@""#]);
+    shell.args(["-c", r#"trap "" XFSZ; ulimit -S -f 1024 && exec "$0" "$@""#]);
     again(shell, test);
 }
 

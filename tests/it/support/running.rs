@@ -1,4 +1,4 @@
-//! Servers that tests start.
+//! Servers of other people's, started by tests.
 
 use std::{
     net::TcpListener,
@@ -52,9 +52,4 @@ impl Drop for Running {
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
-}
-
-/// Whether somebody listens at a port of this machine.
-pub(crate) fn listens(port: u16) -> bool {
-    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
 }

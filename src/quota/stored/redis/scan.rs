@@ -81,14 +81,15 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
     where
         C: Send + 'static,
     {
-        let work = scopes.chunks(self.together).map(|scopes| {
+        let mut work = Vec::new();
+        for scopes in scopes.chunks(self.together) {
             let mut asked = pipe();
             for scope in scopes {
                 let account = self.keys.of(Kind::Account, scope);
                 asked.cmd("HGET").arg(account).arg("used");
             }
-            used(self.connection.clone(), asked, scopes.to_vec())
-        });
+            work.push(used(self.connection.clone(), asked, scopes.to_vec()));
+        }
         let found: Result<Vec<_>, _> = all(work).await.into_iter().collect();
         Ok(found?.concat())
     }

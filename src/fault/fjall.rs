@@ -1,0 +1,96 @@
+//! fjall.
+//!
+//! | error | verdict |
+//! |---|---|
+//! | `Io`, `Storage(Io)` | the `io::Error` inside decides |
+//! | `Poisoned` | as the last of those |
+//! | everything else | undecided |
+//!
+//! fjall shows what is inside as a source.
+//!
+//! Once a write has failed, also one of its own threads, fjall takes no more of them until the database is opened
+//! again. `Poisoned` does not say what the failure was: see `memory`.
+//!
+//! Documentation: `fjall::Error`; `is_poisoned` in fjall's source.
+
+use std::error::Error;
+
+use fjall::LsmError;
+
+use super::{
+    library::{Library, held, of_type, undecided},
+    memory::Said,
+};
+
+pub(super) const LIBRARY: Library = Library {
+    look: undecided,
+    // Else `Poisoned` would not be seen: it has no source.
+    inside: held::<fjall::Error>,
+    types: &[of_type::<fjall::Error>],
+};
+
+pub(super) fn said(error: &(dyn Error + 'static)) -> Option<Said> {
+    match error.downcast_ref()? {
+        fjall::Error::Io(_) | fjall::Error::Storage(LsmError::Io(_)) => Some(Said::Fails),
+        fjall::Error::Poisoned => Some(Said::FailedBefore),
+        _ => None,
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use super::*;
+    use crate::{
+        BoxError,
+        fault::{Cause, Classifier},
+    };
+
+    fn journal(kind: io::ErrorKind) -> fjall::Error {
+        io::Error::from(kind).into()
+    }
+
+    fn tree(kind: io::ErrorKind) -> fjall::Error {
+        LsmError::from(io::Error::from(kind)).into()
+    }
+
+    fn cause(classifier: &Classifier, error: impl Into<BoxError>) -> Option<Cause> {
+        classifier.classify(&*error.into()).map(|fault| fault.cause)
+    }
+
+    #[test]
+    fn the_error_inside_decides() {
+        let cause = |error: BoxError| cause(&Classifier::default(), error);
+        for of in [journal, tree] {
+            let full = || of(io::ErrorKind::StorageFull);
+            assert_eq!(cause(full().into()), Some(Cause::DiskFull));
+            assert_eq!(cause(Arc::new(full()).into()), Some(Cause::DiskFull));
+            assert_eq!(cause(of(io::ErrorKind::NotFound).into()), None);
+            assert!(Classifier::default().classify_any(&full()).is_some());
+        }
+        assert_eq!(cause(fjall::Error::Poisoned.into()), None);
+        assert_eq!(cause(fjall::Error::Locked.into()), None);
+    }
+
+    #[test]
+    fn poisoned_is_what_it_was() {
+        let classifier = Classifier::default();
+        let cause = |error: BoxError| cause(&classifier, error);
+        for of in [journal, tree] {
+            cause(of(io::ErrorKind::StorageFull).into());
+            // An error of use.
+            cause(fjall::Error::KeyspaceDeleted.into());
+            let poisoned = Some(Cause::DiskFull);
+            assert_eq!(cause(fjall::Error::Poisoned.into()), poisoned);
+            assert_eq!(cause(Arc::new(fjall::Error::Poisoned).into()), poisoned);
+            assert_eq!(
+                cause(io::Error::other(fjall::Error::Poisoned).into()),
+                poisoned
+            );
+
+            cause(of(io::ErrorKind::Other).into());
+            assert_eq!(cause(fjall::Error::Poisoned.into()), None);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! SQLite's extended result codes.
+//!
+//! | code | verdict |
+//! |---|---|
+//! | 13 `SQLITE_FULL` | `database_full` |
+//! | 4874 `SQLITE_IOERR_SHMSIZE` | `disk_full` |
+//! | 18 `SQLITE_TOOBIG` | not storage: a limit of the program, HTTP 413 |
+//! | everything else | undecided |
+//!
+//! 13 is a database at its `max_page_count` and a full disk alike, and nobody can tell them apart. An AUTOINCREMENT
+//! table whose rowids are used up says it too.
+//!
+//! 4874 comes in WAL mode, when the file of the shared index cannot be made larger. That SQLite writes a byte to each
+//! of its pages at all is to find out about a full disk there. The code says nothing of why it could not, so a disk
+//! that breaks at just this write is taken for a full one.
+//!
+//! The other codes of I/O are undecided, although a full disk can be behind some: 778 `SQLITE_IOERR_WRITE` is a
+//! disk quota and a broken disk alike, and so is 1034 `SQLITE_IOERR_FSYNC`; 14 `SQLITE_CANTOPEN` is a journal that
+//! finds no inode, and every other file that cannot be opened. 7 `SQLITE_NOMEM` and 3082 `SQLITE_IOERR_NOMEM`
+//! are memory.
+//!
+//! "Result and Error Codes" in SQLite's documentation; `unixWrite` and `unixShmMap` in its source.
+
+use super::{Cause, Fault, Resource, Verdict};
+
+const FULL: i32 = 13;
+const TOOBIG: i32 = 18;
+const IOERR_SHMSIZE: i32 = 4874;
+
+/// What an extended result code says.
+pub(super) fn verdict(code: i32) -> Option<Verdict> {
+    match code {
+        FULL => Some(Verdict::Fault(Fault::new(
+            Cause::DatabaseFull,
+            Resource::Bytes,
+        ))),
+        IOERR_SHMSIZE => Some(Verdict::Fault(Fault::DISK_FULL)),
+        TOOBIG => Some(Verdict::NotOurs),
+        _ => None,
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_codes_decide_and_no_other() {
+        let database_full = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+        for code in i32::from(i16::MIN)..=i32::from(i16::MAX) {
+            let expected = match code {
+                13 => Some(Verdict::Fault(database_full)),
+                // SQLITE_IOERR (10) with 19 above.
+                4874 => Some(Verdict::Fault(Fault::DISK_FULL)),
+                18 => Some(Verdict::NotOurs),
+                _ => None,
+            };
+            assert_eq!(verdict(code), expected, "{code}");
+        }
+    }
+}

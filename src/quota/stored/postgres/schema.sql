@@ -1,0 +1,186 @@
+-- Quotas in PostgreSQL, in the first schema of the search path. Amounts are bytes and objects; times are the server's.
+-- Run as a whole, as often as anything is missing: whatever is there stays.
+--
+-- Names of scopes are bytes, for text can be without neither a NUL nor an encoding. They are read with
+-- `convert_from(scope, 'UTF8')`. Rows are found by a digest, as an index has no room for long names.
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+-- One at a time: what is "not there" may be so for two.
+SELECT pg_advisory_xact_lock(507, 1);
+
+-- What each scope has stored, and its own limits if it has any. Used may be below zero for a while. In a limit NULL is
+-- unlimited, and a negative number stands for the one above 2^63 that has the same bits.
+CREATE TABLE IF NOT EXISTS storage_guard_accounts (
+    key bytea GENERATED ALWAYS AS (sha256(scope)) STORED PRIMARY KEY,
+    scope bytea NOT NULL,
+    used_bytes bigint NOT NULL DEFAULT 0,
+    used_objects bigint NOT NULL DEFAULT 0,
+    has_limits boolean NOT NULL DEFAULT false,
+    hard_bytes bigint,
+    hard_objects bigint,
+    soft_bytes bigint,
+    soft_objects bigint
+);
+
+-- What each hold has set aside in each of its scopes. What has expired counts no more, and is thrown away in time.
+CREATE TABLE IF NOT EXISTS storage_guard_holds (
+    key bytea GENERATED ALWAYS AS (sha256(scope)) STORED,
+    id uuid NOT NULL,
+    scope bytea NOT NULL,
+    bytes bigint NOT NULL,
+    objects bigint NOT NULL,
+    expires timestamptz NOT NULL,
+    PRIMARY KEY (key, id)
+);
+CREATE INDEX IF NOT EXISTS storage_guard_holds_expires ON storage_guard_holds (expires);
+
+-- What has been charged, and may be asked for again. Kept for a day.
+CREATE TABLE IF NOT EXISTS storage_guard_settled (
+    id uuid PRIMARY KEY,
+    settled timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS storage_guard_settled_settled ON storage_guard_settled (settled);
+
+-- The functions have the number of their version in their names, so that old and new processes get along.
+--
+-- Why nobody waits in a circle: whoever changes a scope's holds or usage locks its account first, all accounts in the
+-- order of their keys, and then ids in their order. Whoever renews or sweeps holds without that lock waits for nobody:
+-- renewing leaves out what others have locked, as they are ending it or making it live longer; sweeping comes last.
+
+-- Locks accounts until the transaction ends, and makes those that are missing.
+CREATE OR REPLACE FUNCTION storage_guard_1_lock(names bytea[]) RETURNS void
+LANGUAGE sql AS $$
+    -- It changes nothing, and locks all the same: in one step, so that nobody can remove the row before it is locked.
+    INSERT INTO storage_guard_accounts AS account (scope)
+    SELECT DISTINCT ON (sha256(name)) name FROM unnest(names) AS name ORDER BY sha256(name)
+    ON CONFLICT (key) DO UPDATE SET used_bytes = account.used_bytes WHERE false
+$$;
+
+-- Sets an amount aside in all of these scopes, or in none. One row for each, in their order: whether it was done, and
+-- where the scope stood before. A need of NULL is more than can be counted.
+CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
+    hold_id uuid, names bytea[], milliseconds bigint,
+    more_bytes bigint, more_objects bigint,
+    need_bytes bigint, need_objects bigint,
+    default_bytes bigint, default_objects bigint
+) RETURNS TABLE (
+    is_reserved boolean,
+    used_bytes bigint, used_objects bigint, has_limits boolean,
+    hard_bytes bigint, hard_objects bigint, soft_bytes bigint, soft_objects bigint,
+    held_bytes bigint, held_objects bigint
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    countable CONSTANT bigint := 9223372036854775807;
+    moment timestamptz;
+BEGIN
+    PERFORM storage_guard_1_lock(names);
+    -- After the wait for the lock. From here on each statement sees all that was done before.
+    moment := clock_timestamp();
+    RETURN QUERY
+    WITH standing AS (
+        SELECT place, name, account.*, held.bytes AS held_bytes, held.objects AS held_objects,
+            -- Sums have no bounds.
+            greatest(account.used_bytes, 0) + held.bytes AS counted_bytes,
+            greatest(account.used_objects, 0) + held.objects AS counted_objects,
+            CASE WHEN account.has_limits THEN account.hard_bytes ELSE default_bytes END AS most_bytes,
+            CASE WHEN account.has_limits THEN account.hard_objects ELSE default_objects END AS most_objects
+        FROM unnest(names) WITH ORDINALITY AS asked (name, place)
+        JOIN storage_guard_accounts AS account ON account.key = sha256(name)
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(hold.bytes), 0) AS bytes, coalesce(sum(hold.objects), 0) AS objects
+            FROM storage_guard_holds AS hold WHERE hold.key = account.key AND hold.expires > moment
+        ) AS held
+    ), verdict AS (
+        SELECT bool_and(coalesce(
+            (need_bytes = 0 OR counted_bytes + need_bytes
+                <= CASE WHEN most_bytes >= 0 THEN most_bytes ELSE countable END)
+            AND (need_objects = 0 OR counted_objects + need_objects
+                <= CASE WHEN most_objects >= 0 THEN most_objects ELSE countable END),
+            false
+        )) AS fits FROM standing
+    ), made AS (
+        INSERT INTO storage_guard_holds AS hold (id, scope, bytes, objects, expires)
+        SELECT hold_id, name, more_bytes, more_objects, moment + milliseconds * interval '1 millisecond'
+        FROM standing, verdict WHERE fits
+        -- What has expired is gone, and does not grow.
+        ON CONFLICT (key, id) DO UPDATE SET
+            bytes = CASE WHEN hold.expires > moment THEN hold.bytes ELSE 0 END + excluded.bytes,
+            objects = CASE WHEN hold.expires > moment THEN hold.objects ELSE 0 END + excluded.objects,
+            expires = excluded.expires
+    )
+    SELECT fits, used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
+        least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint
+    FROM standing, verdict ORDER BY place;
+END
+$$;
+
+-- Ends holds, and charges what was not charged before. One element for each settlement and scope: what stands at the
+-- same place belongs together. An id has one change, or none.
+CREATE OR REPLACE FUNCTION storage_guard_1_settle(
+    ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[]
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    most CONSTANT numeric := 9223372036854775807;
+    least_of_all CONSTANT numeric := -9223372036854775808;
+    moment timestamptz;
+BEGIN
+    PERFORM storage_guard_1_lock(names);
+    moment := clock_timestamp();
+    DELETE FROM storage_guard_holds AS hold
+    USING unnest(ids, names) AS asked (id, name)
+    WHERE hold.key = sha256(asked.name) AND hold.id = asked.id;
+
+    WITH asked AS (
+        SELECT * FROM unnest(ids, names, change_bytes, change_objects) AS asked (id, name, bytes, objects)
+        WHERE bytes <> 0 OR objects <> 0
+    ), fresh AS (
+        INSERT INTO storage_guard_settled (id, settled)
+        SELECT DISTINCT asked.id, moment FROM asked ORDER BY asked.id
+        ON CONFLICT DO NOTHING RETURNING id
+    ), change AS (
+        SELECT sha256(asked.name) AS key, sum(asked.bytes) AS bytes, sum(asked.objects) AS objects
+        FROM asked JOIN fresh ON fresh.id = asked.id GROUP BY 1
+    )
+    UPDATE storage_guard_accounts AS account SET
+        used_bytes = least(greatest(account.used_bytes + change.bytes, least_of_all), most),
+        used_objects = least(greatest(account.used_objects + change.objects, least_of_all), most)
+    FROM change WHERE account.key = change.key;
+
+    -- Scopes that use nothing, hold nothing and have no limits of their own leave nothing.
+    DELETE FROM storage_guard_accounts AS account
+    WHERE account.key IN (SELECT sha256(name) FROM unnest(names) AS name)
+        AND account.used_bytes = 0 AND account.used_objects = 0 AND NOT account.has_limits
+        AND NOT EXISTS (SELECT FROM storage_guard_holds AS hold WHERE hold.key = account.key);
+
+    -- Some of what counts no more, of any scope: more than one step brings.
+    DELETE FROM storage_guard_holds WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM storage_guard_holds WHERE expires <= moment
+        ORDER BY expires LIMIT 128 FOR UPDATE SKIP LOCKED
+    ));
+    DELETE FROM storage_guard_settled WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM storage_guard_settled WHERE settled <= moment - interval '1 day'
+        ORDER BY settled LIMIT 128 FOR UPDATE SKIP LOCKED
+    ));
+END
+$$;
+
+-- Lets holds live so long from now on, if they do still. One element for each hold and scope.
+CREATE OR REPLACE FUNCTION storage_guard_1_renew(ids uuid[], names bytea[], milliseconds bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    UPDATE storage_guard_holds SET expires = moment + milliseconds * interval '1 millisecond'
+    WHERE ctid = ANY (ARRAY(
+        SELECT hold.ctid FROM unnest(ids, names) AS asked (id, name)
+        JOIN storage_guard_holds AS hold ON hold.key = sha256(asked.name) AND hold.id = asked.id
+        WHERE hold.expires > moment FOR UPDATE OF hold SKIP LOCKED
+    ));
+END
+$$;
+
+COMMIT;

@@ -1,0 +1,127 @@
+//! What the tests of SQL servers share: the drivers and ORMs that run a statement there, and what is expected of the
+//! errors.
+
+use std::error::Error;
+
+use diesel_async::{
+    AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection,
+};
+use mysql_async::prelude::Queryable;
+use sea_orm::{ConnectOptions, ConnectionTrait, Database};
+use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
+use tower_storage_guard::fault::Cause;
+
+use crate::support::{assert_not_refused, assert_refused};
+
+/// Statements that fail.
+#[derive(Clone, Copy)]
+pub(crate) struct Failing {
+    pub(crate) sql: &'static str,
+    /// What is in the error, so that it is known to be the right one.
+    pub(crate) words: &'static str,
+}
+
+/// Asserts what a handler is answered that runs the statements by a driver: 507 with a cause, or 500.
+pub(crate) async fn assert_answer<E, Fut>(
+    expected: Option<Cause>,
+    failing: Failing,
+    url: &str,
+    driver: impl Fn(String, &'static str) -> Fut + Copy + Send + Sync + 'static,
+) where
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), E>> + Send + 'static,
+{
+    let Failing { sql, words } = failing;
+    let url = url.to_owned();
+    let work = move || {
+        let done = driver(url.clone(), sql);
+        async move {
+            let done = done.await;
+            let said = format!("{done:?}");
+            assert!(said.contains(words), "not {words:?}: {said}");
+            done
+        }
+    };
+    match expected {
+        Some(cause) => assert_refused(cause, work).await,
+        None => assert_not_refused(work).await,
+    }
+}
+
+pub(crate) async fn sqlx_postgres(url: String, sql: &'static str) -> sqlx::Result<()> {
+    let mut connection = PgConnection::connect(&url).await?;
+    sqlx::raw_sql(sql).execute(&mut connection).await?;
+    Ok(())
+}
+
+pub(crate) async fn sqlx_mysql(url: String, sql: &'static str) -> sqlx::Result<()> {
+    let mut connection = MySqlConnection::connect(&url).await?;
+    sqlx::raw_sql(sql).execute(&mut connection).await?;
+    Ok(())
+}
+
+pub(crate) async fn sqlx_sqlite(url: String, sql: &'static str) -> sqlx::Result<()> {
+    let mut connection = SqliteConnection::connect(&url).await?;
+    sqlx::raw_sql(sql).execute(&mut connection).await?;
+    Ok(())
+}
+
+pub(crate) async fn sea_orm(url: String, sql: &'static str) -> Result<(), sea_orm::DbErr> {
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(1);
+    let connection = Database::connect(options).await?;
+    let done = connection.execute_unprepared(sql).await;
+    connection.close().await?;
+    done?;
+    Ok(())
+}
+
+pub(crate) async fn tokio_postgres(
+    url: String,
+    sql: &'static str,
+) -> Result<(), tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute(sql).await
+}
+
+pub(crate) async fn mysql_async(url: String, sql: &'static str) -> mysql_async::Result<()> {
+    let mut connection = mysql_async::Conn::from_url(url).await?;
+    let done = connection.query_drop(sql).await;
+    connection.disconnect().await?;
+    done
+}
+
+pub(crate) async fn diesel_postgres(
+    url: String,
+    sql: &'static str,
+) -> Result<(), diesel::result::Error> {
+    let connected = AsyncPgConnection::establish(&url).await;
+    connected.map_err(query_error)?.batch_execute(sql).await
+}
+
+pub(crate) async fn diesel_mysql(
+    url: String,
+    sql: &'static str,
+) -> Result<(), diesel::result::Error> {
+    let connected = AsyncMysqlConnection::establish(&url).await;
+    connected.map_err(query_error)?.batch_execute(sql).await
+}
+
+pub(crate) async fn diesel_sqlite(
+    path: String,
+    sql: &'static str,
+) -> Result<(), diesel::result::Error> {
+    use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
+
+    let connected = SqliteConnection::establish(&path);
+    connected.map_err(query_error)?.batch_execute(sql)
+}
+
+/// What diesel asks of every new connection is a query too.
+fn query_error(error: diesel::ConnectionError) -> diesel::result::Error {
+    match error {
+        diesel::ConnectionError::CouldntSetupConfiguration(error) => error,
+        error => panic!("no connection: {error}"),
+    }
+}

@@ -1,0 +1,67 @@
+//! A part of a test in a process of its own, which may be stopped and killed.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+const PART: &str = "STORE_TEST_PART";
+const READY: &str = "[ready]";
+
+/// Killed when dropped.
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// Runs the test of this name with a part to play, and waits until that is [`ready`].
+    pub(crate) fn start(test: &str, part: &str) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--include-ignored", "--nocapture"])
+            .env(PART, part)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let process = Self(child);
+        assert!(
+            lines.any(|line| line.unwrap().contains(READY)),
+            "{test} has ended early"
+        );
+        // It may go on talking.
+        std::thread::spawn(move || lines.for_each(drop));
+        process
+    }
+
+    /// Stops it, as a debugger would, or a machine that sleeps.
+    pub(crate) fn stop(&self) {
+        let id = self.0.id().to_string();
+        let stopped = Command::new("kill").args(["-STOP", &id]).status();
+        assert!(stopped.unwrap().success());
+    }
+
+    /// Without any chance to tidy up.
+    pub(crate) fn kill(self) {}
+
+    /// Waits until it has played its part.
+    pub(crate) fn ends(mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The part that this process is to play. None in the test itself.
+pub(crate) fn part() -> Option<String> {
+    env::var(PART).ok()
+}
+
+/// Says that this process has done what it was started for, or is about to.
+pub(crate) fn ready() {
+    println!("{READY}");
+}

@@ -1,0 +1,136 @@
+//! What the SQL engines promise on top: there are no names and no figures that they cannot keep.
+
+use std::time::{Duration, Instant};
+
+use tower_storage_guard::{
+    Amount, Scope,
+    quota::{Ceilings, Change, HoldId, Limits, QuotaError, Reserve, Settlement, Store},
+};
+
+use super::{exceeded, figures, hold, reserve, settle};
+
+pub(crate) async fn no_name_is_too_odd<S: Store>(store: &S) {
+    let random: String = (0..100_000_u32)
+        .map(|n| char::from(b'!' + (n.wrapping_mul(2_654_435_761) >> 25) as u8 % 90))
+        .collect();
+    let other = format!("{random}!");
+    for name in ["nul\0one", "nul\0two", "nul", "", "\\x00", &random, &other] {
+        let id = hold(store, name, 7, 10).await.expect(name);
+        let [held] = &store.holds(Some(&name.into()), 2).await.unwrap()[..] else {
+            panic!("{name}")
+        };
+        assert_eq!(held.scope, Scope::from(name));
+        settle(store, id, name, 7).await;
+    }
+    assert_eq!(figures(store, "nul\0one").await, (7, 0));
+    let largest = store.largest(1_000).await.unwrap();
+    for name in ["nul\0one", "", &random, &other] {
+        assert!(largest.iter().any(|(scope, _)| scope.as_str() == name));
+        store.remove(&name.into()).await.unwrap();
+    }
+}
+
+pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
+    let all = i64::MAX as u64;
+    let user = "wraps";
+    let unlimited = |id, bytes| Reserve {
+        default: Limits::UNLIMITED.into(),
+        time_to_live: Duration::MAX,
+        ..reserve(id, user, bytes, 0)
+    };
+    let id = HoldId::unique();
+    exceeded(store.reserve(&unlimited(id, u64::MAX)).await);
+    exceeded(store.reserve(&unlimited(id, all + 1)).await);
+    store.reserve(&unlimited(id, all)).await.unwrap();
+    exceeded(store.reserve(&unlimited(id, 1)).await);
+    exceeded(store.reserve(&unlimited(HoldId::unique(), 1)).await);
+    store
+        .renew(&[(id, user.into())], Duration::MAX)
+        .await
+        .unwrap();
+    assert_eq!(figures(store, user).await, (0, all));
+    for (change, used) in [
+        (i64::MAX, i64::MAX),
+        (i64::MAX, i64::MAX),
+        (i64::MIN, -1),
+        (i64::MIN, i64::MIN),
+    ] {
+        settle(store, HoldId::unique(), user, change).await;
+        assert_eq!(figures(store, user).await, (used, all));
+    }
+    settle(store, id, user, 0).await;
+    let twice = [1, 2].map(|_| Settlement {
+        id: HoldId::unique(),
+        scopes: user.into(),
+        change: Change {
+            bytes: i64::MAX,
+            objects: i64::MIN,
+        },
+    });
+    store.settle(&twice).await.unwrap();
+
+    let scope = Scope::from(user);
+    store
+        .set_used(&scope, Amount::new(u64::MAX, 1))
+        .await
+        .unwrap();
+    assert_eq!(figures(store, user).await, (i64::MAX, 0));
+    for limit in [None, Some(0), Some(u64::MAX), Some(all + 1)] {
+        let limits = Ceilings {
+            hard: Limits {
+                bytes: limit,
+                objects: Some(3),
+            },
+            soft: Limits {
+                bytes: None,
+                objects: limit,
+            },
+        };
+        store.set_limits(&scope, Some(limits)).await.unwrap();
+        let account = store.account(&scope).await.unwrap();
+        assert_eq!(account.own, Some(limits));
+    }
+    store.set_limits(&scope, None).await.unwrap();
+    store.set_used(&scope, Amount::ZERO).await.unwrap();
+    assert_eq!(
+        store.account(&scope).await.unwrap(),
+        Default::default(),
+        "all is as it was"
+    );
+}
+
+/// One settlement that is named twice is one, in one step too.
+pub(crate) async fn an_id_counts_once_in_one_step<S: Store>(store: &S) {
+    let (id, user) = (HoldId::unique(), "twice");
+    store.reserve(&reserve(id, user, 5, 10)).await.unwrap();
+    let [release, charge, again] = [0, 3, 3].map(|bytes| Settlement {
+        id,
+        scopes: user.into(),
+        change: Change { bytes, objects: 0 },
+    });
+    store.settle(&[release, charge, again]).await.unwrap();
+    assert_eq!(figures(store, user).await, (3, 0));
+}
+
+/// Asks for room until the store answers again, for so long at the most.
+pub(crate) async fn recovers<S: Store>(store: &S, scope: &str, within: Duration) {
+    let start = Instant::now();
+    loop {
+        match hold(store, scope, 1, u64::MAX).await {
+            Ok(id) => return settle(store, id, scope, 0).await,
+            Err(error) => assert!(start.elapsed() < within, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Asks for room, and is told that nobody knows, in time.
+pub(crate) async fn is_away<S: Store>(store: &S) {
+    let start = Instant::now();
+    let answer = hold(store, "away", 1, u64::MAX).await;
+    assert!(
+        matches!(answer, Err(QuotaError::Unavailable(_))),
+        "{answer:?}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(8), "late");
+}
