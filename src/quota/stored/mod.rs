@@ -15,7 +15,7 @@ mod store;
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
 #[cfg(feature = "redis-store")]
-pub use self::redis::RedisStore;
+pub use self::redis::{RedisConnection, RedisStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{

@@ -98,6 +98,14 @@ local function release(account, id)
   return true
 end
 
+-- Sets that much more aside for a hold: `held` is to be put then.
+local function hold(account, id, more, ends)
+  local held = sum(amount(redis.call('HGET', account.key, id)), more)
+  redis.call('HSET', account.key, id, text(held))
+  redis.call('ZADD', account.expiry, ends, id)
+  account.held = sum(account.held, more)
+end
+
 -- In milliseconds, by Redis' clock and nobody else's.
 local function clock()
   local time = redis.call('TIME')

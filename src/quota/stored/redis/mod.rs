@@ -1,5 +1,6 @@
 //! Quotas in Redis or Valkey.
 
+mod connect;
 mod keys;
 mod scan;
 mod script;
@@ -13,6 +14,7 @@ use std::{
 
 use redis::{aio::ConnectionLike, cmd};
 
+pub use self::connect::RedisConnection;
 use self::{
     keys::{Keys, Kind, tag},
     scan::Walk,
@@ -37,15 +39,13 @@ const BATCH: usize = 64;
 /// Keeps quotas in Redis 5 or later, or in Valkey: a [`Store`] for [`StoredQuota`](super::StoredQuota).
 ///
 /// ```no_run
-/// use redis::{Client, aio::ConnectionManager};
 /// use tower_storage_guard::{
 ///     StorageGuardLayer,
 ///     quota::{Limits, RedisStore, StoredQuota},
 /// };
 ///
-/// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
-/// let client = Client::open("redis://127.0.0.1/")?;
-/// let store = RedisStore::new(ConnectionManager::new(client).await?).prefix("uploads:");
+/// # async fn start() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let store = RedisStore::connect("redis://127.0.0.1:6379").await?.prefix("uploads:");
 /// let quota = StoredQuota::new(store, Limits::bytes(10 << 30));
 /// let layer = StorageGuardLayer::quota_only(quota);
 /// # Ok(())
@@ -54,9 +54,23 @@ const BATCH: usize = 64;
 ///
 /// # The connection
 ///
-/// It is yours: any that can be cloned. One that connects again by itself lets quotas recover by themselves: a
-/// `ConnectionManager`, or the connection of a `ClusterClient`. A `MultiplexedConnection` does not, once it is lost. What
-/// is slow is given up after five seconds, or earlier where the connection says so.
+/// [`connect`](Self::connect) makes one from a URL. [`new`](Self::new) takes yours: any that can be cloned. One that connects
+/// again by itself lets quotas recover by themselves: a `ConnectionManager`, or the connection of a `ClusterClient`. A
+/// `MultiplexedConnection` does not, once it is lost. What is slow is given up after five seconds, or earlier where the
+/// connection says so.
+///
+/// ```no_run
+/// use redis::{Client, aio::{ConnectionManager, ConnectionManagerConfig}};
+/// use tower_storage_guard::quota::RedisStore;
+///
+/// # fn start() -> Result<(), Box<dyn std::error::Error>> {
+/// // The service may start before Redis does.
+/// let client = Client::open("redis://127.0.0.1:6379")?;
+/// let manager = ConnectionManager::new_lazy_with_config(client, ConnectionManagerConfig::new())?;
+/// let store = RedisStore::new(manager);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// Each call is a script, or one plain command. Redis loads a script when it is first called, and again after a restart
 /// or a failover, where that has lost it. There is nothing to set up. A user of Redis' that may do only what is needed has
@@ -209,20 +223,19 @@ where
         }
         let mut work = Vec::new();
         for (tags, parts) in &groups {
-            for parts in parts.chunks(BATCH) {
-                let together = self.settle_in_one(parts);
-                let by_tag =
+            let steps = parts.chunks(BATCH).map(|parts| {
+                let in_tag =
                     |tag: &&str| -> Vec<_> { parts.iter().map(|part| part.in_tag(tag)).collect() };
                 let apart = match tags.len() {
                     1 => Vec::new(),
                     _ => tags
                         .iter()
-                        .map(by_tag)
-                        .map(|parts| self.settle_in_one(&parts))
+                        .map(|tag| self.settle_in_one(&in_tag(tag)))
                         .collect(),
                 };
-                work.push(settle(self.connection.clone(), together, apart));
-            }
+                (self.settle_in_one(parts), apart)
+            });
+            work.push(settle(self.connection.clone(), steps.collect()));
         }
         all(work).await.into_iter().collect()
     }
@@ -235,6 +248,9 @@ where
             args.extend([
                 id.to_string(),
                 text::of_change(*change),
+                String::new(),
+                text::of_amount(Amount::ZERO),
+                "0".into(),
                 scopes.len().to_string(),
             ]);
         }
@@ -363,23 +379,26 @@ impl<'a> Part<'a> {
     }
 }
 
-/// In one step, where Redis can: a process that ends halfway must not leave half of a charge.
+/// One after the other: a hold may be kept by one, and end with the next.
 ///
-/// Where a cluster cannot, nothing has been set aside either. What is charged without a hold is charged part by part then:
-/// it has happened, and an error would be no use.
-async fn settle<C>(connection: C, together: Call, apart: Vec<Call>) -> Result<(), Failure>
+/// Each in one step, where Redis can: a process that ends halfway must not leave half of a charge. Where a cluster cannot,
+/// nothing has been set aside either. What is charged without a hold is charged part by part then: it has happened, and an
+/// error would be no use.
+async fn settle<C>(connection: C, steps: Vec<(Call, Vec<Call>)>) -> Result<(), Failure>
 where
     C: ConnectionLike + Clone,
 {
-    match together.run(connection.clone()).await {
-        Err(Failure::Apart(_)) if !apart.is_empty() => {
-            for part in apart {
-                part.run::<()>(connection.clone()).await?;
+    for (together, apart) in steps {
+        match together.run(connection.clone()).await {
+            Err(Failure::Apart(_)) if !apart.is_empty() => {
+                for part in apart {
+                    part.run::<()>(connection.clone()).await?;
+                }
             }
-            Ok(())
+            answer => answer?,
         }
-        answer => answer,
     }
+    Ok(())
 }
 
 async fn held(

@@ -37,12 +37,11 @@ for scope = 1, #KEYS / 2 do
       return {{scope, resource, digits(limit), digits(before[resource])}, {}}
     end
   end
-  account.held = sum(account.held, asked)
-  local after = counted(account)
+  local after = sum(before, asked)
   for resource = 1, 2 do
     local limit = soft[resource]
     if limit and not less(limit, before[resource]) and less(limit, after[resource]) then
-      table.insert(warnings, {scope, text(account.used), text(account.held), account.limits})
+      table.insert(warnings, {scope, text(account.used), text(sum(account.held, asked)), account.limits})
       break
     end
   end
@@ -50,9 +49,7 @@ for scope = 1, #KEYS / 2 do
 end
 
 for _, account in ipairs(accounts) do
-  local held = sum(amount(redis.call('HGET', account.key, id)), asked)
+  hold(account, id, asked, now + time_to_live)
   put(account, 'held')
-  redis.call('HSET', account.key, id, text(held))
-  redis.call('ZADD', account.expiry, now + time_to_live, id)
 end
 return {false, warnings}

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 /// How long Redis may take for one answer. A client may be more patient, and a cluster's is: it tries again and again.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How many are asked side by side.
 const ABREAST: usize = 64;
 
@@ -49,6 +49,17 @@ pub(super) enum Failure {
          name them as in `user:{{acme}}:42` and `tenant:{{acme}}`"
     )]
     Apart(#[source] RedisError),
+    #[error(
+        "this node of a Redis cluster does not have the scope: connect to the whole cluster, \
+         with `redis+cluster://` in place of `redis://`"
+    )]
+    Elsewhere(#[source] RedisError),
+    #[error(
+        "not the URL of a store in Redis: `redis://host:6379`, or `redis+cluster://host:6379,other:6379`"
+    )]
+    Url(#[source] RedisError),
+    #[error("cannot connect to Redis")]
+    NoConnection(#[source] RedisError),
     #[error("Redis failed")]
     Redis(#[from] RedisError),
     #[error("Redis has answered something else")]
@@ -105,13 +116,13 @@ pub(super) async fn ask<T: FromRedisValue>(
 
 pub(super) async fn in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
     let answer = timeout(PATIENCE, answer).await;
-    answer.map_err(|_| Failure::Late)?.map_err(|error| {
-        if error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot) {
-            Failure::Apart(error)
-        } else {
-            Failure::Redis(error)
-        }
-    })
+    answer
+        .map_err(|_| Failure::Late)?
+        .map_err(|error| match error.kind() {
+            ErrorKind::Server(ServerErrorKind::CrossSlot) => Failure::Apart(error),
+            ErrorKind::Server(ServerErrorKind::Moved) => Failure::Elsewhere(error),
+            _ => Failure::Redis(error),
+        })
 }
 
 /// Does all of them, some side by side, whatever becomes of the others. In no order.

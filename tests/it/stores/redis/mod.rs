@@ -4,7 +4,10 @@ mod exact;
 mod outage;
 mod server;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tower_storage_guard::{
     Amount, Scope, Scopes,
@@ -15,6 +18,7 @@ use tower_storage_guard::{
 
 use self::server::{Cluster, Server};
 use super::{conforms, exceeded, figures, hold, settle};
+use crate::support::running::free_port;
 
 /// Why nobody can tell: the whole chain.
 fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
@@ -209,7 +213,7 @@ async fn a_server_without_memory_lets_nothing_in_and_takes_what_has_happened() {
 #[ignore = "needs redis-server"]
 async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
     let server = Server::start();
-    let store: RedisStore<_> = server.store().await;
+    let store = server.store().await;
     let scopes = || Scopes::from(["good", "bad"]);
     server
         .ask::<()>("SET quota:{bad}account:bad 1")
@@ -248,10 +252,77 @@ async fn a_user_of_redis_may_do_what_the_docs_say_and_nothing_else() {
     let user = format!("ACL SETUSER quotas {rights}");
     server.ask::<()>(&user).await.unwrap();
     let url = format!("redis://quotas:secret@127.0.0.1:{}", server.port);
-    let connect = async || {
-        let client = redis::Client::open(&*url).unwrap();
-        let connection = client.get_multiplexed_async_connection().await;
-        Arc::new(RedisStore::new(connection.unwrap()))
-    };
+    let connect = async || Arc::new(RedisStore::connect(&url).await.unwrap());
     conforms(connect().await, connect().await).await;
+}
+
+/// Why there is no store: the whole chain.
+async fn not_connected(url: &str) -> String {
+    let began = Instant::now();
+    let error = RedisStore::connect(url).await.expect_err(url);
+    assert!(began.elapsed() < Duration::from_secs(6), "{url}");
+    unavailable::<()>(Err(QuotaError::Unavailable(error)))
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_url_leads_to_a_server_or_to_a_cluster_or_says_why_it_does_not() {
+    for url in [
+        "postgres://host",
+        "redis+cluster://",
+        "redis://",
+        "postgres+cluster://host",
+        "not a url",
+        "redis://host:port",
+        "redis+cluster://host:port",
+    ] {
+        let why = not_connected(url).await;
+        assert!(why.contains("not the URL"), "{url}: {why}");
+    }
+    let away = free_port();
+    for scheme in ["redis", "redis+cluster"] {
+        let why = not_connected(&format!("{scheme}://me:secret@127.0.0.1:{away}")).await;
+        assert!(why.contains("Connection refused"), "{why}");
+        assert!(!why.contains("secret"), "{why}");
+    }
+
+    let server = Server::start();
+    let url = |user: &str| format!("redis://{user}127.0.0.1:{}", server.port);
+    let numbered = RedisStore::connect(&format!("{}/3", url("")))
+        .await
+        .unwrap();
+    settle(&numbered, HoldId::unique(), "user", 7).await;
+    assert_eq!(figures(&server.store().await, "user").await, (0, 0));
+    let why = not_connected(&url("").replace("redis", "rediss")).await;
+    assert!(why.contains("TLS"), "{why}");
+    let why = not_connected(&url("").replace("redis", "redis+cluster")).await;
+    assert!(why.contains("cluster support disabled"), "{why}");
+    server
+        .ask::<()>("CONFIG SET requirepass secret")
+        .await
+        .unwrap();
+    RedisStore::connect(&url(":secret@")).await.unwrap();
+    for user in ["", ":wrong@", "nobody:secret@"] {
+        let why = not_connected(&url(user)).await;
+        assert!(!why.contains("secret") && !why.contains("wrong"), "{why}");
+        assert!(why.to_lowercase().contains("authentication"), "{why}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_cluster_is_found_by_one_node_that_is_up_and_is_no_server() {
+    let cluster = Cluster::start().await;
+    let url = format!(
+        "redis+cluster://127.0.0.1:{},{}",
+        free_port(),
+        &cluster.nodes[1].url()[8..]
+    );
+    let store = RedisStore::connect(&url).await.unwrap();
+    for scope in ["foo", "bar", "user:42"] {
+        hold(&store, scope, 1, 100).await.unwrap();
+    }
+    // `foo` is on the last node.
+    let why = unavailable(hold(&cluster.nodes[0].store().await, "foo", 1, 100).await);
+    assert!(why.contains("redis+cluster://"), "{why}");
 }

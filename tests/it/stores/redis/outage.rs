@@ -1,9 +1,7 @@
 //! Servers that are away, and processes that are killed.
 
 use std::{
-    env,
     future::pending,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -16,11 +14,14 @@ use tower_storage_guard::{
 };
 
 use super::{
-    super::{figures, hold, settle},
-    server::{Cluster, Server, again, connect, until},
+    super::{
+        figures, hold,
+        process::{Process, part, ready},
+        settle,
+    },
+    server::{Cluster, Server, until},
     unavailable,
 };
-use crate::support::running::Running;
 
 /// Longer than a store may take.
 const BOUND: Duration = Duration::from_secs(7);
@@ -194,24 +195,26 @@ async fn a_replica_that_takes_over_goes_on_where_its_primary_was() {
     assert_eq!(store.largest(1).await.unwrap()[0].0.as_str(), "foo");
 }
 
-/// The port of the server, in a process that is to be killed.
-const PORT: &str = "STORAGE_GUARD_TEST_REDIS_PORT";
-
 fn of_the_killed() -> Scopes {
     Scopes::from(["user:{acme}:42", "tenant:{acme}"])
 }
 
+const KILLED: &str = "stores::redis::outage::\
+    a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge";
+
 /// Holds, and stores again and again, until it is killed.
-async fn is_killed(port: &str) {
-    let port = port.parse().unwrap();
-    let store = RedisStore::new(connect(port, ConnectionManagerConfig::new()).await);
+async fn is_killed(url: &str) {
+    let store = RedisStore::connect(url).await.unwrap();
     let quota = StoredQuota::new(store, Limits::UNLIMITED).time_to_live(Duration::from_secs(2));
     let (scopes, amount) = (of_the_killed(), Amount::new(1 << 20, 1));
     let _held = quota.reserve(&"held".into(), amount, Amount::ZERO).await;
     for _ in 0..4 {
         let (quota, scopes) = (quota.clone(), scopes.clone());
         tokio::spawn(async move {
-            loop {
+            for number in 0.. {
+                if number == 1 {
+                    ready();
+                }
                 let hold = quota.reserve(&scopes, amount, Amount::ZERO).await.unwrap();
                 hold.commit(Change::from(amount)).await;
             }
@@ -223,25 +226,17 @@ async fn is_killed(port: &str) {
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge() {
-    if let Ok(port) = env::var(PORT) {
-        return is_killed(&port).await;
+    if let Some(url) = part() {
+        return is_killed(&url).await;
     }
     let server = Server::start();
     let store = server.store().await;
     for round in 0..3 {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let mut command = again(
-            "outage::a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge",
-        );
-        command
-            .env(PORT, server.port.to_string())
-            .stderr(Stdio::null());
-        let process = Running::start(&mut command, log.path(), || true);
-        until("it holds", async || figures(&store, "held").await.1 > 0).await;
+        let process = Process::start(KILLED, &server.url());
         // Longer than a hold lives: it is renewed.
         tokio::time::sleep(Duration::from_millis(2_500 + 7 * round)).await;
         assert_eq!(figures(&store, "held").await, (0, 1 << 20));
-        drop(process);
+        process.kill();
         let killed = Instant::now();
         until("its holds are gone", async || {
             let holds = store.holds(None, 100).await.unwrap();

@@ -1,6 +1,7 @@
 //! Servers of Redis, one by one and as a cluster.
 
 use std::{
+    net::TcpStream,
     process::Command,
     time::{Duration, Instant},
 };
@@ -8,14 +9,12 @@ use std::{
 use redis::{
     Client, FromRedisValue, RedisResult,
     aio::{ConnectionManager, ConnectionManagerConfig},
-    cluster::ClusterClient,
-    cluster_async::ClusterConnection,
     cmd,
 };
 use tempfile::TempDir;
-use tower_storage_guard::quota::RedisStore;
+use tower_storage_guard::quota::{RedisConnection, RedisStore};
 
-use crate::support::running::{Running, free_port, listens};
+use crate::support::running::{Running, free_port};
 
 pub(super) struct Server {
     folder: TempDir,
@@ -78,23 +77,22 @@ impl Server {
             .await
     }
 
-    pub(super) async fn store(&self) -> RedisStore<ConnectionManager> {
-        self.store_with(ConnectionManagerConfig::new()).await
+    pub(super) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(super) async fn store(&self) -> RedisStore<RedisConnection> {
+        RedisStore::connect(&self.url()).await.unwrap()
     }
 
     pub(super) async fn store_with(
         &self,
         config: ConnectionManagerConfig,
     ) -> RedisStore<ConnectionManager> {
-        RedisStore::new(connect(self.port, config).await)
+        let client = Client::open(("127.0.0.1", self.port)).unwrap();
+        let manager = ConnectionManager::new_with_config(client, config).await;
+        RedisStore::new(manager.unwrap())
     }
-}
-
-pub(super) async fn connect(port: u16, config: ConnectionManagerConfig) -> ConnectionManager {
-    let client = Client::open(("127.0.0.1", port)).unwrap();
-    ConnectionManager::new_with_config(client, config)
-        .await
-        .unwrap()
 }
 
 /// Three nodes that share the slots.
@@ -147,11 +145,20 @@ impl Cluster {
         node.ask::<()>(&meet).await.unwrap();
     }
 
-    pub(super) async fn store(&self) -> RedisStore<ClusterConnection> {
-        let url = |node: &Server| format!("redis://127.0.0.1:{}", node.port);
-        let client = ClusterClient::new(self.nodes.iter().map(url)).unwrap();
-        RedisStore::new(client.get_async_connection().await.unwrap())
+    pub(super) fn url(&self) -> String {
+        let address = |node: &Server| format!("127.0.0.1:{}", node.port);
+        let addresses: Vec<_> = self.nodes.iter().map(address).collect();
+        format!("redis+cluster://{}", addresses.join(","))
     }
+
+    pub(super) async fn store(&self) -> RedisStore<RedisConnection> {
+        RedisStore::connect(&self.url()).await.unwrap()
+    }
+}
+
+/// Whether somebody listens at a port of this machine.
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
 fn bus(node: &Server) -> &str {
@@ -169,18 +176,4 @@ pub(super) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(20), "not yet: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// This test once more, in a process of its own.
-pub(super) fn again(test: &str) -> Command {
-    let (_crate, module) = module_path!().split_once("::").unwrap();
-    let module = module.trim_end_matches("server");
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([
-        "--exact",
-        &format!("{module}{test}"),
-        "--include-ignored",
-        "--nocapture",
-    ]);
-    command
 }
