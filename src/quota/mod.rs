@@ -48,7 +48,7 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settled, Settlement, Store,
     StoreFuture, StoredHold, StoredQuota,
 };
 #[cfg(feature = "redis-store")]

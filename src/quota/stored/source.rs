@@ -128,6 +128,7 @@ impl<S: Store> StoredQuota<S> {
             id: HoldId::unique(),
             scopes: scopes.into(),
             change,
+            keep: None,
         })
     }
 
@@ -200,6 +201,7 @@ impl<S: Store> StoredHold<S> {
                 id: self.id,
                 scopes: self.scopes.clone(),
                 change,
+                keep: None,
             })
         } else {
             Settled::nothing()
