@@ -7,13 +7,14 @@ use redis::{
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
+    cmd,
     io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
 
 use super::{
     RedisStore,
-    script::{Failure, PATIENCE},
+    script::{Failure, PATIENCE, ask},
 };
 use crate::BoxError;
 
@@ -78,7 +79,10 @@ async fn to_server(url: &str) -> Result<Inner, Failure> {
         // Whoever calls next tries again, and is told why it fails rather than that it takes long.
         .set_number_of_retries(1);
     let manager = ConnectionManager::new_with_config(client, config).await;
-    Ok(Inner::Server(manager.map_err(Failure::NoConnection)?))
+    let mut manager = manager.map_err(Failure::NoConnection)?;
+    // Who has no password is not refused before the first command.
+    ask::<Value>(&cmd("TIME"), &mut manager).await?;
+    Ok(Inner::Server(manager))
 }
 
 async fn to_cluster(nodes: Vec<String>) -> Result<Inner, Failure> {

@@ -21,7 +21,7 @@ use self::{
     script::{ACCOUNT, Call, Failure, HOLDS, RENEW, RESERVE, SETTLE, all, ask},
 };
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreFuture,
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
 };
 use crate::{
     Amount, BoxError, Scope, Scopes,
@@ -223,34 +223,45 @@ where
         }
         let mut work = Vec::new();
         for (tags, parts) in &groups {
-            let steps = parts.chunks(BATCH).map(|parts| {
-                let in_tag =
+            for parts in parts.chunks(BATCH) {
+                let together = self.settle_in_one(parts);
+                let by_tag =
                     |tag: &&str| -> Vec<_> { parts.iter().map(|part| part.in_tag(tag)).collect() };
                 let apart = match tags.len() {
                     1 => Vec::new(),
                     _ => tags
                         .iter()
-                        .map(|tag| self.settle_in_one(&in_tag(tag)))
+                        .map(by_tag)
+                        .map(|parts| self.settle_in_one(&parts))
                         .collect(),
                 };
-                (self.settle_in_one(parts), apart)
-            });
-            work.push(settle(self.connection.clone(), steps.collect()));
+                work.push(settle(self.connection.clone(), together, apart));
+            }
         }
         all(work).await.into_iter().collect()
     }
 
     fn settle_in_one(&self, parts: &[Part<'_>]) -> Call {
         let (mut keys, mut args) = (Vec::new(), vec![milliseconds(REMEMBERED)]);
-        for Part { id, change, scopes } in parts {
+        for Part {
+            id,
+            change,
+            keep,
+            scopes,
+        } in parts
+        {
+            let (kept, amount, time_to_live) = match keep {
+                Some(keep) => (keep.id.to_string(), keep.amount, keep.time_to_live),
+                None => Default::default(),
+            };
             keys.extend(scopes.first().map(|scope| self.keys.settled(*id, scope)));
             keys.extend(scopes.iter().flat_map(|scope| self.pair(scope)));
             args.extend([
                 id.to_string(),
                 text::of_change(*change),
-                String::new(),
-                text::of_amount(Amount::ZERO),
-                "0".into(),
+                kept,
+                text::of_amount(amount),
+                milliseconds(time_to_live),
                 scopes.len().to_string(),
             ]);
         }
@@ -354,6 +365,7 @@ where
 struct Part<'a> {
     id: HoldId,
     change: Change,
+    keep: Option<Keep>,
     scopes: Vec<&'a Scope>,
 }
 
@@ -362,6 +374,7 @@ impl<'a> Part<'a> {
         Self {
             id: settlement.id,
             change: settlement.change,
+            keep: settlement.keep,
             scopes: settlement.scopes.iter().collect(),
         }
     }
@@ -379,26 +392,23 @@ impl<'a> Part<'a> {
     }
 }
 
-/// One after the other: a hold may be kept by one, and end with the next.
+/// In one step, where Redis can: a process that ends halfway must not leave half of a charge.
 ///
-/// Each in one step, where Redis can: a process that ends halfway must not leave half of a charge. Where a cluster cannot,
-/// nothing has been set aside either. What is charged without a hold is charged part by part then: it has happened, and an
-/// error would be no use.
-async fn settle<C>(connection: C, steps: Vec<(Call, Vec<Call>)>) -> Result<(), Failure>
+/// Where a cluster cannot, nothing has been set aside either. What is charged without a hold is charged part by part then:
+/// it has happened, and an error would be no use.
+async fn settle<C>(connection: C, together: Call, apart: Vec<Call>) -> Result<(), Failure>
 where
     C: ConnectionLike + Clone,
 {
-    for (together, apart) in steps {
-        match together.run(connection.clone()).await {
-            Err(Failure::Apart(_)) if !apart.is_empty() => {
-                for part in apart {
-                    part.run::<()>(connection.clone()).await?;
-                }
+    match together.run(connection.clone()).await {
+        Err(Failure::Apart(_)) if !apart.is_empty() => {
+            for part in apart {
+                part.run::<()>(connection.clone()).await?;
             }
-            answer => answer?,
+            Ok(())
         }
+        answer => answer,
     }
-    Ok(())
 }
 
 async fn held(

@@ -12,12 +12,13 @@ use std::{
 use tower_storage_guard::{
     Amount, Scope, Scopes,
     quota::{
-        Ceilings, Change, HoldId, Limits, QuotaError, RedisStore, Settlement, Store, StoredQuota,
+        Ceilings, Change, HoldId, Keep, Limits, QuotaError, RedisStore, Reserve, Settlement, Store,
+        StoredQuota,
     },
 };
 
 use self::server::{Cluster, Server};
-use super::{conforms, exceeded, figures, hold, settle};
+use super::{conforms, exceeded, figures, hold, reserve, settle};
 use crate::support::running::free_port;
 
 /// Why nobody can tell: the whole chain.
@@ -90,6 +91,43 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
     assert!(left <= day && left > day - 60_000, "{left}");
     // The user's account is the rest.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 2);
+
+    // What keeps something is remembered without a charge.
+    let kept = keeping(HoldId::unique(), "user".into(), 3);
+    store.settle(std::slice::from_ref(&kept)).await.unwrap();
+    let mark = format!("quota:{{user}}settled:{}", kept.id);
+    let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
+    assert!(left <= day && left > day - 60_000, "{left}");
+}
+
+/// Releases, and keeps so many bytes.
+fn keeping(id: HoldId, scopes: Scopes, bytes: u64) -> Settlement {
+    Settlement {
+        id,
+        scopes,
+        change: Change::ZERO,
+        keep: Some(Keep {
+            id: HoldId::unique(),
+            amount: Amount::bytes(bytes),
+            time_to_live: Duration::from_secs(60),
+        }),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn what_is_kept_does_not_bring_back_what_has_expired() {
+    let server = Server::start();
+    let store = server.store().await;
+    let kept = keeping(HoldId::unique(), "user".into(), 5);
+    let brief = Reserve {
+        time_to_live: Duration::from_millis(1),
+        ..reserve(kept.keep.unwrap().id, "user", 90, 100)
+    };
+    store.reserve(&brief).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    store.settle(&[kept]).await.unwrap();
+    assert_eq!(figures(&store, "user").await, (0, 5));
 }
 
 #[tokio::test]
@@ -136,6 +174,13 @@ async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happen
     for scope in &apart() {
         assert_eq!(figures(&store, scope.as_str()).await, (13, 0));
     }
+    let kept = [keeping(HoldId::unique(), apart(), 2)];
+    for _ in 0..2 {
+        store.settle(&kept).await.unwrap();
+    }
+    for scope in &apart() {
+        assert_eq!(figures(&store, scope.as_str()).await, (13, 2));
+    }
 
     let together = Scopes::from(["user:{acme}:42", "tenant:{acme}"]);
     hold(&store, together, 1, 100).await.unwrap();
@@ -156,6 +201,7 @@ async fn what_is_on_every_node_is_found() {
             id: HoldId::unique(),
             scopes: name(number).into(),
             change: Amount::new(number * 7_919 % 3_001, 1).into(),
+            keep: None,
         });
     }
     store.settle(&settlements).await.unwrap();
@@ -205,8 +251,11 @@ async fn a_server_without_memory_lets_nothing_in_and_takes_what_has_happened() {
     settle(&store, id, "user", 6).await;
     settle(&store, HoldId::unique(), "user", 1).await;
     assert_eq!(figures(&store, "user").await, (7, 0));
+    let kept = keeping(HoldId::unique(), "user".into(), 3);
+    store.settle(&[kept]).await.unwrap();
+    assert_eq!(figures(&store, "user").await, (7, 3));
     server.ask::<()>("CONFIG SET maxmemory 0").await.unwrap();
-    hold(&store, "user", 93, 100).await.unwrap();
+    hold(&store, "user", 90, 100).await.unwrap();
 }
 
 #[tokio::test]
@@ -224,6 +273,7 @@ async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
         id: HoldId::unique(),
         scopes: scopes(),
         change: Amount::bytes(1).into(),
+        keep: None,
     };
     store.settle(&[settlement]).await.unwrap_err();
     store.account(&"bad".into()).await.unwrap_err();

@@ -110,6 +110,7 @@ async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() 
             id,
             scopes: user.into(),
             change: Amount::bytes(50).into(),
+            keep: None,
         };
         let began = Instant::now();
         store.settle(&[settlement]).await.unwrap_err();
@@ -148,6 +149,7 @@ async fn a_node_that_is_away_stops_nobody_but_its_own_scopes() {
         id: HoldId::unique(),
         scopes: scope.into(),
         change: Amount::bytes(1).into(),
+        keep: None,
     };
     let both = [charge(there), charge(here)];
     store.settle(&both).await.unwrap_err();
