@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How many settlements one script may settle, and how many holds it may renew.
 const BATCH: usize = 64;
 
-/// Keeps quotas in Redis 5 or later, or in Valkey: a [`Store`] for [`StoredQuota`](super::StoredQuota).
+/// Keeps quotas in Redis or Valkey: a [`Store`] for [`StoredQuota`](super::StoredQuota).
 ///
 /// ```no_run
 /// use tower_storage_guard::{
@@ -57,7 +57,8 @@ const BATCH: usize = 64;
 /// [`connect`](Self::connect) makes one from a URL. [`new`](Self::new) takes yours: any that can be cloned. One that connects
 /// again by itself lets quotas recover by themselves: a `ConnectionManager`, or the connection of a `ClusterClient`. A
 /// `MultiplexedConnection` does not, once it is lost. What is slow is given up after five seconds, or earlier where the
-/// connection says so.
+/// connection says so. When its machine vanishes without a word, a connection of your own lasts for as long as your system
+/// tries, which may be a quarter of an hour: `redis::io::tcp::TcpSettings` bound that.
 ///
 /// ```no_run
 /// use redis::{Client, aio::{ConnectionManager, ConnectionManagerConfig}};
@@ -97,6 +98,11 @@ const BATCH: usize = 64;
 /// Every settlement is in one step, and settled once. Only a change without a hold can have scopes with different hash
 /// tags there: it is charged hash tag by hash tag, in each of them once.
 ///
+/// # Versions
+///
+/// The tests run on Redis 7.0, alone and as a cluster, and have run on Valkey 8.0. Redis 5 and 6 have
+/// the commands that are used, and are not tested.
+///
 /// # What Redis promises
 ///
 /// * **Evicting keys is forgetting quotas.** Set `maxmemory-policy noeviction`. When memory is full then, nothing more is
@@ -109,14 +115,16 @@ const BATCH: usize = 64;
 ///
 /// # Cost
 ///
-/// A reservation is one round trip, and so is a settlement of what waits with the same hash tag. Redis needs a few hundred
-/// bytes for a scope, about 150 for a hold in each scope, and as much for a charge, which it remembers for a day. What a
-/// killed process held in a scope is thrown away when that scope is used or looked at again.
+/// A reservation is one round trip, and so is a settlement of what waits with the same hash tag. In memory, a scope takes
+/// 130 to 170 bytes, a hold 210 to 260 in each scope, and a charge 205 to 230, as it is remembered for a day: so many were
+/// measured with short names in Redis 7.0 and Valkey 8.0. What a killed process held in a scope is thrown away when that scope
+/// is used or looked at again.
 ///
 /// [`largest`](Store::largest), and [`holds`](Store::holds) of any scope, have no index: they `SCAN` all keys of all
-/// nodes, a thousand in one step. `largest` asks for the usage of every scope besides. They are for a person
-/// who looks, not for every request: a million scopes take ten seconds or so. They see what has been there all the time,
-/// and may miss what comes or moves to another node meanwhile.
+/// nodes, a thousand in one step. `largest` asks for the usage of every scope besides. They are for a person who looks, not
+/// for every request: a million scopes took `largest` 6 to 15 seconds in a release build, and a minute in a debug build, on a
+/// machine of two cores that had more to do. They see what has been there all the time, and may miss what comes or moves to
+/// another node meanwhile.
 ///
 /// Figures are exact, to the last byte: 64 bits, and not the 53 of a number in Lua.
 #[derive(Clone)]

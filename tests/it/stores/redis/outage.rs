@@ -22,6 +22,8 @@ use super::{
     server::{Cluster, Server, until},
     unavailable,
 };
+#[cfg(target_os = "linux")]
+use crate::support::mounts::with_own_network;
 
 /// Longer than a store may take.
 const BOUND: Duration = Duration::from_secs(7);
@@ -127,6 +129,50 @@ async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() 
             assert_eq!(figures(&store, user).await, (50, 1));
         }
     }
+}
+
+/// Whether a connection to this port of this machine is up, for all that the system knows.
+#[cfg(target_os = "linux")]
+fn is_connected(port: u16) -> bool {
+    let connections = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    // Number, our address, theirs, state: in hexadecimal digits.
+    connections.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words[2].ends_with(&format!(":{port:04X}")) && words[3] == "01"
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn set_network(to: &str) {
+    let mut ip = std::process::Command::new("ip");
+    let set = ip.args(["link", "set", "lo", to]).status();
+    assert!(set.unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "needs redis-server, unshare and ip"]
+fn a_machine_that_vanishes_without_a_word_is_given_up() {
+    with_own_network(|| {
+        set_network("up");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let server = Server::start();
+            let store = server.store().await;
+            hold(&store, "user", 1, 100).await.unwrap();
+            assert!(is_connected(server.port));
+            set_network("down");
+            is_away(&store, "user").await;
+            // The system itself would try for a quarter of an hour.
+            until("the connection is given up", async || {
+                !is_connected(server.port)
+            })
+            .await;
+            is_away(&store, "user").await;
+            set_network("up");
+            is_back(&store, "user").await;
+        });
+    });
 }
 
 #[tokio::test]
