@@ -1,6 +1,7 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod keeper;
+mod leased;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod source;
@@ -16,6 +17,7 @@ pub use self::postgres::PostgresStore;
 pub use self::sqlite::SqliteStore;
 pub use self::{
     keeper::Settled,
+    leased::{LeasedHold, LeasedQuota},
     source::{StoredHold, StoredQuota},
     store::{
         Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
