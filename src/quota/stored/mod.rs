@@ -1,6 +1,7 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod keeper;
+mod leased;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis-store")]
@@ -20,6 +21,7 @@ pub use self::redis::{RedisConnection, RedisStore};
 pub use self::sqlite::SqliteStore;
 pub use self::{
     keeper::Settled,
+    leased::{LeasedHold, LeasedQuota},
     source::{StoredHold, StoredQuota},
     store::{
         Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
