@@ -48,8 +48,8 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settled, Settlement, Store,
-    StoreFuture, StoredHold, StoredQuota,
+    Account, Ceilings, HoldEntry, HoldId, Journal, Keep, Reserve, Reserved, Settled, Settlement,
+    Store, StoreFuture, StoredHold, StoredQuota,
 };
 pub use self::{
     answer::{Answer, Answering},

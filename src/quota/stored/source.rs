@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Account, Ceilings, HoldId, Reserve, Settlement, Store,
+    Account, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
     keeper::{Keeper, Settled},
 };
 use crate::{
@@ -26,7 +26,8 @@ use crate::{
 ///
 /// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
 /// the store is back. Until then the answer waits for as long as the layer's
-/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process.
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process: for longer than that
+/// with a [`journal`](Self::journal).
 pub struct StoredQuota<S> {
     shared: Arc<Shared<S>>,
 }
@@ -36,6 +37,7 @@ pub(super) struct Shared<S> {
     default: Ceilings,
     time_to_live: Duration,
     warn: Option<Arc<Warn>>,
+    journal: Option<Arc<Journal>>,
     keeper: Keeper,
 }
 
@@ -53,6 +55,7 @@ impl<S: Store> StoredQuota<S> {
             default.into(),
             Duration::from_secs(30),
             None,
+            None,
         )
     }
 
@@ -61,14 +64,16 @@ impl<S: Store> StoredQuota<S> {
         default: Ceilings,
         time_to_live: Duration,
         warn: Option<Arc<Warn>>,
+        journal: Option<Arc<Journal>>,
     ) -> Self {
-        let keeper = Keeper::start(Arc::clone(&store), time_to_live);
+        let keeper = Keeper::start(Arc::clone(&store), time_to_live, journal.clone());
         Self {
             shared: Arc::new(Shared {
                 store,
                 default,
                 time_to_live,
                 warn,
+                journal,
                 keeper,
             }),
         }
@@ -83,10 +88,17 @@ impl<S: Store> StoredQuota<S> {
             store,
             default,
             warn,
+            journal,
             ..
         } = &*self.shared;
         let time_to_live = time_to_live.max(Duration::from_secs(1));
-        Self::build(Arc::clone(store), *default, time_to_live, warn.clone())
+        Self::build(
+            Arc::clone(store),
+            *default,
+            time_to_live,
+            warn.clone(),
+            journal.clone(),
+        )
     }
 
     /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
@@ -98,10 +110,38 @@ impl<S: Store> StoredQuota<S> {
             store,
             default,
             time_to_live,
+            journal,
             ..
         } = &*self.shared;
         let warn: Arc<Warn> = Arc::new(warn);
-        Self::build(Arc::clone(store), *default, *time_to_live, Some(warn))
+        Self::build(
+            Arc::clone(store),
+            *default,
+            *time_to_live,
+            Some(warn),
+            journal.clone(),
+        )
+    }
+
+    /// Keeps charges in this journal until the store has them, and charges what an earlier process has left there.
+    ///
+    /// Defaults to none: when the process is killed, charges that the store has not taken yet are lost.
+    #[must_use]
+    pub fn journal(self, journal: Journal) -> Self {
+        let Shared {
+            store,
+            default,
+            time_to_live,
+            warn,
+            ..
+        } = &*self.shared;
+        Self::build(
+            Arc::clone(store),
+            *default,
+            *time_to_live,
+            warn.clone(),
+            Some(Arc::new(journal)),
+        )
     }
 
     /// The store, to look at and to correct.
@@ -135,6 +175,15 @@ impl<S: Store> StoredQuota<S> {
     /// How many settlements the store has not taken yet.
     pub fn unsettled(&self) -> usize {
         self.shared.keeper.unsettled()
+    }
+
+    /// Whether all charges that the store has not taken yet are in the [`journal`](Self::journal): the process could be
+    /// killed now, and would lose none.
+    ///
+    /// Without a journal, whether there are none. With one it is false for a moment after each charge, and while the
+    /// journal's disk takes no writes.
+    pub fn is_journaled(&self) -> bool {
+        self.shared.keeper.is_journaled()
     }
 }
 

@@ -1,5 +1,7 @@
 //! One suite for every store, and a model to measure them by.
 
+#[cfg(unix)]
+mod journal;
 mod model;
 #[cfg(target_os = "linux")]
 mod postgres;
