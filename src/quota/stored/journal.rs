@@ -147,6 +147,7 @@ impl Journal {
         let record = Record::Charge(id, Charge { scopes, change });
         let mut state = self.queue.state();
         state.add(record);
+        state.is_behind = true;
         if state.is_failing {
             return Noted(None);
         }
@@ -178,8 +179,7 @@ impl Journal {
     /// Whether a kill would lose nothing that was noted.
     pub(super) fn is_written(&self) -> bool {
         let state = self.queue.state();
-        let is_under_way = !state.waiting.is_empty() || !state.writing.is_empty();
-        state.outstanding.is_empty() || !(state.is_failing || is_under_way)
+        state.outstanding.is_empty() || !(state.is_behind || state.is_catching_up)
     }
 }
 
@@ -216,6 +216,10 @@ struct State {
     /// Who waits for what is to be written, and for what is being written.
     waiting: Vec<oneshot::Sender<()>>,
     writing: Vec<oneshot::Sender<()>>,
+    /// There are charges that no write has begun with.
+    is_behind: bool,
+    /// There are charges that are being written.
+    is_catching_up: bool,
     /// When to write.
     due: Option<Instant>,
     /// The disk takes no writes, or takes too long: nobody waits for it.
@@ -237,6 +241,7 @@ impl State {
         self.is_failing = true;
         self.must_begin = true;
         self.records.clear();
+        self.is_behind |= mem::take(&mut self.is_catching_up);
         let mut all = mem::take(&mut self.writing);
         all.append(&mut self.waiting);
         all
@@ -275,6 +280,7 @@ impl Queue {
             let mut state = self.state();
             state.due = None;
             state.writing = mem::take(&mut state.waiting);
+            state.is_catching_up = mem::take(&mut state.is_behind);
             (!state.must_begin).then(|| mem::take(&mut state.records))
         };
         let is_written = match records {
@@ -282,16 +288,17 @@ impl Queue {
             _ => segments.begin(&self.all()).is_ok(),
         };
         let mut state = self.state();
-        let told = match is_written {
-            true => mem::take(&mut state.writing),
-            false => state.fail(),
-        };
-        if !is_written {
+        let told = if is_written {
+            state.is_catching_up = false;
+            if mem::take(&mut state.is_failing) {
+                // What came meanwhile has not rung.
+                state.due = Some(Instant::now());
+            }
+            mem::take(&mut state.writing)
+        } else {
             state.due = Some(Instant::now() + PAUSE);
-        } else if mem::take(&mut state.is_failing) {
-            // It was only slow, and has missed what came meanwhile.
-            state.due = Some(Instant::now());
-        }
+            state.fail()
+        };
         drop(state);
         drop(told);
     }
@@ -300,8 +307,8 @@ impl Queue {
     fn all(&self) -> Outstanding {
         let mut state = self.state();
         state.records.clear();
-        state.due = None;
-        (state.must_begin, state.is_failing) = (false, false);
+        (state.due, state.must_begin) = (None, false);
+        state.is_catching_up |= mem::take(&mut state.is_behind);
         let mut waiting = mem::take(&mut state.waiting);
         state.writing.append(&mut waiting);
         state.outstanding.clone()

@@ -181,6 +181,11 @@ fn count(folder: &Folder, what: &str) -> u64 {
     fs::metadata(folder.0.join(what)).map_or(0, |file| file.len())
 }
 
+/// Thirty of them fill a segment, and no page of SQLite has so much left.
+fn long_name() -> String {
+    "user".repeat(10_000)
+}
+
 /// Charges one byte after the other until it is killed.
 async fn charge_on(folder: &Folder) {
     let append = |name| {
@@ -193,7 +198,7 @@ async fn charge_on(folder: &Folder) {
     ready();
     loop {
         begun.write_all(b".").unwrap();
-        drop(quota.adjust("user", bytes(1)));
+        drop(quota.adjust(&*long_name(), bytes(1)));
         while !quota.is_journaled() {
             tokio::task::yield_now().await;
         }
@@ -221,7 +226,7 @@ async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
     }
     let quota = folder.quota();
     all_is_settled(&quota).await;
-    let used = figures(quota.store(), "user").await.0 as u64;
+    let used = figures(quota.store(), &long_name()).await.0 as u64;
     let (begun, kept) = (count(&folder, BEGUN), count(&folder, KEPT));
     assert!((kept..=begun).contains(&used), "{kept} {used} {begun}");
     // One at a time.
@@ -316,12 +321,6 @@ async fn charges_outlive_their_process_while_postgresql_is_away() {
     all_is_settled(&quota).await;
     assert_eq!(figures(quota.store(), "user").await, (234, 0));
     assert_eq!(figures(quota.store(), "tenant").await, (200, 0));
-}
-
-/// Longer than what is left of any page, so that SQLite has no room for it.
-#[cfg(target_os = "linux")]
-fn long_name() -> String {
-    "user".repeat(10_000)
 }
 
 #[cfg(target_os = "linux")]

@@ -282,6 +282,34 @@ async fn a_segment_grows_and_shrinks_again() {
     assert_eq!(sum(&reopened(directory.path(), journal).await.left()), 0);
 }
 
+/// Segments that are full all the time, and many at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_note_at_once_and_each_counts_once() {
+    let (directory, journal) = started(1_000);
+    let journal = Arc::new(journal);
+    let tasks = (0..8).map(|_| {
+        let journal = Arc::clone(&journal);
+        tokio::spawn(async move {
+            let (lease, user) = (HoldId::unique(), Scopes::from("user"));
+            for number in 0..500 {
+                drop(journal.note(lease, &user, bytes(1)));
+                let id = HoldId::unique();
+                let noted = journal.note(id, &user, bytes(1_000_000));
+                if number % 4 == 0 {
+                    noted.await;
+                }
+                journal.done([id]);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let journal = Arc::into_inner(journal).unwrap();
+    let journal = reopened(directory.path(), journal).await;
+    assert_eq!((journal.left().len(), sum(&journal.left())), (8, 4_000));
+}
+
 /// A pipe that nobody reads is a disk that hangs.
 #[cfg(unix)]
 #[tokio::test]
