@@ -1,5 +1,6 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
+mod journal;
 mod keeper;
 mod leased;
 #[cfg(feature = "postgres")]
@@ -20,6 +21,7 @@ pub use self::redis::{RedisConnection, RedisStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{
+    journal::Journal,
     keeper::Settled,
     leased::{LeasedHold, LeasedQuota},
     source::{StoredHold, StoredQuota},

@@ -1,5 +1,7 @@
 //! One suite for every store, and a model to measure them by.
 
+#[cfg(unix)]
+mod journal;
 mod leased;
 mod line;
 mod model;

@@ -38,14 +38,14 @@ use crate::support::{
 };
 
 /// A server in a folder of its own.
-struct Server {
+pub(super) struct Server {
     folder: TempDir,
     port: u16,
     running: Option<Running>,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut server = Self {
             folder: tempfile::tempdir().unwrap(),
             port: free_port(),
@@ -77,7 +77,11 @@ impl Server {
         self.folder.path().join("data")
     }
 
-    fn start(&mut self) {
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn start(&mut self) {
         let (port, folder) = (self.port.to_string(), self.folder.path());
         let mut command = as_user("postgres");
         command.arg("-D").arg(self.data()).arg("-k").arg(folder);
@@ -93,7 +97,7 @@ impl Server {
     }
 
     /// Without any chance to tidy up.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let processes = self.processes();
         self.running = None;
         let are_gone = |id: &u32| !Path::new(&format!("/proc/{id}")).exists();
@@ -123,12 +127,12 @@ impl Server {
         pool(self.port)
     }
 
-    fn store(&self) -> PostgresStore {
+    pub(super) fn store(&self) -> PostgresStore {
         PostgresStore::new(self.pool())
     }
 }
 
-fn pool(port: u16) -> PgPool {
+pub(super) fn pool(port: u16) -> PgPool {
     PgPoolOptions::new()
         .max_connections(8)
         .connect_lazy_with(options(port))
