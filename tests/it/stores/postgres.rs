@@ -403,8 +403,10 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 tokio::select! {
-                    _ = copy_bidirectional(&mut client, &mut server) => {}
+                    // After the cut not a byte gets through.
+                    biased;
                     _ = is_cut.changed() => std::future::pending().await,
+                    _ = copy_bidirectional(&mut client, &mut server) => {}
                 }
             });
         }
