@@ -48,8 +48,8 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settled, Settlement, Store,
-    StoreFuture, StoredHold, StoredQuota,
+    Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, RescanError, Reserve, Reserved, Settled,
+    Settlement, Store, StoreFuture, StoredHold, StoredQuota,
 };
 pub use self::{
     answer::{Answer, Answering},

@@ -1,5 +1,6 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
+mod admin;
 mod keeper;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -15,6 +16,7 @@ pub use self::postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{
+    admin::{Admin, Rescan, RescanError},
     keeper::Settled,
     source::{StoredHold, StoredQuota},
     store::{

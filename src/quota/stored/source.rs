@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Account, Ceilings, HoldId, Reserve, Settlement, Store,
+    Account, Admin, Ceilings, HoldId, Reserve, Settlement, Store,
     keeper::{Keeper, Settled},
 };
 use crate::{
@@ -104,9 +104,14 @@ impl<S: Store> StoredQuota<S> {
         Self::build(Arc::clone(store), *default, *time_to_live, Some(warn))
     }
 
-    /// The store, to look at and to correct.
+    /// The store.
     pub fn store(&self) -> &S {
         &self.shared.store
+    }
+
+    /// The store, to look at and to correct.
+    pub fn admin(&self) -> Admin<Arc<S>> {
+        Admin::new(Arc::clone(&self.shared.store))
     }
 
     /// Where a scope stands now.

@@ -1,5 +1,6 @@
 //! One suite for every store, and a model to measure them by.
 
+mod admin;
 mod model;
 #[cfg(target_os = "linux")]
 mod postgres;
@@ -41,6 +42,7 @@ pub(crate) async fn conforms<S: Store>(one: Arc<S>, other: Arc<S>) {
     figures_can_be_looked_at_and_corrected(&*one).await;
     a_stampede_never_passes_the_limit(&one, &other).await;
     a_source_over_it_holds_charges_and_releases(one.clone(), other.clone()).await;
+    admin::works(&one, &other).await;
     it_does_as_the_model_does(&*one, &*other).await;
 }
 
