@@ -48,8 +48,8 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, RescanError, Reserve, Reserved, Settled,
-    Settlement, Store, StoreFuture, StoredHold, StoredQuota,
+    Account, Admin, Ceilings, HoldEntry, HoldId, Keep, Rescan, RescanError, Reserve, Reserved,
+    Settled, Settlement, Store, StoreFuture, StoredHold, StoredQuota,
 };
 pub use self::{
     answer::{Answer, Answering},

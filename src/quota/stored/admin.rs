@@ -393,7 +393,12 @@ impl<S: Store> Admin<S> {
     }
 
     async fn settle(&self, id: HoldId, scopes: Scopes, change: Change) -> Result<(), BoxError> {
-        let settlements = [Settlement { id, scopes, change }];
+        let settlements = [Settlement {
+            id,
+            scopes,
+            change,
+            keep: None,
+        }];
         // By its id it is settled once, however often it is asked for.
         for _ in 1..ASKED {
             if self.store.settle(&settlements).await.is_ok() {

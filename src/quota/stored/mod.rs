@@ -20,6 +20,7 @@ pub use self::{
     keeper::Settled,
     source::{StoredHold, StoredQuota},
     store::{
-        Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreFuture,
+        Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
+        StoreFuture,
     },
 };

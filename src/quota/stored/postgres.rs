@@ -129,11 +129,19 @@ impl Store for PostgresStore {
         Box::pin(async {
             let parts = Parts::of(settlements);
             let query = || {
-                sqlx::query("SELECT storage_guard_1_settle($1::text[]::uuid[], $2, $3, $4)")
-                    .bind(&parts.ids)
-                    .bind(&parts.names)
-                    .bind(&parts.bytes)
-                    .bind(&parts.objects)
+                sqlx::query(
+                    "SELECT storage_guard_1_settle(
+                        $1::text[]::uuid[], $2, $3, $4, $5::text[]::uuid[], $6, $7, $8
+                    )",
+                )
+                .bind(&parts.ids)
+                .bind(&parts.names)
+                .bind(&parts.bytes)
+                .bind(&parts.objects)
+                .bind(&parts.kept)
+                .bind(&parts.kept_bytes)
+                .bind(&parts.kept_objects)
+                .bind(&parts.kept_milliseconds)
             };
             self.rows(query).await.map(drop)
         })
@@ -269,23 +277,35 @@ struct Parts<'a> {
     names: Vec<&'a [u8]>,
     bytes: Vec<i64>,
     objects: Vec<i64>,
+    kept: Vec<Option<String>>,
+    kept_bytes: Vec<i64>,
+    kept_objects: Vec<i64>,
+    kept_milliseconds: Vec<i64>,
 }
 
 impl<'a> Parts<'a> {
     fn of(settlements: &'a [Settlement]) -> Self {
         let mut parts = Self::default();
         let mut charged = HashSet::new();
-        for Settlement { id, scopes, change } in settlements {
-            // The first change of an id counts.
-            let change = match *change != Change::ZERO && charged.insert(*id) {
-                true => *change,
-                false => Change::ZERO,
+        for settlement in settlements {
+            let Settlement { id, scopes, .. } = settlement;
+            // The first one of an id that is more than a release counts.
+            let (change, keep) = match settlement.is_remembered() && charged.insert(*id) {
+                true => (settlement.change, settlement.keep),
+                false => (Change::ZERO, None),
             };
+            let (amount, time_to_live) = keep
+                .map(|keep| (keep.amount, keep.time_to_live))
+                .unwrap_or_default();
             for scope in scopes {
                 parts.ids.push(id.to_string());
                 parts.names.push(name(scope));
                 parts.bytes.push(change.bytes);
                 parts.objects.push(change.objects);
+                parts.kept.push(keep.map(|keep| keep.id.to_string()));
+                parts.kept_bytes.push(signed(amount.bytes));
+                parts.kept_objects.push(signed(amount.objects));
+                parts.kept_milliseconds.push(milliseconds(time_to_live));
             }
         }
         parts

@@ -133,6 +133,7 @@ impl<S: Store> StoredQuota<S> {
             id: HoldId::unique(),
             scopes: scopes.into(),
             change,
+            keep: None,
         })
     }
 
@@ -205,6 +206,7 @@ impl<S: Store> StoredHold<S> {
                 id: self.id,
                 scopes: self.scopes.clone(),
                 change,
+                keep: None,
             })
         } else {
             Settled::nothing()

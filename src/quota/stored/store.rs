@@ -38,7 +38,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends holds: charges, and releases what they held. All that is asked for, or nothing.
     ///
-    /// What has no hold any more is charged all the same. It is on the disk.
+    /// What has no hold any more is charged all the same. It is on the disk. What one settlement keeps is not ended by
+    /// another one of the same call.
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()>;
 
     /// Lets holds live so long from now on. Those that are gone stay gone.
@@ -208,6 +209,28 @@ pub struct Settlement {
     pub scopes: Scopes,
     /// By how much the usage of each changes.
     pub change: Change,
+    /// What is held from now on in place of the hold.
+    pub keep: Option<Keep>,
+}
+
+/// A hold that goes on under another name, in the step that ends the first one.
+///
+/// It is set whatever the limits say, and also where the first one had expired: its owner has given it to others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Keep {
+    /// The new hold. Where it is there already, it is that much more.
+    pub id: HoldId,
+    /// How much it holds, in each scope.
+    pub amount: Amount,
+    /// How long it lives unless it is renewed.
+    pub time_to_live: Duration,
+}
+
+impl Settlement {
+    /// Whether a store must remember it, as it may be asked for again.
+    pub fn is_remembered(&self) -> bool {
+        self.change != Change::ZERO || self.keep.is_some()
+    }
 }
 
 /// Where a scope stands in a store.

@@ -17,8 +17,8 @@ use tower_storage_guard::{
     Amount, Scope, Scopes,
     fault::Resource,
     quota::{
-        Ceilings, Change, Exceeded, HoldId, Limits, QuotaError, QuotaHold, QuotaSource, Reserve,
-        Reserved, Settlement, Store, StoredQuota,
+        Ceilings, Change, Exceeded, HoldId, Keep, Limits, QuotaError, QuotaHold, QuotaSource,
+        Reserve, Reserved, Settlement, Store, StoredQuota,
     },
 };
 
@@ -35,6 +35,7 @@ pub(crate) async fn conforms<S: Store>(one: Arc<S>, other: Arc<S>) {
     what_is_announced_must_fit(&*one).await;
     what_is_settled_is_settled_once(&*one, &*other).await;
     a_hold_expires_unless_it_is_renewed(&*one, &*other).await;
+    what_is_kept_goes_on_under_another_name(&*one, &*other).await;
     limits_are_those_of_the_scope_or_the_default(&*one).await;
     passing_a_soft_limit_is_told_once(&*one).await;
     usage_may_fall_below_zero_for_a_while(&*one).await;
@@ -74,6 +75,7 @@ async fn settle<S: Store>(store: &S, id: HoldId, scopes: impl Into<Scopes>, byte
         id,
         scopes: scopes.into(),
         change: Change { bytes, objects: 0 },
+        keep: None,
     };
     store.settle(&[settlement]).await.unwrap();
 }
@@ -160,6 +162,7 @@ async fn what_is_settled_is_settled_once<S: Store>(one: &S, other: &S) {
                 bytes: 1,
                 objects: 2,
             },
+            keep: None,
         })
         .collect();
     one.settle(&many).await.unwrap();
@@ -198,6 +201,57 @@ async fn a_hold_expires_unless_it_is_renewed<S: Store>(one: &S, other: &S) {
     settle(one, late, user, 0).await;
     settle(one, living.id, user, 0).await;
     assert_eq!(figures(other, user).await, (60, 0));
+}
+
+async fn what_is_kept_goes_on_under_another_name<S: Store>(one: &S, other: &S) {
+    let both = || Scopes::from_iter(["{keep}user", "{keep}tenant"].map(Scope::from));
+    let first = hold(one, both(), 100, 100).await.unwrap();
+    let turn = |id, bytes, kept: u64| Settlement {
+        id,
+        scopes: both(),
+        change: Change { bytes, objects: 0 },
+        keep: Some(Keep {
+            id: HoldId::unique(),
+            amount: Amount::bytes(kept),
+            time_to_live: LONG,
+        }),
+    };
+    // Nobody can come between.
+    let charged = turn(first, 60, 40);
+    for store in [one, other] {
+        store.settle(std::slice::from_ref(&charged)).await.unwrap();
+        assert_eq!(figures(store, "{keep}user").await, (60, 40));
+        assert_eq!(figures(store, "{keep}tenant").await, (60, 40));
+    }
+    let kept = charged.keep.unwrap().id;
+    let entries = other.holds(Some(&"{keep}user".into()), 9).await.unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!((entries[0].id, entries[0].amount.bytes), (kept, 40));
+    assert!(entries[0].expires_in > LONG / 2);
+    // Without a change, too, it is kept once.
+    let given_back = turn(kept, 0, 10);
+    other
+        .settle(std::slice::from_ref(&given_back))
+        .await
+        .unwrap();
+    let last = given_back.keep.unwrap().id;
+    settle(one, last, both(), 0).await;
+    other.settle(&[given_back]).await.unwrap();
+    assert_eq!(figures(one, "{keep}user").await, (60, 0));
+    // Whatever there is room for, and whether or not there was a hold: it has been given to others.
+    let gone = turn(HoldId::unique(), 0, 70);
+    one.settle(std::slice::from_ref(&gone)).await.unwrap();
+    assert_eq!(figures(other, "{keep}tenant").await, (60, 70));
+    exceeded(hold(other, "{keep}user", 1, 100).await);
+    // A hold that grew before it was kept.
+    let early = turn(gone.keep.unwrap().id, 0, 5);
+    let grown = early.keep.unwrap().id;
+    one.reserve(&reserve(grown, both(), 2, 1_000))
+        .await
+        .unwrap();
+    other.settle(&[early]).await.unwrap();
+    assert_eq!(figures(one, "{keep}user").await, (60, 7));
+    settle(one, grown, both(), 0).await;
 }
 
 async fn limits_are_those_of_the_scope_or_the_default<S: Store>(store: &S) {
@@ -415,9 +469,24 @@ async fn it_does_as_the_model_does<S: Store>(one: &S, other: &S) {
                     bytes: dice.roll(80) as i64 - 20,
                     objects: dice.roll(3) as i64 - 1,
                 };
-                let settlements = [Settlement { id, scopes, change }];
-                store.settle(&settlements).await.unwrap();
-                model.settle(&settlements).await.unwrap();
+                let keep = (dice.roll(2) == 0).then(|| Keep {
+                    id: HoldId::unique(),
+                    amount: Amount::new(dice.roll(60), dice.roll(3)),
+                    time_to_live: LONG,
+                });
+                if let Some(keep) = keep {
+                    open.push((keep.id, scopes.clone()));
+                }
+                let settlements = [Settlement {
+                    id,
+                    scopes,
+                    change,
+                    keep,
+                }];
+                for _ in 0..=dice.roll(1) {
+                    store.settle(&settlements).await.unwrap();
+                    model.settle(&settlements).await.unwrap();
+                }
             }
             8 => {
                 let (scope, used) = (which(&mut dice), Amount::new(dice.roll(150), dice.roll(5)));

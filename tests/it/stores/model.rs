@@ -10,7 +10,7 @@ use tower_storage_guard::{
     Amount, Scope, Scopes,
     fault::Resource,
     quota::{
-        Account, Ceilings, Change, Exceeded, HoldEntry, HoldId, Limits, QuotaError, Reserve,
+        Account, Ceilings, Change, Exceeded, HoldEntry, HoldId, Keep, Limits, QuotaError, Reserve,
         Reserved, Settlement, Store, StoreFuture,
     },
 };
@@ -90,15 +90,32 @@ impl State {
                 warnings.push((scope.clone(), after));
             }
         }
-        let until = Instant::now() + asked.time_to_live;
-        let hold = self.holds.entry(asked.id).or_insert_with(|| Hold {
-            scopes: asked.scopes.clone(),
+        let &Reserve {
+            id,
+            amount,
+            time_to_live,
+            ..
+        } = asked;
+        self.hold(
+            &asked.scopes,
+            Keep {
+                id,
+                amount,
+                time_to_live,
+            },
+        );
+        Ok(Reserved { warnings })
+    }
+
+    fn hold(&mut self, scopes: &Scopes, held: Keep) {
+        let until = Instant::now() + held.time_to_live;
+        let hold = self.holds.entry(held.id).or_insert_with(|| Hold {
+            scopes: scopes.clone(),
             amount: Amount::ZERO,
             until,
         });
-        hold.amount = hold.amount + asked.amount;
+        hold.amount = hold.amount + held.amount;
         hold.until = until;
-        Ok(Reserved { warnings })
     }
 }
 
@@ -119,11 +136,16 @@ impl Store for Model {
 
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
         let mut state = self.state();
-        for Settlement { id, scopes, change } in settlements {
+        for settlement in settlements {
+            let Settlement { id, scopes, .. } = settlement;
             state.holds.remove(id);
-            if *change == Change::ZERO || !state.settled.insert(*id) {
+            if !settlement.is_remembered() || !state.settled.insert(*id) {
                 continue;
             }
+            if let Some(keep) = settlement.keep {
+                state.hold(scopes, keep);
+            }
+            let change = settlement.change;
             for scope in scopes {
                 let used = state.used.entry(scope.clone()).or_default();
                 used.bytes += change.bytes;

@@ -480,6 +480,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
                             bytes: dice.roll(2) as i64,
                             objects: 0,
                         },
+                        keep: None,
                     })
                     .collect();
                 let (settled, renewed) =

@@ -66,6 +66,7 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
             bytes: i64::MAX,
             objects: i64::MIN,
         },
+        keep: None,
     });
     store.settle(&twice).await.unwrap();
 
@@ -107,6 +108,7 @@ pub(crate) async fn an_id_counts_once_in_one_step<S: Store>(store: &S) {
         id,
         scopes: user.into(),
         change: Change { bytes, objects: 0 },
+        keep: None,
     });
     store.settle(&[release, charge, again]).await.unwrap();
     assert_eq!(figures(store, user).await, (3, 0));

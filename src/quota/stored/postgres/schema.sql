@@ -117,10 +117,11 @@ BEGIN
 END
 $$;
 
--- Ends holds, and charges what was not charged before. One element for each settlement and scope: what stands at the
--- same place belongs together. An id has one change, or none.
+-- Ends holds, charges what was not charged before, and sets what is kept of them. One element for each settlement and
+-- scope: what stands at the same place belongs together. An id has one change and one hold that is kept, or neither.
 CREATE OR REPLACE FUNCTION storage_guard_1_settle(
-    ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[]
+    ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[],
+    kept_ids uuid[], kept_bytes bigint[], kept_objects bigint[], kept_milliseconds bigint[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -135,12 +136,23 @@ BEGIN
     WHERE hold.key = sha256(asked.name) AND hold.id = asked.id;
 
     WITH asked AS (
-        SELECT * FROM unnest(ids, names, change_bytes, change_objects) AS asked (id, name, bytes, objects)
-        WHERE bytes <> 0 OR objects <> 0
+        SELECT * FROM unnest(
+            ids, names, change_bytes, change_objects, kept_ids, kept_bytes, kept_objects, kept_milliseconds
+        ) AS asked (id, name, bytes, objects, kept, held_bytes, held_objects, milliseconds)
+        WHERE bytes <> 0 OR objects <> 0 OR kept IS NOT NULL
     ), fresh AS (
         INSERT INTO storage_guard_settled (id, settled)
         SELECT DISTINCT asked.id, moment FROM asked ORDER BY asked.id
         ON CONFLICT DO NOTHING RETURNING id
+    ), made AS (
+        INSERT INTO storage_guard_holds AS hold (id, scope, bytes, objects, expires)
+        SELECT asked.kept, asked.name, asked.held_bytes, asked.held_objects,
+            moment + asked.milliseconds * interval '1 millisecond'
+        FROM asked JOIN fresh ON fresh.id = asked.id WHERE asked.kept IS NOT NULL
+        ON CONFLICT (key, id) DO UPDATE SET
+            bytes = CASE WHEN hold.expires > moment THEN hold.bytes ELSE 0 END + excluded.bytes,
+            objects = CASE WHEN hold.expires > moment THEN hold.objects ELSE 0 END + excluded.objects,
+            expires = excluded.expires
     ), change AS (
         SELECT sha256(asked.name) AS key, sum(asked.bytes) AS bytes, sum(asked.objects) AS objects
         FROM asked JOIN fresh ON fresh.id = asked.id GROUP BY 1

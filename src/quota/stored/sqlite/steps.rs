@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
 use super::super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement,
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
     sql::{ceilings, columns, judge, milliseconds, signed},
 };
 use crate::{
@@ -27,37 +27,63 @@ pub(super) fn reserve(
     let standing: Result<Vec<_>> = scopes.map(|scope| account(tx, now, scope)).collect();
     let judged = judge(asked, &standing?);
     if judged.is_ok() {
-        let id = asked.id.to_string();
-        let expires = now.saturating_add(milliseconds(asked.time_to_live));
-        // What has expired is gone, and does not grow.
-        let mut hold = tx.prepare(
-            "INSERT INTO holds (scope, id, bytes, objects, expires) VALUES (?1, ?2, ?3, ?4, ?5)
-            ON CONFLICT DO UPDATE SET
-                bytes = iif(expires > ?6, bytes, 0) + excluded.bytes,
-                objects = iif(expires > ?6, objects, 0) + excluded.objects,
-                expires = excluded.expires",
-        )?;
-        let (bytes, objects) = (signed(asked.amount.bytes), signed(asked.amount.objects));
-        for scope in &asked.scopes {
-            hold.execute(params![scope.as_str(), id, bytes, objects, expires, now])?;
-        }
+        let &Reserve {
+            id,
+            amount,
+            time_to_live,
+            ..
+        } = asked;
+        let held = Keep {
+            id,
+            amount,
+            time_to_live,
+        };
+        hold(tx, now, &asked.scopes, held)?;
     }
     Ok(judged)
+}
+
+/// That much more in each of these scopes.
+fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<()> {
+    let id = held.id.to_string();
+    let expires = now.saturating_add(milliseconds(held.time_to_live));
+    // What has expired is gone, and does not grow.
+    let mut hold = tx.prepare(
+        "INSERT INTO holds (scope, id, bytes, objects, expires) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT DO UPDATE SET
+            bytes = iif(expires > ?6, bytes, 0) + excluded.bytes,
+            objects = iif(expires > ?6, objects, 0) + excluded.objects,
+            expires = excluded.expires",
+    )?;
+    let (bytes, objects) = (signed(held.amount.bytes), signed(held.amount.objects));
+    for scope in scopes {
+        hold.execute(params![scope.as_str(), id, bytes, objects, expires, now])?;
+    }
+    Ok(())
 }
 
 pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement]) -> Result<()> {
     let mut release = tx.prepare("DELETE FROM holds WHERE scope = ?1 AND id = ?2")?;
     let mut remember = tx.prepare("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
     let mut changes: HashMap<&Scope, Change> = HashMap::new();
-    for Settlement { id, scopes, change } in settlements {
+    for settlement in settlements {
+        let Settlement {
+            id,
+            scopes,
+            change,
+            keep,
+        } = settlement;
         let id = id.to_string();
         for scope in scopes {
             release.execute(params![scope.as_str(), id])?;
         }
-        if *change != Change::ZERO && remember.execute(params![id, now])? > 0 {
+        if settlement.is_remembered() && remember.execute(params![id, now])? > 0 {
             for scope in scopes {
                 let sum = changes.entry(scope).or_default();
                 *sum = sum.then(*change);
+            }
+            if let Some(kept) = *keep {
+                hold(tx, now, scopes, kept)?;
             }
         }
     }
