@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use bytesize::ByteSize;
 use clap::Parser;
 
-use super::store::Name;
+use super::{
+    quotas::{Place, PlaceParser},
+    store::Name,
+};
 
 /// Stores files, and lets an upload in only when there is room for it.
 #[derive(Clone, Debug, Parser)]
@@ -25,6 +28,11 @@ pub(crate) struct Flags {
     /// What everyone may store together
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) quota: ByteSize,
+
+    /// Where quotas are kept: `memory:`, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. Defaults to a file of SQLite
+    /// beside the uploads, so that the next start need not count them. PGPASSWORD and ~/.pgpass are read
+    #[arg(long, value_name = "STORE", value_parser = PlaceParser)]
+    pub(crate) quota_store: Option<Place>,
 
     /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
     #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]

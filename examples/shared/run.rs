@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use tokio::{net::TcpListener, signal, task::spawn_blocking};
+use tokio::{net::TcpListener, signal};
 use tower_storage_guard::BoxError;
 
 use super::{
@@ -44,8 +44,9 @@ async fn start(
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {
     let at = flags.listen;
-    let store = spawn_blocking(move || Store::open(&flags)).await??;
-    serve(listen(at).await?, store).await
+    let store = Store::open(flags).await?;
+    let served = serve(listen(at).await?, store.clone()).await;
+    store.close().await.and(served)
 }
 
 /// Listens, and says where.
