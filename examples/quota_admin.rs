@@ -161,10 +161,14 @@ impl From<OwnLimits> for Option<Ceilings> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Place::Memory = cli.store {
-        let message = "nobody can look into the memory of another process";
+    let wrong = match &cli.store {
+        Place::Memory => Some("nobody can look into the memory of another process"),
+        Place::Sqlite(path) if path.as_os_str().is_empty() => Some("sqlite: needs a path here"),
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
         Cli::command()
-            .error(ErrorKind::ValueValidation, message)
+            .error(ErrorKind::ValueValidation, wrong)
             .exit();
     }
     report(run(cli).await)

@@ -62,7 +62,7 @@ struct TusFlags {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    report(serve(flags::read("127.0.0.1:1080")).await)
+    report(serve(flags::read("127.0.0.1:1080", "memory:")).await)
 }
 
 async fn serve(flags: TusFlags) -> Result<(), BoxError> {

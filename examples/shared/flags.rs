@@ -29,19 +29,23 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) quota: ByteSize,
 
-    /// Where quotas are kept: `memory:`, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. Defaults to a file of SQLite
-    /// beside the uploads, so that the next start need not count them. PGPASSWORD and ~/.pgpass are read
-    #[arg(long, value_name = "STORE", value_parser = PlaceParser)]
-    pub(crate) quota_store: Option<Place>,
+    /// Where quotas are kept: `memory:`, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. `sqlite:` alone is a file beside
+    /// the uploads, for which some of the disk must stay free. What outlives the process need not be counted by the next.
+    /// PGPASSWORD and ~/.pgpass are read
+    #[arg(long, value_name = "STORE", required = false, value_parser = PlaceParser)]
+    pub(crate) quota_store: Place,
 
     /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
     #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]
     pub(crate) users: Vec<User>,
 }
 
-/// Reads the command line: [`Flags`], or those and more. Each example has its own default for where to listen.
-pub(crate) fn read<T: Parser>(listen: &'static str) -> T {
-    let command = T::command().mut_arg("listen", |arg| arg.default_value(listen));
+/// Reads the command line: [`Flags`], or those and more. Each example has its own defaults for where to listen, and for
+/// where quotas are kept.
+pub(crate) fn read<T: Parser>(listen: &'static str, quota_store: &'static str) -> T {
+    let command = T::command()
+        .mut_arg("listen", |arg| arg.default_value(listen))
+        .mut_arg("quota_store", |arg| arg.default_value(quota_store));
     T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 

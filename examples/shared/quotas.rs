@@ -29,6 +29,7 @@ const CHARGED: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) enum Place {
     Memory,
+    /// A file. Without a name, the one that a server has beside its uploads.
     Sqlite(PathBuf),
     Postgres(Box<PgConnectOptions>),
 }
@@ -41,10 +42,7 @@ impl FromStr for Place {
         match scheme {
             "memory" if rest.is_empty() => Ok(Self::Memory),
             // Both `sqlite:a/b` and `sqlite:///a/b` are usual.
-            "sqlite" => match rest.strip_prefix("//").unwrap_or(rest) {
-                "" => Err("sqlite: needs the path of a file".to_owned()),
-                path => Ok(Self::Sqlite(path.into())),
-            },
+            "sqlite" => Ok(Self::Sqlite(rest.strip_prefix("//").unwrap_or(rest).into())),
             "postgres" | "postgresql" => match text.parse() {
                 Ok(options) => Ok(Self::Postgres(Box::new(options))),
                 Err(error) => Err(format!("that is no address of PostgreSQL: {error}")),
@@ -98,7 +96,15 @@ impl TypedValueParser for PlaceParser {
 }
 
 impl Place {
-    /// Opens the store, and makes it if it is missing. None for memory, which is none.
+    /// With the name of the file that a server has beside its uploads.
+    pub(crate) fn or_beside(self, file: impl FnOnce() -> PathBuf) -> Self {
+        match self {
+            Self::Sqlite(path) if path.as_os_str().is_empty() => Self::Sqlite(file()),
+            place => place,
+        }
+    }
+
+    /// Opens the store, and makes it if it is missing. None for memory.
     async fn open(&self) -> Result<Option<Arc<dyn Store>>, BoxError> {
         Ok(Some(match self {
             Self::Memory => return Ok(None),
@@ -113,10 +119,15 @@ impl Place {
         }))
     }
 
-    /// Opens a store that is there already. None for memory, which is another process's.
-    async fn open_existing(&self) -> Result<Option<Arc<dyn Store>>, BoxError> {
-        Ok(Some(match self {
-            Self::Memory => return Ok(None),
+    /// Opens a store that is there already, for a tool to look into.
+    pub(crate) async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
+        let store = self.open_existing().await;
+        store.map_err(|error| format!("{self}: {error}").into())
+    }
+
+    async fn open_existing(&self) -> Result<Arc<dyn Store>, BoxError> {
+        Ok(match self {
+            Self::Memory => return Err("nobody can look into another process".into()),
             Self::Sqlite(path) => {
                 let path = path.clone();
                 Arc::new(spawn_blocking(|| SqliteStore::open_existing(path)).await??)
@@ -131,14 +142,7 @@ impl Place {
                 }
                 Arc::new(postgres(options))
             }
-        }))
-    }
-
-    /// For tools: a store that is there already.
-    pub(crate) async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
-        let store = self.open_existing().await;
-        let store = store.map_err(|error| format!("{self}: {error}"))?;
-        store.ok_or_else(|| "nobody can look into the memory of another process".into())
+        })
     }
 }
 

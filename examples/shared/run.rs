@@ -14,12 +14,13 @@ use super::{
     store::Store,
 };
 
-/// Serves the store that the command line describes. `listen` is where, if the command line does not say.
+/// Serves the store that the command line describes. `listen` is where, if the command line does not say. Quotas are in a
+/// file beside the uploads then.
 pub(crate) async fn run(
     listen: &'static str,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    report(start(flags::read(listen), serve).await)
+    report(start(flags::read(listen, "sqlite:"), serve).await)
 }
 
 /// Says why it ends, if not because it was asked to.

@@ -31,10 +31,7 @@ use tower_storage_guard::{
     quota::{Change, Limits},
 };
 
-use super::{
-    flags::Flags,
-    quotas::{Place, Quotas},
-};
+use super::{flags::Flags, quotas::Quotas};
 
 /// How uploads in progress are called. No file can be: names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
@@ -67,8 +64,7 @@ impl Store {
         spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
             .await??;
         let place = flags.quota_store.clone();
-        let place = place.unwrap_or_else(|| Place::Sqlite(flags.dir.join(QUOTAS)));
-        let quota = Quotas::open(&place).await?;
+        let quota = Quotas::open(&place.or_beside(|| flags.dir.join(QUOTAS))).await?;
         let (store, limits) = spawn_blocking(move || Self::with_quota(&flags, quota)).await??;
         for folder in store.folders() {
             folder.count_if_new().await?;

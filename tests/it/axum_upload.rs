@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::server::Server;
+use crate::support::server::{Server, names_in};
 
 const MIB: usize = 1 << 20;
 const USERS: [&str; 4] = ["--user", "ann:to:ken:1000", "--user", "bob:secret:500"];
@@ -606,7 +606,7 @@ async fn a_new_start_counts_what_is_there() {
         std::mem::replace(&mut server.dir, tempfile::tempdir().unwrap())
     };
     drop(stream);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    assert_eq!(names_in(dir.path()).len(), 2);
 
     let server = Server::start_in(dir, "axum_upload", &["--quota", "1000"]);
     assert_eq!(server.names(), ["a"]);

@@ -68,14 +68,9 @@ impl Server {
         request.send().await.unwrap()
     }
 
-    /// The names of everything in the folder, hidden or not.
+    /// The names of everything in the folder, hidden or not, but for the quotas' own files.
     pub(crate) fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path()).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        names_in(self.dir.path())
     }
 
     /// The sizes of the temporary files.
@@ -136,6 +131,17 @@ impl Server {
         let empty = tempfile::tempdir().unwrap();
         (status, std::mem::replace(&mut self.dir, empty))
     }
+}
+
+/// The names of everything in an example's folder, hidden or not, but for the quotas' own files.
+pub(crate) fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names
+        .filter(|name| !name.starts_with(".quotas.db"))
+        .collect();
+    names.sort();
+    names
 }
 
 /// What an example says that cannot start, and its exit code.
