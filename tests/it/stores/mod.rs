@@ -3,7 +3,7 @@
 mod admin;
 mod model;
 #[cfg(target_os = "linux")]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(unix)]
 mod process;
 #[cfg(unix)]

@@ -70,7 +70,13 @@ impl Server {
 
     /// The names of everything in the folder, hidden or not, but for the quotas' own files.
     pub(crate) fn names(&self) -> Vec<String> {
-        names_in(self.dir.path())
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names
+            .filter(|name| !name.starts_with(".quotas.db"))
+            .collect();
+        names.sort();
+        names
     }
 
     /// The sizes of the temporary files.
@@ -118,6 +124,11 @@ impl Server {
         assert!(kill.unwrap().success());
     }
 
+    /// Kills it without any chance to tidy up, and leaves its folder.
+    pub(crate) fn killed(mut self) -> TempDir {
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
     /// Waits until the process has ended by itself, and leaves its folder.
     pub(crate) async fn ended(mut self) -> (ExitStatus, TempDir) {
         let start = Instant::now();
@@ -131,17 +142,6 @@ impl Server {
         let empty = tempfile::tempdir().unwrap();
         (status, std::mem::replace(&mut self.dir, empty))
     }
-}
-
-/// The names of everything in an example's folder, hidden or not, but for the quotas' own files.
-pub(crate) fn names_in(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names
-        .filter(|name| !name.starts_with(".quotas.db"))
-        .collect();
-    names.sort();
-    names
 }
 
 /// What an example says that cannot start, and its exit code.
