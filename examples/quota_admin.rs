@@ -38,7 +38,8 @@ mod shared;
 #[derive(Debug, Parser)]
 #[command(name = "quota_admin")]
 struct Cli {
-    /// Where they are: `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. PGPASSWORD and ~/.pgpass are read
+    /// Where they are: `sqlite:PATH`, `postgres://USER@HOST/DATABASE` or `redis://HOST`. For PostgreSQL, PGPASSWORD and
+    /// ~/.pgpass are read
     #[arg(long, value_name = "STORE", value_parser = PlaceParser)]
     store: Place,
 

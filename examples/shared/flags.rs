@@ -29,9 +29,9 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) quota: ByteSize,
 
-    /// Where quotas are kept: `memory:`, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. `sqlite:` alone is a file beside
-    /// the uploads, for which some of the disk must stay free. What outlives the process need not be counted by the next.
-    /// PGPASSWORD and ~/.pgpass are read
+    /// Where quotas are kept: `memory:`, `sqlite:PATH`, `postgres://USER@HOST/DATABASE` or `redis://HOST`. `sqlite:` alone is
+    /// a file beside the uploads, for which some of the disk must stay free. What outlives the process need not be counted
+    /// by the next. For PostgreSQL, PGPASSWORD and ~/.pgpass are read
     #[arg(long, value_name = "STORE", required = false, value_parser = PlaceParser)]
     pub(crate) quota_store: Place,
 

@@ -16,7 +16,7 @@ use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
     quota::{
         Account, Answer, Change, Limits, MemoryHold, MemoryQuota, PostgresStore, QuotaError,
-        QuotaHold, QuotaSource, SqliteStore, Store, StoredHold, StoredQuota, Usage,
+        QuotaHold, QuotaSource, RedisStore, SqliteStore, Store, StoredHold, StoredQuota, Usage,
     },
 };
 
@@ -32,6 +32,8 @@ pub(crate) enum Place {
     /// A file. Without a name, the one that a server has beside its uploads.
     Sqlite(PathBuf),
     Postgres(Box<PgConnectOptions>),
+    /// A server or a cluster, by its URL.
+    Redis(String),
 }
 
 impl FromStr for Place {
@@ -47,7 +49,15 @@ impl FromStr for Place {
                 Ok(options) => Ok(Self::Postgres(Box::new(options))),
                 Err(error) => Err(format!("that is no address of PostgreSQL: {error}")),
             },
-            _ => Err("expected memory:, sqlite:PATH or postgres://USER@HOST/DATABASE".to_owned()),
+            "redis" | "rediss" | "redis+unix" | "redis+cluster" | "rediss+cluster"
+                if rest.starts_with("//") =>
+            {
+                Ok(Self::Redis(text.to_owned()))
+            }
+            _ => {
+                let places = "memory:, sqlite:PATH, postgres://USER@HOST/DATABASE or redis://HOST";
+                Err(format!("expected {places}"))
+            }
         }
     }
 }
@@ -62,6 +72,11 @@ impl fmt::Display for Place {
                 let (host, port) = (options.get_host(), options.get_port());
                 let database = options.get_database().unwrap_or(options.get_username());
                 write!(f, "postgres://{host}:{port}/{database}")
+            }
+            Self::Redis(url) => {
+                let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                write!(f, "{scheme}://{host}")
             }
         }
     }
@@ -116,6 +131,7 @@ impl Place {
                 connect(options).await?.close().await?;
                 Arc::new(postgres(options))
             }
+            Self::Redis(url) => Arc::new(RedisStore::connect(url).await?),
         }))
     }
 
@@ -142,6 +158,8 @@ impl Place {
                 }
                 Arc::new(postgres(options))
             }
+            // Nothing is made there before it is used.
+            Self::Redis(url) => Arc::new(RedisStore::connect(url).await?),
         })
     }
 }

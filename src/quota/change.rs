@@ -45,6 +45,21 @@ impl Change {
         }
     }
 
+    /// What it adds beyond that amount.
+    #[cfg(feature = "stored")]
+    pub(super) fn beyond(self, amount: Amount) -> Self {
+        (self.gain() - amount).into()
+    }
+
+    /// The rest of it, where `part` is charged by somebody else.
+    #[cfg(feature = "stored")]
+    pub(super) fn without(self, part: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(part.bytes),
+            objects: self.objects.saturating_sub(part.objects),
+        }
+    }
+
     /// What it adds; what it takes away counts as zero.
     pub(super) fn gain(self) -> Amount {
         Amount::new(gain(self.bytes), gain(self.objects))

@@ -369,7 +369,7 @@ impl Account {
 
 /// Takes the hash that a [`Scope`] carries as it is.
 #[derive(Default)]
-struct PassThrough(u64);
+pub(super) struct PassThrough(u64);
 
 impl Hasher for PassThrough {
     fn write(&mut self, _: &[u8]) {

@@ -1,11 +1,11 @@
 //! `examples/quota_admin.rs`, from the outside.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower_storage_guard::{
-    Amount, Scope,
+    Amount,
     quota::{Ceilings, HoldId, Limits, Reserve, SqliteStore, Store},
 };
 
@@ -438,23 +438,38 @@ async fn it_does_the_same_in_postgresql() {
         "error: postgres://127.0.0.1:",
     );
     server.store().migrate().await.unwrap();
-    corrects(store);
-    let id = hold(&server.store(), ["user:1", "everyone"], 70).await;
-    assert_eq!(
-        json(store, &["drop", &id.to_string()])
-            .as_array()
-            .unwrap()
-            .len(),
-        2
+    works_on(store, &server.store()).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn it_does_the_same_in_redis() {
+    use crate::stores::redis::server::Server;
+
+    let server = Server::start();
+    works_on(&server.url(), &server.store().await).await;
+    let nobody = "redis://user:secret@127.0.0.1:1";
+    fails(
+        nobody,
+        &["show", "user:1"],
+        1,
+        "error: redis://127.0.0.1:1: ",
     );
+}
+
+#[cfg(target_os = "linux")]
+async fn works_on(name: &str, store: &impl Store) {
+    corrects(name);
+    let id = hold(store, ["{1}user", "{1}tenant"], 70).await;
+    let dropped = json(name, &["drop", &id.to_string()]);
+    assert_eq!(dropped.as_array().unwrap().len(), 2);
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), [0; 50]).unwrap();
-    let path = Path::to_str(dir.path()).unwrap();
-    let rescan = json(store, &["rescan", "user:1", "--directory", path]);
-    assert_eq!(
-        (&rescan["certain"], &rescan["corrected"]["bytes"]),
-        (&json!(true), &json!(50))
-    );
-    let largest = json(store, &["largest"]);
-    assert_eq!(largest[0]["scope"], Scope::from("user:1").as_str());
+    let path = dir.path().to_str().unwrap();
+    let rescan = json(name, &["rescan", "{1}user", "--directory", path]);
+    assert_eq!(rescan["certain"], true);
+    assert_eq!(rescan["corrected"], json!({ "bytes": 50, "objects": 1 }));
+    let largest = json(name, &["largest"]);
+    assert_eq!(largest[0]["scope"], "{1}user");
 }

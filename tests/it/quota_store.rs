@@ -96,6 +96,15 @@ async fn usage_survives_a_kill_in_postgresql() {
     survives_a_kill(&["--quota-store", &url], |_| url.clone()).await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn usage_survives_a_kill_in_redis() {
+    let database = crate::stores::redis::server::Server::start();
+    let url = database.url();
+    survives_a_kill(&["--quota-store", &url], |_| url.clone()).await;
+}
+
 #[tokio::test]
 async fn a_new_store_is_told_once_what_is_there() {
     let dir = tempfile::tempdir().unwrap();

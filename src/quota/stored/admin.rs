@@ -22,7 +22,7 @@ const ASKED: usize = 2;
 /// How often a rescan counts where something moves.
 const SCANS: usize = 3;
 /// How often it looks for a moment in which nothing is held before it counts, and how long it waits between two looks.
-const LOOKS: usize = 10;
+const LOOKS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long others are kept from scanning the same scope once whoever scans is gone.
 const TURN: Duration = Duration::from_secs(30);
@@ -174,7 +174,8 @@ impl<S: Store> Admin<S> {
     /// after all, nothing is lost: what it stores is charged, though nothing is held for it any more, so that usage may
     /// pass a limit by as much. Whenever it grows, it holds again what it grows by.
     ///
-    /// All holds of the store are looked through for it.
+    /// All holds of the store are looked through for it. A lease is dropped with all that it holds. Its process goes on
+    /// letting requests in by it, and tells the store within a second or so what it holds.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ use crate::Scopes;
 /// How many are settled in one step.
 const BATCH: usize = 64;
 /// How long a store may take for one step before it is tried again.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The first pause after a failure. It doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -60,6 +60,16 @@ impl Keeper {
     /// A hold is about to be made: it is renewed until it is settled.
     pub(super) fn keep(&self, id: HoldId, scopes: &Scopes) {
         self.state.work().alive.insert(id, scopes.clone());
+    }
+
+    /// Whether a hold has not been ended.
+    pub(super) fn keeps(&self, id: HoldId) -> bool {
+        self.state.work().alive.contains_key(&id)
+    }
+
+    /// There is no such hold.
+    pub(super) fn forget(&self, id: HoldId) {
+        self.state.work().alive.remove(&id);
     }
 
     /// Settles, sooner or later.

@@ -2,8 +2,11 @@
 
 mod admin;
 mod keeper;
+mod leased;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis-store")]
+mod redis;
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
@@ -13,11 +16,14 @@ mod store;
 
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
+#[cfg(feature = "redis-store")]
+pub use self::redis::{RedisConnection, RedisStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{
     admin::{Admin, Rescan, RescanError},
     keeper::Settled,
+    leased::{LeasedHold, LeasedQuota},
     source::{StoredHold, StoredQuota},
     store::{
         Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,

@@ -1,6 +1,6 @@
 //! Quotas in PostgreSQL.
 
-mod lease;
+mod loan;
 
 use std::{collections::HashSet, time::Duration};
 
@@ -77,14 +77,14 @@ impl PostgresStore {
     ///
     /// When the server is away, or does not allow it.
     pub async fn migrate(&self) -> Result<(), BoxError> {
-        in_time(lease::migrate(&self.pool)).await
+        in_time(loan::migrate(&self.pool)).await
     }
 
     async fn rows<'q>(
         &self,
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>, BoxError> {
-        in_time(lease::rows(&self.pool, query)).await
+        in_time(loan::rows(&self.pool, query)).await
     }
 
     async fn reserved(&self, asked: &Reserve) -> Result<Reserved, QuotaError> {

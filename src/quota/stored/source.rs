@@ -28,15 +28,15 @@ use crate::{
 /// the store is back. Until then the answer waits for as long as the layer's
 /// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process.
 pub struct StoredQuota<S> {
-    shared: Arc<Shared<S>>,
+    pub(super) shared: Arc<Shared<S>>,
 }
 
 pub(super) struct Shared<S> {
     pub(super) store: Arc<S>,
-    default: Ceilings,
-    time_to_live: Duration,
+    pub(super) default: Ceilings,
+    pub(super) time_to_live: Duration,
     warn: Option<Arc<Warn>>,
-    keeper: Keeper,
+    pub(super) keeper: Keeper,
 }
 
 type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
@@ -137,6 +137,16 @@ impl<S: Store> StoredQuota<S> {
         })
     }
 
+    /// Nothing is set aside yet.
+    pub(super) fn hold(&self, scopes: &Scopes) -> StoredHold<S> {
+        StoredHold {
+            shared: Arc::clone(&self.shared),
+            id: HoldId::unique(),
+            scopes: scopes.clone(),
+            is_there: false,
+        }
+    }
+
     /// How many settlements the store has not taken yet.
     pub fn unsettled(&self) -> usize {
         self.shared.keeper.unsettled()
@@ -148,20 +158,18 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
     type Hold = StoredHold<S>;
 
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
-        let hold = StoredHold {
-            shared: Arc::clone(&self.shared),
-            id: HoldId::unique(),
-            scopes: scopes.clone(),
-            is_there: false,
-        };
+        let hold = self.hold(scopes);
         if demand.max(expected).is_zero() {
             // Zero always fits.
             return Answer::Now(Ok(hold));
         }
         Answer::Later(Box::pin(async move {
             let mut hold = hold;
-            hold.set_aside(demand, expected).await?;
-            Ok(hold)
+            let asked = hold.ask(demand, expected);
+            match hold.shared.decide(asked).await {
+                Ok(()) => Ok(hold),
+                Err(error) => Err(hold.refused(error)),
+            }
         }))
     }
 
@@ -181,15 +189,10 @@ pub struct StoredHold<S: Store> {
 }
 
 impl<S: Store> StoredHold<S> {
-    async fn set_aside(&mut self, amount: Amount, expected: Amount) -> Result<(), QuotaError> {
-        // From here on nobody knows, and whoever drops this settles it.
+    /// What to ask of the store. From here on nobody knows, and whoever drops this settles it.
+    pub(super) fn ask(&mut self, amount: Amount, expected: Amount) -> Reserve {
         self.is_there = true;
-        let shared = Arc::clone(&self.shared);
-        shared.keeper.keep(self.id, &self.scopes);
-        shared.set_aside(self.reserve(amount, expected)).await
-    }
-
-    fn reserve(&self, amount: Amount, expected: Amount) -> Reserve {
+        self.shared.keeper.keep(self.id, &self.scopes);
         Reserve {
             id: self.id,
             scopes: self.scopes.clone(),
@@ -198,6 +201,20 @@ impl<S: Store> StoredHold<S> {
             default: self.shared.default,
             time_to_live: self.shared.time_to_live,
         }
+    }
+
+    /// Where the store has said no, nothing is there to be released.
+    pub(super) fn refused(mut self, error: QuotaError) -> QuotaError {
+        if let QuotaError::Exceeded(_) = error {
+            self.is_there = false;
+            self.shared.keeper.forget(self.id);
+        }
+        error
+    }
+
+    /// Whether the store may have it.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there
     }
 
     fn end(&mut self, change: Change) -> Settled {
@@ -215,7 +232,19 @@ impl<S: Store> StoredHold<S> {
 }
 
 impl<S: Store> Shared<S> {
-    async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
+    /// Nobody is refused for what this process has let go, and the store has not heard of.
+    async fn decide(&self, asked: Reserve) -> Result<(), QuotaError> {
+        match self.set_aside(asked.clone()).await {
+            Err(QuotaError::Exceeded(_)) if self.keeper.unsettled() > 0 => {
+                // It comes through behind what is settled before.
+                self.keeper.settle(Settlement::nothing()).await;
+                self.set_aside(asked).await
+            }
+            decided => decided,
+        }
+    }
+
+    pub(super) async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
         let reserved = self.store.reserve(&asked).await?;
         if let Some(warn) = &self.warn {
             for (scope, account) in &reserved.warnings {
@@ -231,10 +260,8 @@ impl<S: Store> QuotaHold for StoredHold<S> {
     type Grow = Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>;
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
-        self.is_there = true;
-        self.shared.keeper.keep(self.id, &self.scopes);
-        let (shared, asked) = (Arc::clone(&self.shared), self.reserve(more, Amount::ZERO));
-        Box::pin(async move { shared.set_aside(asked).await })
+        let (asked, shared) = (self.ask(more, Amount::ZERO), Arc::clone(&self.shared));
+        Box::pin(async move { shared.decide(asked).await })
     }
 
     fn commit(mut self, change: Change) -> Settled {

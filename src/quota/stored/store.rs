@@ -227,6 +227,16 @@ pub struct Keep {
 }
 
 impl Settlement {
+    /// Of nothing at all.
+    pub(super) fn nothing() -> Self {
+        Self {
+            id: HoldId::unique(),
+            scopes: Scopes::NONE,
+            change: Change::ZERO,
+            keep: None,
+        }
+    }
+
     /// Whether a store must remember it, as it may be asked for again.
     pub fn is_remembered(&self) -> bool {
         self.change != Change::ZERO || self.keep.is_some()

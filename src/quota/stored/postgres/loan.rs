@@ -20,10 +20,10 @@ pub(super) async fn rows<'q>(
 ) -> Result<Vec<PgRow>, BoxError> {
     let mut has_migrated = false;
     for attempt in 1.. {
-        let mut lease = Lease::new(pool).await?;
-        let error = match query().fetch_all(lease.connection()?).await {
+        let mut loan = Loan::new(pool).await?;
+        let error = match query().fetch_all(loan.connection()?).await {
             Ok(rows) => {
-                lease.give_back();
+                loan.give_back();
                 return Ok(rows);
             }
             Err(error) => error,
@@ -32,11 +32,11 @@ pub(super) async fn rows<'q>(
             // No such table, no such function.
             Some("42P01" | "42883") if !has_migrated => {
                 has_migrated = true;
-                lease.give_back();
+                loan.give_back();
                 migrate(pool).await?;
             }
             // Not to be serialized; a deadlock. Under "read committed" there is neither.
-            Some("40001" | "40P01") if attempt < TRIES => lease.give_back(),
+            Some("40001" | "40P01") if attempt < TRIES => loan.give_back(),
             // Nobody knows what has become of it, and another connection may lead elsewhere.
             _ => return Err(error.into()),
         }
@@ -46,9 +46,9 @@ pub(super) async fn rows<'q>(
 
 /// Makes tables and functions that are missing.
 pub(super) async fn migrate(pool: &PgPool) -> Result<(), BoxError> {
-    let mut lease = Lease::new(pool).await?;
-    sqlx::raw_sql(SCHEMA).execute(lease.connection()?).await?;
-    lease.give_back();
+    let mut loan = Loan::new(pool).await?;
+    sqlx::raw_sql(SCHEMA).execute(loan.connection()?).await?;
+    loan.give_back();
     Ok(())
 }
 
@@ -61,9 +61,9 @@ fn code(error: &sqlx::Error) -> Option<String> {
 ///
 /// Otherwise it is closed. One that waits for an answer would keep its place in the pool for as long as the network
 /// takes to notice, and one that leads to a server which has become a standby would lead there forever.
-struct Lease(Option<PoolConnection<Postgres>>);
+struct Loan(Option<PoolConnection<Postgres>>);
 
-impl Lease {
+impl Loan {
     async fn new(pool: &PgPool) -> sqlx::Result<Self> {
         Ok(Self(Some(pool.acquire().await?)))
     }
@@ -80,7 +80,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Loan {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
             drop(connection.detach());

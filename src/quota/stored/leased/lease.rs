@@ -1,0 +1,372 @@
+//! One scope's lease: how much this node may give away of it, and what has become of it.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::super::{HoldId, Keep, Reserve, Settlement};
+use crate::{
+    Amount, Scope, Scopes,
+    fault::Resource,
+    quota::{Ceilings, Change, Exceeded},
+};
+
+/// How often a lease is looked at: two such times and a round trip are less than the second after which idle budget is
+/// back in its store.
+pub(super) const WINDOW: Duration = Duration::from_millis(400);
+/// So many requests within two windows make a scope worth a lease.
+const HOT: u32 = 8;
+/// A lease is so small a share of what is left that others find some, too.
+const SHARE: u64 = 8;
+/// How long a scope has no lease after its limit has shown.
+const QUIET: Duration = Duration::from_secs(1);
+/// Charges are given to the store after so many windows.
+const SETTLED_AFTER: u8 = 2;
+
+/// What the store holds for this node is `free`, `held`, and what `spent` has added.
+///
+/// That is so until `sure`, by this node's own clock: it has only measured a time, and nobody compares it with another
+/// one's. After it, the store may have given all of it to others.
+pub(super) struct Lease {
+    id: HoldId,
+    /// Whether the store may hold anything under this id.
+    is_there: bool,
+    sure: Option<Instant>,
+    /// For whoever asks next.
+    free: Amount,
+    /// With requests that are under way.
+    held: Amount,
+    /// What has been stored, and the store has not been told.
+    spent: Change,
+    /// For how many windows it has not.
+    windows: u8,
+    /// What the store holds is not what is written here.
+    is_off: bool,
+    /// How much should be free.
+    target: Amount,
+    /// Whether what is asked for is all that there is.
+    is_first: bool,
+    this: Window,
+    last: Window,
+    quiet: Option<Instant>,
+    /// Whether somebody is on the way to the store for more.
+    pub(super) is_growing: bool,
+    /// Whether somebody is on the way to it with what is not needed.
+    pub(super) is_turning: bool,
+    /// Held by whoever talks with the store about this lease.
+    pub(super) gate: Arc<Mutex<()>>,
+}
+
+/// What has happened lately.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    /// How many have asked, and for how much.
+    requests: u32,
+    asked: Amount,
+    /// How much has been free all the time.
+    idle: Amount,
+}
+
+/// How much of what is free goes back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Back {
+    /// What has idled.
+    Idle,
+    All,
+}
+
+/// How much more is wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Chunk {
+    pub(super) amount: Amount,
+    /// This must fit, so that others find some.
+    pub(super) left: Amount,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self {
+            id: HoldId::unique(),
+            is_there: false,
+            sure: None,
+            free: Amount::ZERO,
+            held: Amount::ZERO,
+            spent: Change::ZERO,
+            windows: 0,
+            is_off: false,
+            target: Amount::ZERO,
+            is_first: false,
+            this: Window::default(),
+            last: Window::default(),
+            quiet: None,
+            is_growing: false,
+            is_turning: false,
+            gate: Arc::default(),
+        }
+    }
+}
+
+impl Lease {
+    /// Somebody asks. Whether that much is free.
+    pub(super) fn asked(&mut self, demand: Amount, need: Amount, now: Instant) -> bool {
+        self.this.requests = self.this.requests.saturating_add(1);
+        self.this.asked = self.this.asked + demand;
+        self.expire(now);
+        fits(need, self.free)
+    }
+
+    /// Gives away what is free: [`asked`](Self::asked) has said so.
+    pub(super) fn take(&mut self, demand: Amount) {
+        self.free = self.free - demand;
+        self.held = self.held + demand;
+        self.this.idle = least(self.this.idle, self.free);
+    }
+
+    /// A request is over: what it took comes back, but for what it has stored.
+    pub(super) fn end(&mut self, held: Amount, change: Change, now: Instant) {
+        self.expire(now);
+        self.held = self.held - held;
+        let gain = change.gain();
+        if self.sure.is_some() {
+            // What it has stored beyond what it held is on the disk already.
+            self.free = self.free + held - gain;
+        } else {
+            self.is_off |= self.is_there;
+        }
+        self.this.idle = least(self.this.idle, self.free);
+        self.spend(change);
+    }
+
+    /// The store is to be told of this.
+    pub(super) fn spend(&mut self, change: Change) {
+        self.spent = self.spent.then(change);
+    }
+
+    /// Whether there is anything that the store should know before somebody is refused.
+    pub(super) fn has_anything(&self) -> bool {
+        self.is_there || self.is_growing || self.is_turning || self.spent != Change::ZERO
+    }
+
+    /// Whether the store may hold something for it.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there
+    }
+
+    /// Whether so many ask that leasing is worth it.
+    pub(super) fn is_hot(&self) -> bool {
+        self.this.requests.saturating_add(self.last.requests) >= HOT
+    }
+
+    /// Whether more should be fetched, before somebody misses it.
+    pub(super) fn is_low(&self) -> bool {
+        self.free.bytes < self.target.bytes / 4 || self.free.objects < self.target.objects / 4
+    }
+
+    /// Whether anybody may ask the store for more now.
+    pub(super) fn may_grow(&self, now: Instant) -> bool {
+        !self.is_growing && self.is_hot() && self.quiet.is_none_or(|quiet| quiet <= now)
+    }
+
+    /// The limit has shown, or the store is away: all is asked of the store, for a while.
+    pub(super) fn quiet(&mut self, now: Instant) {
+        self.quiet = Some(now + QUIET);
+    }
+
+    /// How much more would do for about a second.
+    pub(super) fn wants(&mut self, now: Instant) -> Option<Chunk> {
+        self.expire(now);
+        self.is_first = self.sure.is_none();
+        if self.is_first && (self.is_there || self.spent != Change::ZERO || !self.held.is_zero()) {
+            // First the store has to be told.
+            self.is_off = true;
+            return None;
+        }
+        // A window that has just begun says little.
+        let window = self.last.asked.max(self.this.asked);
+        self.target = target(window);
+        let amount = self.target - self.free;
+        let left = |amount: u64| amount.saturating_mul(SHARE);
+        (!amount.is_zero()).then(|| Chunk {
+            amount,
+            left: Amount::new(left(amount.bytes), left(amount.objects)),
+        })
+    }
+
+    /// A smaller one, where the first does not fit. None when it would not be worth its way.
+    pub(super) fn wants_less(&self, chunk: Chunk, full: &Exceeded) -> Option<Chunk> {
+        let share = full.limit.saturating_sub(full.used) / SHARE;
+        let requests = u64::from(self.this.requests.saturating_add(self.last.requests)).max(1);
+        let lately = self.this.asked + self.last.asked;
+        let (amount, usual) = match full.resource {
+            Resource::Objects => (
+                Amount::new(chunk.amount.bytes, chunk.amount.objects.min(share)),
+                lately.objects / requests,
+            ),
+            _ => (
+                Amount::new(chunk.amount.bytes.min(share), chunk.amount.objects),
+                lately.bytes / requests,
+            ),
+        };
+        let is_worth_it = share >= usual.saturating_mul(HOT.into()).max(1);
+        is_worth_it.then_some(Chunk {
+            amount,
+            left: amount,
+        })
+    }
+
+    /// What to ask of the store. From here on nobody knows what it holds, until it has answered.
+    pub(super) fn grow(
+        &mut self,
+        scope: &Scope,
+        chunk: Chunk,
+        default: Ceilings,
+        time_to_live: Duration,
+    ) -> Reserve {
+        self.is_there = true;
+        Reserve {
+            id: self.id,
+            scopes: scope.clone().into(),
+            amount: chunk.amount,
+            expected: chunk.left,
+            default,
+            time_to_live,
+        }
+    }
+
+    /// The store has said yes to what was asked at that time.
+    pub(super) fn grown(
+        &mut self,
+        amount: Amount,
+        asked: Instant,
+        time_to_live: Duration,
+        now: Instant,
+    ) {
+        self.expire(now);
+        let sure = asked + time_to_live;
+        if sure <= now || self.sure.is_none() && !self.is_first {
+            // It may hold this, and nothing of what it held before.
+            self.is_off = true;
+            return;
+        }
+        self.free = self.free + amount;
+        self.sure = Some(sure);
+    }
+
+    /// The store has said nothing, and may have done it.
+    pub(super) fn lost(&mut self, now: Instant) {
+        self.is_off = true;
+        self.quiet(now);
+    }
+
+    /// A window is over. Whether the store should be told something.
+    pub(super) fn next_window(&mut self, time_to_live: Duration, now: Instant) -> bool {
+        self.expire(now);
+        // Not idle is what lasts for as long as a chunk does.
+        let idle = self.this.idle - target(self.this.asked);
+        self.last = Window { idle, ..self.this };
+        self.this = Window {
+            idle: self.free,
+            ..Window::default()
+        };
+        if self.spent != Change::ZERO {
+            self.windows = self.windows.saturating_add(1);
+        }
+        !idle.is_zero()
+            || self.is_off
+            || self.windows >= SETTLED_AFTER
+            || self.is_old(time_to_live, now)
+    }
+
+    /// Whether it is to be renewed: three times as often as it would have to be.
+    fn is_old(&self, time_to_live: Duration, now: Instant) -> bool {
+        let sure_until = now + time_to_live * 2 / 3;
+        self.is_there && self.sure.is_none_or(|sure| sure < sure_until)
+    }
+
+    /// Whether there is nothing to remember.
+    pub(super) fn is_empty(&self, now: Instant) -> bool {
+        !self.has_anything()
+            && self.held.is_zero()
+            && self.this.requests == 0
+            && self.last.requests == 0
+            && self.quiet.is_none_or(|quiet| quiet <= now)
+            // Nobody talks about it.
+            && Arc::strong_count(&self.gate) == 1
+    }
+
+    /// What to tell the store: what has been stored, and how much it holds from now on.
+    pub(super) fn turn(
+        &mut self,
+        scope: &Scope,
+        back: Back,
+        time_to_live: Duration,
+        now: Instant,
+    ) -> Option<Settlement> {
+        self.expire(now);
+        let free = match back {
+            Back::Idle => self.free - self.last.idle,
+            Back::All => Amount::ZERO,
+        };
+        let has_news = free != self.free || self.spent != Change::ZERO || self.is_off;
+        if !has_news && !self.is_old(time_to_live, now) {
+            return None;
+        }
+        self.free = free;
+        self.last.idle = Amount::ZERO;
+        self.this.idle = least(self.this.idle, free);
+        self.is_off = false;
+        self.windows = 0;
+        let ended = mem::replace(&mut self.id, HoldId::unique());
+        let amount = self.free + self.held;
+        self.is_there = !amount.is_zero();
+        Some(Settlement {
+            id: ended,
+            scopes: Scopes::from(scope.clone()),
+            change: mem::take(&mut self.spent),
+            keep: self.is_there.then_some(Keep {
+                id: self.id,
+                amount,
+                time_to_live,
+            }),
+        })
+    }
+
+    /// The store has taken that.
+    pub(super) fn turned(&mut self, asked: Instant, time_to_live: Duration, now: Instant) {
+        let was_sure = self.sure.is_some();
+        self.expire(now);
+        let sure = asked + time_to_live;
+        if now >= sure {
+            self.is_off = true;
+        } else if self.sure.is_some() || !was_sure {
+            // What it was not sure of before, it had nothing of that is free.
+            self.sure = Some(sure);
+        }
+    }
+
+    /// What is not sure any more is not given away.
+    fn expire(&mut self, now: Instant) {
+        if self.sure.is_some_and(|sure| sure <= now) {
+            self.sure = None;
+            self.free = Amount::ZERO;
+            self.this.idle = Amount::ZERO;
+            self.last.idle = Amount::ZERO;
+            // What requests hold is to be held again.
+            self.is_off = true;
+        }
+    }
+}
+
+/// How much should be free where so much is asked for within a window: enough for four of them.
+fn target(asked: Amount) -> Amount {
+    let four = |amount: u64| amount.saturating_mul(4);
+    Amount::new(four(asked.bytes), four(asked.objects))
+}
+
+fn fits(need: Amount, free: Amount) -> bool {
+    need.bytes <= free.bytes && need.objects <= free.objects
+}
+
+fn least(one: Amount, other: Amount) -> Amount {
+    Amount::new(one.bytes.min(other.bytes), one.objects.min(other.objects))
+}

@@ -1,0 +1,480 @@
+//! Quotas that are decided in memory, from budget that is leased of a store.
+
+mod lease;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::BuildHasherDefault,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::OwnedMutexGuard,
+    time::{Instant, sleep_until, timeout},
+};
+
+use self::lease::{Back, Chunk, Lease, WINDOW};
+use super::{Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, keeper::PATIENCE};
+use crate::{
+    Amount, Scope, Scopes,
+    quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource, memory::PassThrough},
+};
+
+/// Decides most requests in memory, from budget that it leases of a [`StoredQuota`].
+///
+/// A handle: clones share everything.
+///
+/// ```no_run
+/// # #[cfg(feature = "sqlite")] {
+/// use tower_storage_guard::{
+///     StorageGuardLayer,
+///     quota::{LeasedQuota, Limits, SqliteStore, StoredQuota},
+/// };
+///
+/// let stored = StoredQuota::new(SqliteStore::new("quota.db"), Limits::bytes(1 << 30));
+/// let layer = StorageGuardLayer::quota_only(LeasedQuota::new(stored));
+/// # }
+/// ```
+///
+/// # How
+///
+/// A scope that several requests in a second ask for gets a lease: a hold in the store, in which there is room for what
+/// is asked for within 1.6 seconds. Requests take of it, and what they do not store comes back to it. Once it is low, more
+/// is fetched while it lasts. A request that finds too little asks the store itself, as without leases. So does one of
+/// a scope that hardly anybody asks for.
+///
+/// What is fetched is at most an eighth of what is left. Once that is not worth its way, or a limit has shown, the
+/// scope has no lease for a second, and the store decides each request.
+///
+/// # What is promised
+///
+/// 1. **Never a byte over.** What the nodes have leased is held in the store, and no node gives away more than that, or
+///    anything after its lease might have ended: by the time that has passed on its own clock since it asked. So the sum
+///    of all nodes passes a limit only as without leases: by what a process stores that had stopped for longer than
+///    its [time to live](StoredQuota::time_to_live).
+/// 2. **Nobody is refused for what idles.** Before a request is refused, this node gives back all that idles in its
+///    scopes, tells the store what it knows, and asks it once more. What idles on another node, or was removed there, is back
+///    within two windows of 0.4 seconds and a round trip. So, while a round trip takes less than 0.2 seconds, a request
+///    that fits is refused only if another node held the rest within the last second.
+/// 3. **One round trip per hundred requests**, or less, of a scope that 250 requests ask for in a second: a lease costs
+///    about two round trips in a second, and one of them is shared by up to 64 scopes.
+///
+/// # What is known later
+///
+/// The store is told within a second what requests have stored. Until then it is part of what the lease holds, and
+/// [`StoredQuota::usage`] shows it as held. A process that is killed in that time loses it. What it had leased is free
+/// again after its time to live. At the end of a service, wait for [`settled`](Self::settled).
+pub struct LeasedQuota<S: Store> {
+    leases: Arc<Leases<S>>,
+}
+
+struct Leases<S: Store> {
+    stored: StoredQuota<S>,
+    table: Mutex<Table>,
+    runtime: Handle,
+}
+
+type Table = HashMap<Scope, Lease, BuildHasherDefault<PassThrough>>;
+
+impl<S: Store> LeasedQuota<S> {
+    /// Leases budget of these quotas.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new(stored: StoredQuota<S>) -> Self {
+        let leases = Arc::new(Leases {
+            stored,
+            table: Mutex::default(),
+            runtime: Handle::current(),
+        });
+        tokio::spawn(watch(Arc::downgrade(&leases)));
+        Self { leases }
+    }
+
+    /// What it leases of. Ask it for usage, and for the store.
+    pub fn stored(&self) -> &StoredQuota<S> {
+        &self.leases.stored
+    }
+
+    /// Gives back all that is idle, and tells the store what has been stored. Ready once it knows.
+    ///
+    /// For the end of a service. Nothing is lost without it: what has been stored is told anyway when the last handle is dropped and the
+    /// runtime lives on.
+    pub async fn settled(&self) {
+        let leases = Arc::clone(&self.leases);
+        let scopes: Vec<_> = leases.table().keys().cloned().collect();
+        // In a task of its own: what is on its way is not to be left in the middle.
+        let _ = self
+            .leases
+            .runtime
+            .spawn(async move {
+                let guards = leases.gates(&scopes).await;
+                leases.turn(&scopes, Back::All).await;
+                drop(guards);
+            })
+            .await;
+    }
+}
+
+impl<S: Store> Leases<S> {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change is made in one piece that cannot panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes it of the leases of all scopes, or of none.
+    fn take(self: &Arc<Self>, scopes: &Scopes, demand: Amount, need: Amount) -> bool {
+        let now = Instant::now();
+        let mut table = self.table();
+        let mut fits = true;
+        for scope in scopes {
+            // No short cut: all have been asked for.
+            fits &= of(&mut table, scope).asked(demand, need, now);
+        }
+        if fits {
+            for scope in scopes {
+                let lease = of(&mut table, scope);
+                lease.take(demand);
+                if lease.is_low() && lease.may_grow(now) {
+                    lease.is_growing = true;
+                    self.runtime.spawn(Arc::clone(self).grow(scope.clone()));
+                }
+            }
+        }
+        fits
+    }
+
+    /// Requests have missed leases here. Fetches them where all these scopes are worth it: with one missing, the store is
+    /// asked anyway.
+    fn missed(self: &Arc<Self>, scopes: &Scopes) {
+        let now = Instant::now();
+        let mut table = self.table();
+        if scopes.iter().all(|scope| of(&mut table, scope).is_hot()) {
+            for scope in scopes {
+                let lease = of(&mut table, scope);
+                if lease.may_grow(now) {
+                    lease.is_growing = true;
+                    self.runtime.spawn(Arc::clone(self).grow(scope.clone()));
+                }
+            }
+        }
+    }
+
+    /// Fetches more, if the store has it to spare.
+    async fn grow(self: Arc<Self>, scope: Scope) {
+        let gate = Arc::clone(&of(&mut self.table(), &scope).gate);
+        let guard = gate.lock_owned().await;
+        let chunk = of(&mut self.table(), &scope).wants(Instant::now());
+        if let Some(chunk) = chunk
+            && let Some(less) = self.fetch(&scope, chunk).await
+            && self.fetch(&scope, less).await.is_some()
+        {
+            of(&mut self.table(), &scope).quiet(Instant::now());
+        }
+        of(&mut self.table(), &scope).is_growing = false;
+        drop(guard);
+    }
+
+    /// Returns what to try instead where there is not so much.
+    async fn fetch(&self, scope: &Scope, chunk: Chunk) -> Option<Chunk> {
+        let shared = &self.stored.shared;
+        let time_to_live = shared.time_to_live;
+        let asked = Instant::now();
+        let reserve = of(&mut self.table(), scope).grow(scope, chunk, shared.default, time_to_live);
+        let answer = timeout(PATIENCE, shared.set_aside(reserve)).await;
+        let mut table = self.table();
+        let (lease, now) = (of(&mut table, scope), Instant::now());
+        match answer {
+            Ok(Ok(())) => lease.grown(chunk.amount, asked, time_to_live, now),
+            Ok(Err(QuotaError::Exceeded(full))) => {
+                let less = lease.wants_less(chunk, &full);
+                if less.is_none() {
+                    lease.quiet(now);
+                }
+                return less;
+            }
+            Ok(Err(QuotaError::Unavailable(_))) | Err(_) => lease.lost(now),
+        }
+        None
+    }
+
+    /// Has the store decide once more. It has said no, and did not know all that this node does.
+    async fn decide(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
+        let guards = self.gates(asked.scopes.as_slice()).await;
+        self.turn(asked.scopes.as_slice(), Back::All).await;
+        let shared = &self.stored.shared;
+        // What requests have let go is let go in the store, too, once this has come through behind it.
+        shared.keeper.settle(Settlement::nothing()).await;
+        // Whoever asked may have left, and nobody would end the hold.
+        let decided = match shared.keeper.keeps(asked.id) {
+            true => shared.set_aside(asked).await,
+            false => Err(QuotaError::Unavailable("nobody waits for it".into())),
+        };
+        drop(guards);
+        decided
+    }
+
+    /// Asks the store, which decides with all that this node knows.
+    async fn ask(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
+        let answer = self.stored.shared.set_aside(asked.clone()).await;
+        match answer {
+            Ok(()) => self.missed(&asked.scopes),
+            Err(QuotaError::Exceeded(_)) if self.knows_more(&asked.scopes) => {
+                // In a task of its own: a lease that is on its way to the store is not to be left in the middle.
+                let decided = self.runtime.spawn(Arc::clone(&self).decide(asked)).await;
+                return decided.map_err(|error| QuotaError::Unavailable(error.into()))?;
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// Whether the store does not know all of these scopes.
+    fn knows_more(&self, scopes: &Scopes) -> bool {
+        let now = Instant::now();
+        let mut table = self.table();
+        let mut knows_more = self.stored.unsettled() > 0;
+        for scope in scopes {
+            let lease = of(&mut table, scope);
+            lease.quiet(now);
+            knows_more |= lease.has_anything();
+        }
+        knows_more
+    }
+
+    /// Waits until nobody else talks with the store about these. In the order of their names, so that two who wait never wait for
+    /// each other.
+    async fn gates(&self, scopes: &[Scope]) -> Vec<OwnedMutexGuard<()>> {
+        let mut scopes = scopes.to_vec();
+        scopes.sort_unstable();
+        let gates: Vec<_> = {
+            let mut table = self.table();
+            let gate = |scope| Arc::clone(&of(&mut table, scope).gate);
+            scopes.iter().map(gate).collect()
+        };
+        let mut guards = Vec::with_capacity(gates.len());
+        for gate in gates {
+            guards.push(gate.lock_owned().await);
+        }
+        guards
+    }
+
+    /// Tells the store what has been stored, and gives back what is not needed. Whoever calls it has the gates.
+    async fn turn(&self, scopes: &[Scope], back: Back) {
+        let shared = &self.stored.shared;
+        let time_to_live = shared.time_to_live;
+        let asked = Instant::now();
+        let turned: Vec<(&Scope, Settled)> = {
+            let mut table = self.table();
+            let turn = |scope| {
+                let settlement = of(&mut table, scope).turn(scope, back, time_to_live, asked)?;
+                Some((scope, shared.keeper.settle(settlement)))
+            };
+            scopes.iter().filter_map(turn).collect()
+        };
+        for (scope, settled) in turned {
+            settled.await;
+            of(&mut self.table(), scope).turned(asked, time_to_live, Instant::now());
+        }
+    }
+
+    /// Starts turns where there is something to tell, and forgets scopes that nobody asks for.
+    fn next_window(self: &Arc<Self>) {
+        let time_to_live = self.stored.shared.time_to_live;
+        let now = Instant::now();
+        self.table().retain(|scope, lease| {
+            if lease.next_window(time_to_live, now) && !lease.is_turning {
+                lease.is_turning = true;
+                let (leases, scope, gate) =
+                    (Arc::clone(self), scope.clone(), Arc::clone(&lease.gate));
+                self.runtime.spawn(async move {
+                    let guard = gate.lock_owned().await;
+                    leases.turn(std::slice::from_ref(&scope), Back::Idle).await;
+                    of(&mut leases.table(), &scope).is_turning = false;
+                    drop(guard);
+                });
+            }
+            !lease.is_empty(now)
+        });
+    }
+}
+
+/// The lease of a scope, or a new one.
+fn of<'a>(table: &'a mut Table, scope: &Scope) -> &'a mut Lease {
+    if !table.contains_key(scope) {
+        table.insert(scope.clone(), Lease::default());
+    }
+    table.get_mut(scope).expect("it is in there")
+}
+
+/// Looks at the leases in each window, for as long as anybody uses them.
+async fn watch<S: Store>(leases: Weak<Leases<S>>) {
+    let mut next = Instant::now() + WINDOW;
+    loop {
+        sleep_until(next).await;
+        match leases.upgrade() {
+            Some(leases) => leases.next_window(),
+            None => return,
+        }
+        next = (next + WINDOW).max(Instant::now());
+    }
+}
+
+impl<S: Store> Drop for Leases<S> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let shared = &self.stored.shared;
+        for (scope, lease) in self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(settlement) = lease.turn(scope, Back::All, shared.time_to_live, now) {
+                drop(shared.keeper.settle(settlement));
+            }
+        }
+    }
+}
+
+impl<S: Store> QuotaSource for LeasedQuota<S> {
+    type Future = Pin<Box<dyn Future<Output = Result<LeasedHold<S>, QuotaError>> + Send>>;
+    type Hold = LeasedHold<S>;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        let leases = Arc::clone(&self.leases);
+        let mut hold = LeasedHold {
+            rest: leases.stored.hold(scopes),
+            taken: Taken {
+                leases,
+                scopes: scopes.clone(),
+                amount: Amount::ZERO,
+            },
+        };
+        let need = demand.max(expected);
+        if need.is_zero() {
+            // Zero always fits.
+            return Answer::Now(Ok(hold));
+        }
+        if self.leases.take(scopes, demand, need) {
+            hold.taken.amount = demand;
+            return Answer::Now(Ok(hold));
+        }
+        Answer::Later(Box::pin(async move {
+            let asked = hold.rest.ask(demand, expected);
+            match Arc::clone(&hold.taken.leases).ask(asked).await {
+                Ok(()) => Ok(hold),
+                Err(error) => Err(hold.rest.refused(error)),
+            }
+        }))
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        let change = Change::between(Amount::ZERO, amount);
+        let mut table = self.leases.table();
+        let others = scopes.iter().filter(|scope| match table.get_mut(scope) {
+            Some(lease) if lease.is_there() => {
+                lease.spend(change);
+                false
+            }
+            _ => true,
+        });
+        let others: Scopes = others.cloned().collect();
+        drop(table);
+        if !others.is_empty() {
+            self.leases.stored.give_back(&others, amount);
+        }
+    }
+}
+
+/// What a [`LeasedQuota`] has set aside for one request.
+pub struct LeasedHold<S: Store> {
+    taken: Taken<S>,
+    /// What the leases did not have.
+    rest: StoredHold<S>,
+}
+
+/// What one request has taken of leases. Dropping it gives it back.
+struct Taken<S: Store> {
+    leases: Arc<Leases<S>>,
+    scopes: Scopes,
+    amount: Amount,
+}
+
+impl<S: Store> Taken<S> {
+    fn end(&mut self, change: Change) {
+        let amount = mem::take(&mut self.amount);
+        if amount.is_zero() && change == Change::ZERO {
+            return;
+        }
+        let now = Instant::now();
+        let mut table = self.leases.table();
+        for scope in &self.scopes {
+            of(&mut table, scope).end(amount, change, now);
+        }
+    }
+}
+
+impl<S: Store> Drop for Taken<S> {
+    fn drop(&mut self) {
+        self.end(Change::ZERO);
+    }
+}
+
+impl<S: Store> QuotaHold for LeasedHold<S> {
+    type Commit = Settled;
+    type Grow = Answering<Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>>;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        let Taken {
+            leases,
+            scopes,
+            amount,
+        } = &mut self.taken;
+        let answer = if more.is_zero() {
+            Answer::Now(Ok(()))
+        } else if leases.take(scopes, more, more) {
+            *amount = *amount + more;
+            Answer::Now(Ok(()))
+        } else {
+            let asked = self.rest.ask(more, Amount::ZERO);
+            Answer::Later(Box::pin(Arc::clone(leases).ask(asked)) as _)
+        };
+        answer.into_future()
+    }
+
+    fn commit(mut self, change: Change) -> Settled {
+        // Each part is charged by whoever has set it aside.
+        let rest = match self.rest.is_there() || self.taken.amount.is_zero() {
+            true => change.beyond(self.taken.amount),
+            false => Change::ZERO,
+        };
+        self.taken.end(change.without(rest));
+        self.rest.commit(rest)
+    }
+}
+
+impl<S: Store> Clone for LeasedQuota<S> {
+    fn clone(&self) -> Self {
+        Self {
+            leases: Arc::clone(&self.leases),
+        }
+    }
+}
+
+impl<S: Store> fmt::Debug for LeasedQuota<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeasedQuota")
+            .field("stored", &self.leases.stored)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> fmt::Debug for LeasedHold<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeasedHold")
+            .field("taken", &self.taken.amount)
+            .field("rest", &self.rest)
+            .finish_non_exhaustive()
+    }
+}

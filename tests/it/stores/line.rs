@@ -1,0 +1,117 @@
+//! The way to a store: how long it takes, how often it is gone, and whether it is cut.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tower_storage_guard::{
+    Amount, BoxError, Scope, Scopes,
+    quota::{
+        Account, Ceilings, HoldEntry, HoldId, QuotaError, Reserve, Reserved, Settlement, Store,
+        StoreFuture,
+    },
+};
+
+/// A store at the end of a line.
+pub(crate) struct Line<S> {
+    store: Arc<S>,
+    /// There, and back again.
+    latency: Duration,
+    trips: AtomicU64,
+    is_cut: AtomicBool,
+}
+
+impl<S: Store> Line<S> {
+    pub(crate) fn new(store: Arc<S>, latency: Duration) -> Self {
+        Self {
+            store,
+            latency,
+            trips: AtomicU64::new(0),
+            is_cut: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn trips(&self) -> u64 {
+        self.trips.load(Relaxed)
+    }
+
+    pub(crate) fn cut(&self, is_cut: bool) {
+        self.is_cut.store(is_cut, Relaxed);
+    }
+
+    /// Fails on the way there, or on the way back.
+    async fn trip<T>(&self, step: impl Future<Output = T>) -> Result<T, BoxError> {
+        self.trips.fetch_add(1, Relaxed);
+        self.way().await?;
+        let answer = step.await;
+        self.way().await?;
+        Ok(answer)
+    }
+
+    async fn way(&self) -> Result<(), BoxError> {
+        tokio::time::sleep(self.latency).await;
+        match self.is_cut.load(Relaxed) {
+            true => Err("the line is cut".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<S: Store> Store for Line<S> {
+    fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+        Box::pin(async {
+            let answer = self.trip(async { self.store.reserve(asked).await }).await;
+            answer.map_err(QuotaError::Unavailable)?
+        })
+    }
+
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+        Box::pin(async {
+            self.trip(async { self.store.settle(settlements).await })
+                .await?
+        })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        holds: &'a [(HoldId, Scopes)],
+        time_to_live: Duration,
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.trip(async { self.store.renew(holds, time_to_live).await })
+                .await?
+        })
+    }
+
+    fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account> {
+        self.store.account(scope)
+    }
+
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+        self.store.set_limits(scope, limits)
+    }
+
+    fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
+        self.store.set_used(scope, used)
+    }
+
+    fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>> {
+        self.store.largest(count)
+    }
+
+    fn holds<'a>(
+        &'a self,
+        scope: Option<&'a Scope>,
+        count: usize,
+    ) -> StoreFuture<'a, Vec<HoldEntry>> {
+        self.store.holds(scope, count)
+    }
+
+    fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
+        self.store.remove(scope)
+    }
+}
