@@ -195,30 +195,35 @@ async fn delete_file(
 }
 
 /// How full it is: the disk, and whoever the caller is charged to.
-async fn status(State(store): State<Store>, Extension(folder): Extension<Folder>) -> Json<Value> {
-    let volume = store.volume.status();
-    let usage = |scope: &Scope| {
-        let usage = store.quota.usage(scope);
-        json!({
+async fn status(
+    State(store): State<Store>,
+    Extension(folder): Extension<Folder>,
+) -> Result<Json<Value>, Failure> {
+    let usage = async |scope: &Scope| {
+        let usage = store.quota.usage(scope).await?;
+        Ok::<_, Failure>(json!({
             "scope": scope.as_str(),
             "limit": usage.limits.bytes,
             "used": usage.used.bytes,
             "held": usage.held.bytes,
-        })
+        }))
     };
-    let user = folder
-        .scopes
-        .iter()
-        .find(|scope| scope.as_str() != Store::EVERYONE);
-    Json(json!({
+    let mut scopes = folder.scopes.iter();
+    let user = match scopes.find(|scope| scope.as_str() != Store::EVERYONE) {
+        Some(user) => Some(usage(user).await?),
+        None => None,
+    };
+    let everyone = usage(&Store::EVERYONE.into()).await?;
+    let volume = store.volume.status();
+    Ok(Json(json!({
         "volume": {
             "available": volume.available,
             "claimed": volume.claimed,
             "headroom": volume.headroom,
         },
-        "user": user.map(usage),
-        "everyone": usage(&Store::EVERYONE.into()),
-    }))
+        "user": user,
+        "everyone": everyone,
+    })))
 }
 
 async fn page() -> Html<&'static str> {

@@ -62,27 +62,25 @@ struct TusFlags {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    report(serve(flags::read("127.0.0.1:1080")).await)
+    report(serve(flags::read("127.0.0.1:1080", "memory:")).await)
 }
 
 async fn serve(flags: TusFlags) -> Result<(), BoxError> {
     let at = flags.all.listen;
     let time_to_live = Duration::from_secs(flags.expire_after.get());
-    let (store, uploads) = spawn_blocking(move || {
-        let store = Store::open(&flags.all)?;
-        let uploads = Uploads::open(&store, time_to_live)?;
-        Ok::<_, BoxError>((store, uploads))
-    })
-    .await??;
+    let store = Store::open(flags.all).await?;
+    let opened = store.clone();
+    let uploads = spawn_blocking(move || Uploads::open(&opened, time_to_live)).await??;
     // Around the router: it routes by the method.
-    let app = MapRequestLayer::new(override_method).layer(app(store, uploads, time_to_live));
-    axum::serve(
+    let app = app(store.clone(), uploads, time_to_live);
+    let app = MapRequestLayer::new(override_method).layer(app);
+    let served = axum::serve(
         listen(at).await?,
         ServiceExt::<Request>::into_make_service(app),
     )
     .with_graceful_shutdown(asked_to_stop())
-    .await?;
-    Ok(())
+    .await;
+    store.close().await.and(served.map_err(BoxError::from))
 }
 
 fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use bytesize::ByteSize;
 use clap::Parser;
 
-use super::store::Name;
+use super::{
+    quotas::{Place, PlaceParser},
+    store::Name,
+};
 
 /// Stores files, and lets an upload in only when there is room for it.
 #[derive(Clone, Debug, Parser)]
@@ -26,14 +29,23 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) quota: ByteSize,
 
+    /// Where quotas are kept: `memory:`, `sqlite:PATH`, `postgres://USER@HOST/DATABASE` or `redis://HOST`. `sqlite:` alone is
+    /// a file beside the uploads, for which some of the disk must stay free. What outlives the process need not be counted
+    /// by the next. For PostgreSQL, PGPASSWORD and ~/.pgpass are read
+    #[arg(long, value_name = "STORE", required = false, value_parser = PlaceParser)]
+    pub(crate) quota_store: Place,
+
     /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
     #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]
     pub(crate) users: Vec<User>,
 }
 
-/// Reads the command line: [`Flags`], or those and more. Each example has its own default for where to listen.
-pub(crate) fn read<T: Parser>(listen: &'static str) -> T {
-    let command = T::command().mut_arg("listen", |arg| arg.default_value(listen));
+/// Reads the command line: [`Flags`], or those and more. Each example has its own defaults for where to listen, and for
+/// where quotas are kept.
+pub(crate) fn read<T: Parser>(listen: &'static str, quota_store: &'static str) -> T {
+    let command = T::command()
+        .mut_arg("listen", |arg| arg.default_value(listen))
+        .mut_arg("quota_store", |arg| arg.default_value(quota_store));
     T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 

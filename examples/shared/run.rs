@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use tokio::{net::TcpListener, signal, task::spawn_blocking};
+use tokio::{net::TcpListener, signal};
 use tower_storage_guard::BoxError;
 
 use super::{
@@ -14,12 +14,13 @@ use super::{
     store::Store,
 };
 
-/// Serves the store that the command line describes. `listen` is where, if the command line does not say.
+/// Serves the store that the command line describes. `listen` is where, if the command line does not say. Quotas are in a
+/// file beside the uploads then.
 pub(crate) async fn run(
     listen: &'static str,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    report(start(flags::read(listen), serve).await)
+    report(start(flags::read(listen, "sqlite:"), serve).await)
 }
 
 /// Says why it ends, if not because it was asked to.
@@ -44,8 +45,9 @@ async fn start(
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {
     let at = flags.listen;
-    let store = spawn_blocking(move || Store::open(&flags)).await??;
-    serve(listen(at).await?, store).await
+    let store = Store::open(flags).await?;
+    let served = serve(listen(at).await?, store.clone()).await;
+    store.close().await.and(served)
 }
 
 /// Listens, and says where.

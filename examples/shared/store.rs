@@ -12,10 +12,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt};
+use futures_util::{Stream, TryStreamExt, future::join_all};
 use http::request::Parts;
 use serde::Serialize;
 use tokio::{
@@ -23,22 +24,27 @@ use tokio::{
     io::AsyncWriteExt,
     sync::Mutex,
     task::{JoinHandle, spawn_blocking},
+    time::timeout,
 };
 use tower_storage_guard::{
     Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
-    quota::{Change, Limits, MemoryQuota},
+    quota::{Change, Limits},
 };
 
-use super::flags::Flags;
+use super::{flags::Flags, quotas::Quotas};
 
 /// How uploads in progress are called. No file can be: names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
+/// Where quotas are kept unless the command line says so. SQLite puts two more files beside it, which begin with this.
+const QUOTAS: &str = ".quotas.db";
+/// How long the end waits for what is under way to be charged.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that is stored, and what guards it.
 #[derive(Clone)]
 pub(crate) struct Store {
     pub(crate) volume: Volume,
-    pub(crate) quota: MemoryQuota,
+    pub(crate) quota: Quotas,
     folders: Arc<Folders>,
 }
 
@@ -52,42 +58,71 @@ impl Store {
     /// The scope that all uploads are charged to.
     pub(crate) const EVERYONE: &str = "everyone";
 
-    /// Makes what is missing, removes what was left behind, and counts what is there. Blocks.
-    pub(crate) fn open(flags: &Flags) -> Result<Self, BoxError> {
-        fs::create_dir_all(&flags.dir).map_err(|error| named(&flags.dir, error))?;
-        let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
-        let quota = MemoryQuota::new(Limits::UNLIMITED);
-        quota.set_limits(Self::EVERYONE, Limits::bytes(flags.quota.as_u64()));
+    /// Makes what is missing, removes what was left behind, and counts what is there for quotas that do not know it.
+    pub(crate) async fn open(flags: Flags) -> Result<Self, BoxError> {
+        let dir = flags.dir.clone();
+        spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
+            .await??;
+        let place = flags.quota_store.clone();
+        let quota = Quotas::open(&place.or_beside(|| flags.dir.join(QUOTAS))).await?;
+        let (store, limits) = spawn_blocking(move || Self::with_quota(&flags, quota)).await??;
+        for folder in store.folders() {
+            folder.count_if_new().await?;
+        }
+        store.quota.are_settled().await;
+        for (scope, limits) in limits {
+            store.quota.set_limits(&scope, limits).await?;
+        }
+        Ok(store)
+    }
 
+    /// The store, and what each scope may use. Blocks.
+    fn with_quota(flags: &Flags, quota: Quotas) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
+        let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
+        let everyone = Scope::from(Self::EVERYONE);
+        let mut limits = vec![(everyone.clone(), Limits::bytes(flags.quota.as_u64()))];
         let open = |dir: PathBuf, scopes: Scopes| Folder::open(dir, scopes, &volume, &quota);
-        if flags.users.is_empty() {
-            let folder = open(flags.dir.clone(), Self::EVERYONE.into())?;
-            let folders = Arc::new(Folders::Shared(folder));
-            return Ok(Self {
-                volume,
-                quota,
-                folders,
-            });
-        }
-        let (mut folders, mut names) = (HashMap::new(), HashSet::new());
-        for user in &flags.users {
-            let own = Scope::from(format_args!("user:{}", user.name.as_str()));
-            quota.set_limits(&own, Limits::bytes(user.limit.as_u64()));
-            if !names.insert(&user.name) {
-                return Err(format!("there are two users {:?}", user.name.as_str()).into());
+        let folders = if flags.users.is_empty() {
+            Folders::Shared(open(flags.dir.clone(), everyone.into())?)
+        } else {
+            let (mut folders, mut names) = (HashMap::new(), HashSet::new());
+            for user in &flags.users {
+                let own = Scope::from(format_args!("user:{}", user.name.as_str()));
+                limits.push((own.clone(), Limits::bytes(user.limit.as_u64())));
+                if !names.insert(&user.name) {
+                    return Err(format!("there are two users {:?}", user.name.as_str()).into());
+                }
+                let dir = flags.dir.join(user.name.as_str());
+                let folder = open(dir, [own, everyone.clone()].into())?;
+                if folders.insert(user.token.clone(), folder).is_some() {
+                    return Err("two users have the same token".into());
+                }
             }
-            let dir = flags.dir.join(user.name.as_str());
-            let folder = open(dir, [own, Self::EVERYONE.into()].into())?;
-            if folders.insert(user.token.clone(), folder).is_some() {
-                return Err("two users have the same token".into());
-            }
-        }
-        let folders = Arc::new(Folders::OfUsers(folders));
-        Ok(Self {
+            Folders::OfUsers(folders)
+        };
+        let store = Self {
             volume,
             quota,
-            folders,
-        })
+            folders: Arc::new(folders),
+        };
+        Ok((store, limits))
+    }
+
+    /// Waits until all that is done is charged. Nothing changes from here on.
+    pub(crate) async fn close(&self) -> Result<(), BoxError> {
+        let closing = async {
+            let folders = self.folders().into_iter();
+            let closed = join_all(folders.map(|folder| folder.changing.lock())).await;
+            self.quota.are_settled().await;
+            drop(closed);
+        };
+        match timeout(PATIENCE, closing).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let unsettled = self.quota.unsettled();
+                Err(format!("{unsettled} charges or releases are not in the quotas' store").into())
+            }
+        }
     }
 
     /// The folders of everyone.
@@ -117,7 +152,7 @@ pub(crate) struct Folder {
     pub(crate) dir: Arc<Path>,
     /// Who is charged.
     pub(crate) scopes: Scopes,
-    quota: MemoryQuota,
+    quota: Quotas,
     volume: Volume,
     /// Held while a file comes, goes or changes place with another, so that what was there can be counted.
     changing: Arc<Mutex<()>>,
@@ -130,26 +165,33 @@ pub(crate) struct Entry {
 }
 
 impl Folder {
-    fn open(
-        dir: PathBuf,
-        scopes: Scopes,
-        volume: &Volume,
-        quota: &MemoryQuota,
-    ) -> io::Result<Self> {
+    fn open(dir: PathBuf, scopes: Scopes, volume: &Volume, quota: &Quotas) -> io::Result<Self> {
         fs::create_dir_all(&dir)
             .and_then(|()| remove_leftovers(&dir))
             .map_err(|error| named(&dir, error))?;
-        let folder = Self {
+        Ok(Self {
             dir: dir.into(),
             scopes,
             quota: quota.clone(),
             volume: volume.clone(),
             changing: Arc::default(),
+        })
+    }
+
+    /// Charges for what is there, to an owner of whom the quotas have never heard. It is one step: whoever is charged
+    /// is known, and a start that was cut short is made good by the next.
+    async fn count_if_new(&self) -> Result<(), BoxError> {
+        // Whose it is comes first, and everyone after.
+        let Some(owner) = self.scopes.iter().next() else {
+            return Ok(());
         };
-        for Entry { size, .. } in entries(&folder.dir)? {
-            folder.charge(Amount::new(size, 1).into());
+        if self.quota.is_new(owner).await? {
+            let files = self.list().await.map_err(|error| named(&self.dir, error))?;
+            let sizes = files.iter().map(|file| Amount::new(file.size, 1));
+            let total = sizes.fold(Amount::ZERO, |total, file| total + file);
+            self.charge(total.into()).await;
         }
-        Ok(folder)
+        Ok(())
     }
 
     /// Who is charged for a request: everyone together, and the user if there are users.
@@ -192,9 +234,10 @@ impl Folder {
     /// Removes a file, and gives back what it was charged. False where there is none.
     pub(crate) async fn delete(&self, name: &Name) -> io::Result<bool> {
         let (folder, path) = (self.clone(), self.path(name));
+        let changing = Arc::clone(&self.changing).lock_owned().await;
         // A task of its own: a caller who leaves cannot stop it half way.
         tokio::spawn(async move {
-            let _changing = folder.changing.lock().await;
+            let _changing = changing;
             let dir = Arc::clone(&folder.dir);
             let removed = spawn_blocking(move || {
                 let Found::File(size) = found(&path)? else {
@@ -206,7 +249,8 @@ impl Folder {
             let Some((size, synced)) = removed.await?? else {
                 return Ok(false);
             };
-            folder.charge(Change::between(Amount::ZERO, Amount::new(size, 1)));
+            let change = Change::between(Amount::ZERO, Amount::new(size, 1));
+            folder.charge(change).await;
             folder.volume.refresh();
             synced.map(|()| true)
         })
@@ -273,9 +317,10 @@ impl Folder {
         reservation: &Reservation,
     ) -> Result<Stored, BoxError> {
         let (folder, reservation) = (self.clone(), reservation.clone());
+        let changing = Arc::clone(&self.changing).lock_owned().await;
         // A task of its own: a caller who leaves cannot stop it between the rename and the count.
         tokio::spawn(async move {
-            let _changing = folder.changing.lock().await;
+            let _changing = changing;
             if reservation.has_ended() {
                 return Err("the client has left, and nothing is set aside any more".into());
             }
@@ -285,17 +330,16 @@ impl Folder {
             reservation.made(stored.made.objects);
             // The files are there, whatever is answered and whoever has left by now.
             if published.is_err() || !reservation.commit().await {
-                folder.charge(Change::between(stored.made, stored.replaced));
+                let change = Change::between(stored.made, stored.replaced);
+                folder.charge(change).await;
             }
             published.map(|()| stored)
         })
         .await?
     }
 
-    fn charge(&self, change: Change) {
-        for scope in &self.scopes {
-            self.quota.adjust(scope, change);
-        }
+    async fn charge(&self, change: Change) {
+        self.quota.charge(&self.scopes, change).await;
     }
 
     /// Where a file of this name is, or would be.

@@ -48,8 +48,9 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Ceilings, HoldEntry, HoldId, Journal, Keep, LeasedHold, LeasedQuota, Reserve,
-    Reserved, Settled, Settlement, Store, StoreFuture, StoredHold, StoredQuota,
+    Account, Admin, Ceilings, HoldEntry, HoldId, Journal, Keep, LeasedHold, LeasedQuota, Rescan,
+    RescanError, Reserve, Reserved, Settled, Settlement, Store, StoreFuture, StoredHold,
+    StoredQuota,
 };
 #[cfg(feature = "redis-store")]
 pub use self::stored::{RedisConnection, RedisStore};

@@ -27,13 +27,13 @@ fn start(flags: &[&str]) -> Server {
 }
 
 /// What everyone together has stored, with nothing in flight.
-async fn used(server: &Server) -> u64 {
+pub(crate) async fn used(server: &Server) -> u64 {
     let is_calm = |status: &Value| status["everyone"]["held"] == 0;
     let status = server.status_when("", is_calm).await;
     status["everyone"]["used"].as_u64().unwrap()
 }
 
-async fn listed(server: &Server, token: &str) -> Value {
+pub(crate) async fn listed(server: &Server, token: &str) -> Value {
     let request = server.request(Method::GET, "/files").bearer_auth(token);
     request.send().await.unwrap().json().await.unwrap()
 }
@@ -597,18 +597,16 @@ async fn finishes_what_is_in_flight_before_it_ends() {
 
 #[tokio::test]
 async fn a_new_start_counts_what_is_there() {
-    let server = start(&["--quota", "1000"]);
+    let flags = ["--quota", "1000", "--quota-store", "memory:"];
+    let server = start(&flags);
     server.put("/files/a", vec![0; 700]).await;
     let stream = begin_upload_of(&server, "b", 200, 200).await;
     // Killed in the middle of an upload.
-    let dir = {
-        let mut server = server;
-        std::mem::replace(&mut server.dir, tempfile::tempdir().unwrap())
-    };
+    let dir = server.killed();
     drop(stream);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 
-    let server = Server::start_in(dir, "axum_upload", &["--quota", "1000"]);
+    let server = Server::start_in(dir, "axum_upload", &flags);
     assert_eq!(server.names(), ["a"]);
     assert_eq!(used(&server).await, 700);
     let answer = server.put("/files/b", vec![0; 301]).await;
@@ -640,7 +638,12 @@ async fn begin_upload(server: &Server, name: &str) -> TcpStream {
     begin_upload_of(server, name, MIB, MIB).await
 }
 
-async fn begin_upload_of(server: &Server, name: &str, size: usize, held: usize) -> TcpStream {
+pub(crate) async fn begin_upload_of(
+    server: &Server,
+    name: &str,
+    size: usize,
+    held: usize,
+) -> TcpStream {
     let mut stream = TcpStream::connect(&server.addr).await.unwrap();
     let head = format!("PUT /files/{name} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -652,7 +655,7 @@ async fn begin_upload_of(server: &Server, name: &str, size: usize, held: usize) 
     stream
 }
 
-async fn status_line(stream: &mut TcpStream) -> String {
+pub(crate) async fn status_line(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     while !answer.contains(&b'\n') {
         if stream.read_buf(&mut answer).await.unwrap() == 0 {

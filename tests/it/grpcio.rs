@@ -459,7 +459,15 @@ async fn a_stream_that_is_cut_has_its_status() {
 fn start_on_tmpfs(options: &str, quota: &str) -> (Server, Client) {
     let dir = tempfile::tempdir().unwrap();
     tmpfs(dir.path(), options);
-    let flags = ["--keep-free", "0", "--quota", quota];
+    // All of the disk is for uploads.
+    let flags = [
+        "--keep-free",
+        "0",
+        "--quota-store",
+        "memory:",
+        "--quota",
+        quota,
+    ];
     let server = Server::start_in(dir, "tonic_upload", &flags);
     let client = Client::new(&server);
     (server, client)

@@ -21,6 +21,8 @@ mod hang;
 mod health;
 mod price;
 mod proto;
+mod quota_admin;
+mod quota_store;
 mod server;
 mod several_requests;
 mod start;

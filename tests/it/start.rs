@@ -15,7 +15,14 @@ fn each_has_a_place_of_its_own_to_listen() {
         let output = Command::new(path_of(example)).arg("--help").output();
         let help = String::from_utf8(output.unwrap().stdout).unwrap();
         assert!(help.contains(&format!("[default: {listen}]")), "{help}");
-        for flag in ["--listen", "--dir", "--keep-free", "--quota", "--user"] {
+        for flag in [
+            "--listen",
+            "--dir",
+            "--keep-free",
+            "--quota",
+            "--quota-store",
+            "--user",
+        ] {
             assert!(help.contains(flag), "{flag}: {help}");
         }
     }
@@ -43,10 +50,24 @@ fn says_why_it_cannot_start() {
             &["--dir", dir, "--user", "ann:a:1", "--user", "bob:a:1"],
             "error: two users have the same token".to_owned(),
         ),
+        (
+            &["--dir", dir, "--quota-store", "sqlite:no/such/folder/file"],
+            "error: sqlite:no/such/folder/file: ".to_owned(),
+        ),
+        (
+            &[
+                "--dir",
+                dir,
+                "--quota-store",
+                "postgres://u:secret@127.0.0.1:1/d",
+            ],
+            "error: postgres://127.0.0.1:1/d: ".to_owned(),
+        ),
     ] {
         for (example, _) in EXAMPLES {
             let (said, code) = complaint(example, flags);
             assert!(said.starts_with(&words), "{said}");
+            assert!(!said.contains("secret"), "{said}");
             assert_eq!((said.lines().count(), code), (1, Some(1)), "{said}");
         }
     }
@@ -61,6 +82,10 @@ fn says_what_is_wrong_with_a_flag() {
         (["--user", "../ann:a:1"], "no slash"),
         (["--user", "ann:a b:1"], "the token must be printable ASCII"),
         (["--user", "ann:a:much"], "the limit: "),
+        (
+            ["--quota-store", "mysql://u:secret@h/d"],
+            "invalid value for '--quota-store <STORE>': expected memory:, sqlite:PATH or",
+        ),
     ] {
         for (example, _) in EXAMPLES {
             let (said, code) = complaint(example, flags);
@@ -68,6 +93,7 @@ fn says_what_is_wrong_with_a_flag() {
                 said.starts_with("error: ") && said.contains(words),
                 "{said}"
             );
+            assert!(!said.contains("secret"), "{said}");
             assert_eq!(code, Some(2), "{said}");
         }
     }

@@ -437,7 +437,9 @@ mod on_a_tmpfs {
     fn start_on_tmpfs(options: &str, quota: &str) -> (Server, Uploads) {
         let dir = tempfile::tempdir().unwrap();
         tmpfs(dir.path(), options);
-        start_in(dir, &["--keep-free", "0", "--quota", quota])
+        // All of the disk is for uploads.
+        let flags = ["--keep-free", "0", "--quota-store", "memory:"];
+        start_in(dir, &[&flags[..], &["--quota", quota]].concat())
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
+mod admin;
 mod journal;
 mod keeper;
 mod leased;
@@ -21,6 +22,7 @@ pub use self::redis::{RedisConnection, RedisStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{
+    admin::{Admin, Rescan, RescanError},
     journal::Journal,
     keeper::Settled,
     leased::{LeasedHold, LeasedQuota},

@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Account, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
+    Account, Admin, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
     keeper::{Keeper, Settled},
 };
 use crate::{
@@ -109,9 +109,14 @@ impl<S: Store> StoredQuota<S> {
         self.set(|settings| settings.journal = Some(Arc::new(journal)))
     }
 
-    /// The store, to look at and to correct.
+    /// The store.
     pub fn store(&self) -> &S {
         &self.shared.store
+    }
+
+    /// The store, to look at and to correct.
+    pub fn admin(&self) -> Admin<Arc<S>> {
+        Admin::new(Arc::clone(&self.shared.store))
     }
 
     /// Where a scope stands now.
@@ -175,7 +180,7 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
         Answer::Later(Box::pin(async move {
             let mut hold = hold;
             let asked = hold.ask(demand, expected);
-            match hold.shared.set_aside(asked).await {
+            match hold.shared.decide(asked).await {
                 Ok(()) => Ok(hold),
                 Err(error) => Err(hold.refused(error)),
             }
@@ -241,6 +246,18 @@ impl<S: Store> StoredHold<S> {
 }
 
 impl<S: Store> Shared<S> {
+    /// Nobody is refused for what this process has let go, and the store has not heard of.
+    async fn decide(&self, asked: Reserve) -> Result<(), QuotaError> {
+        match self.set_aside(asked.clone()).await {
+            Err(QuotaError::Exceeded(_)) if self.keeper.unsettled() > 0 => {
+                // It comes through behind what is settled before.
+                self.keeper.settle(Settlement::nothing()).await;
+                self.set_aside(asked).await
+            }
+            decided => decided,
+        }
+    }
+
     pub(super) async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
         let reserved = self.store.reserve(&asked).await?;
         if let Some(warn) = &self.settings.warn {
@@ -258,7 +275,7 @@ impl<S: Store> QuotaHold for StoredHold<S> {
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
         let (asked, shared) = (self.ask(more, Amount::ZERO), Arc::clone(&self.shared));
-        Box::pin(async move { shared.set_aside(asked).await })
+        Box::pin(async move { shared.decide(asked).await })
     }
 
     fn commit(mut self, change: Change) -> Settled {

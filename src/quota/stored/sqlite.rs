@@ -83,8 +83,24 @@ impl SqliteStore {
     ///
     /// When the file cannot be opened, is no such file, or was made by a newer version.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, BoxError> {
-        let path = path.as_ref().to_owned();
-        let mut engine = Engine::open(path.clone(), Instant::now() + PATIENCE)?;
+        Self::start(Engine::open(path.as_ref(), Instant::now() + PATIENCE)?)
+    }
+
+    /// Opens a file that is there, and holds quotas already: for tools that are to say so when the path is wrong. Blocks
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such file, when something else is in it, and as for [`open`](Self::open). Nothing is made or
+    /// changed then.
+    pub fn open_existing(path: impl AsRef<Path>) -> Result<Self, BoxError> {
+        let (path, deadline) = (path.as_ref(), Instant::now() + PATIENCE);
+        engine::look(path, deadline)?;
+        Self::start(Engine::open(path, deadline)?)
+    }
+
+    fn start(mut engine: Engine) -> Result<Self, BoxError> {
+        let path = engine.path().to_owned();
         let (jobs, asked) = mpsc::channel::<Job>();
         std::thread::Builder::new()
             .name("storage-guard-sqlite".into())

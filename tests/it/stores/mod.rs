@@ -1,16 +1,17 @@
 //! One suite for every store, and a model to measure them by.
 
+mod admin;
 #[cfg(unix)]
 mod journal;
 mod leased;
 mod line;
 mod model;
 #[cfg(target_os = "linux")]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(unix)]
 mod process;
 #[cfg(unix)]
-mod redis;
+pub(crate) mod redis;
 #[cfg(unix)]
 mod sql;
 #[cfg(unix)]
@@ -48,6 +49,8 @@ pub(crate) async fn conforms<S: Store>(one: Arc<S>, other: Arc<S>) {
     figures_can_be_looked_at_and_corrected(&*one).await;
     a_stampede_never_passes_the_limit(&one, &other).await;
     a_source_over_it_holds_charges_and_releases(one.clone(), other.clone()).await;
+    what_was_just_let_go_is_free(one.clone()).await;
+    admin::works(&one, &other).await;
     it_does_as_the_model_does(&*one, &*other).await;
 }
 
@@ -428,6 +431,25 @@ async fn a_source_over_it_holds_charges_and_releases<S: Store>(one: Arc<S>, othe
     neighbour.give_back(&scopes, Amount::bytes(70));
     eventually("it is given back", || neighbour.unsettled() == 0).await;
     assert_eq!(quota.usage(user).await.unwrap().used, Amount::ZERO);
+}
+
+/// Releases get to the store a moment later. Whoever lets go, and asks again, need not wait for that.
+async fn what_was_just_let_go_is_free<S: Store>(store: Arc<S>) {
+    let quota = StoredQuota::new(store, Limits::bytes(100));
+    let user = Scopes::from("{again}user");
+    let whole = || quota.reserve(&user, Amount::bytes(100), Amount::ZERO);
+    for _ in 0..50 {
+        drop(whole().await.expect("it was let go"));
+        let mut half = quota
+            .reserve(&user, Amount::bytes(50), Amount::ZERO)
+            .await
+            .expect("it was let go");
+        let other = quota.reserve(&user, Amount::bytes(50), Amount::ZERO);
+        drop(other.await.expect("it fits"));
+        half.grow(Amount::bytes(50)).await.expect("it was let go");
+        exceeded(whole().await);
+    }
+    eventually("all is let go", || quota.unsettled() == 0).await;
 }
 
 /// Random steps, side by side.

@@ -38,14 +38,14 @@ use crate::support::{
 };
 
 /// A server in a folder of its own.
-pub(super) struct Server {
+pub(crate) struct Server {
     folder: TempDir,
     port: u16,
     running: Option<Running>,
 }
 
 impl Server {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut server = Self {
             folder: tempfile::tempdir().unwrap(),
             port: free_port(),
@@ -127,8 +127,13 @@ impl Server {
         pool(self.port)
     }
 
-    pub(super) fn store(&self) -> PostgresStore {
+    pub(crate) fn store(&self) -> PostgresStore {
         PostgresStore::new(self.pool())
+    }
+
+    /// As a command line wants it, with a password that is of no use.
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://guard:secret@127.0.0.1:{}/postgres", self.port)
     }
 }
 

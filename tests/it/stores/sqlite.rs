@@ -241,6 +241,34 @@ async fn a_file_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_tool_does_not_make_what_it_was_to_look_at() {
+    let file = File::new();
+    let refused = |path: &Path| SqliteStore::open_existing(path).unwrap_err().to_string();
+    refused(&file.path());
+    assert!(!file.path().exists());
+    assert!(refused(file.0.path()).contains("no file"));
+    fs::write(file.path(), "").unwrap();
+    assert!(refused(&file.path()).contains("no quotas"));
+    // What belongs to somebody else, who has versions too.
+    file.raw()
+        .execute_batch("CREATE TABLE accounts (id); PRAGMA user_version = 1")
+        .unwrap();
+    assert!(refused(&file.path()).contains("no quotas"));
+    assert_eq!(file.rows("sqlite_master"), 1);
+    file.delete();
+    fs::write(file.path(), "no database at all ".repeat(1_000)).unwrap();
+    refused(&file.path());
+    file.delete();
+
+    let service = file.open();
+    settle(&service, HoldId::unique(), "user", 7).await;
+    let tool = SqliteStore::open_existing(file.path()).unwrap();
+    assert_eq!(figures(&tool, "user").await, (7, 0));
+    settle(&tool, HoldId::unique(), "user", 1).await;
+    assert_eq!(figures(&service, "user").await, (8, 0));
+}
+
+#[tokio::test]
 async fn many_open_a_new_file_at_the_same_time() {
     let file = File::new();
     let path = file.path();

@@ -68,11 +68,12 @@ impl Server {
         request.send().await.unwrap()
     }
 
-    /// The names of everything in the folder, hidden or not.
+    /// The names of everything in the folder, hidden or not, but for the quotas' own files.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names
+            .filter(|name| !name.starts_with(".quotas.db"))
             .collect();
         names.sort();
         names
@@ -121,6 +122,11 @@ impl Server {
         let pid = self.child.id().to_string();
         let kill = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(kill.unwrap().success());
+    }
+
+    /// Kills it without any chance to tidy up, and leaves its folder.
+    pub(crate) fn killed(mut self) -> TempDir {
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
     /// Waits until the process has ended by itself, and leaves its folder.

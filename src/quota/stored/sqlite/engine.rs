@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::super::sql::milliseconds;
 use crate::BoxError;
@@ -39,10 +39,15 @@ struct Open {
 }
 
 impl Engine {
-    pub(super) fn open(path: PathBuf, deadline: Instant) -> Result<Self, BoxError> {
+    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, BoxError> {
+        let path = path.to_owned();
         let mut engine = Self { path, open: None };
         engine.connection(deadline)?;
         Ok(engine)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs `work` in one transaction, with the time. Twice where a new connection may help.
@@ -134,6 +139,28 @@ impl From<Failure> for BoxError {
     fn from(failure: Failure) -> Self {
         let (Failure::Passing(error) | Failure::Broken(error)) = failure;
         error
+    }
+}
+
+/// Whether quotas are in the file already. Writes nothing to it.
+pub(super) fn look(path: &Path, deadline: Instant) -> Result<(), BoxError> {
+    if !fs::metadata(path)?.is_file() {
+        return Err("it is no file".into());
+    }
+    // With leave to write: to read the log, an index of it may have to be made.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(rest(deadline))?;
+    let tables: i64 = connection.query_row(
+        "SELECT count(*) FROM sqlite_master
+        WHERE type = 'table' AND name IN ('accounts', 'holds', 'settled')",
+        [],
+        |row| row.get(0),
+    )?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match tables == 3 && version > 0 {
+        true => Ok(()),
+        false => Err("there are no quotas in the file".into()),
     }
 }
 

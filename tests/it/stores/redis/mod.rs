@@ -2,7 +2,7 @@
 
 mod exact;
 mod outage;
-mod server;
+pub(crate) mod server;
 
 use std::{
     sync::Arc,

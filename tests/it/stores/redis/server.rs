@@ -16,7 +16,7 @@ use tower_storage_guard::quota::{RedisConnection, RedisStore};
 
 use crate::support::running::{Running, free_port};
 
-pub(super) struct Server {
+pub(crate) struct Server {
     folder: TempDir,
     options: Vec<String>,
     pub(super) port: u16,
@@ -25,7 +25,7 @@ pub(super) struct Server {
 
 impl Server {
     /// It has on its disk whatever it has answered.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
@@ -77,11 +77,11 @@ impl Server {
             .await
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub(super) async fn store(&self) -> RedisStore<RedisConnection> {
+    pub(crate) async fn store(&self) -> RedisStore<RedisConnection> {
         RedisStore::connect(&self.url()).await.unwrap()
     }
 
