@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use bytesize::ByteSize;
 use clap::Parser;
@@ -34,6 +34,14 @@ pub(crate) struct Flags {
     /// by the next. For PostgreSQL, PGPASSWORD and ~/.pgpass are read
     #[arg(long, value_name = "STORE", required = false, value_parser = PlaceParser)]
     pub(crate) quota_store: Place,
+
+    /// Leases budget of the quotas' store, and decides most uploads in memory
+    #[arg(long)]
+    pub(crate) quota_leases: bool,
+
+    /// After how many seconds what a killed server had set aside in the quotas' store is free again
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    pub(crate) quota_time_to_live: NonZeroU32,
 
     /// A user with a folder and a limit of their own. Repeatable; without any, everyone may do everything
     #[arg(long = "user", value_name = "NAME:TOKEN:LIMIT")]

@@ -15,8 +15,9 @@ use tokio::{
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
     quota::{
-        Account, Answer, Change, Limits, MemoryHold, MemoryQuota, PostgresStore, QuotaError,
-        QuotaHold, QuotaSource, RedisStore, SqliteStore, Store, StoredHold, StoredQuota, Usage,
+        Account, Answer, Change, Journal, LeasedHold, LeasedQuota, Limits, MemoryHold, MemoryQuota,
+        PostgresStore, QuotaError, QuotaHold, QuotaSource, RedisStore, Settled, SqliteStore, Store,
+        StoredHold, StoredQuota, Usage,
     },
 };
 
@@ -184,23 +185,44 @@ fn postgres(options: &PgConnectOptions) -> PostgresStore {
 pub(crate) enum Quotas {
     Memory(MemoryQuota),
     Stored(StoredQuota<Arc<dyn Store>>),
+    Leased(LeasedQuota<Arc<dyn Store>>),
 }
 
 impl Quotas {
-    /// Without limits on anything.
-    pub(crate) async fn open(place: &Place) -> Result<Self, BoxError> {
+    /// Without limits on anything. Charges that the store has not taken yet are in the directory `journal`.
+    pub(crate) async fn open(
+        place: &Place,
+        journal: PathBuf,
+        time_to_live: Duration,
+        has_leases: bool,
+    ) -> Result<Self, BoxError> {
         let store = place.open().await;
-        Ok(match store.map_err(|error| format!("{place}: {error}"))? {
-            None => Self::Memory(MemoryQuota::new(Limits::UNLIMITED)),
-            Some(store) => Self::Stored(StoredQuota::new(store, Limits::UNLIMITED)),
+        let Some(store) = store.map_err(|error| format!("{place}: {error}"))? else {
+            return Ok(Self::Memory(MemoryQuota::new(Limits::UNLIMITED)));
+        };
+        let journal = spawn_blocking(|| Journal::open(journal)).await??;
+        let quota = StoredQuota::new(store, Limits::UNLIMITED)
+            .time_to_live(time_to_live)
+            .journal(journal);
+        Ok(match has_leases {
+            true => Self::Leased(LeasedQuota::new(quota)),
+            false => Self::Stored(quota),
         })
+    }
+
+    fn stored(&self) -> Option<&StoredQuota<Arc<dyn Store>>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Stored(quota) => Some(quota),
+            Self::Leased(quota) => Some(quota.stored()),
+        }
     }
 
     /// Whether nobody has said anything about a scope yet, and nothing was charged.
     pub(crate) async fn is_new(&self, scope: &Scope) -> Result<bool, BoxError> {
-        match self {
-            Self::Memory(_) => Ok(true),
-            Self::Stored(quota) => {
+        match self.stored() {
+            None => Ok(true),
+            Some(quota) => {
                 let account = quota.admin().account(scope).await?;
                 Ok(account == Account::default())
             }
@@ -211,6 +233,7 @@ impl Quotas {
         match self {
             Self::Memory(quota) => quota.set_limits(scope, limits),
             Self::Stored(quota) => quota.admin().set_limits(scope, limits).await?,
+            Self::Leased(quota) => quota.stored().admin().set_limits(scope, limits).await?,
         }
         Ok(())
     }
@@ -219,6 +242,7 @@ impl Quotas {
         match self {
             Self::Memory(quota) => Ok(quota.usage(scope)),
             Self::Stored(quota) => quota.usage(scope).await,
+            Self::Leased(quota) => quota.stored().usage(scope).await,
         }
     }
 
@@ -230,24 +254,26 @@ impl Quotas {
                 // Not to be waited for forever, and not lost then.
                 let _ = timeout(CHARGED, quota.adjust(scopes.clone(), change)).await;
             }
+            Self::Leased(quota) => {
+                let adjusted = quota.stored().adjust(scopes.clone(), change);
+                let _ = timeout(CHARGED, adjusted).await;
+            }
         }
     }
 
     /// Waits until every charge is in the store.
     pub(crate) async fn are_settled(&self) {
-        while let Self::Stored(quota) = self
-            && quota.unsettled() > 0
-        {
+        if let Self::Leased(quota) = self {
+            quota.settled().await;
+        }
+        while self.unsettled() > 0 {
             sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// How many charges and releases are not in the store.
     pub(crate) fn unsettled(&self) -> usize {
-        match self {
-            Self::Memory(_) => 0,
-            Self::Stored(quota) => quota.unsettled(),
-        }
+        self.stored().map_or(0, StoredQuota::unsettled)
     }
 }
 
@@ -259,6 +285,7 @@ impl QuotaSource for Quotas {
         match self {
             Self::Memory(quota) => wrap(quota.reserve(scopes, demand, expected), Hold::Memory),
             Self::Stored(quota) => wrap(quota.reserve(scopes, demand, expected), Hold::Stored),
+            Self::Leased(quota) => wrap(quota.reserve(scopes, demand, expected), Hold::Leased),
         }
     }
 
@@ -266,6 +293,7 @@ impl QuotaSource for Quotas {
         match self {
             Self::Memory(quota) => quota.give_back(scopes, amount),
             Self::Stored(quota) => quota.give_back(scopes, amount),
+            Self::Leased(quota) => quota.give_back(scopes, amount),
         }
     }
 }
@@ -281,22 +309,27 @@ where
     }
 }
 
-type StoreHold = StoredHold<Arc<dyn Store>>;
+type Growing = BoxFuture<'static, Result<(), QuotaError>>;
 
-/// What either of them has set aside.
+/// What any of them has set aside.
 pub(crate) enum Hold {
     Memory(MemoryHold),
-    Stored(StoreHold),
+    Stored(StoredHold<Arc<dyn Store>>),
+    Leased(LeasedHold<Arc<dyn Store>>),
 }
 
 impl QuotaHold for Hold {
-    type Commit = Either<<MemoryHold as QuotaHold>::Commit, <StoreHold as QuotaHold>::Commit>;
-    type Grow = Either<<MemoryHold as QuotaHold>::Grow, <StoreHold as QuotaHold>::Grow>;
+    type Commit = Either<<MemoryHold as QuotaHold>::Commit, Settled>;
+    type Grow = Either<
+        <MemoryHold as QuotaHold>::Grow,
+        Either<Growing, <LeasedHold<Arc<dyn Store>> as QuotaHold>::Grow>,
+    >;
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
         match self {
             Self::Memory(hold) => Either::Left(hold.grow(more)),
-            Self::Stored(hold) => Either::Right(hold.grow(more)),
+            Self::Stored(hold) => Either::Right(Either::Left(hold.grow(more))),
+            Self::Leased(hold) => Either::Right(Either::Right(hold.grow(more))),
         }
     }
 
@@ -304,6 +337,7 @@ impl QuotaHold for Hold {
         match self {
             Self::Memory(hold) => Either::Left(hold.commit(change)),
             Self::Stored(hold) => Either::Right(hold.commit(change)),
+            Self::Leased(hold) => Either::Right(hold.commit(change)),
         }
     }
 }

@@ -37,6 +37,8 @@ use super::{flags::Flags, quotas::Quotas};
 const TEMPORARY: &str = ".upload-";
 /// Where quotas are kept unless the command line says so. SQLite puts two more files beside it, which begin with this.
 const QUOTAS: &str = ".quotas.db";
+/// Charges that the quotas' store has not taken yet.
+const JOURNAL: &str = ".quotas.journal";
 /// How long the end waits for what is under way to be charged.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -64,7 +66,10 @@ impl Store {
         spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
             .await??;
         let place = flags.quota_store.clone();
-        let quota = Quotas::open(&place.or_beside(|| flags.dir.join(QUOTAS))).await?;
+        let place = place.or_beside(|| flags.dir.join(QUOTAS));
+        let lives = Duration::from_secs(flags.quota_time_to_live.get().into());
+        let quota =
+            Quotas::open(&place, flags.dir.join(JOURNAL), lives, flags.quota_leases).await?;
         let (store, limits) = spawn_blocking(move || Self::with_quota(&flags, quota)).await??;
         for folder in store.folders() {
             folder.count_if_new().await?;

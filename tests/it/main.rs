@@ -19,6 +19,8 @@ mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
 mod health;
+#[cfg(target_os = "linux")]
+mod nodes;
 mod price;
 mod proto;
 mod quota_admin;

@@ -81,7 +81,7 @@ impl Server {
         self.port
     }
 
-    pub(super) fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let (port, folder) = (self.port.to_string(), self.folder.path());
         let mut command = as_user("postgres");
         command.arg("-D").arg(self.data()).arg("-k").arg(folder);
@@ -97,7 +97,7 @@ impl Server {
     }
 
     /// Without any chance to tidy up.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let processes = self.processes();
         self.running = None;
         let are_gone = |id: &u32| !Path::new(&format!("/proc/{id}")).exists();
@@ -114,7 +114,7 @@ impl Server {
         std::iter::once(id).chain(children).collect()
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         for id in self.processes() {
             // One may have ended in between.
             let _ = Command::new("kill")

@@ -34,10 +34,15 @@ impl Server {
     }
 
     pub(crate) fn start_in(dir: TempDir, example: &str, flags: &[&str]) -> Self {
-        let mut child = Command::new(path_of(example))
+        let mut command = Command::new(path_of(example));
+        command.args(flags);
+        Self::start_with(dir, command)
+    }
+
+    pub(crate) fn start_with(dir: TempDir, mut command: Command) -> Self {
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--dir"])
             .arg(dir.path())
-            .args(flags)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -72,9 +77,7 @@ impl Server {
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names
-            .filter(|name| !name.starts_with(".quotas.db"))
-            .collect();
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with(".quotas.")).collect();
         names.sort();
         names
     }

@@ -40,7 +40,7 @@ impl Server {
         server
     }
 
-    pub(super) fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("redis-server");
         let port = self.port;
         command
@@ -53,12 +53,12 @@ impl Server {
     }
 
     /// As a power cut does.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.running = None;
     }
 
     /// `STOP` makes it hang, and `CONT` go on.
-    pub(super) fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let id = self.running.as_ref().unwrap().id().to_string();
         let mut kill = Command::new("kill");
         kill.args([&format!("-{signal}"), &id]);
