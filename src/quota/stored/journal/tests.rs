@@ -378,10 +378,10 @@ fn without_its_runtime_nobody_waits() {
             .unwrap()
     };
     let first = runtime();
-    let noted = first.block_on(async {
-        journal.start();
-        journal.note(HoldId::unique(), &"user".into(), bytes(1))
-    });
+    let entered = first.enter();
+    journal.start();
+    let noted = journal.note(HoldId::unique(), &"user".into(), bytes(1));
+    drop(entered);
     drop(first);
     let second = runtime();
     second.block_on(async {
