@@ -65,8 +65,9 @@ const LAZY: Duration = Duration::from_millis(100);
 ///
 /// # What is lost, and when
 ///
-/// - A charge is written right after it is made, together with others, and the request does not wait for it. A process
-///   that is killed in between, within about a millisecond, loses it, unless the store has it already.
+/// - A charge is written right after it is made, together with others, while the store is asked. A process that is killed
+///   in between, within about a millisecond, loses it, unless the store has it already. An upload has had no answer by
+///   then. What a removal gives back is not waited for.
 /// - Nothing is synced to the disk, as services do not sync what they store either. So it survives the process, and not
 ///   the crash of the machine.
 /// - While the disk takes no writes, charges are kept in memory only. It is tried again every second, and

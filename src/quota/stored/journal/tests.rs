@@ -282,6 +282,26 @@ async fn a_segment_grows_and_shrinks_again() {
     assert_eq!(sum(&reopened(directory.path(), journal).await.left()), 0);
 }
 
+/// A segment is begun with it, and it is not written behind that once more.
+#[test]
+fn what_is_noted_while_a_segment_is_begun_counts_once() {
+    let directory = tempdir().unwrap();
+    let journal = Journal::open(directory.path()).unwrap();
+    let mut segments = journal.segments.lock().unwrap().take().unwrap();
+    let (lease, user) = (HoldId::unique(), Scopes::from("user"));
+    let noted = |change| drop(journal.note(lease, &user, bytes(change)));
+    noted(1);
+    journal.queue.write(&mut segments);
+    noted(10);
+    segments.begin(&journal.queue.all()).unwrap();
+    assert!(journal.queue.state().waiting.is_empty());
+    noted(100);
+    journal.queue.write(&mut segments);
+    drop(segments);
+    let journal = Journal::open(directory.path()).unwrap();
+    assert_eq!(sum(&journal.left()), 111);
+}
+
 /// Segments that are full all the time, and many at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_note_at_once_and_each_counts_once() {
@@ -358,10 +378,10 @@ fn without_its_runtime_nobody_waits() {
             .unwrap()
     };
     let first = runtime();
-    let noted = first.block_on(async {
-        journal.start();
-        journal.note(HoldId::unique(), &"user".into(), bytes(1))
-    });
+    let entered = first.enter();
+    journal.start();
+    let noted = journal.note(HoldId::unique(), &"user".into(), bytes(1));
+    drop(entered);
     drop(first);
     let second = runtime();
     second.block_on(async {
