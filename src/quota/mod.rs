@@ -48,7 +48,7 @@ pub use self::stored::PostgresStore;
 pub use self::stored::SqliteStore;
 #[cfg(feature = "stored")]
 pub use self::stored::{
-    Account, Admin, Ceilings, HoldEntry, HoldId, Keep, LeasedHold, LeasedQuota, Rescan,
+    Account, Admin, Ceilings, HoldEntry, HoldId, Journal, Keep, LeasedHold, LeasedQuota, Rescan,
     RescanError, Reserve, Reserved, Settled, Settlement, Store, StoreFuture, StoredHold,
     StoredQuota,
 };

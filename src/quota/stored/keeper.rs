@@ -2,10 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt, mem,
+    fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,8 +14,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{HoldId, Settlement, Store};
-use crate::Scopes;
+use super::{HoldId, Journal, Settlement, Store, journal::Noted};
+use crate::{Scopes, quota::Change};
 
 /// How many are settled in one step.
 const BATCH: usize = 64;
@@ -35,10 +35,17 @@ struct State {
     work: Mutex<Work>,
     /// There is something to settle, or nobody is left to bring any.
     bell: Notify,
+    /// Here until all is settled.
+    journal: Option<Arc<Journal>>,
 }
 
-/// A settlement, and who waits for it.
-type Unsettled = (Settlement, oneshot::Sender<()>);
+struct Unsettled {
+    settlement: Settlement,
+    /// Whether it is in the journal.
+    is_noted: bool,
+    /// Who waits for it.
+    done: oneshot::Sender<()>,
+}
 
 #[derive(Default)]
 struct Work {
@@ -50,8 +57,22 @@ struct Work {
 }
 
 impl Keeper {
-    pub(super) fn start<S: Store>(store: Arc<S>, time_to_live: Duration) -> Self {
-        let state = Arc::new(State::default());
+    pub(super) fn start<S: Store>(
+        store: Arc<S>,
+        time_to_live: Duration,
+        journal: Option<Arc<Journal>>,
+    ) -> Self {
+        let left = journal.as_ref().map(|journal| {
+            journal.start();
+            journal.left()
+        });
+        let state = Arc::new(State {
+            journal,
+            ..State::default()
+        });
+        for settlement in left.into_iter().flatten() {
+            drop(state.settle(settlement, true));
+        }
         tokio::spawn(settle(Arc::clone(&state), Arc::clone(&store)));
         tokio::spawn(renew(Arc::downgrade(&state), store, time_to_live));
         Self { state }
@@ -74,18 +95,44 @@ impl Keeper {
 
     /// Settles, sooner or later.
     pub(super) fn settle(&self, settlement: Settlement) -> Settled {
-        let (done, settled) = oneshot::channel();
-        let mut work = self.state.work();
-        work.alive.remove(&settlement.id);
-        work.queue.push_back((settlement, done));
-        drop(work);
-        self.state.bell.notify_one();
-        Settled(Some(settled))
+        let mut is_noted = false;
+        if let Some(journal) = &self.state.journal {
+            let Settlement {
+                id, scopes, change, ..
+            } = &settlement;
+            // A release can be lost: what is held expires.
+            if *change != Change::ZERO && !scopes.is_empty() {
+                // The store is asked meanwhile. A charge is safe when it is in one of the two: to wait for the first before
+                // asking the other would make that later, not safer.
+                drop(journal.note(*id, scopes, *change));
+                is_noted = true;
+            }
+        }
+        self.state.settle(settlement, is_noted)
+    }
+
+    /// The same for what was noted in the journal one by one, under this id.
+    pub(super) fn settle_noted(&self, settlement: Settlement) -> Settled {
+        self.state.settle(settlement, true)
+    }
+
+    /// Notes a part of what will be settled under this id. None without a journal, or a change.
+    pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Option<Noted> {
+        let journal = self.state.journal.as_ref()?;
+        (change != Change::ZERO).then(|| journal.note(id, scopes, change))
     }
 
     pub(super) fn unsettled(&self) -> usize {
         let work = self.state.work();
         work.queue.len() + work.under_way
+    }
+
+    /// Whether a kill would lose nothing that is to be charged.
+    pub(super) fn is_journaled(&self) -> bool {
+        match &self.state.journal {
+            Some(journal) => journal.is_written(),
+            None => self.unsettled() == 0,
+        }
     }
 }
 
@@ -100,6 +147,36 @@ impl State {
     fn work(&self) -> MutexGuard<'_, Work> {
         // Plain values, whole between any two statements.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, settlement: Settlement, is_noted: bool) -> Settled {
+        let (done, settled) = oneshot::channel();
+        let mut work = self.work();
+        work.alive.remove(&settlement.id);
+        work.queue.push_back(Unsettled {
+            settlement,
+            is_noted,
+            done,
+        });
+        drop(work);
+        self.bell.notify_one();
+        Settled {
+            store: Some(settled),
+            journal: None,
+        }
+    }
+
+    /// The store has taken all that was under way.
+    fn confirm(&self, batch: Vec<Unsettled>) {
+        self.work().under_way = 0;
+        if let Some(journal) = &self.journal {
+            let noted = batch.iter().filter(|one| one.is_noted);
+            journal.done(noted.map(|one| one.settlement.id));
+        }
+        for Unsettled { done, .. } in batch {
+            // Its request may be gone.
+            let _ = done.send(());
+        }
     }
 
     /// Puts what was under way behind all the others.
@@ -132,15 +209,11 @@ impl State {
 async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
     let (mut most, mut pause) = (BATCH, PAUSE);
     while let Some(batch) = state.next(most).await {
-        let settlements: Vec<_> = batch.iter().map(|(one, _)| one.clone()).collect();
+        let settlements: Vec<_> = batch.iter().map(|one| one.settlement.clone()).collect();
         let settled = timeout(PATIENCE, store.settle(&settlements)).await;
         if matches!(settled, Ok(Ok(()))) {
-            state.work().under_way = 0;
+            state.confirm(batch);
             (most, pause) = (BATCH, PAUSE);
-            for (_, done) in batch {
-                // Its request may be gone.
-                let _ = done.send(());
-            }
         } else {
             // By their ids they are settled once, however often the store is asked. One that it can never take must
             // not hold up the others: from here on they go one by one, and those that fail go last.
@@ -189,12 +262,23 @@ async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Durati
     }
 }
 
-/// Ready once the store has settled. It may be dropped: it is settled all the same.
-pub struct Settled(Option<oneshot::Receiver<()>>);
+/// Ready once the store has settled; for what was taken of a lease, once it is in the journal if there is one. It may be
+/// dropped: it is settled all the same.
+#[derive(Default)]
+pub struct Settled {
+    store: Option<oneshot::Receiver<()>>,
+    journal: Option<Noted>,
+}
 
 impl Settled {
+    /// With nothing to be settled.
     pub(super) fn nothing() -> Self {
-        Self(None)
+        Self::default()
+    }
+
+    /// Ready once that is noted, too.
+    pub(super) fn and(self, journal: Option<Noted>) -> Self {
+        Self { journal, ..self }
     }
 }
 
@@ -202,14 +286,16 @@ impl Future for Settled {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(settled) = &mut self.0 else {
-            return Poll::Ready(());
-        };
-        // Without an answer the runtime has gone, and nobody is left to wait.
-        Pin::new(settled)
-            .poll(cx)
-            .map(|_| mem::take(&mut self.0))
-            .map(drop)
+        if let Some(noted) = &mut self.journal {
+            ready!(Pin::new(noted).poll(cx));
+            self.journal = None;
+        }
+        if let Some(settled) = &mut self.store {
+            // Without an answer the runtime has gone, and nobody is left to wait.
+            let _ = ready!(Pin::new(settled).poll(cx));
+            self.store = None;
+        }
+        Poll::Ready(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Quotas that outlive the process: a [`StoredQuota`] over a [`Store`].
 
 mod admin;
+mod journal;
 mod keeper;
 mod leased;
 #[cfg(feature = "postgres")]
@@ -22,6 +23,7 @@ pub use self::redis::{RedisConnection, RedisStore};
 pub use self::sqlite::SqliteStore;
 pub use self::{
     admin::{Admin, Rescan, RescanError},
+    journal::Journal,
     keeper::Settled,
     leased::{LeasedHold, LeasedQuota},
     source::{StoredHold, StoredQuota},

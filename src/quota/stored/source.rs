@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Account, Admin, Ceilings, HoldId, Reserve, Settlement, Store,
+    Account, Admin, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
     keeper::{Keeper, Settled},
 };
 use crate::{
@@ -26,17 +26,26 @@ use crate::{
 ///
 /// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
 /// the store is back. Until then the answer waits for as long as the layer's
-/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process.
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process: for longer than that
+/// with a [`journal`](Self::journal).
 pub struct StoredQuota<S> {
     pub(super) shared: Arc<Shared<S>>,
 }
 
 pub(super) struct Shared<S> {
     pub(super) store: Arc<S>,
+    pub(super) settings: Settings,
+    pub(super) keeper: Keeper,
+}
+
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// The limits of scopes that have none of their own.
     pub(super) default: Ceilings,
+    /// Of holds.
     pub(super) time_to_live: Duration,
     warn: Option<Arc<Warn>>,
-    pub(super) keeper: Keeper,
+    journal: Option<Arc<Journal>>,
 }
 
 type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
@@ -48,30 +57,32 @@ impl<S: Store> StoredQuota<S> {
     ///
     /// Outside of a tokio runtime.
     pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
-        Self::build(
-            Arc::new(store),
-            default.into(),
-            Duration::from_secs(30),
-            None,
-        )
+        let settings = Settings {
+            default: default.into(),
+            time_to_live: Duration::from_secs(30),
+            warn: None,
+            journal: None,
+        };
+        Self::start(Arc::new(store), settings)
     }
 
-    fn build(
-        store: Arc<S>,
-        default: Ceilings,
-        time_to_live: Duration,
-        warn: Option<Arc<Warn>>,
-    ) -> Self {
-        let keeper = Keeper::start(Arc::clone(&store), time_to_live);
+    fn start(store: Arc<S>, settings: Settings) -> Self {
+        let (time_to_live, journal) = (settings.time_to_live, settings.journal.clone());
+        let keeper = Keeper::start(Arc::clone(&store), time_to_live, journal);
+        let shared = Shared {
+            store,
+            settings,
+            keeper,
+        };
         Self {
-            shared: Arc::new(Shared {
-                store,
-                default,
-                time_to_live,
-                warn,
-                keeper,
-            }),
+            shared: Arc::new(shared),
         }
+    }
+
+    fn set(self, set: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        set(&mut settings);
+        Self::start(Arc::clone(&self.shared.store), settings)
     }
 
     /// Sets how long a hold lives when its process does not. Not less than a second.
@@ -79,14 +90,7 @@ impl<S: Store> StoredQuota<S> {
     /// Defaults to 30 seconds.
     #[must_use]
     pub fn time_to_live(self, time_to_live: Duration) -> Self {
-        let Shared {
-            store,
-            default,
-            warn,
-            ..
-        } = &*self.shared;
-        let time_to_live = time_to_live.max(Duration::from_secs(1));
-        Self::build(Arc::clone(store), *default, time_to_live, warn.clone())
+        self.set(|settings| settings.time_to_live = time_to_live.max(Duration::from_secs(1)))
     }
 
     /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
@@ -94,14 +98,15 @@ impl<S: Store> StoredQuota<S> {
     /// Defaults to nothing.
     #[must_use]
     pub fn warn_with(self, warn: impl Fn(&Scope, &Usage) + Send + Sync + 'static) -> Self {
-        let Shared {
-            store,
-            default,
-            time_to_live,
-            ..
-        } = &*self.shared;
-        let warn: Arc<Warn> = Arc::new(warn);
-        Self::build(Arc::clone(store), *default, *time_to_live, Some(warn))
+        self.set(|settings| settings.warn = Some(Arc::new(warn)))
+    }
+
+    /// Keeps charges in this journal until the store has them, and charges what an earlier process has left there.
+    ///
+    /// Defaults to none: when the process is killed, charges that the store has not taken yet are lost.
+    #[must_use]
+    pub fn journal(self, journal: Journal) -> Self {
+        self.set(|settings| settings.journal = Some(Arc::new(journal)))
     }
 
     /// The store.
@@ -122,7 +127,7 @@ impl<S: Store> StoredQuota<S> {
     pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, BoxError> {
         let scope = scope.into();
         let account: Account = self.shared.store.account(&scope).await?;
-        Ok(account.usage(self.shared.default))
+        Ok(account.usage(self.shared.settings.default))
     }
 
     /// Charges, or gives back, what changed without a reservation. A DELETE, for one. Never refused: it has happened.
@@ -150,6 +155,15 @@ impl<S: Store> StoredQuota<S> {
     /// How many settlements the store has not taken yet.
     pub fn unsettled(&self) -> usize {
         self.shared.keeper.unsettled()
+    }
+
+    /// Whether all charges that the store has not taken yet are in the [`journal`](Self::journal): the process could be
+    /// killed now, and would lose none.
+    ///
+    /// Without a journal, whether there are none. With one it is false for a moment after each charge, and while the
+    /// journal's disk takes no writes.
+    pub fn is_journaled(&self) -> bool {
+        self.shared.keeper.is_journaled()
     }
 }
 
@@ -198,8 +212,8 @@ impl<S: Store> StoredHold<S> {
             scopes: self.scopes.clone(),
             amount,
             expected,
-            default: self.shared.default,
-            time_to_live: self.shared.time_to_live,
+            default: self.shared.settings.default,
+            time_to_live: self.shared.settings.time_to_live,
         }
     }
 
@@ -248,9 +262,9 @@ impl<S: Store> Shared<S> {
 
     pub(super) async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
         let reserved = self.store.reserve(&asked).await?;
-        if let Some(warn) = &self.warn {
+        if let Some(warn) = &self.settings.warn {
             for (scope, account) in &reserved.warnings {
-                warn(scope, &account.usage(self.default));
+                warn(scope, &account.usage(self.settings.default));
             }
         }
         Ok(())
@@ -290,8 +304,8 @@ impl<S> Clone for StoredQuota<S> {
 impl<S> fmt::Debug for StoredQuota<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredQuota")
-            .field("default", &self.shared.default)
-            .field("time_to_live", &self.shared.time_to_live)
+            .field("default", &self.shared.settings.default)
+            .field("time_to_live", &self.shared.settings.time_to_live)
             .field("unsettled", &self.shared.keeper.unsettled())
             .finish_non_exhaustive()
     }

@@ -130,6 +130,14 @@ impl HoldId {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Self(u128::from(*PROCESS) << 64 | u128::from(number))
     }
+
+    pub(super) fn to_bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_le_bytes(bytes))
+    }
 }
 
 /// From the system's randomness, which keys every map of the standard library.

@@ -1,6 +1,8 @@
 //! One suite for every store, and a model to measure them by.
 
 mod admin;
+#[cfg(unix)]
+mod journal;
 mod leased;
 mod line;
 mod model;

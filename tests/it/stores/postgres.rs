@@ -77,7 +77,11 @@ impl Server {
         self.folder.path().join("data")
     }
 
-    fn start(&mut self) {
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn start(&mut self) {
         let (port, folder) = (self.port.to_string(), self.folder.path());
         let mut command = as_user("postgres");
         command.arg("-D").arg(self.data()).arg("-k").arg(folder);
@@ -93,7 +97,7 @@ impl Server {
     }
 
     /// Without any chance to tidy up.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let processes = self.processes();
         self.running = None;
         let are_gone = |id: &u32| !Path::new(&format!("/proc/{id}")).exists();
@@ -133,7 +137,7 @@ impl Server {
     }
 }
 
-fn pool(port: u16) -> PgPool {
+pub(super) fn pool(port: u16) -> PgPool {
     PgPoolOptions::new()
         .max_connections(8)
         .connect_lazy_with(options(port))
@@ -404,8 +408,10 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 tokio::select! {
-                    _ = copy_bidirectional(&mut client, &mut server) => {}
+                    // After the cut not a byte gets through.
+                    biased;
                     _ = is_cut.changed() => std::future::pending().await,
+                    _ = copy_bidirectional(&mut client, &mut server) => {}
                 }
             });
         }

@@ -122,24 +122,28 @@ impl Lease {
         self.this.idle = least(self.this.idle, self.free);
     }
 
-    /// A request is over: what it took comes back, but for what it has stored.
-    pub(super) fn end(&mut self, held: Amount, change: Change, now: Instant) {
+    /// A request is over: what it took comes back.
+    pub(super) fn end(&mut self, held: Amount, now: Instant) {
         self.expire(now);
         self.held = self.held - held;
-        let gain = change.gain();
         if self.sure.is_some() {
-            // What it has stored beyond what it held is on the disk already.
-            self.free = self.free + held - gain;
+            self.free = self.free + held;
         } else {
             self.is_off |= self.is_there;
         }
-        self.this.idle = least(self.this.idle, self.free);
-        self.spend(change);
     }
 
-    /// The store is to be told of this.
+    /// The store is to be told of this. Room for it is no longer free.
     pub(super) fn spend(&mut self, change: Change) {
+        // What is beyond all of it is on the disk already.
+        self.free = self.free - change.gain();
+        self.this.idle = least(self.this.idle, self.free);
         self.spent = self.spent.then(change);
+    }
+
+    /// The name of its hold in the store, and of what is charged to it.
+    pub(super) fn id(&self) -> HoldId {
+        self.id
     }
 
     /// Whether there is anything that the store should know before somebody is refused.

@@ -18,7 +18,9 @@ use tokio::{
 };
 
 use self::lease::{Back, Chunk, Lease, WINDOW};
-use super::{Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, keeper::PATIENCE};
+use super::{
+    Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, journal::Noted, keeper::PATIENCE,
+};
 use crate::{
     Amount, Scope, Scopes,
     quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource, memory::PassThrough},
@@ -66,7 +68,8 @@ use crate::{
 /// # What is known later
 ///
 /// The store is told within a second what requests have stored. Until then it is part of what the lease holds, and
-/// [`StoredQuota::usage`] shows it as held. A process that is killed in that time loses it. What it had leased is free
+/// [`StoredQuota::usage`] shows it as held. A process that is killed in that time loses it, unless there is a
+/// [journal](StoredQuota::journal): each charge is in there before the request is answered. What the process had leased is free
 /// again after its time to live. At the end of a service, wait for [`settled`](Self::settled).
 pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
@@ -183,9 +186,10 @@ impl<S: Store> Leases<S> {
     /// Returns what to try instead where there is not so much.
     async fn fetch(&self, scope: &Scope, chunk: Chunk) -> Option<Chunk> {
         let shared = &self.stored.shared;
-        let time_to_live = shared.time_to_live;
+        let time_to_live = shared.settings.time_to_live;
         let asked = Instant::now();
-        let reserve = of(&mut self.table(), scope).grow(scope, chunk, shared.default, time_to_live);
+        let reserve =
+            of(&mut self.table(), scope).grow(scope, chunk, shared.settings.default, time_to_live);
         let answer = timeout(PATIENCE, shared.set_aside(reserve)).await;
         let mut table = self.table();
         let (lease, now) = (of(&mut table, scope), Instant::now());
@@ -267,13 +271,13 @@ impl<S: Store> Leases<S> {
     /// Tells the store what has been stored, and gives back what is not needed. Whoever calls it has the gates.
     async fn turn(&self, scopes: &[Scope], back: Back) {
         let shared = &self.stored.shared;
-        let time_to_live = shared.time_to_live;
+        let time_to_live = shared.settings.time_to_live;
         let asked = Instant::now();
         let turned: Vec<(&Scope, Settled)> = {
             let mut table = self.table();
             let turn = |scope| {
                 let settlement = of(&mut table, scope).turn(scope, back, time_to_live, asked)?;
-                Some((scope, shared.keeper.settle(settlement)))
+                Some((scope, shared.keeper.settle_noted(settlement)))
             };
             scopes.iter().filter_map(turn).collect()
         };
@@ -285,7 +289,7 @@ impl<S: Store> Leases<S> {
 
     /// Starts turns where there is something to tell, and forgets scopes that nobody asks for.
     fn next_window(self: &Arc<Self>) {
-        let time_to_live = self.stored.shared.time_to_live;
+        let time_to_live = self.stored.shared.settings.time_to_live;
         let now = Instant::now();
         self.table().retain(|scope, lease| {
             if lease.next_window(time_to_live, now) && !lease.is_turning {
@@ -301,6 +305,15 @@ impl<S: Store> Leases<S> {
             }
             !lease.is_empty(now)
         });
+    }
+}
+
+impl<S: Store> Leases<S> {
+    /// Has the store told of this, later on.
+    fn charge(&self, scope: &Scope, lease: &mut Lease, change: Change) -> Option<Noted> {
+        lease.spend(change);
+        let keeper = &self.stored.shared.keeper;
+        keeper.note(lease.id(), &scope.clone().into(), change)
     }
 }
 
@@ -330,8 +343,10 @@ impl<S: Store> Drop for Leases<S> {
         let now = Instant::now();
         let shared = &self.stored.shared;
         for (scope, lease) in self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            if let Some(settlement) = lease.turn(scope, Back::All, shared.time_to_live, now) {
-                drop(shared.keeper.settle(settlement));
+            if let Some(settlement) =
+                lease.turn(scope, Back::All, shared.settings.time_to_live, now)
+            {
+                drop(shared.keeper.settle_noted(settlement));
             }
         }
     }
@@ -374,7 +389,7 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
         let mut table = self.leases.table();
         let others = scopes.iter().filter(|scope| match table.get_mut(scope) {
             Some(lease) if lease.is_there() => {
-                lease.spend(change);
+                drop(self.leases.charge(scope, lease, change));
                 false
             }
             _ => true,
@@ -402,22 +417,27 @@ struct Taken<S: Store> {
 }
 
 impl<S: Store> Taken<S> {
-    fn end(&mut self, change: Change) {
+    fn end(&mut self, change: Change) -> Option<Noted> {
         let amount = mem::take(&mut self.amount);
         if amount.is_zero() && change == Change::ZERO {
-            return;
+            return None;
         }
         let now = Instant::now();
         let mut table = self.leases.table();
+        let mut noted = None;
         for scope in &self.scopes {
-            of(&mut table, scope).end(amount, change, now);
+            let lease = of(&mut table, scope);
+            lease.end(amount, now);
+            noted = self.leases.charge(scope, lease, change);
         }
+        // They are written in this order.
+        noted
     }
 }
 
 impl<S: Store> Drop for Taken<S> {
     fn drop(&mut self) {
-        self.end(Change::ZERO);
+        drop(self.end(Change::ZERO));
     }
 }
 
@@ -449,8 +469,8 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
             true => change.beyond(self.taken.amount),
             false => Change::ZERO,
         };
-        self.taken.end(change.without(rest));
-        self.rest.commit(rest)
+        let noted = self.taken.end(change.without(rest));
+        self.rest.commit(rest).and(noted)
     }
 }
 
