@@ -84,7 +84,7 @@ fn says_what_is_wrong_with_a_flag() {
         (["--user", "ann:a:much"], "the limit: "),
         (
             ["--quota-store", "mysql://u:secret@h/d"],
-            "invalid value for '--quota-store <STORE>': expected memory:, sqlite:PATH or",
+            "invalid value for '--quota-store <STORE>': expected memory:, sqlite:PATH, postgres:",
         ),
     ] {
         for (example, _) in EXAMPLES {

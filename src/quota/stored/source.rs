@@ -248,8 +248,10 @@ impl<S: Store> StoredHold<S> {
 impl<S: Store> Shared<S> {
     /// Nobody is refused for what this process has let go, and the store has not heard of.
     async fn decide(&self, asked: Reserve) -> Result<(), QuotaError> {
+        // Looked at before: by the time of an answer the store may have heard of it, and decided without.
+        let was_behind = self.keeper.unsettled() > 0;
         match self.set_aside(asked.clone()).await {
-            Err(QuotaError::Exceeded(_)) if self.keeper.unsettled() > 0 => {
+            Err(QuotaError::Exceeded(_)) if was_behind || self.keeper.unsettled() > 0 => {
                 // It comes through behind what is settled before.
                 self.keeper.settle(Settlement::nothing()).await;
                 self.set_aside(asked).await

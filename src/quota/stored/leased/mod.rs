@@ -37,8 +37,11 @@ use crate::{
 ///     quota::{LeasedQuota, Limits, SqliteStore, StoredQuota},
 /// };
 ///
-/// let stored = StoredQuota::new(SqliteStore::new("quota.db"), Limits::bytes(1 << 30));
+/// # fn start() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let stored = StoredQuota::new(SqliteStore::open("quota.db")?, Limits::bytes(1 << 30));
 /// let layer = StorageGuardLayer::quota_only(LeasedQuota::new(stored));
+/// # Ok(())
+/// # }
 /// # }
 /// ```
 ///
