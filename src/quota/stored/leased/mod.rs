@@ -228,10 +228,15 @@ impl<S: Store> Leases<S> {
 
     /// Asks the store, which decides with all that this node knows.
     async fn ask(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
+        // Looked at before: by the time of an answer the store may have heard of it, and decided without.
+        let knew_more = self.knows_more(&asked.scopes);
         let answer = self.stored.shared.set_aside(asked.clone()).await;
+        if let Err(QuotaError::Exceeded(_)) = answer {
+            self.quiet(&asked.scopes);
+        }
         match answer {
             Ok(()) => self.missed(&asked.scopes),
-            Err(QuotaError::Exceeded(_)) if self.knows_more(&asked.scopes) => {
+            Err(QuotaError::Exceeded(_)) if knew_more || self.knows_more(&asked.scopes) => {
                 // In a task of its own: a lease that is on its way to the store is not to be left in the middle.
                 let decided = self.runtime.spawn(Arc::clone(&self).decide(asked)).await;
                 return decided.map_err(|error| QuotaError::Unavailable(error.into()))?;
@@ -243,15 +248,18 @@ impl<S: Store> Leases<S> {
 
     /// Whether the store does not know all of these scopes.
     fn knows_more(&self, scopes: &Scopes) -> bool {
+        let table = self.table();
+        let mut leases = scopes.iter().filter_map(|scope| table.get(scope));
+        self.stored.unsettled() > 0 || leases.any(Lease::has_anything)
+    }
+
+    /// A limit has shown.
+    fn quiet(&self, scopes: &Scopes) {
         let now = Instant::now();
         let mut table = self.table();
-        let mut knows_more = self.stored.unsettled() > 0;
         for scope in scopes {
-            let lease = of(&mut table, scope);
-            lease.quiet(now);
-            knows_more |= lease.has_anything();
+            of(&mut table, scope).quiet(now);
         }
-        knows_more
     }
 
     /// Waits until nobody else talks with the store about these. In the order of their names, so that two who wait never wait for
