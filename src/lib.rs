@@ -118,6 +118,7 @@
 //! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
 //! | `sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process, for the processes of one machine: `quota::SqliteStore` |
 //! | `postgres` | sqlx's PostgreSQL, `tokio` | the same for many machines: `quota::PostgresStore` |
+//! | `redis-store` | redis, `tokio` | the same in Redis or Valkey: `quota::RedisStore` |
 //! | `stored` | `tokio` | the same in a `quota::Store` of your own |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
