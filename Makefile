@@ -15,7 +15,7 @@ test: tools clients lint doc unit features loom
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
-	prlimit:util-linux unshare:util-linux cc:gcc \
+	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc \
 	litmus rclone cadaver mount.davfs:davfs2 \
 	setpriv:util-linux redis-server mariadbd:mariadb-server nats-server clickhouse-server
 
@@ -77,6 +77,7 @@ features:
 	$(CARGO) clippy --lib --no-default-features --features axum -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features postgres -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features quick-xml -- -D warnings
+	$(CARGO) clippy --lib --no-default-features --features redis-store -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features sqlite -- -D warnings
 	$(CARGO) clippy --lib --no-default-features --features tonic-health -- -D warnings

@@ -6,7 +6,7 @@
 //! | [`MemoryQuota`] | this process | all requests of this process |
 //! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
-//! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), or your own (`stored`); they outlive the process | all requests of all processes |
+//! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), Redis or Valkey (`redis-store`), or your own (`stored`); they outlive the process | all requests of all processes |
 //! | your own [`QuotaSource`] | anywhere | whatever it promises |
 //!
 //! ```
@@ -51,6 +51,8 @@ pub use self::stored::{
     Account, Ceilings, HoldEntry, HoldId, Keep, LeasedHold, LeasedQuota, Reserve, Reserved,
     Settled, Settlement, Store, StoreFuture, StoredHold, StoredQuota,
 };
+#[cfg(feature = "redis-store")]
+pub use self::stored::{RedisConnection, RedisStore};
 pub use self::{
     answer::{Answer, Answering},
     change::Change,

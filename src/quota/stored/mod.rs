@@ -4,6 +4,8 @@ mod keeper;
 mod leased;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis-store")]
+mod redis;
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
@@ -13,6 +15,8 @@ mod store;
 
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
+#[cfg(feature = "redis-store")]
+pub use self::redis::{RedisConnection, RedisStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 pub use self::{

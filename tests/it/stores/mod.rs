@@ -8,6 +8,8 @@ mod postgres;
 #[cfg(unix)]
 mod process;
 #[cfg(unix)]
+mod redis;
+#[cfg(unix)]
 mod sql;
 #[cfg(unix)]
 mod sqlite;

@@ -1,4 +1,4 @@
-//! Filesystems of a test's own.
+//! Filesystems of a test's own, and a network.
 //!
 //! A test that mounts runs again as a process in a mount namespace of its own. Whatever it mounts is seen by nobody
 //! else, and is gone when that process ends, however it ends.
@@ -22,12 +22,21 @@ const AGAIN: &str = "STORAGE_GUARD_TEST_AGAIN";
 ///
 /// `test` must be a closure right inside the test function, whose name is read off it.
 pub(crate) fn with_own_mounts<F: FnOnce()>(test: F) {
+    again(unshare(&["--mount", "--propagation", "private"]), test);
+}
+
+/// As [`with_own_mounts`], in a network with nobody else, which is down.
+pub(crate) fn with_own_network<F: FnOnce()>(test: F) {
+    again(unshare(&["--net"]), test);
+}
+
+fn unshare(what: &[&str]) -> Command {
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--propagation", "private"]);
+    unshare.args(what);
     if !is_root() {
         unshare.args(["--user", "--map-root-user"]);
     }
-    again(unshare, test);
+    unshare
 }
 
 /// As [`with_own_mounts`], for filesystems in image files: the kernel lets only the real root have loop devices.

@@ -1,0 +1,177 @@
+//! Connecting by a URL.
+
+use std::{fmt, time::Duration};
+
+use redis::{
+    Client, Cmd, IntoConnectionInfo, Pipeline, RedisFuture, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
+    cluster::ClusterClient,
+    cluster_async::ClusterConnection,
+    cmd,
+    io::tcp::TcpSettings,
+};
+use tokio::time::timeout;
+
+use super::{
+    RedisStore,
+    script::{Failure, PATIENCE, ask},
+};
+use crate::BoxError;
+
+/// How long one attempt to connect may take: two of them fit into our patience.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// A connection to a server or to a cluster, as [`RedisStore::connect`] makes it. It connects again by itself.
+#[derive(Clone)]
+pub struct RedisConnection(Inner);
+
+#[derive(Clone)]
+enum Inner {
+    Server(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+impl RedisStore<RedisConnection> {
+    /// A store at a URL.
+    ///
+    /// | URL | of |
+    /// |---|---|
+    /// | `redis://user:password@host:6379/0` | a server, and the number of its database. The host is enough |
+    /// | `redis+unix:///run/redis.sock` | a server on this machine |
+    /// | `redis+cluster://user:password@one:6379,two:6379` | a cluster, and some of its nodes. One is enough, if it is up |
+    ///
+    /// `rediss` is `redis` over TLS, for which your own `redis` needs one of its features, such as `tokio-rustls-comp`.
+    /// `valkey` and `valkeys` are the same as `redis` and `rediss`.
+    ///
+    /// A connection that is lost is made again by itself, as soon as a call finds that there is somebody. On Linux, one
+    /// whose other end has vanished without a word is given up after five seconds too.
+    ///
+    /// # Errors
+    ///
+    /// After five seconds at the most: when this is no such URL, nobody is there, or whoever is there does not let us in. No
+    /// error contains the password.
+    pub async fn connect(url: &str) -> Result<Self, BoxError> {
+        Ok(Self::new(RedisConnection(connect(url).await?)))
+    }
+}
+
+async fn connect(url: &str) -> Result<Inner, Failure> {
+    let cluster = nodes(url);
+    let connecting = async {
+        match cluster {
+            Some(nodes) => to_cluster(nodes).await,
+            None => to_server(url).await,
+        }
+    };
+    timeout(PATIENCE, connecting)
+        .await
+        .map_err(|_| Failure::Late)?
+}
+
+async fn to_server(url: &str) -> Result<Inner, Failure> {
+    let settings = url
+        .into_connection_info()
+        .map(|info| info.set_tcp_settings(tcp_settings()));
+    let client = settings.and_then(Client::open).map_err(Failure::Url)?;
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(PATIENCE))
+        // Whoever calls next tries again, and is told why it fails rather than that it takes long.
+        .set_number_of_retries(1);
+    let manager = ConnectionManager::new_with_config(client, config).await;
+    let mut manager = manager.map_err(Failure::NoConnection)?;
+    // Who has no password is not refused before the first command.
+    ask::<Value>(&cmd("TIME"), &mut manager).await?;
+    Ok(Inner::Server(manager))
+}
+
+async fn to_cluster(nodes: Vec<String>) -> Result<Inner, Failure> {
+    let client = ClusterClient::builder(nodes)
+        .connection_timeout(CONNECT)
+        .response_timeout(PATIENCE)
+        .tcp_settings(tcp_settings())
+        .build()
+        .map_err(Failure::Url)?;
+    let connection = client.get_async_connection().await;
+    Ok(Inner::Cluster(connection.map_err(Failure::NoConnection)?))
+}
+
+/// Without them, the system sends to a machine that has vanished for a quarter of an hour.
+fn tcp_settings() -> TcpSettings {
+    let settings = TcpSettings::default().set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(PATIENCE);
+    settings
+}
+
+/// The URL of each node, if this is one of a cluster.
+fn nodes(url: &str) -> Option<Vec<String>> {
+    let (scheme, rest) = url.split_once("+cluster://")?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let (user, hosts) = match authority.rfind('@') {
+        Some(at) => authority.split_at(at + 1),
+        None => ("", authority),
+    };
+    let node = |host: &str| format!("{scheme}://{user}{host}{tail}");
+    Some(hosts.split(',').map(node).collect())
+}
+
+impl ConnectionLike for RedisConnection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match &mut self.0 {
+            Inner::Server(server) => server.req_packed_command(command),
+            Inner::Cluster(cluster) => cluster.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match &mut self.0 {
+            Inner::Server(server) => server.req_packed_commands(pipeline, offset, count),
+            Inner::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match &self.0 {
+            Inner::Server(server) => server.get_db(),
+            Inner::Cluster(cluster) => cluster.get_db(),
+        }
+    }
+}
+
+/// Without where it leads, and as whom.
+impl fmt::Debug for RedisConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConnection").finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(storage_guard_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_named_by_its_nodes() {
+        for (url, expected) in [
+            ("redis://one:1,two:2", None),
+            ("redis+cluster://one", Some(vec!["redis://one"])),
+            (
+                "rediss+cluster://me:p@ss@one:1,[::1]:2/?protocol=resp3",
+                Some(vec![
+                    "rediss://me:p@ss@one:1/?protocol=resp3",
+                    "rediss://me:p@ss@[::1]:2/?protocol=resp3",
+                ]),
+            ),
+        ] {
+            let expected = expected
+                .map(|nodes: Vec<_>| nodes.into_iter().map(String::from).collect::<Vec<_>>());
+            assert_eq!(nodes(url), expected, "{url}");
+        }
+    }
+}

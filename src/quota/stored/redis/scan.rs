@@ -1,0 +1,162 @@
+//! Finding scopes.
+//!
+//! There is no index: it would have to be in one slot with every scope that it lists. So all keys are gone through, of
+//! every node. No client does that with plain commands alone on any kind of connection: a cluster's own sends a `SCAN`
+//! anywhere. So a script does it, and the key that it names says on which node.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ops::RangeInclusive,
+};
+
+use redis::{ErrorKind, Pipeline, ServerErrorKind, Value, aio::ConnectionLike, cmd, pipe};
+
+use super::{
+    keys::{Keys, Kind, slot},
+    script::{Call, Failure, SCAN, all, ask, in_time},
+    text,
+};
+use crate::{Scope, quota::Change};
+
+/// How many keys a node looks at in one step. Nobody else is served meanwhile: less than a millisecond.
+const STEP: usize = 1_000;
+
+/// A walk over the scopes that have a key of this kind. A scope may come twice.
+pub(super) struct Walk<'a, C> {
+    connection: C,
+    keys: &'a Keys,
+    kind: Kind,
+    /// A key of each node that is still to be gone through, the current one last.
+    nodes: Vec<String>,
+    /// Where to go on in the last of them.
+    cursor: String,
+    /// How many scopes can be asked for in one go: in a cluster each is somewhere else.
+    together: usize,
+}
+
+impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
+    pub(super) async fn start(
+        mut connection: C,
+        keys: &'a Keys,
+        kind: Kind,
+    ) -> Result<Self, Failure> {
+        let nodes = nodes(&mut connection, keys).await?;
+        Ok(Self {
+            together: if nodes.is_some() { 1 } else { STEP },
+            nodes: nodes.unwrap_or_else(|| keys.unused().take(1).collect()),
+            connection,
+            keys,
+            kind,
+            cursor: "0".into(),
+        })
+    }
+
+    /// Some more, or none of this step. None when all have been.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Scope>>, Failure> {
+        let Some(node) = self.nodes.last() else {
+            return Ok(None);
+        };
+        let call = Call {
+            function: &SCAN,
+            keys: vec![node.clone()],
+            args: vec![
+                self.cursor.clone(),
+                self.keys.pattern(self.kind),
+                STEP.to_string(),
+            ],
+        };
+        let (cursor, found): (String, Vec<Vec<u8>>) = call.run(self.connection.clone()).await?;
+        if cursor == "0" {
+            self.nodes.pop();
+        }
+        self.cursor = cursor;
+        let scopes = found
+            .iter()
+            .filter_map(|key| self.keys.scope(self.kind, key));
+        Ok(Some(scopes.collect()))
+    }
+
+    /// What is stored by each of these. Who stores nothing is left out.
+    pub(super) async fn used(&self, scopes: &[Scope]) -> Result<Vec<(Scope, Change)>, Failure>
+    where
+        C: Send + 'static,
+    {
+        let mut work = Vec::new();
+        for scopes in scopes.chunks(self.together) {
+            let mut asked = pipe();
+            for scope in scopes {
+                let account = self.keys.of(Kind::Account, scope);
+                asked.cmd("HGET").arg(account).arg("used");
+            }
+            work.push(used(self.connection.clone(), asked, scopes.to_vec()));
+        }
+        let found: Result<Vec<_>, _> = all(work).await.into_iter().collect();
+        Ok(found?.concat())
+    }
+}
+
+async fn used(
+    mut connection: impl ConnectionLike,
+    asked: Pipeline,
+    scopes: Vec<Scope>,
+) -> Result<Vec<(Scope, Change)>, Failure> {
+    let found: Vec<Option<String>> = in_time(asked.query_async(&mut connection)).await?;
+    let found = scopes.into_iter().zip(found);
+    found
+        .filter_map(|(scope, used)| Some((scope, used?)))
+        .map(|(scope, used)| Ok((scope, text::change(&used)?)))
+        .collect()
+}
+
+/// A key of each node. None where there is no cluster.
+async fn nodes(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+) -> Result<Option<Vec<String>>, Failure> {
+    let rows: Vec<Vec<Value>> = match ask(cmd("CLUSTER").arg("SLOTS"), connection).await {
+        Ok(rows) => rows,
+        // "This instance has cluster support disabled", or the command is unknown.
+        Err(Failure::Redis(error))
+            if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) =>
+        {
+            return Ok(None);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let ranges: Option<Vec<_>> = rows.iter().map(|row| range(row)).collect();
+    let ranges = ranges.ok_or_else(|| Failure::NotOurs(format!("{rows:?}")))?;
+    let count = ranges
+        .iter()
+        .map(|(_, id)| id)
+        .collect::<HashSet<_>>()
+        .len();
+    let mut found = HashMap::new();
+    for key in keys.unused() {
+        if found.len() == count {
+            break;
+        }
+        let slot = slot(&key).into();
+        if let Some((_, id)) = ranges.iter().find(|(slots, _)| slots.contains(&slot)) {
+            found.entry(id).or_insert(key);
+        }
+    }
+    Ok(Some(found.into_values().collect()))
+}
+
+/// Slots, and the id of the node that has them: of the first slot, the last one, the primary, and its replicas. A node
+/// is its address, its port, its id, and more.
+fn range(row: &[Value]) -> Option<(RangeInclusive<i64>, &[u8])> {
+    let [
+        Value::Int(first),
+        Value::Int(last),
+        Value::Array(primary),
+        ..,
+    ] = row
+    else {
+        return None;
+    };
+    let Some(Value::BulkString(id)) = primary.get(2) else {
+        return None;
+    };
+    Some((*first..=*last, id))
+}
