@@ -163,10 +163,11 @@ async fn report(plan: Plan) {
             "per second",
             "median",
             "99 %",
+            "round trips per thousand",
             "the engine's own update, twice: per second",
             "median",
             "99 %",
-            "per round trip",
+            "as long as it",
             "the engine's own tool: updates per second",
         ],
         &report.direct,
@@ -201,10 +202,10 @@ async fn report(plan: Plan) {
             "per second, all together",
             "median",
             "99 %",
+            "round trips per thousand",
             "reference",
             "per second",
             "as long as it",
-            "round trips per thousand",
         ],
         &report.nodes,
     );
@@ -332,7 +333,7 @@ impl<R: Raw> Work for Twice<R> {
 
 /// Every request asks the store.
 async fn direct<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
-    let stored = StoredQuota::new(engine.store().await, LIMITS);
+    let (stored, line) = node(engine).await;
     let ours = Quota::new([stored], "direct", FEW);
     let theirs = Twice {
         nodes: [engine.raw().await].into(),
@@ -340,11 +341,15 @@ async fn direct<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     };
     for at_a_time in [1, SEVERAL] {
         say(&format!("{}, direct, {at_a_time} at a time", E::NAME));
-        let [ours, theirs] = take_turns(&ours, &theirs, plan.turns(at_a_time)).await;
+        let turns = plan.turns(at_a_time);
+        warm_up(&ours, &theirs, turns, Duration::ZERO).await;
+        let before = line.trips();
+        let [ours, theirs] = take_turns(&ours, &theirs, turns).await;
+        let trips = per_thousand(line.trips() - before, ours.count());
         let tool = engine.by_its_own_tool(at_a_time, plan.is_short).await;
         let tool = tool.map_or("not there".into(), |rate| format!("{rate:.0}"));
         report.direct.push(format!(
-            "| {} | {at_a_time} | {} | {} | {:.2} x | {tool} |",
+            "| {} | {at_a_time} | {} | {trips} | {} | {:.2} x | {tool} |",
             E::NAME,
             figures(&ours),
             figures(&theirs),
@@ -360,15 +365,14 @@ fn figures(times: &Times) -> String {
     format!("{rate:.0} | {median} | {most}")
 }
 
-/// A node with leases, and its line to the store.
-async fn node<E: Engine>(engine: &E) -> (Leased<E>, Arc<Line<E::Store>>) {
+/// A node, and its line to the store, which counts.
+async fn node<E: Engine>(engine: &E) -> (StoredQuota<ALine<E>>, ALine<E>) {
     let store = Arc::new(engine.store().await);
     let line = Arc::new(Line::new(store, Duration::ZERO));
-    let stored = StoredQuota::new(Arc::clone(&line), LIMITS);
-    (LeasedQuota::new(stored), line)
+    (StoredQuota::new(Arc::clone(&line), LIMITS), line)
 }
 
-type Leased<E> = LeasedQuota<Arc<Line<<E as Engine>::Store>>>;
+type ALine<E> = Arc<Line<<E as Engine>::Store>>;
 
 fn per_thousand(trips: u64, requests: u64) -> String {
     let share = trips as f64 * 1e3 / requests as f64;
@@ -378,13 +382,13 @@ fn per_thousand(trips: u64, requests: u64) -> String {
 
 /// Most requests are decided in memory, as fast as that goes.
 async fn leased<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
-    let (node, line) = node(engine).await;
-    let ours = Quota::new([node], "leased", 1);
+    let (stored, line) = node(engine).await;
+    let ours = Quota::new([LeasedQuota::new(stored)], "leased", 1);
     let memory = Quota::new([memory::memory()], "leased", 1);
     for at_a_time in [1, SEVERAL] {
         say(&format!("{}, leased, {at_a_time} at a time", E::NAME));
         let turns = plan.quick_turns(at_a_time);
-        warm_up(&ours, &memory, turns, plan).await;
+        warm_up(&ours, &memory, turns, plan.warm_up).await;
         let before = line.trips();
         let [ours, memory] = take_turns(&ours, &memory, turns).await;
         report.leased.push(format!(
@@ -399,15 +403,18 @@ async fn leased<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     }
 }
 
-/// The same until leases are as large as they have to be. Returns how many requests there were.
-async fn warm_up(ours: &impl Work, other: &impl Work, turns: Turns, plan: Plan) -> u64 {
+/// The same for so long, and at least once: until tables are made, and leases are as large as they have to be. Returns how
+/// many requests there were.
+async fn warm_up(ours: &impl Work, other: &impl Work, turns: Turns, length: Duration) -> u64 {
     let (begin, mut requests) = (Instant::now(), 0);
-    let turns = Turns { rounds: 2, ..turns };
-    while begin.elapsed() < plan.warm_up {
+    let turns = Turns { rounds: 1, ..turns };
+    loop {
         let [ours, _] = take_turns(ours, other, turns).await;
         requests += ours.count();
+        if begin.elapsed() >= length {
+            return requests;
+        }
     }
-    requests
 }
 
 /// How often leases ask the store when requests come one by one.
@@ -420,14 +427,15 @@ async fn paced<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
 }
 
 async fn one_by_one<E: Engine>(engine: &E, per_second: u32, plan: Plan) -> String {
-    let (node, line) = node(engine).await;
+    let (stored, line) = node(engine).await;
+    let leased = LeasedQuota::new(stored);
     let scope = Scopes::from(Scope::from(format_args!("paced:{per_second}")));
     let mut pace = interval(Duration::from_secs(1) / per_second);
     let mut requests = async |length| {
         let (begin, mut count) = (Instant::now(), 0);
         while begin.elapsed() < length {
             pace.tick().await;
-            let answer = node.reserve(&scope, AMOUNT, Amount::ZERO).await;
+            let answer = leased.reserve(&scope, AMOUNT, Amount::ZERO).await;
             answer.expect("room").commit(AMOUNT.into()).await;
             count += 1;
         }
@@ -444,49 +452,55 @@ async fn nodes<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     say(&format!("{}, four nodes", E::NAME));
     let (mut stored, mut raw, mut leased, mut lines) = (vec![], vec![], vec![], vec![]);
     for _ in 0..NODES {
-        stored.push(StoredQuota::new(engine.store().await, LIMITS));
-        raw.push(engine.raw().await);
-        let (node, line) = node(engine).await;
-        leased.push(node);
+        let (node, line) = self::node(engine).await;
+        leased.push(LeasedQuota::new(node.clone()));
+        stored.push(node);
         lines.push(line);
+        raw.push(engine.raw().await);
     }
-    let ours = Quota::new(stored, "hot", 1);
+    let trips = || lines.iter().map(|line| line.trips()).sum::<u64>();
+
+    let ours = Quota::new(stored, "direct-hot", 1);
     let theirs = Twice {
         nodes: raw.into(),
         numbers: 1,
     };
-    let [times, others] = take_turns(&ours, &theirs, plan.turns(SEVERAL)).await;
+    let turns = plan.turns(SEVERAL);
+    let earlier = warm_up(&ours, &theirs, turns, Duration::ZERO).await;
+    let before = trips();
+    let [times, others] = take_turns(&ours, &theirs, turns).await;
     report.nodes.push(format!(
-        "| {} | direct | {} | the engine's own update of one row, twice | {:.0} | {:.2} x | 2000 |",
+        "| {} | direct | {} | {} | the engine's own update of one row, twice | {:.0} | {:.2} x |",
         E::NAME,
         figures(&times),
+        per_thousand(trips() - before, times.count()),
         others.rate(),
         times.times_as_often(&others),
     ));
     report.note("four nodes, direct", &times);
     report.note("four nodes, its own update", &others);
-    is_charged(&ours.nodes[0], "hot:0", times.count()).await;
+    is_charged(&ours.nodes[0], "direct-hot:0", earlier + times.count()).await;
 
-    let ours = Quota::new(leased, "warm", 1);
-    let memory = Quota::new([memory::memory()], "warm", 1);
+    let ours = Quota::new(leased, "leased-hot", 1);
+    let memory = Quota::new([memory::memory()], "leased-hot", 1);
     let turns = plan.quick_turns(SEVERAL);
-    let trips = || lines.iter().map(|line| line.trips()).sum::<u64>();
-    let earlier = warm_up(&ours, &memory, turns, plan).await;
+    let earlier = warm_up(&ours, &memory, turns, plan.warm_up).await;
     let before = trips();
     let [times, others] = take_turns(&ours, &memory, turns).await;
     report.nodes.push(format!(
-        "| {} | leased | {} | one `MemoryQuota` | {:.0} | {:.1} x | {} |",
+        "| {} | leased | {} | {} | one `MemoryQuota` | {:.0} | {:.1} x |",
         E::NAME,
         figures(&times),
+        per_thousand(trips() - before, times.count()),
         others.rate(),
         times.times_as_often(&others),
-        per_thousand(trips() - before, times.count()),
     ));
     report.note("four nodes, leased", &times);
     for node in &*ours.nodes {
         node.settled().await;
     }
-    is_charged(ours.nodes[0].stored(), "warm:0", earlier + times.count()).await;
+    let stored = ours.nodes[0].stored();
+    is_charged(stored, "leased-hot:0", earlier + times.count()).await;
 }
 
 /// What was measured has been done, and neither more nor less.
@@ -513,6 +527,7 @@ async fn many<E: Engine>(plan: Plan, report: &mut Report) {
     };
     let of_few = quota(&few, FEW).await;
     let of_many = quota(&many, plan.many).await;
+    warm_up(&of_few, &of_many, plan.turns(SEVERAL), Duration::ZERO).await;
     let [of_few, of_many] = take_turns(&of_few, &of_many, plan.turns(SEVERAL)).await;
     report.many.push(format!(
         "| {} | {} | {} | {:.2} x | {size:.0} bytes |",
