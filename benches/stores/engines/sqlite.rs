@@ -1,6 +1,12 @@
 //! SQLite.
 
-use std::{fs, path::Path, sync::mpsc, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -28,7 +34,7 @@ impl Engine for Sqlite {
     }
 
     async fn raw(&self) -> RawSqlite {
-        RawSqlite::open(self.folder.path()).expect("two files")
+        RawSqlite::open(&self.folder.path().join("raw.db")).expect("a file")
     }
 
     async fn fill(&self, scopes: u32) {
@@ -58,12 +64,12 @@ impl Engine for Sqlite {
 }
 
 impl Sqlite {
-    fn path(&self) -> std::path::PathBuf {
+    fn path(&self) -> PathBuf {
         self.folder.path().join("quota.db")
     }
 }
 
-/// One thread, and a file for each of what may be lost with the power and what may not.
+/// One thread, with a connection for what may be lost with the power, and one for what may not.
 pub(crate) struct RawSqlite {
     jobs: mpsc::Sender<Job>,
 }
@@ -72,10 +78,9 @@ pub(crate) struct RawSqlite {
 type Job = (u32, bool, oneshot::Sender<rusqlite::Result<usize>>);
 
 impl RawSqlite {
-    fn open(folder: &Path) -> rusqlite::Result<Self> {
-        // Several nodes have one thread each, and the same files.
-        let hold = numbers(&folder.join("raw-hold.db"), "NORMAL")?;
-        let charge = numbers(&folder.join("raw-charge.db"), "FULL")?;
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        let hold = numbers(path, "NORMAL")?;
+        let charge = numbers(path, "FULL")?;
         let (jobs, asked) = mpsc::channel::<Job>();
         thread::spawn(move || {
             let [mut hold, mut charge] = [&hold, &charge].map(|file| {
@@ -93,7 +98,7 @@ impl RawSqlite {
 
 fn numbers(path: &Path, synchronous: &str) -> rusqlite::Result<Connection> {
     let file = Connection::open(path)?;
-    file.busy_timeout(std::time::Duration::from_secs(5))?;
+    file.busy_timeout(Duration::from_secs(5))?;
     file.pragma_update(None, "journal_mode", "WAL")?;
     file.pragma_update(None, "synchronous", synchronous)?;
     file.execute_batch(&format!(
