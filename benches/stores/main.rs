@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let missing = missing();
     if !missing.is_empty() {
         eprintln!(
-            "this bench needs {}, which are not installed: on Debian, apt-get install redis-server postgresql",
+            "not installed, and needed here: {}. On Debian: apt-get install redis-server postgresql",
             missing.join(" and "),
         );
         return ExitCode::FAILURE;
@@ -347,7 +347,7 @@ async fn direct<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
         let [ours, theirs] = take_turns(&ours, &theirs, turns).await;
         let trips = per_thousand(line.trips() - before, ours.count());
         let tool = engine.by_its_own_tool(at_a_time, plan.is_short).await;
-        let tool = tool.map_or("not there".into(), |rate| format!("{rate:.0}"));
+        let tool = tool.map_or("none here".into(), |rate| format!("{rate:.0}"));
         report.direct.push(format!(
             "| {} | {at_a_time} | {} | {trips} | {} | {:.2} x | {tool} |",
             E::NAME,
