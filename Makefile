@@ -89,9 +89,10 @@ features:
 loom:
 	$(LOOM) $(CARGO) test --lib --release loom
 
-# Ends in the table that README shows.
+# Each ends in tables that README shows. The second needs Debian's redis-server and postgresql.
 bench:
 	$(CARGO) bench --bench guard
+	$(CARGO) bench --bench stores
 
 # Apart from `test`: it builds librdkafka from C. Takes a C compiler and make.
 rdkafka:

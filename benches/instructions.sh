@@ -4,11 +4,19 @@
 # A request is made before it is served, and that costs instructions too: look at what is over the bare service.
 set -eu
 
-guard=$(cargo bench --bench guard --no-run --message-format=json 2>/dev/null |
-    sed -n 's/.*"name":"guard".*"executable":"\([^"]*\)".*/\1/p')
+built() {
+    cargo bench --bench "$1" --no-run --message-format=json 2>/dev/null |
+        sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p'
+}
+guard=$(built guard)
+stores=$(built stores)
 
 count() {
-    valgrind --tool=callgrind --callgrind-out-file=/dev/null "$guard" --count "$1" "$2" 2>&1 |
+    case $1 in
+        memory | leased) program=$stores ;;
+        *) program=$guard ;;
+    esac
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null "$program" --count "$1" "$2" 2>&1 |
         sed -n 's/.*refs: *//p' | tr -d ,
 }
 
@@ -36,3 +44,9 @@ row call "a gRPC call that is not guarded" call/1
 row call "a unary call, disk guard, memory quota" call/2
 row from "a message in a client's stream" from/1 1000
 row to "a message in a server's stream" to/1 1000
+
+echo
+echo "| reserve and commit | instructions |"
+echo "|---|---|"
+echo "| MemoryQuota | $(each memory 1) |"
+echo "| LeasedQuota, decided in memory | $(each leased 1) |"

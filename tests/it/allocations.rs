@@ -9,6 +9,8 @@ use crate::support::proto;
 mod cases;
 #[path = "../../benches/guard/grpc.rs"]
 mod grpc;
+#[path = "../../benches/stores/memory.rs"]
+mod memory;
 
 /// How many allocations serving one request makes.
 fn count<B: 'static>(case: &mut Case<B>, request: Request<B>) -> u64 {
@@ -70,4 +72,18 @@ fn the_first_extension_of_a_request_allocates_the_map_too() {
             case.name
         );
     }
+}
+
+#[tokio::test]
+async fn what_a_lease_decides_allocates_no_more_than_a_memory_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let (memory, leased) = (memory::memory(), memory::leased(folder.path()).await);
+    let scope = memory::scope();
+    // The runtime has one thread, which does nothing else meanwhile.
+    let mut is_in_memory = true;
+    let of_memory = allocation_counter::measure(|| is_in_memory &= memory::once(&memory, &scope));
+    let of_leased = allocation_counter::measure(|| is_in_memory &= memory::once(&leased, &scope));
+    assert!(is_in_memory);
+    assert_eq!(of_memory.count_total, memory::ALLOCATIONS_OF_MEMORY);
+    assert_eq!(of_leased.count_total, memory::ALLOCATIONS_OF_LEASED);
 }

@@ -53,7 +53,10 @@ impl<S: Store> Line<S> {
     }
 
     async fn way(&self) -> Result<(), BoxError> {
-        tokio::time::sleep(self.latency).await;
+        // No sleep is shorter than a millisecond.
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
         match self.is_cut.load(Relaxed) {
             true => Err("the line is cut".into()),
             false => Ok(()),

@@ -1,0 +1,172 @@
+//! Work that is done over and over by several at a time, in turns with a reference.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use tower_storage_guard::BoxError;
+
+/// What is done over and over.
+pub(crate) trait Work: Clone + Send + 'static {
+    /// Once, by one of those who do it at a time.
+    fn once(
+        &self,
+        who: usize,
+        dice: &mut Dice,
+    ) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
+
+/// How two things take turns.
+#[derive(Clone, Copy)]
+pub(crate) struct Turns {
+    pub(crate) at_a_time: usize,
+    pub(crate) rounds: usize,
+    pub(crate) length: Duration,
+}
+
+/// What came of the turns of one thing.
+#[derive(Default)]
+pub(crate) struct Times {
+    /// How often it was done in a second, turn by turn.
+    rates: Vec<f64>,
+    /// How long each took, in nanoseconds.
+    each: Vec<u64>,
+    failures: u64,
+    failure: Option<String>,
+}
+
+impl Times {
+    /// How often in a second.
+    pub(crate) fn rate(&self) -> f64 {
+        median(self.rates.iter().copied())
+    }
+
+    /// How many times as often as this the other was done, in the same round.
+    pub(crate) fn times_as_often(&self, other: &Self) -> f64 {
+        let rounds = self.rates.iter().zip(&other.rates);
+        median(rounds.map(|(this, other)| other / this))
+    }
+
+    /// So many of a thousand took no longer than this.
+    pub(crate) fn within(&self, of_a_thousand: usize) -> Took {
+        if self.each.is_empty() {
+            return Took(f64::NAN);
+        }
+        let mut each = self.each.clone();
+        let index = (each.len() - 1) * of_a_thousand / 1_000;
+        Took(*each.select_nth_unstable(index).1 as f64)
+    }
+
+    /// How often it was done.
+    pub(crate) fn count(&self) -> u64 {
+        self.each.len() as u64
+    }
+
+    /// How often it failed, and how it did first.
+    pub(crate) fn failures(&self) -> Option<(u64, &str)> {
+        let failure = self.failure.as_deref()?;
+        Some((self.failures, failure))
+    }
+
+    async fn add(&mut self, work: &impl Work, turns: Turns, seed: usize) {
+        let begin = Instant::now();
+        let end = begin + turns.length;
+        let mut workers = JoinSet::new();
+        for who in 0..turns.at_a_time {
+            let dice = Dice((seed * turns.at_a_time + who) as u64);
+            workers.spawn(until(end, work.clone(), who, dice));
+        }
+        let before = self.each.len();
+        while let Some(worker) = workers.join_next().await {
+            let (each, failures, failure) = worker.expect("no work panics");
+            self.each.extend(each);
+            self.failures += failures;
+            self.failure = self.failure.take().or(failure);
+        }
+        let count = (self.each.len() - before) as f64;
+        self.rates.push(count / begin.elapsed().as_secs_f64());
+    }
+}
+
+/// Does one and the other, and the other way round in the next round.
+pub(crate) async fn take_turns(one: &impl Work, other: &impl Work, turns: Turns) -> [Times; 2] {
+    let [mut times, mut others] = <[Times; 2]>::default();
+    for round in 0..turns.rounds {
+        if round % 2 == 0 {
+            times.add(one, turns, round).await;
+            others.add(other, turns, round).await;
+        } else {
+            others.add(other, turns, round).await;
+            times.add(one, turns, round).await;
+        }
+    }
+    [times, others]
+}
+
+async fn until(
+    end: Instant,
+    work: impl Work,
+    who: usize,
+    mut dice: Dice,
+) -> (Vec<u64>, u64, Option<String>) {
+    let (mut each, mut failures, mut failure) = (Vec::with_capacity(1 << 12), 0, None);
+    loop {
+        // What is decided in memory never waits, as requests do.
+        for _ in 0..16 {
+            let start = Instant::now();
+            if start >= end {
+                return (each, failures, failure);
+            }
+            match work.once(who, &mut dice).await {
+                Ok(()) => each.push(start.elapsed().as_nanos() as u64),
+                Err(error) => {
+                    failures += 1;
+                    failure.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A time in nanoseconds, for people.
+#[derive(Clone, Copy)]
+pub(crate) struct Took(pub(crate) f64);
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ns if ns < 1e3 => write!(f, "{ns:.0} ns"),
+            ns if ns < 1e4 => write!(f, "{:.1} µs", ns / 1e3),
+            ns if ns < 1e6 => write!(f, "{:.0} µs", ns / 1e3),
+            ns if ns < 1e7 => write!(f, "{:.1} ms", ns / 1e6),
+            ns => write!(f, "{:.0} ms", ns / 1e6),
+        }
+    }
+}
+
+/// Not a number where there is none.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    if values.is_empty() {
+        return f64::NAN;
+    }
+    let middle = values.len() / 2;
+    *values.select_nth_unstable_by(middle, f64::total_cmp).1
+}
+
+/// Numbers that look random, and are the same every time.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    /// Below `end`. This is SplitMix64.
+    pub(crate) fn roll(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((number ^ (number >> 31)) % u64::from(end)) as u32
+    }
+}
