@@ -39,9 +39,10 @@ use crate::support::{
 
 /// A server in a folder of its own.
 pub(crate) struct Server {
+    // Dropped first: it writes to the folder.
+    running: Option<Running>,
     folder: TempDir,
     port: u16,
-    running: Option<Running>,
 }
 
 impl Server {

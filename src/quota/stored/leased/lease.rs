@@ -123,8 +123,9 @@ impl Lease {
     }
 
     /// A request is over: what it took comes back.
-    pub(super) fn end(&mut self, held: Amount, now: Instant) {
-        self.expire(now);
+    ///
+    /// Whether it is still worth something is for whoever takes it to say: that saves a look at the clock.
+    pub(super) fn end(&mut self, held: Amount) {
         self.held = self.held - held;
         if self.sure.is_some() {
             self.free = self.free + held;

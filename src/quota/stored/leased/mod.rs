@@ -433,12 +433,11 @@ impl<S: Store> Taken<S> {
         if amount.is_zero() && change == Change::ZERO {
             return None;
         }
-        let now = Instant::now();
         let mut table = self.leases.table();
         let mut noted = None;
         for scope in &self.scopes {
             let lease = of(&mut table, scope);
-            lease.end(amount, now);
+            lease.end(amount);
             noted = self.leases.charge(scope, lease, change);
         }
         // They are written in this order.

@@ -48,7 +48,7 @@ fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<(
     let id = held.id.to_string();
     let expires = now.saturating_add(milliseconds(held.time_to_live));
     // What has expired is gone, and does not grow.
-    let mut hold = tx.prepare(
+    let mut hold = tx.prepare_cached(
         "INSERT INTO holds (scope, id, bytes, objects, expires) VALUES (?1, ?2, ?3, ?4, ?5)
         ON CONFLICT DO UPDATE SET
             bytes = iif(expires > ?6, bytes, 0) + excluded.bytes,
@@ -63,8 +63,9 @@ fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<(
 }
 
 pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement]) -> Result<()> {
-    let mut release = tx.prepare("DELETE FROM holds WHERE scope = ?1 AND id = ?2")?;
-    let mut remember = tx.prepare("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
+    let mut release = tx.prepare_cached("DELETE FROM holds WHERE scope = ?1 AND id = ?2")?;
+    let mut remember =
+        tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
     let mut changes: HashMap<&Scope, Change> = HashMap::new();
     for settlement in settlements {
         let Settlement {
@@ -88,7 +89,7 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
         }
     }
     for (scope, change) in changes {
-        let used = account(tx, now, scope)?.used;
+        let used = without_held(tx, scope)?.used;
         set_used(tx, scope, used.then(change))?;
     }
     sweep(tx, now)
@@ -96,16 +97,16 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
 
 /// Throws away some of what counts no more.
 fn sweep(tx: &Transaction<'_>, now: i64) -> Result<()> {
-    tx.execute(
+    tx.prepare_cached(
         "DELETE FROM holds WHERE (scope, id) IN
             (SELECT scope, id FROM holds WHERE expires <= ?1 ORDER BY expires LIMIT ?2)",
-        params![now, SWEPT],
-    )?;
-    tx.execute(
+    )?
+    .execute(params![now, SWEPT])?;
+    tx.prepare_cached(
         "DELETE FROM settled WHERE id IN
             (SELECT id FROM settled WHERE settled <= ?1 ORDER BY settled LIMIT ?2)",
-        params![now - REMEMBERED, SWEPT],
-    )?;
+    )?
+    .execute(params![now - REMEMBERED, SWEPT])?;
     Ok(())
 }
 
@@ -115,8 +116,9 @@ pub(super) fn renew(
     holds: &[(HoldId, Scopes)],
     time_to_live: Duration,
 ) -> Result<()> {
-    let mut renew =
-        tx.prepare("UPDATE holds SET expires = ?3 WHERE scope = ?1 AND id = ?2 AND expires > ?4")?;
+    let mut renew = tx.prepare_cached(
+        "UPDATE holds SET expires = ?3 WHERE scope = ?1 AND id = ?2 AND expires > ?4",
+    )?;
     let expires = now.saturating_add(milliseconds(time_to_live));
     for (id, scopes) in holds {
         let id = id.to_string();
@@ -132,17 +134,19 @@ const ACCOUNT: &str =
     "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects";
 
 pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
-    let account = tx
-        .query_row(
-            &format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"),
-            [scope.as_str()],
-            read_account,
-        )
-        .optional()?;
     Ok(Account {
         held: held(tx, now, scope)?,
-        ..account.unwrap_or_default()
+        ..without_held(tx, scope)?
     })
+}
+
+/// What is held costs a look at each hold.
+fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
+    let account = tx
+        .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"))?
+        .query_row([scope.as_str()], read_account)
+        .optional()?;
+    Ok(account.unwrap_or_default())
 }
 
 fn read_account(row: &Row<'_>) -> Result<Account> {
@@ -158,12 +162,11 @@ fn read_account(row: &Row<'_>) -> Result<Account> {
 }
 
 fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
-    tx.query_row(
+    tx.prepare_cached(
         "SELECT coalesce(sum(bytes), 0), coalesce(sum(objects), 0) FROM holds
         WHERE scope = ?1 AND expires > ?2",
-        params![scope.as_str(), now],
-        |row| amount(row, 0, 1),
-    )
+    )?
+    .query_row(params![scope.as_str(), now], |row| amount(row, 0, 1))
 }
 
 /// None of ours is below zero.
@@ -202,22 +205,22 @@ pub(super) fn set_limits(
 }
 
 pub(super) fn set_used(tx: &Transaction<'_>, scope: &Scope, used: Change) -> Result<()> {
-    tx.execute(
+    tx.prepare_cached(
         "INSERT INTO accounts (scope, used_bytes, used_objects) VALUES (?1, ?2, ?3)
         ON CONFLICT DO UPDATE SET
             used_bytes = excluded.used_bytes, used_objects = excluded.used_objects",
-        params![scope.as_str(), used.bytes, used.objects],
-    )?;
+    )?
+    .execute(params![scope.as_str(), used.bytes, used.objects])?;
     forget_empty(tx, scope)
 }
 
 /// Scopes that use nothing, and have no limits of their own, leave nothing.
 fn forget_empty(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
-    tx.execute(
+    tx.prepare_cached(
         "DELETE FROM accounts
         WHERE scope = ?1 AND used_bytes = 0 AND used_objects = 0 AND NOT has_limits",
-        [scope.as_str()],
-    )?;
+    )?
+    .execute([scope.as_str()])?;
     Ok(())
 }
 

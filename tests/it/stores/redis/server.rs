@@ -17,10 +17,11 @@ use tower_storage_guard::quota::{RedisConnection, RedisStore};
 use crate::support::running::{Running, free_port};
 
 pub(crate) struct Server {
+    // Dropped first: it writes to the folder.
+    running: Option<Running>,
     folder: TempDir,
     options: Vec<String>,
     pub(super) port: u16,
-    running: Option<Running>,
 }
 
 impl Server {
