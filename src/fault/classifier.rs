@@ -12,6 +12,7 @@ use super::{
     library::{LIBRARIES, Library, OfType, of_type},
     memory::{Memory, STICKY, Said, Sticky},
 };
+use crate::quota::QuotaError;
 
 /// Finds the storage failure in an error, if there is one.
 ///
@@ -199,8 +200,14 @@ impl Classifier {
         } = &*self.inner;
         (custom.iter().rev().find_map(|look| look(error)))
             .or_else(|| error.downcast_ref().copied().map(Verdict::Fault))
+            .or_else(|| is_outage(error).then_some(Verdict::NotOurs))
             .or_else(|| built_in.iter().find_map(|library| (library.look)(error)))
     }
+}
+
+/// Quotas that nobody could look up say nothing of the client's storage, whatever their store has failed for.
+fn is_outage(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(QuotaError::Unavailable(_)))
 }
 
 /// Knows every supported library.
@@ -437,6 +444,13 @@ mod tests {
             classifier.classify(&io::Error::other(full())),
             Some(DISK_FULL)
         );
+    }
+
+    #[test]
+    fn a_store_of_quotas_that_is_full_is_an_outage() {
+        let full = io_error(io::ErrorKind::StorageFull);
+        let outage = context(QuotaError::Unavailable(full.into()));
+        assert_eq!(Classifier::default().classify(&outage), None);
     }
 
     #[test]

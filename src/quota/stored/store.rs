@@ -38,8 +38,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends holds: charges, and releases what they held. All that is asked for, or nothing.
     ///
-    /// What has no hold any more is charged all the same. It is on the disk. What one settlement keeps is not ended by
-    /// another one of the same call.
+    /// What has no hold any more is charged all the same. It is on the disk. No call ends what it keeps itself.
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()>;
 
     /// Lets holds live so long from now on. Those that are gone stay gone.
