@@ -48,6 +48,9 @@ pub(super) struct Settings {
     journal: Option<Arc<Journal>>,
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 
 impl<S: Store> StoredQuota<S> {
@@ -85,12 +88,12 @@ impl<S: Store> StoredQuota<S> {
         Self::start(Arc::clone(&self.shared.store), settings)
     }
 
-    /// Sets how long a hold lives when its process does not. Not less than a second.
+    /// Sets how long a hold lives when its process does not. Not less than a second, nor more than a year.
     ///
     /// Defaults to 30 seconds.
     #[must_use]
     pub fn time_to_live(self, time_to_live: Duration) -> Self {
-        self.set(|settings| settings.time_to_live = time_to_live.max(Duration::from_secs(1)))
+        self.set(|settings| settings.time_to_live = time_to_live.clamp(SECOND, YEAR))
     }
 
     /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.

@@ -203,6 +203,95 @@ async fn a_change_of_owner_leaves_nothing_behind() {
     assert_eq!(figures(&*model, "user").await, (39_600, 0));
 }
 
+/// How many round trips a thousand requests for `scopes` cost, 250 in a second, while `others` ask for more than there
+/// is once in a second.
+async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
+    let model = Arc::new(Model::default());
+    let (quota, line) = node(&model, Limits::bytes(1 << 40));
+    let full = Scope::from("full");
+    model
+        .set_limits(&full, Some(Limits::bytes(0).into()))
+        .await
+        .unwrap();
+    let refused = async {
+        loop {
+            exceeded(take(&quota, others.clone(), bytes).await);
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let every = Duration::from_millis(4);
+    let requests = tokio::select! {
+        requests = steady(&quota, scopes, 1_000, every, Duration::from_secs(30)) => requests,
+        () = refused => unreachable!("it goes on"),
+    };
+    line.trips() * 1_000 / requests
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_takes_nobody_elses_lease() {
+    let trips = trips_beside("user", ["user", "full"].into(), 1).await;
+    assert!(
+        trips < 100,
+        "{trips} round trips, for a limit of somebody else's"
+    );
+    let trips = trips_beside("user", "user".into(), 1 << 41).await;
+    assert!(
+        trips < 20,
+        "{trips} round trips, for what no limit would let in"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_are_refused_do_not_wait_for_each_other() {
+    let model = Arc::new(Model::default());
+    let (quota, _) = node(&model, Limits::bytes(100));
+    let all = take(&quota, "user", 100).await.expect("it fits");
+    let asked = (0..2_000).map(async |number| {
+        sleep(Duration::from_millis(number)).await;
+        let start = Instant::now();
+        exceeded(take(&quota, "user", 1).await);
+        start.elapsed()
+    });
+    let waited = futures_util::future::join_all(asked).await;
+    let longest = waited.into_iter().max().unwrap();
+    assert!(longest < LATENCY * 20, "{longest:?}");
+    drop(all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn charges_that_cancel_out_leave_nothing_held() {
+    let model = Arc::new(Model::default());
+    let (quota, _) = node(&model, Limits::bytes(1_000_000));
+    for _ in 0..40 {
+        store(&quota, "user", 1_000).await;
+    }
+    quota.settled().await;
+    for _ in 0..20 {
+        store(&quota, "user", 1_000).await;
+        quota.give_back(&"user".into(), Amount::bytes(1_000));
+    }
+    take(&quota, "user", 960_000).await.expect("it fits");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(figures(&*model, "user").await, (40_000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
+    let model = Arc::new(Model::default());
+    let (quota, _) = node(&model, Limits::bytes(1_000));
+    for patience in 1..40 {
+        for _ in 0..10 {
+            store(&quota, "user", 1).await;
+        }
+        drop(take(&quota, "user", 100).await);
+        let patience = Duration::from_millis(patience);
+        let _ = tokio::time::timeout(patience, take(&quota, "user", 900)).await;
+        quota.give_back(&"user".into(), Amount::bytes(10));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(figures(&*model, "user").await, (0, 0), "{patience:?}");
+    }
+}
+
 /// What has really been stored, and what is really set aside.
 #[derive(Default)]
 struct Truth(Mutex<HashMap<Scope, (i64, i64)>>);

@@ -38,6 +38,8 @@ pub(super) struct Lease {
     held: Amount,
     /// What has been stored, and the store has not been told.
     spent: Change,
+    /// Whether there is any of it: what cancels out has moved room all the same.
+    has_spent: bool,
     /// For how many windows it has not.
     windows: u8,
     /// What the store holds is not what is written here.
@@ -48,6 +50,8 @@ pub(super) struct Lease {
     is_first: bool,
     this: Window,
     last: Window,
+    /// How many have the store decide with all that is leased given back. Nothing is leased anew until they know.
+    pub(super) deciding: u32,
     quiet: Option<Instant>,
     /// Whether somebody is on the way to the store for more.
     pub(super) is_growing: bool,
@@ -92,12 +96,14 @@ impl Default for Lease {
             free: Amount::ZERO,
             held: Amount::ZERO,
             spent: Change::ZERO,
+            has_spent: false,
             windows: 0,
             is_off: false,
             target: Amount::ZERO,
             is_first: false,
             this: Window::default(),
             last: Window::default(),
+            deciding: 0,
             quiet: None,
             is_growing: false,
             is_turning: false,
@@ -108,15 +114,20 @@ impl Default for Lease {
 
 impl Lease {
     /// Somebody asks. Whether that much is free.
-    pub(super) fn asked(&mut self, demand: Amount, need: Amount, now: Instant) -> bool {
+    pub(super) fn asked(&mut self, need: Amount, now: Instant) -> bool {
         self.this.requests = self.this.requests.saturating_add(1);
-        self.this.asked = self.this.asked + demand;
         self.expire(now);
         fits(need, self.free)
     }
 
+    /// Somebody was let in with so much. What is refused says nothing of what is needed.
+    pub(super) fn let_in(&mut self, demand: Amount) {
+        self.this.asked = self.this.asked + demand;
+    }
+
     /// Gives away what is free: [`asked`](Self::asked) has said so.
     pub(super) fn take(&mut self, demand: Amount) {
+        self.let_in(demand);
         self.free = self.free - demand;
         self.held = self.held + demand;
         self.this.idle = least(self.this.idle, self.free);
@@ -140,6 +151,7 @@ impl Lease {
         self.free = self.free - change.gain();
         self.this.idle = least(self.this.idle, self.free);
         self.spent = self.spent.then(change);
+        self.has_spent |= change != Change::ZERO;
     }
 
     /// The name of its hold in the store, and of what is charged to it.
@@ -149,7 +161,7 @@ impl Lease {
 
     /// Whether there is anything that the store should know before somebody is refused.
     pub(super) fn has_anything(&self) -> bool {
-        self.is_there || self.is_growing || self.is_turning || self.spent != Change::ZERO
+        self.is_there || self.is_growing || self.is_turning || self.has_spent
     }
 
     /// Whether the store may hold something for it.
@@ -169,7 +181,10 @@ impl Lease {
 
     /// Whether anybody may ask the store for more now.
     pub(super) fn may_grow(&self, now: Instant) -> bool {
-        !self.is_growing && self.is_hot() && self.quiet.is_none_or(|quiet| quiet <= now)
+        !self.is_growing
+            && self.deciding == 0
+            && self.is_hot()
+            && self.quiet.is_none_or(|quiet| quiet <= now)
     }
 
     /// The limit has shown, or the store is away: all is asked of the store, for a while.
@@ -179,9 +194,12 @@ impl Lease {
 
     /// How much more would do for about a second.
     pub(super) fn wants(&mut self, now: Instant) -> Option<Chunk> {
+        if self.deciding > 0 || self.quiet.is_some_and(|quiet| quiet > now) {
+            return None;
+        }
         self.expire(now);
         self.is_first = self.sure.is_none();
-        if self.is_first && (self.is_there || self.spent != Change::ZERO || !self.held.is_zero()) {
+        if self.is_first && (self.is_there || self.has_spent || !self.held.is_zero()) {
             // First the store has to be told.
             self.is_off = true;
             return None;
@@ -202,21 +220,24 @@ impl Lease {
         let share = full.limit.saturating_sub(full.used) / SHARE;
         let requests = u64::from(self.this.requests.saturating_add(self.last.requests)).max(1);
         let lately = self.this.asked + self.last.asked;
-        let (amount, usual) = match full.resource {
-            Resource::Objects => (
-                Amount::new(chunk.amount.bytes, chunk.amount.objects.min(share)),
-                lately.objects / requests,
-            ),
-            _ => (
-                Amount::new(chunk.amount.bytes.min(share), chunk.amount.objects),
-                lately.bytes / requests,
-            ),
+        let Chunk {
+            mut amount,
+            mut left,
+        } = chunk;
+        let usual = match full.resource {
+            Resource::Objects => {
+                amount.objects = amount.objects.min(share);
+                left.objects = amount.objects;
+                lately.objects / requests
+            }
+            _ => {
+                amount.bytes = amount.bytes.min(share);
+                left.bytes = amount.bytes;
+                lately.bytes / requests
+            }
         };
         let is_worth_it = share >= usual.saturating_mul(HOT.into()).max(1);
-        is_worth_it.then_some(Chunk {
-            amount,
-            left: amount,
-        })
+        is_worth_it.then_some(Chunk { amount, left })
     }
 
     /// What to ask of the store. From here on nobody knows what it holds, until it has answered.
@@ -257,6 +278,11 @@ impl Lease {
         self.sure = Some(sure);
     }
 
+    /// The store has said no.
+    pub(super) fn not_grown(&mut self) {
+        self.is_there &= !self.is_first;
+    }
+
     /// The store has said nothing, and may have done it.
     pub(super) fn lost(&mut self, now: Instant) {
         self.is_off = true;
@@ -273,7 +299,7 @@ impl Lease {
             idle: self.free,
             ..Window::default()
         };
-        if self.spent != Change::ZERO {
+        if self.has_spent {
             self.windows = self.windows.saturating_add(1);
         }
         !idle.is_zero()
@@ -292,6 +318,7 @@ impl Lease {
     pub(super) fn is_empty(&self, now: Instant) -> bool {
         !self.has_anything()
             && self.held.is_zero()
+            && self.deciding == 0
             && self.this.requests == 0
             && self.last.requests == 0
             && self.quiet.is_none_or(|quiet| quiet <= now)
@@ -312,7 +339,7 @@ impl Lease {
             Back::Idle => self.free - self.last.idle,
             Back::All => Amount::ZERO,
         };
-        let has_news = free != self.free || self.spent != Change::ZERO || self.is_off;
+        let has_news = free != self.free || self.has_spent || self.is_off;
         if !has_news && !self.is_old(time_to_live, now) {
             return None;
         }
@@ -320,6 +347,7 @@ impl Lease {
         self.last.idle = Amount::ZERO;
         self.this.idle = least(self.this.idle, free);
         self.is_off = false;
+        self.has_spent = false;
         self.windows = 0;
         let ended = mem::replace(&mut self.id, HoldId::unique());
         let amount = self.free + self.held;
@@ -338,6 +366,9 @@ impl Lease {
 
     /// The store has taken that.
     pub(super) fn turned(&mut self, asked: Instant, time_to_live: Duration, now: Instant) {
+        if !self.is_there {
+            return;
+        }
         let was_sure = self.sure.is_some();
         self.expire(now);
         let sure = asked + time_to_live;
@@ -357,7 +388,7 @@ impl Lease {
             self.this.idle = Amount::ZERO;
             self.last.idle = Amount::ZERO;
             // What requests hold is to be held again.
-            self.is_off = true;
+            self.is_off |= self.is_there;
         }
     }
 }

@@ -50,30 +50,34 @@ use crate::{
 /// A scope that several requests in a second ask for gets a lease: a hold in the store, in which there is room for what
 /// is asked for within 1.6 seconds. Requests take of it, and what they do not store comes back to it. Once it is low, more
 /// is fetched while it lasts. A request that finds too little asks the store itself, as without leases. So does one of
-/// a scope that hardly anybody asks for.
+/// several scopes while any of them has no lease: `user:42` and `tenant:acme` are both leased once both are busy.
 ///
-/// What is fetched is at most an eighth of what is left. Once that is not worth its way, or a limit has shown, the
+/// What is fetched is at most an eighth of what is left. Once that is not worth its way, or its limit has shown, the
 /// scope has no lease for a second, and the store decides each request.
 ///
 /// # What is promised
 ///
 /// 1. **Never a byte over.** What the nodes have leased is held in the store, and no node gives away more than that, or
 ///    anything after its lease might have ended: by the time that has passed on its own clock since it asked. So the sum
-///    of all nodes passes a limit only as without leases: by what a process stores that had stopped for longer than
-///    its [time to live](StoredQuota::time_to_live).
+///    of all nodes passes a limit only by what a node had let in already when it stopped, or could not reach the store,
+///    for longer than its [time to live](StoredQuota::time_to_live).
 /// 2. **Nobody is refused for what idles.** Before a request is refused, this node gives back all that idles in its
 ///    scopes, tells the store what it knows, and asks it once more. What idles on another node, or was removed there, is back
-///    within two windows of 0.4 seconds and a round trip. So, while a round trip takes less than 0.2 seconds, a request
-///    that fits is refused only if another node held the rest within the last second.
-/// 3. **One round trip per hundred requests**, or less, of a scope that 250 requests ask for in a second: a lease costs
-///    about two round trips in a second, and one of them is shared by up to 64 scopes.
+///    within two windows of 0.4 seconds and a few round trips. So, while a round trip takes less than 0.05 seconds, a
+///    request that fits is refused only if another node held the rest within the last second.
+/// 3. **One round trip per hundred requests**, or less, where all scopes of a request are leased and asked for 250 times a
+///    second, steadily: a lease costs about two round trips in a second, and one of them is shared by up to 64 scopes.
 ///
-/// # What is known later
+/// # What differs
 ///
-/// The store is told within a second what requests have stored. Until then it is part of what the lease holds, and
-/// [`StoredQuota::usage`] shows it as held. A process that is killed in that time loses it, unless there is a
-/// [journal](StoredQuota::journal): each charge is in there before the request is answered. What the process had leased is free
-/// again after its time to live. At the end of a service, wait for [`settled`](Self::settled).
+/// - The store is told within a second what requests have stored. Until then it is part of what the lease holds:
+///   [`StoredQuota::usage`] shows it as held, and [`StoredQuota::unsettled`] does not count it. A process that is killed in
+///   that time loses it, unless there is a [journal](StoredQuota::journal): each charge is in there before the request is
+///   answered. What the process had leased is free again after its time to live. At the end of a service, wait for
+///   [`settled`](Self::settled).
+/// - [Soft limits](StoredQuota::warn_with) are told by what is held, and a lease is: earlier than without, and perhaps more than
+///   once.
+/// - A limit that is lowered holds once what is leased is used up, or back.
 pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
 }
@@ -122,6 +126,8 @@ impl<S: Store> LeasedQuota<S> {
                 let guards = leases.gates(&scopes).await;
                 leases.turn(&scopes, Back::All).await;
                 drop(guards);
+                let keeper = &leases.stored.shared.keeper;
+                keeper.settle(Settlement::nothing()).await;
             })
             .await;
     }
@@ -140,7 +146,7 @@ impl<S: Store> Leases<S> {
         let mut fits = true;
         for scope in scopes {
             // No short cut: all have been asked for.
-            fits &= of(&mut table, scope).asked(demand, need, now);
+            fits &= of(&mut table, scope).asked(need, now);
         }
         if fits {
             for scope in scopes {
@@ -157,9 +163,12 @@ impl<S: Store> Leases<S> {
 
     /// Requests have missed leases here. Fetches them where all these scopes are worth it: with one missing, the store is
     /// asked anyway.
-    fn missed(self: &Arc<Self>, scopes: &Scopes) {
+    fn missed(self: &Arc<Self>, scopes: &Scopes, amount: Amount) {
         let now = Instant::now();
         let mut table = self.table();
+        for scope in scopes {
+            of(&mut table, scope).let_in(amount);
+        }
         if scopes.iter().all(|scope| of(&mut table, scope).is_hot()) {
             for scope in scopes {
                 let lease = of(&mut table, scope);
@@ -173,8 +182,9 @@ impl<S: Store> Leases<S> {
 
     /// Fetches more, if the store has it to spare.
     async fn grow(self: Arc<Self>, scope: Scope) {
+        let _grown = OnDrop(|| of(&mut self.table(), &scope).is_growing = false);
         let gate = Arc::clone(&of(&mut self.table(), &scope).gate);
-        let guard = gate.lock_owned().await;
+        let _guard = gate.lock_owned().await;
         let chunk = of(&mut self.table(), &scope).wants(Instant::now());
         if let Some(chunk) = chunk
             && let Some(less) = self.fetch(&scope, chunk).await
@@ -182,8 +192,6 @@ impl<S: Store> Leases<S> {
         {
             of(&mut self.table(), &scope).quiet(Instant::now());
         }
-        of(&mut self.table(), &scope).is_growing = false;
-        drop(guard);
     }
 
     /// Returns what to try instead where there is not so much.
@@ -199,6 +207,7 @@ impl<S: Store> Leases<S> {
         match answer {
             Ok(Ok(())) => lease.grown(chunk.amount, asked, time_to_live, now),
             Ok(Err(QuotaError::Exceeded(full))) => {
+                lease.not_grown();
                 let less = lease.wants_less(chunk, &full);
                 if less.is_none() {
                     lease.quiet(now);
@@ -210,20 +219,53 @@ impl<S: Store> Leases<S> {
         None
     }
 
+    /// Nothing is leased anew in these until it is decided. Returns those of them that have a lease.
+    fn begin_deciding(&self, scopes: &Scopes) -> Vec<Scope> {
+        let mut table = self.table();
+        let leased = scopes.iter().filter(|scope| {
+            let lease = of(&mut table, scope);
+            lease.deciding += 1;
+            lease.has_anything()
+        });
+        leased.cloned().collect()
+    }
+
     /// Has the store decide once more. It has said no, and did not know all that this node does.
     async fn decide(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
-        let guards = self.gates(asked.scopes.as_slice()).await;
-        self.turn(asked.scopes.as_slice(), Back::All).await;
         let shared = &self.stored.shared;
-        // What requests have let go is let go in the store, too, once this has come through behind it.
-        shared.keeper.settle(Settlement::nothing()).await;
-        // Whoever asked may have left, and nobody would end the hold.
-        let decided = match shared.keeper.keeps(asked.id) {
-            true => shared.set_aside(asked).await,
-            false => Err(QuotaError::Unavailable("nobody waits for it".into())),
-        };
+        let (id, scopes) = (asked.id, asked.scopes.clone());
+        let leased = self.begin_deciding(&scopes);
+        let decided = OnDrop(|| {
+            let mut table = self.table();
+            for scope in &scopes {
+                of(&mut table, scope).deciding -= 1;
+            }
+        });
+        // Only for as long as it takes to give back: whoever is refused must not keep others waiting.
+        let guards = self.gates(&leased).await;
+        if shared.keeper.keeps(id) {
+            self.turn(&leased, Back::All).await;
+        }
         drop(guards);
-        decided
+        let decide = async {
+            // What requests have let go is let go in the store, too, once this has come through behind it.
+            shared.keeper.settle(Settlement::nothing()).await;
+            match shared.keeper.keeps(id) {
+                true => shared.set_aside(asked).await,
+                false => Err(QuotaError::Unavailable("nobody waits for it".into())),
+            }
+        };
+        let answer = timeout(PATIENCE, decide).await;
+        drop(decided);
+        if !shared.keeper.keeps(id) {
+            // Whoever asked has left meanwhile, and nobody else would end the hold.
+            drop(shared.keeper.settle(Settlement {
+                id,
+                scopes: scopes.clone(),
+                ..Settlement::nothing()
+            }));
+        }
+        answer.map_err(|error| QuotaError::Unavailable(error.into()))?
     }
 
     /// Asks the store, which decides with all that this node knows.
@@ -231,11 +273,15 @@ impl<S: Store> Leases<S> {
         // Looked at before: by the time of an answer the store may have heard of it, and decided without.
         let knew_more = self.knows_more(&asked.scopes);
         let answer = self.stored.shared.set_aside(asked.clone()).await;
-        if let Err(QuotaError::Exceeded(_)) = answer {
-            self.quiet(&asked.scopes);
+        if let Err(QuotaError::Exceeded(full)) = &answer {
+            if full.required > full.limit {
+                // Whatever idles would not help.
+                return answer;
+            }
+            self.quiet(&full.scope.clone().into());
         }
         match answer {
-            Ok(()) => self.missed(&asked.scopes),
+            Ok(()) => self.missed(&asked.scopes, asked.amount),
             Err(QuotaError::Exceeded(_)) if knew_more || self.knows_more(&asked.scopes) => {
                 // In a task of its own: a lease that is on its way to the store is not to be left in the middle.
                 let decided = self.runtime.spawn(Arc::clone(&self).decide(asked)).await;
@@ -308,10 +354,9 @@ impl<S: Store> Leases<S> {
                 let (leases, scope, gate) =
                     (Arc::clone(self), scope.clone(), Arc::clone(&lease.gate));
                 self.runtime.spawn(async move {
-                    let guard = gate.lock_owned().await;
+                    let _turned = OnDrop(|| of(&mut leases.table(), &scope).is_turning = false);
+                    let _guard = gate.lock_owned().await;
                     leases.turn(std::slice::from_ref(&scope), Back::Idle).await;
-                    of(&mut leases.table(), &scope).is_turning = false;
-                    drop(guard);
                 });
             }
             !lease.is_empty(now)
@@ -328,12 +373,18 @@ impl<S: Store> Leases<S> {
     }
 }
 
+/// Sees to it that something happens, whatever panics before.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// The lease of a scope, or a new one.
 fn of<'a>(table: &'a mut Table, scope: &Scope) -> &'a mut Lease {
-    if !table.contains_key(scope) {
-        table.insert(scope.clone(), Lease::default());
-    }
-    table.get_mut(scope).expect("it is in there")
+    table.entry(scope.clone()).or_default()
 }
 
 /// Looks at the leases in each window, for as long as anybody uses them.
@@ -474,8 +525,11 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
     }
 
     fn commit(mut self, change: Change) -> Settled {
+        if self.taken.amount.is_zero() {
+            return self.rest.commit(change);
+        }
         // Each part is charged by whoever has set it aside.
-        let rest = match self.rest.is_there() || self.taken.amount.is_zero() {
+        let rest = match self.rest.is_there() {
             true => change.beyond(self.taken.amount),
             false => Change::ZERO,
         };
