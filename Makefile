@@ -61,9 +61,10 @@ lint:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
-# All of them but RocksDB's, with those that mount filesystems and start other people's clients and servers.
+# All of them but RocksDB's, with those that mount filesystems and start other people's clients and servers. Most of ours
+# wait for somebody most of the time.
 unit: clients
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --all-features -- --include-ignored
+	PATH="$$PATH:/usr/sbin:/sbin" RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test --all-features -- --include-ignored
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test $(DOWNSTREAM) -- --include-ignored --skip rocksdb_is_classified
 
 # Libraries whose errors are classified, each behind a feature of its name.

@@ -278,7 +278,7 @@ impl<S: Store> Leases<S> {
                 // Whatever idles would not help.
                 return answer;
             }
-            self.quiet(&full.scope.clone().into());
+            of(&mut self.table(), &full.scope).quiet(Instant::now());
         }
         match answer {
             Ok(()) => self.missed(&asked.scopes, asked.amount),
@@ -299,16 +299,7 @@ impl<S: Store> Leases<S> {
         self.stored.unsettled() > 0 || leases.any(Lease::has_anything)
     }
 
-    /// A limit has shown.
-    fn quiet(&self, scopes: &Scopes) {
-        let now = Instant::now();
-        let mut table = self.table();
-        for scope in scopes {
-            of(&mut table, scope).quiet(now);
-        }
-    }
-
-    /// Waits until nobody else talks with the store about these. In the order of their names, so that two who wait never wait for
+    /// Waits until nobody else talks with the store about these. In the order of their names, so that two never wait for
     /// each other.
     async fn gates(&self, scopes: &[Scope]) -> Vec<OwnedMutexGuard<()>> {
         let mut scopes = scopes.to_vec();
