@@ -19,8 +19,8 @@ use crate::{
 ///
 /// A hold is in the store before its request is let in. It lives for the [time to live](Self::time_to_live), and is
 /// renewed three times as often. So a process that is killed frees what it held within that time. A process that is
-/// stopped for longer, and goes on, charges what it stores all the same, as it is on the disk: only then may usage pass a
-/// limit.
+/// stopped, or cannot reach the store, for longer charges what it had let in all the same, as it is on the disk: only then
+/// may usage pass a limit.
 ///
 /// # When the store is away
 ///

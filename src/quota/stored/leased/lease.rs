@@ -352,6 +352,10 @@ impl Lease {
         let ended = mem::replace(&mut self.id, HoldId::unique());
         let amount = self.free + self.held;
         self.is_there = !amount.is_zero();
+        if !self.is_there {
+            // Whatever comes next is the first.
+            self.sure = None;
+        }
         Some(Settlement {
             id: ended,
             scopes: Scopes::from(scope.clone()),
