@@ -3,14 +3,20 @@
 CARGO ?= cargo
 # Every run starts clean in CI, and rustc 1.95 has died over incremental state here.
 export CARGO_INCREMENTAL = 0
-LOOM = RUSTFLAGS="--cfg storage_guard_loom" CARGO_TARGET_DIR=target/loom
 
-# Where the test finds it, below cargo's own.
-CLIENTS = $(or $(CARGO_TARGET_DIR),target)/clients
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+# Where the tests of clients find their Python.
+CLIENTS = $(TARGET)/clients
+# Servers and mkfs are outside of the PATH of other users than root.
+export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: test tools clients lint doc unit features loom bench rdkafka rocksdb
+ALL = --workspace --all-features
+# Packages with a lock file of their own.
+APART = tests/downstream/newest-rusqlite tests/downstream/rdkafka tests/downstream/rocksdb
 
-test: tools clients lint doc unit features loom
+.PHONY: test tools clients lint doc unit plain apart features package soak bench
+
+test: tools clients lint doc unit plain apart features package
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
@@ -21,7 +27,7 @@ TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:
-	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	@missing=; \
 	for tool in $(TOOLS); do \
 		command -v "$${tool%%:*}" >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; \
 	done; \
@@ -40,7 +46,7 @@ tools:
 # Python packages that Debian does not have, in an environment of their own. What is there is kept while it works
 # and is what is asked for: the list goes in last.
 clients: tools
-	@asked=tests/clients/requirements.txt; \
+	@asked=tests/clients/programs/requirements.txt; \
 	if ! cmp -s $$asked $(CLIENTS)/requirements.txt || \
 		! $(CLIENTS)/bin/python -c 'import grpc_status, tusclient' 2>/dev/null; then \
 		rm -rf $(CLIENTS) && \
@@ -49,56 +55,60 @@ clients: tools
 		cp $$asked $(CLIENTS)/; \
 	fi
 
-# The tests that need databases, stores, engines and brokers, and all their clients.
-DOWNSTREAM = --manifest-path tests/downstream/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
-
 lint:
-	$(CARGO) fmt --check
-	$(CARGO) fmt --check --manifest-path tests/downstream/Cargo.toml
-	$(CARGO) clippy --all-features --all-targets -- -D warnings
-	$(CARGO) clippy $(DOWNSTREAM) --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	for package in $(APART); do $(CARGO) fmt --check --manifest-path $$package/Cargo.toml || exit 1; done
+	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -p tower-storage-guard --no-deps --all-features
 
-# All of them but RocksDB's, with those that mount filesystems and start other people's clients and servers. Most of ours
-# wait for somebody most of the time.
+# All tests, with those that mount filesystems and start servers and clients. Most of them wait most of the time.
 unit: clients
-	PATH="$$PATH:/usr/sbin:/sbin" RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test --all-features -- --include-ignored
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test $(DOWNSTREAM) -- --include-ignored --skip rocksdb_is_classified
+	$(CARGO) build $(ALL) --bins --examples
+	RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test $(ALL) -- --include-ignored
+
+# What a user of the root package sees, who has no server installed.
+plain:
+	$(CARGO) test
+	$(CARGO) test -p example-support
+
+# What cannot be in the workspace, each against its own lock file.
+apart:
+	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/newest-rusqlite/Cargo.toml
 
 # Libraries whose errors are classified, each behind a feature of its name.
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
 	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
+# What brings more than a classifier.
+MECHANISMS = tokio axum postgres quick-xml redis-store rustix sqlite stored tonic tonic-health
 
 # No feature changes what another does, and none is needed.
 features:
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features tokio -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features axum -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features postgres -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features quick-xml -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features redis-store -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features rustix -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features sqlite -- -D warnings
-	$(CARGO) clippy --lib --no-default-features --features tonic-health -- -D warnings
-	for library in $(LIBRARIES); do \
-		$(CARGO) clippy --lib --no-default-features --features $$library -- -D warnings || exit 1; \
+	for feature in $(MECHANISMS) $(LIBRARIES); do \
+		$(CARGO) clippy --lib --no-default-features --features $$feature -- -D warnings || exit 1; \
+	done
+	for package in axum-upload tonic-upload tus-upload; do \
+		$(CARGO) clippy -p $$package -- -D warnings || exit 1; \
 	done
 
-# Every interleaving of the ledger's atomics.
-loom:
-	$(LOOM) $(CARGO) test --lib --release loom
+# The crate as it is published: its examples build, and the library builds against the oldest versions of what it names.
+PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+package:
+	$(CARGO) package -p tower-storage-guard --allow-dirty --no-verify
+	rm -rf $(PACKAGED) && tar -xzf $(PACKAGED).crate -C $(TARGET)/package
+	cd $(PACKAGED) && $(CARGO) build --examples --features axum
+	cd $(PACKAGED) && rm Cargo.lock && RUSTC_BOOTSTRAP=1 $(CARGO) -Z direct-minimal-versions generate-lockfile
+	cd $(PACKAGED) && $(CARGO) check --lib --no-default-features
+	cd $(PACKAGED) && $(CARGO) check --lib --features axum,quick-xml,stored,tonic-health
+
+# Long runs, which are no part of `test`. RocksDB's takes many minutes to compile, and needs Debian's clang and libclang-dev.
+soak: tools
+	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml
+	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rocksdb/Cargo.toml -- --include-ignored
 
 # Each ends in tables that README shows. The second needs Debian's redis-server and postgresql.
 bench:
 	$(CARGO) bench --bench guard
-	$(CARGO) bench --bench stores
-
-# Apart from `test`: it builds librdkafka from C. Takes a C compiler and make.
-rdkafka:
-	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/rdkafka $(CARGO) test --manifest-path tests/rdkafka/Cargo.toml
-
-# Apart from `test`: it compiles RocksDB, which takes many minutes. Needs Debian's clang and libclang-dev.
-rocksdb:
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test $(DOWNSTREAM) rocksdb_is_classified -- --ignored --nocapture
+	$(CARGO) bench -p bench-stores

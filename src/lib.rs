@@ -124,6 +124,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod amount;
+mod atomic;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod blocking;
@@ -149,8 +151,9 @@ pub mod upload;
 pub mod volume;
 
 pub use self::{
+    amount::Amount,
     body::{MeteredBody, ResponseBody},
-    demand::{Amount, Demand},
+    demand::Demand,
     future::ResponseFuture,
     layer::StorageGuardLayer,
     outage::Outage,

@@ -139,7 +139,7 @@ fn is_identifier(name: &str) -> bool {
     name.bytes().all(is_word) && !name.is_empty() && !name.as_bytes()[0].is_ascii_digit()
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use http::Request;
 

@@ -370,7 +370,7 @@ impl<'a> IntoIterator for &'a Scopes {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{collections::HashSet, hint::black_box};
 

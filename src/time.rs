@@ -187,7 +187,7 @@ mod thread {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{
         sync::Arc,

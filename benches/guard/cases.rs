@@ -1,6 +1,6 @@
 //! The services that are measured, and the requests that they are sent.
 //!
-//! `tests/it/allocations.rs` counts the allocations of the same cases. The timed binary does not count: the counter
+//! `tests/guard/allocations.rs` counts the allocations of the same cases. The timed binary does not count: the counter
 //! is an allocator of its own, and would make every allocation slower.
 
 use std::{

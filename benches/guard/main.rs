@@ -15,7 +15,7 @@ mod threads;
 /// The service of the gRPC example.
 #[allow(unreachable_pub)]
 mod proto {
-    include!("../../examples/proto/upload.v1.rs");
+    include!("../../examples/tonic-upload/proto/upload.v1.rs");
 }
 
 use std::time::Instant;

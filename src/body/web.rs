@@ -180,7 +180,7 @@ impl Base64 {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use ::base64::{Engine, engine::general_purpose::STANDARD};
     use proptest::prelude::*;

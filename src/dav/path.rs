@@ -59,7 +59,7 @@ fn decoded(segment: &str) -> Option<PathBuf> {
     Some(String::from_utf8(bytes).ok()?.into())
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

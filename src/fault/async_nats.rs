@@ -138,7 +138,7 @@ const fn stream_full(resource: Resource) -> Verdict {
     Verdict::Fault(Fault::new(Cause::CollectionFull, resource))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use async_nats::jetstream::context::PublishErrorKind;
 

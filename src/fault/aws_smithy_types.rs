@@ -28,7 +28,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     s3_codes::verdict(error.downcast_ref::<ErrorMetadata>()?.code()?)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

@@ -117,7 +117,7 @@ impl fmt::Display for Resource {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

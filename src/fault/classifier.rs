@@ -294,7 +294,7 @@ fn boxed(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
     error.downcast_ref::<BoxError>().map(|error| &**error as _)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{io, sync::Mutex};
 

@@ -61,7 +61,7 @@ fn judge(answer: &str) -> Option<Verdict> {
 const DISK_FULL: Verdict = Verdict::Fault(Fault::DISK_FULL);
 const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, Resource::Bytes));
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

@@ -143,7 +143,7 @@ fn sqlite(message: &str) -> Option<i32> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

@@ -37,7 +37,7 @@ pub(super) fn said(error: &(dyn Error + 'static)) -> Option<Said> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{io, sync::Arc};
 

@@ -111,7 +111,7 @@ fn win32(raw: i32) -> u32 {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -63,7 +63,7 @@ fn enhanced(text: &str) -> Option<&str> {
 const DISK_FULL: Verdict = Verdict::Fault(Fault::DISK_FULL);
 const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, Resource::Bytes));
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

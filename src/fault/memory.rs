@@ -17,11 +17,7 @@ pub(super) type Sticky = fn(&(dyn Error + 'static)) -> Option<Said>;
 /// What an engine says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[cfg_attr(
-    not(any(
-        all(test, not(storage_guard_loom)),
-        feature = "fjall",
-        feature = "redb"
-    )),
+    not(any(test, feature = "fjall", feature = "redb")),
     expect(dead_code, reason = "no engine here says anything")
 )]
 pub(super) enum Said {

@@ -73,11 +73,7 @@ mod classifier;
 mod clickhouse;
 #[cfg(feature = "diesel")]
 mod diesel;
-#[cfg(all(
-    test,
-    not(storage_guard_loom),
-    any(feature = "sqlx", feature = "tokio-postgres")
-))]
+#[cfg(all(test, any(feature = "sqlx", feature = "tokio-postgres")))]
 mod fake_servers;
 #[cfg(feature = "fjall")]
 mod fjall;

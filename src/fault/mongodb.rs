@@ -78,7 +78,7 @@ fn verdict(code: i32, message: &str) -> Option<Verdict> {
     Some(Verdict::Fault(Fault::new(cause, Resource::Bytes)))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

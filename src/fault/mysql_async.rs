@@ -22,7 +22,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     mysql_codes::verdict(error.code, &error.message)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::fault::{Cause, classify};

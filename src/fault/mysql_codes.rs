@@ -82,7 +82,7 @@ fn leading_number(text: &str) -> Option<u16> {
     text[..end].parse().ok()
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

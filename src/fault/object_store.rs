@@ -58,7 +58,7 @@ fn code(content: &str) -> Option<&str> {
     code.split_once("</Code>").map(|(code, _)| code)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

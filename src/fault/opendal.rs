@@ -55,7 +55,7 @@ fn is_507(error: &opendal::Error) -> bool {
         .any(|(key, value)| key == "\"response\"," && value.starts_with("\"Parts { status: 507, "))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

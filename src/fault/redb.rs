@@ -107,7 +107,7 @@ fn inside_of_a_kind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Err
     None
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{io, sync::Arc};
 

@@ -126,7 +126,7 @@ fn append(reason: &str) -> Option<Cause> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::io;
 

@@ -53,7 +53,7 @@ pub fn rocksdb(text: &str) -> Option<Verdict> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

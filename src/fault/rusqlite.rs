@@ -27,7 +27,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     sqlite_codes::verdict(error.extended_code)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{io, sync::Arc};
 

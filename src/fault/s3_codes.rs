@@ -36,7 +36,7 @@ pub(super) fn of_answer(is_507: bool, code: Option<&str>) -> Option<Verdict> {
         .or_else(|| is_507.then_some(Verdict::Fault(Fault::DISK_FULL)))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -73,7 +73,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
 const DISK_FULL: Verdict = Verdict::Fault(Fault::DISK_FULL);
 const CDC_FULL: Verdict = Verdict::Fault(Fault::new(Cause::DatabaseFull, Resource::Bytes));
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use scylla::statement::Consistency;
 

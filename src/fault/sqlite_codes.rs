@@ -40,7 +40,7 @@ pub(super) fn verdict(code: i32) -> Option<Verdict> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

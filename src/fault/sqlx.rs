@@ -42,7 +42,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{borrow::Cow, fmt};
 

@@ -45,7 +45,7 @@ fn judge(code: u32) -> Option<Verdict> {
     Some(Verdict::Fault(Fault::new(cause, Resource::Bytes)))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -22,7 +22,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     sqlstate::verdict(error.code().code(), error.message())
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use tokio::net::TcpStream;
     use tokio_postgres::{Config, NoTls};

@@ -82,7 +82,7 @@ fn gain(change: i64) -> u64 {
     change.max(0).unsigned_abs()
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

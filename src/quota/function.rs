@@ -374,7 +374,7 @@ impl Drop for Claim {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{
         cell::Cell,

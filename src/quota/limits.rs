@@ -116,7 +116,7 @@ pub struct Usage {
     pub held: Amount,
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

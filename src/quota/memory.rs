@@ -385,7 +385,7 @@ impl Hasher for PassThrough {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, thread};
 

@@ -7,6 +7,7 @@
 //! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), Redis or Valkey (`redis-store`), or your own (`stored`); they outlive the process | all requests of all processes |
+//! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |
 //! | your own [`QuotaSource`] | anywhere | whatever it promises |
 //!
 //! ```
@@ -30,6 +31,7 @@
 //! ```
 
 mod answer;
+mod any;
 mod change;
 mod collection;
 mod error;
@@ -56,6 +58,7 @@ pub use self::stored::{
 pub use self::stored::{RedisConnection, RedisStore};
 pub use self::{
     answer::{Answer, Answering},
+    any::{AnyHold, AnyQuota},
     change::Change,
     collection::{CollectionHold, CollectionQuota},
     error::{Exceeded, QuotaError},

@@ -41,9 +41,9 @@ pub trait QuotaSource {
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
 pub trait QuotaHold: Send + 'static {
     /// Resolves once more is set aside.
-    type Grow: Future<Output = Result<(), QuotaError>> + Send;
+    type Grow: Future<Output = Result<(), QuotaError>> + Send + 'static;
     /// Resolves once the charge is recorded.
-    type Commit: Future<Output = ()> + Send;
+    type Commit: Future<Output = ()> + Send + 'static;
 
     /// Sets `more` aside in every scope, or in none.
     ///

@@ -167,7 +167,7 @@ impl fmt::Debug for Answers {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use http::{Request, header::CONTENT_TYPE};
 

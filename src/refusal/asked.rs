@@ -182,7 +182,7 @@ impl<B> From<&Request<B>> for Asked {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

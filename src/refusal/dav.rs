@@ -197,7 +197,7 @@ const fn condition(cause: Cause) -> &'static str {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use http::{Request, StatusCode};
     use proptest::prelude::*;

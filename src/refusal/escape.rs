@@ -41,7 +41,7 @@ pub(super) fn percent(out: &mut String, text: &str) -> fmt::Result {
     Ok(())
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

@@ -158,7 +158,7 @@ fn end_of_stream(error: &str) -> Bytes {
     message.freeze()
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use http::Request;
     use serde_json::{Value, json};

@@ -197,7 +197,7 @@ fn in_words(refusal: &Refusal) -> Option<String> {
     ))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use http::{Request, StatusCode, header::ACCEPT};
     use proptest::prelude::*;

@@ -230,7 +230,7 @@ pub struct Figures {
     pub required: u64,
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -102,7 +102,7 @@ pub(super) fn in_one_way(path: &str) -> Cow<'_, str> {
     Cow::Owned(written)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

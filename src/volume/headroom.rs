@@ -83,7 +83,7 @@ impl From<u64> for Headroom {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

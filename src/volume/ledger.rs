@@ -1,11 +1,9 @@
 //! What is promised on a filesystem, beside what the probe has seen.
 
-#[cfg(storage_guard_loom)]
-use loom::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-#[cfg(not(storage_guard_loom))]
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-
-use crate::Amount;
+use crate::{
+    amount::Amount,
+    atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+};
 
 /// Available to everyone where the filesystem does not say: no fixed number of inodes.
 pub(super) const UNKNOWN: u64 = i64::MAX as u64 / 2;

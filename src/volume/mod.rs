@@ -25,9 +25,7 @@ mod ledger;
 mod probe;
 mod readiness;
 
-#[cfg(all(test, storage_guard_loom))]
-mod loom;
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::{

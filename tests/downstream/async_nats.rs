@@ -226,7 +226,7 @@ async fn a_full_account() {
 #[test]
 #[ignore = "needs nats-server, and mounts"]
 fn a_full_disk() {
-    use crate::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
 
     with_own_mounts(|| {
         let folder = tempfile::tempdir().unwrap();

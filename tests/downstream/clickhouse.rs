@@ -105,7 +105,7 @@ fn server(folder: &Path, data: &Path) -> (Running, Client) {
 #[test]
 #[ignore = "needs clickhouse-server, and mounts"]
 fn a_full_disk() {
-    use crate::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
 
     with_own_mounts(|| {
         let folder = tempfile::tempdir().unwrap();

@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files},
-    shared::{Engine, limit_files, noise_of},
-    support::{assert_not_refused, assert_refused},
-};
+use crate::shared::{Engine, limit_files, noise_of};
+use crate::support::{assert_not_refused, assert_refused};
 
 struct Store {
     items: Keyspace,

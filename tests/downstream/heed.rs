@@ -6,13 +6,11 @@ use heed::{
     CommitOrAbort, Database, Env, EnvOpenOptions, PutFlags,
     types::{Bytes, Str},
 };
+use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files},
-    shared::{Engine, limit_files},
-    support::{assert_not_refused, assert_refused},
-};
+use crate::shared::{Engine, limit_files};
+use crate::support::{assert_not_refused, assert_refused};
 
 struct Store {
     env: Env,

@@ -6,10 +6,8 @@ use lettre::{
 };
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    responder::mail_server,
-    support::{assert_not_refused, assert_refused},
-};
+use crate::responder::mail_server;
+use crate::support::{assert_not_refused, assert_refused};
 
 fn message() -> Message {
     Message::builder()

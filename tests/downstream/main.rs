@@ -1,7 +1,5 @@
 //! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
-#![cfg(test)]
 
-mod apart;
 mod async_nats;
 mod clickhouse;
 #[cfg(target_os = "linux")]
@@ -13,14 +11,9 @@ mod lettre;
 mod mariadb;
 mod mongodb;
 #[cfg(target_os = "linux")]
-#[allow(dead_code, reason = "the other tests use more of it")]
-#[path = "../it/support/mounts.rs"]
-mod mounts;
-#[cfg(target_os = "linux")]
 mod object_stores;
 #[cfg(target_os = "linux")]
 mod postgres;
-mod postgres_documents;
 #[cfg(target_os = "linux")]
 mod redb;
 #[cfg(target_os = "linux")]

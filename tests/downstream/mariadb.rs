@@ -3,13 +3,11 @@
 use std::process::Command;
 
 use tempfile::TempDir;
+use test_support::mounts::{fill_but, in_runtime, run, tmpfs, with_own_mounts};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, run, tmpfs, with_own_mounts},
-    sql::{Failing, assert_answer, diesel_mysql, mysql_async, sea_orm, sqlx_mysql},
-    support::{Running, free_port, listens},
-};
+use crate::sql::{Failing, assert_answer, diesel_mysql, mysql_async, sea_orm, sqlx_mysql};
+use crate::support::{Running, free_port, listens};
 
 /// A server with a folder of its own, and in it an empty database `test`. Killed when dropped.
 struct MariaDb {

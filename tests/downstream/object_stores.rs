@@ -366,7 +366,7 @@ fn a_full_local_filesystem() {
     use object_store::{buffered::BufWriter, local::LocalFileSystem};
     use tokio::io::AsyncWriteExt as _;
 
-    use crate::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
 
     with_own_mounts(|| {
         in_runtime(async {

@@ -1,103 +1,34 @@
 //! PostgreSQL, by every driver and ORM that speaks to it.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt, chown},
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-    time::Duration,
-};
-
-use tempfile::TempDir;
+use test_support::mounts::{in_runtime, with_own_mounts};
+use test_support::postgres::Server;
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{in_runtime, run, tmpfs, with_own_mounts},
-    sql::{Failing, assert_answer, diesel_postgres, sea_orm, sqlx_postgres, tokio_postgres},
-    support::{Running, free_port, listens},
-};
+use crate::sql::{Failing, assert_answer, diesel_postgres, sea_orm, sqlx_postgres, tokio_postgres};
 
-/// Of `nobody` and `nogroup`: the server does not run as root.
-const NOBODY: u32 = 65534;
-
-/// A server with a folder of its own. Stopped when dropped.
-pub(crate) struct Postgres {
-    running: Running,
-    folder: TempDir,
-    port: u16,
-}
+/// A server that every driver fails at.
+pub(crate) struct Postgres(Server);
 
 impl Postgres {
     pub(crate) fn start() -> Self {
-        Self::start_in_language("")
+        Self(Server::new())
     }
 
-    /// In a language such as `de`. English, where that is empty.
+    /// In a language such as `de`.
     fn start_in_language(language: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let data = folder.path().join("data");
-        fs::create_dir(&data).unwrap();
-        chown(&data, Some(NOBODY), Some(NOBODY)).expect("this test runs as root");
-        let options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"];
-        let options = options
-            .into_iter()
-            .chain(["--no-sync", "--username=postgres"]);
-        let options = options
-            .map(Into::into)
-            .chain(["--pgdata".into(), data.clone().into()]);
-        let initdb = [program("initdb").into_os_string()];
-        run(
-            "setpriv",
-            AS_NOBODY
-                .map(Into::into)
-                .into_iter()
-                .chain(initdb)
-                .chain(options),
-        );
-        let port = free_port();
-        let mut command = Command::new("setpriv");
-        command
-            .args(AS_NOBODY)
-            .arg(program("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", &format!("port={port}")])
-            .args(["-c", "listen_addresses=127.0.0.1"])
-            .args(["-c", "unix_socket_directories="])
-            .args(["-c", "fsync=off"])
-            .env("LANGUAGE", language);
-        let log = folder.path().join("log");
-        let running = Running::start(&mut command, &log, || is_ready(&data));
-        Self {
-            running,
-            folder,
-            port,
-        }
+        Self(Server::with(&["fsync=off"], language))
     }
 
     pub(crate) fn url(&self) -> String {
-        format!(
-            "postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable",
-            self.port
-        )
+        format!("{}?sslmode=disable", self.0.url())
     }
 
-    /// A tablespace `small` on a filesystem of this size, in a mount namespace.
-    pub(crate) async fn add_small_tablespace(&self, size: &str) {
-        let at = self.folder.path().join("small");
-        tmpfs(&at, &format!("size={size},uid={NOBODY},gid={NOBODY}"));
-        let (client, connection) = ::tokio_postgres::connect(&self.url(), ::tokio_postgres::NoTls)
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        let sql = format!("CREATE TABLESPACE small LOCATION '{}'", at.display());
-        client.batch_execute(&sql).await.unwrap();
+    async fn add_small_tablespace(&self, size: &str) {
+        self.0.add_small_tablespace(size).await;
     }
 
-    pub(crate) async fn execute(&self, sql: &'static str) {
-        tokio_postgres(self.url(), sql).await.unwrap();
+    async fn execute(&self, sql: &'static str) {
+        self.0.execute(sql).await;
     }
 
     async fn assert_by_all(&self, expected: Option<Cause>, failing: Failing) {
@@ -112,40 +43,6 @@ impl Postgres {
         assert_answer(expected, failing, &url, sea_orm).await;
         assert_answer(expected, failing, &url, tokio_postgres).await;
     }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        // Killed at once, it would leave shared memory behind.
-        let id = self.running.id().to_string();
-        let _ = Command::new("kill").args(["-INT", &id]).status();
-        for _ in 0..500 {
-            if !listens(self.port) && !self.folder.path().join("data/postmaster.pid").exists() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-const AS_NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-
-/// The last line of its file says so.
-fn is_ready(data: &Path) -> bool {
-    let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    file.lines()
-        .nth(7)
-        .is_some_and(|line| line.trim() == "ready")
-}
-
-/// Debian keeps the server's programs out of the PATH.
-fn program(name: &str) -> PathBuf {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let paths = versions.map(|entry| entry.unwrap().path().join("bin").join(name));
-    paths
-        .filter(|path| path.exists())
-        .max()
-        .unwrap_or_else(|| name.into())
 }
 
 const FULL: Option<Cause> = Some(Cause::DatabaseFull);
@@ -231,7 +128,7 @@ fn a_server_that_speaks_german_is_understood_by_its_codes() {
             // diesel does not know what this means, until the server is told to speak English.
             assert_answer(None, full, &server.url(), diesel_postgres).await;
             server
-                .execute("ALTER ROLE postgres SET lc_messages = 'C'")
+                .execute("ALTER ROLE guard SET lc_messages = 'C'")
                 .await;
             let full = Failing {
                 words: "No space left on device",

@@ -1,6 +1,6 @@
 //! Redis, with a full data set and without a place to persist it.
 
-use std::{ffi::OsStr, path::Path, process::Command, time::Duration};
+use std::{path::Path, time::Duration};
 
 use futures_util::future::BoxFuture;
 use redis::{
@@ -9,36 +9,19 @@ use redis::{
 };
 use tower_storage_guard::fault::Cause;
 
-use crate::support::{Running, assert_not_refused, assert_refused, free_port, listens};
+use crate::support::{assert_not_refused, assert_refused};
 
-struct Server {
-    client: Client,
-    running: Running,
-}
+/// A server whose clients fail.
+struct Server(test_support::redis::Server);
 
 impl Server {
     /// Persists in `folder` if the options ask for it.
-    fn start<A: AsRef<OsStr>>(folder: &Path, options: impl IntoIterator<Item = A>) -> Self {
-        Self::start_by(Command::new("redis-server"), folder, options)
+    fn start(folder: &Path, options: &[&str]) -> Self {
+        Self::start_by(&["redis-server"], folder, options)
     }
 
-    fn start_by<A: AsRef<OsStr>>(
-        mut command: Command,
-        folder: &Path,
-        options: impl IntoIterator<Item = A>,
-    ) -> Self {
-        let port = free_port();
-        command
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--save", "", "--dir"])
-            .arg(folder)
-            .args(options);
-        // A full disk must not take the log.
-        let log = tempfile::NamedTempFile::new().unwrap();
-        Self {
-            running: Running::start(&mut command, log.path(), || listens(port)),
-            client: Client::open(("127.0.0.1", port)).unwrap(),
-        }
+    fn start_by(launcher: &[&str], folder: &Path, options: &[&str]) -> Self {
+        Self(test_support::redis::Server::by(launcher, folder, options))
     }
 
     /// What a handler does with a client of this server.
@@ -50,24 +33,17 @@ impl Server {
         T: 'static,
         Fut: Future<Output = RedisResult<T>> + Send + 'static,
     {
-        let client = self.client.clone();
+        let client = self.0.client();
         move || Box::pin(work(client.clone()))
     }
 
     async fn ask<T: FromRedisValue>(&self, words: &str) -> RedisResult<T> {
-        let mut words = words.split_whitespace();
-        let mut asked = cmd(words.next().unwrap());
-        for word in words {
-            asked.arg(word);
-        }
-        asked
-            .query_async(&mut connect(self.client.clone()).await?)
-            .await
+        self.0.ask(words).await
     }
 
     /// Stores so many MiB.
     async fn fill(&self, mebibytes: usize) -> RedisResult<()> {
-        let mut connection = connect(self.client.clone()).await?;
+        let mut connection = connect(self.0.client()).await?;
         for key in 0..mebibytes * 16 {
             let value = vec![b'x'; 64 << 10];
             let mut set = cmd("SET");
@@ -155,7 +131,7 @@ async fn blocking_transaction(client: Client) -> RedisResult<()> {
 #[ignore = "needs redis-server"]
 async fn a_data_set_at_its_limit() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), ["--maxmemory-policy", "noeviction"]);
+    let server = Server::start(folder.path(), &["--maxmemory-policy", "noeviction"]);
     server.fill(4).await.unwrap();
     // A limit that is reached exactly leaves room for a small value now and then.
     let _: String = server.ask("CONFIG SET maxmemory 2mb").await.unwrap();
@@ -187,7 +163,7 @@ async fn a_limit_that_is_reached_during_a_transaction() {
         cmd("EXEC").exec_async(&mut connection).await
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), ["--maxmemory-policy", "noeviction"]);
+    let server = Server::start(folder.path(), &["--maxmemory-policy", "noeviction"]);
     assert_refused(Cause::DatabaseFull, server.work(late)).await;
 }
 
@@ -207,13 +183,13 @@ async fn reports(server: &Server, line: &str) {
 #[cfg(target_os = "linux")]
 #[ignore = "needs redis-server, and mounts filesystems"]
 fn a_snapshot_on_a_full_disk() {
-    use crate::mounts::{in_runtime, tmpfs, with_own_mounts};
+    use test_support::mounts::{in_runtime, tmpfs, with_own_mounts};
 
     with_own_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=1m");
-            let options = ["--save", "3600 1", "--rdbcompression", "no"];
+            let options = &["--save", "3600 1", "--rdbcompression", "no"];
             let server = Server::start(&disk, options);
             server.fill(2).await.unwrap();
             let _: String = server.ask("BGSAVE").await.unwrap();
@@ -242,13 +218,13 @@ const APPENDING: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec"
 #[cfg(target_os = "linux")]
 #[ignore = "needs redis-server, and mounts filesystems"]
 fn an_append_only_file_on_a_full_disk() {
-    use crate::mounts::{in_runtime, tmpfs, with_own_mounts};
+    use test_support::mounts::{in_runtime, tmpfs, with_own_mounts};
 
     with_own_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=2m");
-            let server = Server::start(&disk, APPENDING);
+            let server = Server::start(&disk, &APPENDING);
             until_appending_fails(&server).await;
             server.refuses_writes(Cause::DiskFull).await;
         });
@@ -260,18 +236,16 @@ fn an_append_only_file_on_a_full_disk() {
 #[cfg(target_os = "linux")]
 #[ignore = "needs redis-server"]
 async fn an_append_only_file_that_may_not_grow_is_no_fault() {
-    use crate::mounts::run;
+    use test_support::mounts::run;
 
     let folder = tempfile::tempdir().unwrap();
-    let mut shell = Command::new("sh");
     let deaf = r#"trap "" XFSZ; exec redis-server "$@""#;
-    shell.args(["-c", deaf, "sh"]);
-    let server = Server::start_by(shell, folder.path(), APPENDING);
+    let server = Server::start_by(&["sh", "-c", deaf, "sh"], folder.path(), &APPENDING);
     // It listens before its files are there, and answers after that.
     let _: String = server.ask("PING").await.unwrap();
     // From here on no file may grow. Set before the start, the limit would cut a write short, and Redis takes that
     // for a full disk.
-    let id = server.running.id().to_string();
+    let id = server.0.id().to_string();
     run("prlimit", ["--pid", &id, "--fsize=0"]);
     until_appending_fails(&server).await;
     assert_not_refused(server.work(set)).await;
@@ -302,7 +276,7 @@ async fn a_wrong_type_is_no_fault() {
         commands.exec_async(&mut connect(client).await?).await
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start::<&str>(folder.path(), []);
+    let server = Server::start(folder.path(), &[]);
     let _: String = server.ask("SET text a").await.unwrap();
     assert_not_refused(server.work(push)).await;
     assert_not_refused(server.work(transaction)).await;
@@ -317,7 +291,7 @@ async fn what_a_script_says_in_its_own_words_is_no_fault() {
         eval(client, says).await
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start::<&str>(folder.path(), []);
+    let server = Server::start(folder.path(), &[]);
     assert_not_refused(server.work(says)).await;
 }
 
@@ -325,10 +299,10 @@ async fn what_a_script_says_in_its_own_words_is_no_fault() {
 #[ignore = "needs redis-server"]
 async fn too_many_clients_are_no_fault() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), ["--maxclients", "1"]);
+    let server = Server::start(folder.path(), &["--maxclients", "1"]);
     let _held = loop {
         // The server may not have seen yet that we looked whether it listens.
-        if let Ok(connection) = connect(server.client.clone()).await {
+        if let Ok(connection) = connect(server.0.client()).await {
             break connection;
         }
     };
@@ -349,6 +323,6 @@ async fn a_timeout_is_no_fault() {
             .await
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start::<&str>(folder.path(), []);
+    let server = Server::start(folder.path(), &[]);
     assert_not_refused(server.work(waits)).await;
 }

@@ -3,13 +3,11 @@
 use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags};
+use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files},
-    shared::{Engine, limit_files},
-    support::{assert_not_refused, assert_refused},
-};
+use crate::shared::{Engine, limit_files};
+use crate::support::{assert_not_refused, assert_refused};
 
 fn open(folder: &Path, journal: &str) -> Connection {
     let db = Connection::open(folder.join("sqlite")).unwrap();

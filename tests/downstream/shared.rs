@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::mounts::run;
+use test_support::mounts::run;
 
 /// An engine that handlers hold, and that can be closed all the same.
 pub(crate) struct Engine<D>(Arc<Inner<D>>);

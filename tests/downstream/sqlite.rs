@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
+use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
-    sql::{Failing, assert_answer, diesel_sqlite, sea_orm, sqlx_sqlite},
-};
+use crate::sql::{Failing, assert_answer, diesel_sqlite, sea_orm, sqlx_sqlite};
 
 const FULL: Option<Cause> = Some(Cause::DatabaseFull);
 

@@ -1,13 +1,5 @@
 //! A guarded axum handler to fail in, and servers to fail at.
 
-#[path = "../it/support/eventually.rs"]
-mod eventually;
-#[path = "../it/support/running.rs"]
-mod running;
-#[allow(dead_code, reason = "the other tests use more of it")]
-#[path = "../it/support/server.rs"]
-pub(crate) mod server;
-
 use std::error::Error;
 
 use axum::{Router, http::StatusCode, routing::post};
@@ -19,8 +11,7 @@ use tower_storage_guard::{
     quota::{Limits, MemoryQuota},
 };
 
-use self::eventually::eventually;
-pub(crate) use self::running::{Running, free_port};
+pub(crate) use test_support::running::{Running, free_port, listens};
 
 /// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
 /// context that anyhow puts around it.
@@ -138,11 +129,6 @@ where
     let answers = [ask("/plain").await, ask("/wrapped").await];
     server.abort();
     answers
-}
-
-/// Whether somebody listens at a port of this machine.
-pub(crate) fn listens(port: u16) -> bool {
-    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
 /// Work that is done with a new copy of a client each time.

@@ -6,13 +6,11 @@ use tantivy::{
     Index, IndexWriter, TantivyDocument,
     schema::{Field, Schema, TEXT},
 };
+use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files},
-    shared::{Engine, limit_files, noise},
-    support::{assert_not_refused, assert_refused},
-};
+use crate::shared::{Engine, limit_files, noise};
+use crate::support::{assert_not_refused, assert_refused};
 
 /// Enough for files that are larger than what is buffered.
 const LARGE: usize = 1 << 20;

@@ -5,10 +5,8 @@ use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncWriteCompatExt as _;
 use tower_storage_guard::fault::Cause;
 
-use crate::{
-    responder::sql_server,
-    support::{assert_not_refused, assert_refused},
-};
+use crate::responder::sql_server;
+use crate::support::{assert_not_refused, assert_refused};
 
 async fn insert(port: u16) -> Result<(), Error> {
     let mut config = Config::new();

@@ -480,7 +480,7 @@ async fn until_ready<T>(
     .await
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,7 +2,7 @@
 
 mod files;
 mod segment;
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -84,7 +84,7 @@ fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
         || passes(soft.objects, before.objects, after.objects)
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::quota::{Change, HoldId};

@@ -133,7 +133,7 @@ fn set_aside(file: &mut File, size: u64) -> io::Result<()> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 impl Segments {
     /// As if a segment had been begun in this file.
     pub(super) fn that_go_on_in(mut self, file: File) -> Self {

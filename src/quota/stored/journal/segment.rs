@@ -249,7 +249,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 pub(super) fn of_another_version() -> Vec<u8> {
     let mut bytes = Vec::new();
     frame(&mut bytes, None, |body| {

@@ -152,7 +152,7 @@ impl fmt::Debug for RedisConnection {
     }
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

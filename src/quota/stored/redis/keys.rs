@@ -116,7 +116,7 @@ pub(super) fn slot(key: &str) -> u16 {
     crc % 16_384
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 

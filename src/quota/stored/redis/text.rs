@@ -73,7 +73,7 @@ fn read<T, const N: usize>(
         .ok_or_else(|| Failure::NotOurs(text.into()))
 }
 
-#[cfg(all(test, not(storage_guard_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,0 +1,58 @@
+//! What a request costs that a lease decides in memory, beside a memory quota.
+//!
+//! `tests/stores/allocations.rs` counts the allocations of the same. The timed binary does not count: see `guard`.
+
+use std::path::Path;
+
+use tower_storage_guard::{
+    Amount, Scopes,
+    quota::{LeasedQuota, Limits, MemoryQuota, QuotaHold, QuotaSource, SqliteStore, StoredQuota},
+};
+
+/// What a request stores.
+pub(crate) const AMOUNT: Amount = Amount::new(1 << 10, 1);
+/// More than all requests store.
+pub(crate) const LIMITS: Limits = Limits::bytes(1 << 60);
+
+/// What setting aside and committing allocates.
+pub(crate) const ALLOCATIONS_OF_MEMORY: u64 = 0;
+pub(crate) const ALLOCATIONS_OF_LEASED: u64 = 0;
+
+pub(crate) fn scope() -> Scopes {
+    "user:42".into()
+}
+
+/// The account is there, as it is once something is stored.
+pub(crate) fn memory() -> MemoryQuota {
+    let quota = MemoryQuota::new(LIMITS);
+    quota.set_used("user:42", AMOUNT);
+    quota
+}
+
+/// With a lease that lasts, until the runtime finds that it is larger than need be.
+pub(crate) async fn leased(folder: &Path) -> LeasedQuota<SqliteStore> {
+    let store = SqliteStore::open(folder.join("leased.db")).expect("a file");
+    let quota = LeasedQuota::new(StoredQuota::new(store, LIMITS));
+    let large = Amount::new(1 << 30, 1 << 20);
+    loop {
+        match quota.reserve(&scope(), large, Amount::ZERO).now() {
+            Ok(hold) => {
+                drop(hold.expect("room"));
+                return quota;
+            }
+            Err(later) => drop(later.await.expect("room")),
+        }
+    }
+}
+
+/// Sets aside and commits, if that is decided in memory. Whether it was.
+pub(crate) fn once(quota: &impl QuotaSource, scope: &Scopes) -> bool {
+    let answer = quota.reserve(scope, AMOUNT, Amount::ZERO).now();
+    match answer {
+        Ok(hold) => {
+            drop(hold.expect("room").commit(AMOUNT.into()));
+            true
+        }
+        Err(_) => false,
+    }
+}

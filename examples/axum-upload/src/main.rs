@@ -1,0 +1,255 @@
+//! An upload server that never promises more than it can keep.
+//!
+//! ```sh
+//! cargo run --release -p axum-upload
+//! curl -T photo.jpg http://127.0.0.1:3000/files/photo.jpg
+//! ```
+//!
+//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
+
+use std::{fmt::Display, io, process::ExitCode};
+
+use axum::{
+    Extension, Json, RequestExt, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Multipart, Path, Request, State},
+    http::{
+        HeaderMap, Method, StatusCode,
+        header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+        request::Parts,
+    },
+    middleware::{self, Next},
+    response::{ErrorResponse, Html, IntoResponse, Redirect, Response},
+    routing::get,
+};
+use futures_util::TryStreamExt;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::io::ReaderStream;
+use tower::ServiceBuilder;
+use tower_storage_guard::{
+    Amount, BoxError, Demand, Readiness, Reservation, Scope, StorageGuardLayer, axum::Failure,
+};
+
+use example_support::{
+    run::{asked_to_stop, run},
+    store::{Entry, Folder, Name, NotAFile, Store},
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    run("127.0.0.1:3000", serve).await
+}
+
+async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
+    axum::serve(listener, app(store))
+        .with_graceful_shutdown(asked_to_stop())
+        .await?;
+    Ok(())
+}
+
+fn app(store: Store) -> Router {
+    let guard = StorageGuardLayer::new(store.volume.clone())
+        .quota(store.quota.source.clone())
+        .scope_by(Folder::scopes_of)
+        .price_by_async(price);
+    let name = get(read_file).put(put_file).delete(delete_file);
+    Router::new()
+        .route("/files", get(list_files).post(post_files))
+        .route("/files/", name.clone())
+        .route("/files/{*name}", name)
+        .route("/status", get(status))
+        .route_layer(
+            ServiceBuilder::new()
+                // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+                .layer(middleware::from_fn_with_state(store.clone(), identify))
+                .layer(guard),
+        )
+        // The guard knows how much there is room for.
+        .layer(DefaultBodyLimit::disable())
+        .route("/", get(page))
+        // Whoever balances the load may ask without a token whether uploads are taken.
+        .route("/ready", get(Readiness::new(store.volume.clone())))
+        .with_state(store)
+}
+
+/// Puts whose folder it is about, and the name of the file if it is about one, into the request.
+async fn identify(
+    State(store): State<Store>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Response> {
+    let authorization = request.headers().get(AUTHORIZATION);
+    let authorization = authorization.and_then(|value| value.to_str().ok());
+    let Some(folder) = store.folder(authorization) else {
+        let challenge = [(WWW_AUTHENTICATE, "Bearer")];
+        return Err((StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response());
+    };
+    request.extensions_mut().insert(folder.clone());
+    if request.uri().path().starts_with("/files/") {
+        let name: Option<Path<String>> = request.extract_parts().await.ok();
+        let name: Name = name
+            .map_or_else(String::new, |Path(name)| name)
+            .parse()
+            .map_err(bad_request)?;
+        request.extensions_mut().insert(name);
+    }
+    Ok(next.run(request).await)
+}
+
+/// An overwrite costs the difference only.
+fn price(head: &Parts, demand: Demand) -> impl Future<Output = Demand> + Send + use<> {
+    let folder = head.extensions.get::<Folder>().cloned();
+    let name = head.extensions.get::<Name>().cloned();
+    let is_put = head.method == Method::PUT;
+    async move {
+        let (Some(folder), Some(name), true) = (folder, name, is_put) else {
+            return demand;
+        };
+        match folder.size(&name).await {
+            Ok(Some(old)) => demand.replacing(Amount::new(old, 1)),
+            // Whatever is wrong shows again when the file is written.
+            Ok(None) | Err(_) => demand,
+        }
+    }
+}
+
+async fn put_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+    reservation: Reservation,
+    body: Body,
+) -> Result<StatusCode, ErrorResponse> {
+    let content = body.into_data_stream();
+    let content = content.map_err(|error| bad_request(error).into());
+    let upload = folder.receive(name, &reservation, content, failed).await?;
+    let stored = folder
+        .publish(vec![upload], &reservation)
+        .await
+        .map_err(fail)?;
+    Ok(if stored.has_replaced() {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::CREATED
+    })
+}
+
+/// A form, with any number of files. All of them are stored, or none.
+async fn post_files(
+    Extension(folder): Extension<Folder>,
+    reservation: Reservation,
+    headers: HeaderMap,
+    mut form: Multipart,
+) -> Result<Response, ErrorResponse> {
+    let mut uploads = Vec::new();
+    while let Some(field) = form.next_field().await? {
+        // What is not a file is of no interest.
+        if let Some(name) = field.file_name() {
+            let name = name.parse().map_err(bad_request)?;
+            let content = field.map_err(ErrorResponse::from);
+            uploads.push(folder.receive(name, &reservation, content, failed).await?);
+        }
+    }
+    if uploads.is_empty() {
+        return Err(bad_request("there is no file in the form").into());
+    }
+    let stored = folder.publish(uploads, &reservation).await.map_err(fail)?;
+    Ok(if accepts_html(&headers) {
+        Redirect::to("/").into_response()
+    } else {
+        (StatusCode::CREATED, Json(stored.files)).into_response()
+    })
+}
+
+async fn list_files(Extension(folder): Extension<Folder>) -> Result<Json<Vec<Entry>>, Failure> {
+    Ok(Json(folder.list().await?))
+}
+
+/// HEAD comes here too: axum sends the head alone then.
+async fn read_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+) -> Result<Response, Failure> {
+    let Some((file, size)) = folder.read(&name).await? else {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    };
+    let head = [
+        (CONTENT_LENGTH, size.to_string()),
+        (CONTENT_TYPE, "application/octet-stream".to_owned()),
+    ];
+    let content = Body::from_stream(ReaderStream::with_capacity(file, 64 << 10));
+    Ok((head, content).into_response())
+}
+
+async fn delete_file(
+    Extension(folder): Extension<Folder>,
+    Extension(name): Extension<Name>,
+) -> Result<StatusCode, Failure> {
+    Ok(if folder.delete(&name).await? {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::NOT_FOUND
+    })
+}
+
+/// How full it is: the disk, and whoever the caller is charged to.
+async fn status(
+    State(store): State<Store>,
+    Extension(folder): Extension<Folder>,
+) -> Result<Json<Value>, Failure> {
+    let usage = async |scope: &Scope| {
+        let usage = store.quota.usage(scope).await?;
+        Ok::<_, Failure>(json!({
+            "scope": scope.as_str(),
+            "limit": usage.limits.bytes,
+            "used": usage.used.bytes,
+            "held": usage.held.bytes,
+        }))
+    };
+    let mut scopes = folder.scopes.iter();
+    let user = match scopes.find(|scope| scope.as_str() != Store::EVERYONE) {
+        Some(user) => Some(usage(user).await?),
+        None => None,
+    };
+    let everyone = usage(&Store::EVERYONE.into()).await?;
+    let volume = store.volume.status();
+    Ok(Json(json!({
+        "volume": {
+            "available": volume.available,
+            "claimed": volume.claimed,
+            "headroom": volume.headroom,
+        },
+        "user": user,
+        "everyone": everyone,
+    })))
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("page.html"))
+}
+
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter();
+    accepted.any(|value| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.contains("text/html"))
+    })
+}
+
+/// What the disk says, for the guard to look at.
+fn failed(error: io::Error) -> ErrorResponse {
+    Failure::from(error).into()
+}
+
+fn bad_request(error: impl Display) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}
+
+/// A name that is taken is the client's to change. In everything else, the guard finds the storage faults.
+fn fail(error: BoxError) -> ErrorResponse {
+    match error.downcast::<NotAFile>() {
+        Ok(error) => (StatusCode::CONFLICT, error.to_string()).into(),
+        Err(error) => Failure::from(error).into(),
+    }
+}

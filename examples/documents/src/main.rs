@@ -1,0 +1,222 @@
+//! A store of JSON documents in PostgreSQL, or in SQLite, that says so when its database is full.
+//!
+//! ```sh
+//! cargo run --release -p documents -- --max-size 1MiB
+//! curl -X PUT -d '{"hello": "world"}' http://127.0.0.1:3000/documents/a
+//! curl http://127.0.0.1:3000/documents/a
+//! ```
+//!
+//! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags.
+
+use std::{fmt::Display, fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{ErrorResponse, IntoResponse, Response},
+    routing::get,
+};
+use bytesize::ByteSize;
+use clap::Parser;
+use serde::{Deserialize, de::IgnoredAny};
+use sqlx::{
+    PgPool, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+};
+use tower_storage_guard::{BoxError, StorageGuardLayer, axum::Failure, quota::NoQuota};
+
+use example_support::run::{asked_to_stop, listen, report};
+
+/// Stores JSON documents, and says so when the database is full.
+#[derive(Clone, Debug, Parser)]
+struct Flags {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+
+    /// A database of PostgreSQL, such as postgres://user@localhost/documents. Without it, SQLite is used
+    #[arg(long, value_name = "URL", conflicts_with = "max_size")]
+    database_url: Option<String>,
+
+    /// Where the database of SQLite is; made if missing
+    #[arg(long, default_value = "./documents")]
+    dir: PathBuf,
+
+    /// How large the database of SQLite may become
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<ByteSize>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    report(serve(Flags::parse()).await)
+}
+
+async fn serve(flags: Flags) -> Result<(), BoxError> {
+    let store = Store::open(&flags).await?;
+    axum::serve(listen(flags.listen).await?, app(store))
+        .with_graceful_shutdown(asked_to_stop())
+        .await?;
+    Ok(())
+}
+
+fn app(store: Store) -> Router {
+    // How much room a database has, nobody knows but itself. So nothing is set aside: the guard finds out of its
+    // errors which of them say that it is full.
+    let guard = StorageGuardLayer::quota_only(NoQuota);
+    let document = get(read).put(write).delete(delete);
+    Router::new()
+        .route("/documents/{id}", document)
+        .layer(guard)
+        .with_state(Arc::new(store))
+}
+
+async fn write(
+    State(store): State<Arc<Store>>,
+    Path(id): Path<Id>,
+    document: String,
+) -> Result<StatusCode, ErrorResponse> {
+    serde_json::from_str::<IgnoredAny>(&document).map_err(bad_request)?;
+    let written = store.write(&id.0, &document).await.map_err(failed)?;
+    Ok(match written {
+        Written::New => StatusCode::CREATED,
+        Written::Replaced => StatusCode::NO_CONTENT,
+    })
+}
+
+async fn read(State(store): State<Arc<Store>>, Path(id): Path<Id>) -> Result<Response, Failure> {
+    Ok(match store.read(&id.0).await? {
+        Some(document) => ([(CONTENT_TYPE, "application/json")], document).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    })
+}
+
+async fn delete(
+    State(store): State<Arc<Store>>,
+    Path(id): Path<Id>,
+) -> Result<StatusCode, Failure> {
+    Ok(if store.delete(&id.0).await? {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::NOT_FOUND
+    })
+}
+
+/// What the database says, for the guard to look at.
+fn failed(error: sqlx::Error) -> ErrorResponse {
+    Failure::from(error).into()
+}
+
+fn bad_request(error: impl Display) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}
+
+/// Of a document. Every database has room for it in an index, and takes its characters.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Id(String);
+
+impl TryFrom<String> for Id {
+    type Error = &'static str;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        if id.len() > 255 || id.contains('\0') {
+            return Err("an id has at most 255 bytes, and none of them is zero");
+        }
+        Ok(Self(id))
+    }
+}
+
+/// The documents, in one table.
+enum Store {
+    Postgres(PgPool),
+    Sqlite(SqlitePool),
+}
+
+enum Written {
+    New,
+    Replaced,
+}
+
+/// Runs a statement, which both databases understand, and asks how many rows it was about.
+macro_rules! execute {
+    ($store:expr, $sql:expr, $($value:expr),*) => {
+        match $store {
+            Store::Postgres(pool) => {
+                sqlx::query($sql)$(.bind($value))*.execute(pool).await?.rows_affected()
+            }
+            Store::Sqlite(pool) => {
+                sqlx::query($sql)$(.bind($value))*.execute(pool).await?.rows_affected()
+            }
+        }
+    };
+}
+
+impl Store {
+    /// Makes what is missing.
+    async fn open(flags: &Flags) -> Result<Self, BoxError> {
+        let store = match &flags.database_url {
+            Some(url) => Self::Postgres(PgPool::connect(url).await?),
+            None => {
+                fs::create_dir_all(&flags.dir)?;
+                Self::Sqlite(SqlitePool::connect_with(sqlite(flags)).await?)
+            }
+        };
+        const TABLE: &str =
+            "CREATE TABLE IF NOT EXISTS documents (id text PRIMARY KEY, content text NOT NULL)";
+        execute!(&store, TABLE,);
+        Ok(store)
+    }
+
+    async fn write(&self, id: &str, document: &str) -> sqlx::Result<Written> {
+        const UPDATE: &str = "UPDATE documents SET content = $2 WHERE id = $1";
+        const INSERT: &str = "INSERT INTO documents (id, content) VALUES ($1, $2) \
+            ON CONFLICT (id) DO UPDATE SET content = excluded.content";
+        if execute!(self, UPDATE, id, document) > 0 {
+            return Ok(Written::Replaced);
+        }
+        execute!(self, INSERT, id, document);
+        Ok(Written::New)
+    }
+
+    async fn read(&self, id: &str) -> sqlx::Result<Option<String>> {
+        const SELECT: &str = "SELECT content FROM documents WHERE id = $1";
+        match self {
+            Self::Postgres(pool) => {
+                sqlx::query_scalar(SELECT)
+                    .bind(id)
+                    .fetch_optional(pool)
+                    .await
+            }
+            Self::Sqlite(pool) => {
+                sqlx::query_scalar(SELECT)
+                    .bind(id)
+                    .fetch_optional(pool)
+                    .await
+            }
+        }
+    }
+
+    async fn delete(&self, id: &str) -> sqlx::Result<bool> {
+        Ok(execute!(self, "DELETE FROM documents WHERE id = $1", id) > 0)
+    }
+}
+
+/// A database that readers need not wait for, of a limited size.
+fn sqlite(flags: &Flags) -> SqliteConnectOptions {
+    const PAGE: u32 = 4096;
+
+    let options = SqliteConnectOptions::new()
+        .filename(flags.dir.join("documents.db"))
+        .create_if_missing(true)
+        .page_size(PAGE)
+        .journal_mode(SqliteJournalMode::Wal);
+    match flags.max_size {
+        Some(size) => options.pragma(
+            "max_page_count",
+            (size.as_u64() / u64::from(PAGE)).to_string(),
+        ),
+        None => options,
+    }
+}

@@ -1,0 +1,265 @@
+//! Where quotas are kept, as the command line says it.
+
+use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
+#[cfg(feature = "stored")]
+use std::{sync::Arc, time::Duration};
+
+use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
+#[cfg(feature = "postgres")]
+use sqlx::{
+    ConnectOptions, Connection, PgConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+#[cfg(feature = "stored")]
+use tower_storage_guard::{BoxError, quota::Store};
+
+/// How long a database may take to answer the first time.
+#[cfg(feature = "postgres")]
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where quotas are kept.
+#[derive(Clone)]
+pub enum Place {
+    /// In memory: counted from the files at each start.
+    Memory,
+    /// In a file. Without a name, the one that a server has beside its uploads.
+    #[cfg(feature = "sqlite")]
+    Sqlite(PathBuf),
+    #[cfg(feature = "postgres")]
+    Postgres(Box<PgConnectOptions>),
+    /// On a server or a cluster, by its URL.
+    #[cfg(feature = "redis")]
+    Redis(String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
+        match scheme {
+            "memory" if rest.is_empty() => Ok(Self::Memory),
+            "sqlite" => sqlite(rest),
+            "postgres" | "postgresql" => postgres(text),
+            "redis" | "rediss" | "redis+unix" | "redis+cluster" | "rediss+cluster"
+                if rest.starts_with("//") =>
+            {
+                redis(text)
+            }
+            _ => {
+                let places = "memory:, sqlite:PATH, postgres://USER@HOST/DATABASE or redis://HOST";
+                Err(format!("expected {places}"))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+fn sqlite(rest: &str) -> Result<Place, String> {
+    // Both `sqlite:a/b` and `sqlite:///a/b` are usual.
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    Ok(Place::Sqlite(path.into()))
+}
+
+#[cfg(not(feature = "sqlite"))]
+fn sqlite(_: &str) -> Result<Place, String> {
+    Err(lacks("SQLite", "sqlite"))
+}
+
+#[cfg(feature = "postgres")]
+fn postgres(text: &str) -> Result<Place, String> {
+    match text.parse() {
+        Ok(options) => Ok(Place::Postgres(Box::new(options))),
+        Err(error) => Err(format!("not an address of PostgreSQL: {error}")),
+    }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn postgres(_: &str) -> Result<Place, String> {
+    Err(lacks("PostgreSQL", "postgres"))
+}
+
+#[cfg(feature = "redis")]
+fn redis(text: &str) -> Result<Place, String> {
+    Ok(Place::Redis(text.to_owned()))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis(_: &str) -> Result<Place, String> {
+    Err(lacks("Redis", "redis"))
+}
+
+/// The build has no such store.
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "redis")))]
+fn lacks(store: &str, feature: &str) -> String {
+    format!(
+        "this program was built without {store}: build it with `--features {feature}`, or use `memory:`"
+    )
+}
+
+/// Without what is secret.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory:"),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(options) => {
+                let (host, port) = (options.get_host(), options.get_port());
+                let database = options.get_database().unwrap_or(options.get_username());
+                write!(f, "postgres://{host}:{port}/{database}")
+            }
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => {
+                let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                write!(f, "{scheme}://{host}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reads a place from the command line. It does not repeat what is wrong, as clap would: a password may be in it.
+#[derive(Clone)]
+pub struct PlaceParser;
+
+impl TypedValueParser for PlaceParser {
+    type Value = Place;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Place, clap::Error> {
+        let text = value.to_str().ok_or("it is not text".to_owned());
+        text.and_then(str::parse).map_err(|error| {
+            let arg = arg.map(Arg::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{arg}': {error}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
+}
+
+impl Place {
+    /// With the name of the file that a server has beside its uploads.
+    pub fn or_beside(self, file: impl FnOnce() -> PathBuf) -> Self {
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(path) if path.as_os_str().is_empty() => Self::Sqlite(file()),
+            place => {
+                drop(file);
+                place
+            }
+        }
+    }
+}
+
+#[cfg(feature = "stored")]
+impl Place {
+    /// Opens the store, and makes it if it is missing. None for memory.
+    pub(crate) async fn open(&self) -> Result<Option<Arc<dyn Store>>, BoxError> {
+        Ok(Some(match self {
+            Self::Memory => return Ok(None),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(path) => {
+                let path = path.clone();
+                let open = || tower_storage_guard::quota::SqliteStore::open(path);
+                Arc::new(tokio::task::spawn_blocking(open).await??)
+            }
+            #[cfg(feature = "postgres")]
+            Self::Postgres(options) => {
+                connect(options).await?.close().await?;
+                Arc::new(pool(options))
+            }
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => {
+                Arc::new(tower_storage_guard::quota::RedisStore::connect(url).await?)
+            }
+        }))
+    }
+
+    /// Opens a store that is there already, for a tool to look into.
+    pub async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
+        let store = self.open_existing().await;
+        store.map_err(|error| format!("{self}: {error}").into())
+    }
+
+    async fn open_existing(&self) -> Result<Arc<dyn Store>, BoxError> {
+        Ok(match self {
+            Self::Memory => return Err("no process can look into the memory of another".into()),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(path) => {
+                let path = path.clone();
+                let open = || tower_storage_guard::quota::SqliteStore::open_existing(path);
+                Arc::new(tokio::task::spawn_blocking(open).await??)
+            }
+            #[cfg(feature = "postgres")]
+            Self::Postgres(options) => {
+                let mut connection = connect(options).await?;
+                let look = "SELECT to_regclass('storage_guard_accounts') IS NOT NULL";
+                let is_there: bool = sqlx::query_scalar(look).fetch_one(&mut connection).await?;
+                connection.close().await?;
+                if !is_there {
+                    return Err("there are no quotas in the database".into());
+                }
+                Arc::new(pool(options))
+            }
+            // Nothing is made there before it is used.
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => {
+                Arc::new(tower_storage_guard::quota::RedisStore::connect(url).await?)
+            }
+        })
+    }
+}
+
+/// A pool would go on trying for a while, and not say what is wrong.
+#[cfg(feature = "postgres")]
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, BoxError> {
+    match tokio::time::timeout(PATIENCE, options.connect()).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err("the server does not answer".into()),
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn pool(options: &PgConnectOptions) -> tower_storage_guard::quota::PostgresStore {
+    let pool = PgPoolOptions::new().max_connections(8);
+    tower_storage_guard::quota::PostgresStore::new(pool.connect_lazy_with(options.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the feature is called, for each store.
+    #[test]
+    fn a_store_that_was_not_built_in_is_named_with_its_feature() {
+        for (place, feature, is_built) in [
+            ("sqlite:", "sqlite", cfg!(feature = "sqlite")),
+            (
+                "postgres://guard@localhost/quotas",
+                "postgres",
+                cfg!(feature = "postgres"),
+            ),
+            ("redis://localhost", "redis", cfg!(feature = "redis")),
+        ] {
+            match place.parse::<Place>() {
+                Ok(place) => assert!(is_built, "{place}"),
+                Err(error) => {
+                    assert!(!is_built, "{error}");
+                    assert!(error.contains(&format!("--features {feature}")), "{error}");
+                }
+            }
+        }
+        assert!(matches!("memory:".parse(), Ok(Place::Memory)));
+    }
+}

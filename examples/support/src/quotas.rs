@@ -1,0 +1,113 @@
+//! The quotas of a server: in memory, or in a store that outlives the process and may be shared.
+
+use std::{path::PathBuf, time::Duration};
+
+use tower_storage_guard::{
+    BoxError, Scope, Scopes,
+    quota::{AnyQuota, Change, Limits, MemoryQuota, Usage},
+};
+
+use crate::place::Place;
+#[cfg(feature = "stored")]
+use crate::stored::Stored;
+
+/// The quotas, wherever they are kept. Cheap to clone.
+///
+/// A service that has decided where it keeps them needs none of this.
+#[derive(Clone)]
+pub struct Quotas {
+    /// For the guard.
+    pub source: AnyQuota,
+    kept: Kept,
+}
+
+#[derive(Clone)]
+enum Kept {
+    Memory(MemoryQuota),
+    #[cfg(feature = "stored")]
+    Stored(Stored),
+}
+
+impl Quotas {
+    /// Without limits on anything. Charges that a store has not taken yet are in the directory `journal`.
+    pub async fn open(
+        place: &Place,
+        journal: PathBuf,
+        time_to_live: Duration,
+        has_leases: bool,
+    ) -> Result<Self, BoxError> {
+        #[cfg(feature = "stored")]
+        if let Some(store) = place
+            .open()
+            .await
+            .map_err(|error| format!("{place}: {error}"))?
+        {
+            let stored = Stored::open(store, journal, time_to_live, has_leases).await?;
+            return Ok(Self {
+                source: stored.source(),
+                kept: Kept::Stored(stored),
+            });
+        }
+        let _ = (place, journal, time_to_live, has_leases);
+        let quota = MemoryQuota::new(Limits::UNLIMITED);
+        Ok(Self {
+            source: AnyQuota::new(quota.clone()),
+            kept: Kept::Memory(quota),
+        })
+    }
+
+    /// Whether nothing was ever charged to a scope, nor limits set.
+    pub async fn is_new(&self, scope: &Scope) -> Result<bool, BoxError> {
+        match &self.kept {
+            Kept::Memory(quota) => Ok(quota.usage(scope).used.is_zero()),
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.is_new(scope).await,
+        }
+    }
+
+    pub async fn set_limits(&self, scope: &Scope, limits: Limits) -> Result<(), BoxError> {
+        match &self.kept {
+            Kept::Memory(quota) => {
+                quota.set_limits(scope, limits);
+                Ok(())
+            }
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.set_limits(scope, limits).await,
+        }
+    }
+
+    pub async fn usage(&self, scope: &Scope) -> Result<Usage, BoxError> {
+        match &self.kept {
+            Kept::Memory(quota) => Ok(quota.usage(scope)),
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.usage(scope).await,
+        }
+    }
+
+    /// Charges what changed without a reservation.
+    pub async fn charge(&self, scopes: &Scopes, change: Change) {
+        match &self.kept {
+            Kept::Memory(quota) => scopes.iter().for_each(|scope| quota.adjust(scope, change)),
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.charge(scopes, change).await,
+        }
+    }
+
+    /// Waits until every charge is in the store.
+    pub async fn are_settled(&self) {
+        match &self.kept {
+            Kept::Memory(_) => {}
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.are_settled().await,
+        }
+    }
+
+    /// How many charges and releases are not in the store.
+    pub fn unsettled(&self) -> usize {
+        match &self.kept {
+            Kept::Memory(_) => 0,
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.unsettled(),
+        }
+    }
+}

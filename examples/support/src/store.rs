@@ -1,0 +1,582 @@
+//! Folders of files. A file is there whole or not at all, and is charged for exactly as long as it is there.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    fs, io,
+    path::{Component, Path, PathBuf},
+    pin::pin,
+    process,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt, future::join_all};
+use http::request::Parts;
+use serde::Serialize;
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt,
+    sync::Mutex,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
+use tower_storage_guard::{
+    Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
+    quota::{Change, Limits},
+};
+
+use crate::{flags::Flags, quotas::Quotas};
+
+/// How uploads in progress are called. No file can be: names do not begin with a dot.
+const TEMPORARY: &str = ".upload-";
+/// Where quotas are kept unless the command line says so. SQLite puts two more files beside it, which begin with this.
+const QUOTAS: &str = ".quotas.db";
+/// Charges that the quotas' store has not taken yet.
+const JOURNAL: &str = ".quotas.journal";
+/// How long the end waits for what is under way to be charged.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything that is stored, and what guards it.
+#[derive(Clone)]
+pub struct Store {
+    pub volume: Volume,
+    pub quota: Quotas,
+    folders: Arc<Folders>,
+}
+
+enum Folders {
+    Shared(Folder),
+    /// By token. The map hashes with a random key, so its timing tells nothing of the tokens.
+    OfUsers(HashMap<String, Folder>),
+}
+
+impl Store {
+    /// The scope that all uploads are charged to.
+    pub const EVERYONE: &str = "everyone";
+
+    /// Makes what is missing, removes what was left behind, and counts what is there for quotas that do not know it.
+    pub async fn open(flags: Flags) -> Result<Self, BoxError> {
+        let dir = flags.dir.clone();
+        spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
+            .await??;
+        let place = flags.quota_store.clone();
+        let place = place.or_beside(|| flags.dir.join(QUOTAS));
+        let lives = Duration::from_secs(flags.quota_time_to_live.get().into());
+        let quota =
+            Quotas::open(&place, flags.dir.join(JOURNAL), lives, flags.quota_leases).await?;
+        let (store, limits) = spawn_blocking(move || Self::with_quota(&flags, quota)).await??;
+        for folder in store.folders() {
+            folder.count_if_new().await?;
+        }
+        store.quota.are_settled().await;
+        for (scope, limits) in limits {
+            store.quota.set_limits(&scope, limits).await?;
+        }
+        Ok(store)
+    }
+
+    /// The store, and what each scope may use. Blocks.
+    fn with_quota(flags: &Flags, quota: Quotas) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
+        let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
+        let everyone = Scope::from(Self::EVERYONE);
+        let mut limits = vec![(everyone.clone(), Limits::bytes(flags.quota.as_u64()))];
+        let open = |dir: PathBuf, scopes: Scopes| Folder::open(dir, scopes, &volume, &quota);
+        let folders = if flags.users.is_empty() {
+            Folders::Shared(open(flags.dir.clone(), everyone.into())?)
+        } else {
+            let (mut folders, mut names) = (HashMap::new(), HashSet::new());
+            for user in &flags.users {
+                let own = Scope::from(format_args!("user:{}", user.name.as_str()));
+                limits.push((own.clone(), Limits::bytes(user.limit.as_u64())));
+                if !names.insert(&user.name) {
+                    return Err(format!("there are two users {:?}", user.name.as_str()).into());
+                }
+                let dir = flags.dir.join(user.name.as_str());
+                let folder = open(dir, [own, everyone.clone()].into())?;
+                if folders.insert(user.token.clone(), folder).is_some() {
+                    return Err("two users have the same token".into());
+                }
+            }
+            Folders::OfUsers(folders)
+        };
+        let store = Self {
+            volume,
+            quota,
+            folders: Arc::new(folders),
+        };
+        Ok((store, limits))
+    }
+
+    /// Waits until all that is done is charged. Nothing changes from here on.
+    pub async fn close(&self) -> Result<(), BoxError> {
+        let closing = async {
+            let folders = self.folders().into_iter();
+            let closed = join_all(folders.map(|folder| folder.changing.lock())).await;
+            self.quota.are_settled().await;
+            drop(closed);
+        };
+        match timeout(PATIENCE, closing).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let unsettled = self.quota.unsettled();
+                Err(format!("{unsettled} charges or releases are not in the quotas' store").into())
+            }
+        }
+    }
+
+    /// The folders of everyone.
+    pub fn folders(&self) -> Vec<&Folder> {
+        match &*self.folders {
+            Folders::Shared(folder) => vec![folder],
+            Folders::OfUsers(folders) => folders.values().collect(),
+        }
+    }
+
+    /// The folder of whoever sends this Authorization, or everyone's where there are no users.
+    pub fn folder(&self, authorization: Option<&str>) -> Option<&Folder> {
+        match &*self.folders {
+            Folders::Shared(folder) => Some(folder),
+            Folders::OfUsers(folders) => {
+                let (scheme, token) = authorization?.split_once(' ')?;
+                let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+                folders.get(token.trim()).filter(|_| is_bearer)
+            }
+        }
+    }
+}
+
+/// Files beside each other, all of one owner. Cheap to clone.
+#[derive(Clone)]
+pub struct Folder {
+    pub dir: Arc<Path>,
+    /// Who is charged.
+    pub scopes: Scopes,
+    quota: Quotas,
+    volume: Volume,
+    /// Held while a file comes, goes or changes place with another, so that what was there can be counted.
+    changing: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    pub name: String,
+    pub size: u64,
+}
+
+impl Folder {
+    fn open(dir: PathBuf, scopes: Scopes, volume: &Volume, quota: &Quotas) -> io::Result<Self> {
+        fs::create_dir_all(&dir)
+            .and_then(|()| remove_leftovers(&dir))
+            .map_err(|error| named(&dir, error))?;
+        Ok(Self {
+            dir: dir.into(),
+            scopes,
+            quota: quota.clone(),
+            volume: volume.clone(),
+            changing: Arc::default(),
+        })
+    }
+
+    /// Charges for what is there, to an owner of whom the quotas have never heard. It is one step: whoever is charged
+    /// is known, and a start that was cut short is made good by the next.
+    async fn count_if_new(&self) -> Result<(), BoxError> {
+        // Whose it is comes first, and everyone after.
+        let Some(owner) = self.scopes.iter().next() else {
+            return Ok(());
+        };
+        if self.quota.is_new(owner).await? {
+            let files = self.list().await.map_err(|error| named(&self.dir, error))?;
+            let sizes = files.iter().map(|file| Amount::new(file.size, 1));
+            let total = sizes.fold(Amount::ZERO, |total, file| total + file);
+            self.charge(total.into()).await;
+        }
+        Ok(())
+    }
+
+    /// Who is charged for a request: everyone together, and the user if there are users.
+    pub fn scopes_of(head: &Parts) -> Scopes {
+        let folder = head.extensions.get::<Self>();
+        folder.map_or_else(Scopes::default, |folder| folder.scopes.clone())
+    }
+
+    /// The files, by name.
+    pub async fn list(&self) -> io::Result<Vec<Entry>> {
+        let dir = Arc::clone(&self.dir);
+        spawn_blocking(move || entries(&dir)).await?
+    }
+
+    /// The size of a file. None where there is no file.
+    pub async fn size(&self, name: &Name) -> io::Result<Option<u64>> {
+        let path = self.path(name);
+        Ok(spawn_blocking(move || found(&path)).await??.file())
+    }
+
+    /// A file to read, and its size. It stays what it is, whoever replaces it meanwhile.
+    pub async fn read(&self, name: &Name) -> io::Result<Option<(File, u64)>> {
+        let path = self.path(name);
+        spawn_blocking(move || {
+            let Found::File(_) = found(&path)? else {
+                return Ok(None);
+            };
+            match fs::File::open(&path) {
+                Ok(file) => {
+                    let size = file.metadata()?.len();
+                    Ok(Some((File::from_std(file), size)))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await?
+    }
+
+    /// Removes a file, and gives back what it was charged. False where there is none.
+    pub async fn delete(&self, name: &Name) -> io::Result<bool> {
+        let (folder, path) = (self.clone(), self.path(name));
+        let changing = Arc::clone(&self.changing).lock_owned().await;
+        // A task of its own: a caller who leaves cannot stop it half way.
+        tokio::spawn(async move {
+            let _changing = changing;
+            let dir = Arc::clone(&folder.dir);
+            let removed = spawn_blocking(move || {
+                let Found::File(size) = found(&path)? else {
+                    return Ok(None);
+                };
+                fs::remove_file(&path)?;
+                Ok::<_, io::Error>(Some((size, sync_dir(&dir))))
+            });
+            let Some((size, synced)) = removed.await?? else {
+                return Ok(false);
+            };
+            let change = Change::between(Amount::ZERO, Amount::new(size, 1));
+            folder.charge(change).await;
+            folder.volume.refresh();
+            synced.map(|()| true)
+        })
+        .await?
+    }
+
+    /// Receives an upload, and has it on the disk. Nobody sees it until it is published; dropped before, it
+    /// leaves nothing. `fail` turns what the disk says into the caller's error.
+    pub async fn receive<E>(
+        &self,
+        name: Name,
+        reservation: &Reservation,
+        content: impl Stream<Item = Result<Bytes, E>>,
+        fail: impl Fn(io::Error) -> E,
+    ) -> Result<Upload, E> {
+        let mut upload = self.begin(name, reservation).await.map_err(&fail)?;
+        let mut content = pin!(content);
+        let received = async {
+            while let Some(chunk) = content.try_next().await? {
+                upload.write(&chunk).await.map_err(&fail)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = received.await {
+            // There is room again before the next in line hears that there may be.
+            upload.discard().await;
+            return Err(error);
+        }
+        upload.finish().await.map_err(&fail)
+    }
+
+    async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Upload> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = self
+            .dir
+            .join(format!("{TEMPORARY}{}-{number}", process::id()));
+        let volume = self.volume.clone();
+        // Made together, so that there is no file without its remover when the caller leaves meanwhile.
+        let (file, temporary) = spawn_blocking(move || {
+            let file = fs::File::create_new(&path)?;
+            Ok::<_, io::Error>((
+                file,
+                Temporary {
+                    path: Some(path),
+                    volume,
+                },
+            ))
+        })
+        .await??;
+        Ok(Upload {
+            name,
+            file: File::from_std(file),
+            temporary,
+            size: 0,
+            reservation: reservation.clone(),
+        })
+    }
+
+    /// Gives uploads of one request their names, and charges for them.
+    pub async fn publish(
+        &self,
+        uploads: Vec<Upload>,
+        reservation: &Reservation,
+    ) -> Result<Stored, BoxError> {
+        let (folder, reservation) = (self.clone(), reservation.clone());
+        let changing = Arc::clone(&self.changing).lock_owned().await;
+        // A task of its own: a caller who leaves cannot stop it between the rename and the count.
+        tokio::spawn(async move {
+            let _changing = changing;
+            if reservation.has_ended() {
+                return Err("the client has left, and nothing is set aside any more".into());
+            }
+            let mut stored = Stored::default();
+            let published = stored.publish(&folder, uploads, &reservation).await;
+            reservation.stored(stored.made.bytes);
+            reservation.made(stored.made.objects);
+            // The files are there, whatever is answered and whoever has left by now.
+            if published.is_err() || !reservation.commit().await {
+                let change = Change::between(stored.made, stored.replaced);
+                folder.charge(change).await;
+            }
+            published.map(|()| stored)
+        })
+        .await?
+    }
+
+    async fn charge(&self, change: Change) {
+        self.quota.charge(&self.scopes, change).await;
+    }
+
+    /// Where a file of this name is, or would be.
+    pub fn path(&self, name: &Name) -> PathBuf {
+        self.dir.join(name.as_str())
+    }
+}
+
+/// A file that is being uploaded.
+pub struct Upload {
+    name: Name,
+    file: File,
+    temporary: Temporary,
+    size: u64,
+    reservation: Reservation,
+}
+
+impl Upload {
+    async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.file.write_all(chunk).await?;
+        // tokio's files write behind our back: only a flush tells whether the disk had room. What is reported
+        // late is counted twice until then, on the disk and as promised.
+        self.file.flush().await?;
+        self.reservation.written(chunk.len() as u64);
+        self.size += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Puts everything on the disk.
+    async fn finish(self) -> io::Result<Self> {
+        self.file.sync_all().await?;
+        Ok(self)
+    }
+
+    /// Removes what there is of it, and waits until it is gone. A drop does the same, but does not wait.
+    async fn discard(mut self) {
+        if let Some(removed) = self.temporary.remove() {
+            // It does not panic, and is not cancelled.
+            let _ = removed.await;
+        }
+    }
+}
+
+/// Removes a temporary file, however the upload ends.
+struct Temporary {
+    path: Option<PathBuf>,
+    volume: Volume,
+}
+
+impl Temporary {
+    fn remove(&mut self) -> Option<JoinHandle<()>> {
+        let (path, volume) = (self.path.take()?, self.volume.clone());
+        Some(spawn_blocking(move || {
+            // Nobody can do anything about it. If it fails, the next start removes it.
+            let _ = fs::remove_file(path);
+            volume.refresh();
+        }))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Files that have just got their names.
+#[derive(Default)]
+pub struct Stored {
+    pub made: Amount,
+    replaced: Amount,
+    pub files: Vec<Entry>,
+}
+
+impl Stored {
+    pub fn has_replaced(&self) -> bool {
+        self.replaced.objects > 0
+    }
+
+    async fn publish(
+        &mut self,
+        folder: &Folder,
+        uploads: Vec<Upload>,
+        reservation: &Reservation,
+    ) -> Result<(), BoxError> {
+        for upload in uploads {
+            self.publish_one(folder, upload, reservation).await?;
+        }
+        let dir = Arc::clone(&folder.dir);
+        spawn_blocking(move || sync_dir(&dir)).await??;
+        Ok(())
+    }
+
+    async fn publish_one(
+        &mut self,
+        folder: &Folder,
+        mut upload: Upload,
+        reservation: &Reservation,
+    ) -> Result<(), BoxError> {
+        let to = folder.path(&upload.name);
+        let old = spawn_blocking({
+            let to = to.clone();
+            move || found(&to)
+        });
+        let old = match old.await?? {
+            Found::Nothing => Amount::ZERO,
+            Found::File(size) => Amount::new(size, 1),
+            Found::Other => return Err(NotAFile.into()),
+        };
+        // What was there at the door may have been replaced or deleted since.
+        reservation.replaces(self.replaced + old).await?;
+        upload.temporary = spawn_blocking(move || {
+            let mut temporary = upload.temporary;
+            if let Some(from) = &temporary.path {
+                fs::rename(from, to)?;
+                temporary.path = None;
+            }
+            Ok::<_, io::Error>(temporary)
+        })
+        .await??;
+        self.replaced = self.replaced + old;
+        self.made = self.made + Amount::new(upload.size, 1);
+        self.files.push(Entry {
+            name: upload.name.0,
+            size: upload.size,
+        });
+        Ok(())
+    }
+}
+
+/// The name is taken by a folder, or by a link.
+#[derive(Debug, thiserror::Error)]
+#[error("there is something of this name that is not a file")]
+pub struct NotAFile;
+
+/// The name of a file, or of a user: one that cannot lead out of a folder.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Name(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("a name must have 1 to 255 bytes and no slash, and not begin with a dot")]
+pub struct InvalidName;
+
+impl Name {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        // As the operating system sees it: on Windows there is more that leads elsewhere.
+        let mut parts = Path::new(name).components();
+        let is_plain = parts.next() == Some(Component::Normal(OsStr::new(name)));
+        if is_plain
+            && parts.next().is_none()
+            && name.len() <= 255
+            && !name.starts_with('.')
+            && !name.contains('\0')
+        {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(InvalidName)
+        }
+    }
+}
+
+/// What a name leads to. Links are not followed.
+enum Found {
+    Nothing,
+    File(u64),
+    Other,
+}
+
+impl Found {
+    fn file(self) -> Option<u64> {
+        match self {
+            Self::File(size) => Some(size),
+            Self::Nothing | Self::Other => None,
+        }
+    }
+}
+
+fn found(path: &Path) -> io::Result<Found> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(Found::File(metadata.len())),
+        Ok(_) => Ok(Found::Other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // Files that we cannot name are not ours.
+        let Some(Ok(name)) = entry.file_name().to_str().map(Name::from_str) else {
+            continue;
+        };
+        if let Found::File(size) = found(&entry.path())? {
+            entries.push(Entry { name: name.0, size });
+        }
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TEMPORARY.as_bytes())
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A rename is on the disk when its directory is. Windows has no such thing.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,80 @@
+//! Quotas in a store: asked directly, or leased.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tower_storage_guard::{
+    BoxError, Scope, Scopes,
+    quota::{Account, AnyQuota, Change, Journal, LeasedQuota, Limits, Store, StoredQuota, Usage},
+};
+
+/// How long a caller waits for a charge to reach the store. It gets there all the same.
+const CHARGED: Duration = Duration::from_secs(2);
+
+/// Quotas in a store. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Stored {
+    quota: StoredQuota<Arc<dyn Store>>,
+    leased: Option<LeasedQuota<Arc<dyn Store>>>,
+}
+
+impl Stored {
+    /// Without limits on anything. Charges that the store has not taken yet are in the directory `journal`.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        journal: PathBuf,
+        time_to_live: Duration,
+        has_leases: bool,
+    ) -> Result<Self, BoxError> {
+        let journal = spawn_blocking(|| Journal::open(journal)).await??;
+        let quota = StoredQuota::new(store, Limits::UNLIMITED)
+            .time_to_live(time_to_live)
+            .journal(journal);
+        Ok(Self {
+            leased: has_leases.then(|| LeasedQuota::new(quota.clone())),
+            quota,
+        })
+    }
+
+    pub(crate) fn source(&self) -> AnyQuota {
+        match &self.leased {
+            Some(leased) => AnyQuota::new(leased.clone()),
+            None => AnyQuota::new(self.quota.clone()),
+        }
+    }
+
+    pub(crate) async fn is_new(&self, scope: &Scope) -> Result<bool, BoxError> {
+        let account = self.quota.admin().account(scope).await?;
+        Ok(account == Account::default())
+    }
+
+    pub(crate) async fn set_limits(&self, scope: &Scope, limits: Limits) -> Result<(), BoxError> {
+        self.quota.admin().set_limits(scope, limits).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn usage(&self, scope: &Scope) -> Result<Usage, BoxError> {
+        self.quota.usage(scope).await
+    }
+
+    pub(crate) async fn charge(&self, scopes: &Scopes, change: Change) {
+        // Not to be waited for forever, and not lost then.
+        let _ = timeout(CHARGED, self.quota.adjust(scopes.clone(), change)).await;
+    }
+
+    pub(crate) async fn are_settled(&self) {
+        if let Some(leased) = &self.leased {
+            leased.settled().await;
+        }
+        while self.unsettled() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn unsettled(&self) -> usize {
+        self.quota.unsettled()
+    }
+}

@@ -1,0 +1,198 @@
+//! A gRPC upload server that never promises more than it can keep.
+//!
+//! ```sh
+//! cargo run --release -p tonic-upload
+//! ```
+//!
+//! `examples/tonic-upload/proto/upload.proto` says what it is asked. `--help` lists the flags.
+
+use std::{pin::Pin, process::ExitCode, time::Duration};
+
+use example_support::{
+    run::{asked_to_stop, run},
+    store::{Folder, Name, NotAFile, Store, Upload},
+};
+use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
+use tokio::net::TcpListener;
+use tokio_util::io::ReaderStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    server::NamedService,
+    service::{InterceptorLayer, LayerExt},
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::server::health_reporter;
+use tower::ServiceBuilder;
+use tower_storage_guard::{
+    Amount, BoxError, Reservation, StorageGuardLayer,
+    tonic::{health, reservation, status},
+};
+
+use self::proto::{
+    DeleteReply, GetReply, GetRequest, PutReply, PutRequest, PutSmallRequest,
+    put_request::Part,
+    uploads_server::{Uploads, UploadsServer},
+};
+
+/// Checked in, so that this builds without a compiler of protos.
+#[allow(unreachable_pub)]
+mod proto {
+    include!("../proto/upload.v1.rs");
+}
+
+/// The largest message: a chunk, or a small file with its name. tonic holds it in memory whole.
+const MESSAGE: usize = 4 << 20;
+/// What is sent of a file at a time.
+const CHUNK: usize = 64 << 10;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    run("127.0.0.1:50051", serve).await
+}
+
+async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
+    let guard = StorageGuardLayer::new(store.volume.clone())
+        .quota(store.quota.source.clone())
+        .scope_by(Folder::scopes_of)
+        // Each call is a POST, so that they are named. The others read, or make room.
+        .calls(["upload.v1.Uploads/Put", "upload.v1.Uploads/PutSmall"])?;
+    // Whoever balances the load may ask without a token whether uploads are taken.
+    let (reporter, health_service) = health_reporter();
+    let name = UploadsServer::<Service>::NAME;
+    tokio::spawn(health::report(reporter, name, store.volume.clone()));
+    let uploads = ServiceBuilder::new()
+        // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+        .layer(InterceptorLayer::new(move |request| {
+            identify(&store, request)
+        }))
+        .layer(guard)
+        .named_layer(UploadsServer::new(Service).max_decoding_message_size(MESSAGE));
+    Server::builder()
+        // A client that is gone without a word would hold what is set aside for it.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(health_service)
+        .add_service(uploads)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            asked_to_stop(),
+        )
+        .await?;
+    Ok(())
+}
+
+/// Puts whose folder it is about into the request.
+fn identify(store: &Store, mut request: Request<()>) -> Result<Request<()>, Status> {
+    let authorization = request.metadata().get("authorization");
+    let authorization = authorization.and_then(|value| value.to_str().ok());
+    let Some(folder) = store.folder(authorization).cloned() else {
+        return Err(Status::unauthenticated("who are you?"));
+    };
+    request.extensions_mut().insert(folder);
+    Ok(request)
+}
+
+struct Service;
+
+#[tonic::async_trait]
+impl Uploads for Service {
+    /// A file in pieces: its name, then its content.
+    async fn put(
+        &self,
+        request: Request<Streaming<PutRequest>>,
+    ) -> Result<Response<PutReply>, Status> {
+        let (folder, reservation) = (folder(&request)?, reservation(&request)?);
+        let mut parts = request.into_inner();
+        let first = parts.message().await?;
+        let Some(Part::Name(name)) = first.and_then(|message| message.part) else {
+            return Err(Status::invalid_argument("the name comes first"));
+        };
+        let name = valid(&name)?;
+        // An overwrite costs the difference only. The door could not know, as the name is in the stream. So
+        // over a quota that is full to the last byte, nothing can be written: there must be room for the
+        // first frame, 16 KiB as a rule, and for what gRPC puts around each message.
+        if let Some(old) = folder.size(&name).await.map_err(status)? {
+            reservation.replaces(Amount::new(old, 1)).await?;
+        }
+        let chunks = parts.and_then(|message| {
+            future::ready(match message.part {
+                Some(Part::Chunk(chunk)) => Ok(chunk),
+                Some(Part::Name(_)) => Err(Status::invalid_argument("there is one name")),
+                None => Err(Status::invalid_argument("there is nothing in a message")),
+            })
+        });
+        let upload = folder.receive(name, &reservation, chunks, status).await?;
+        publish(&folder, upload, &reservation).await
+    }
+
+    /// A file in one message.
+    async fn put_small(
+        &self,
+        request: Request<PutSmallRequest>,
+    ) -> Result<Response<PutReply>, Status> {
+        let (folder, reservation) = (folder(&request)?, reservation(&request)?);
+        // The whole message is in by now. So an overwrite needs room beside what it replaces.
+        let PutSmallRequest { name, data } = request.into_inner();
+        let content = stream::iter([Ok(data)]);
+        let upload = folder.receive(valid(&name)?, &reservation, content, status);
+        publish(&folder, upload.await?, &reservation).await
+    }
+
+    type GetStream = Pin<Box<dyn Stream<Item = Result<GetReply, Status>> + Send>>;
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let folder = folder(&request)?;
+        let name = valid(&request.into_inner().name)?;
+        let (file, _) = folder
+            .read(&name)
+            .await
+            .map_err(status)?
+            .ok_or_else(not_found)?;
+        let chunks = ReaderStream::with_capacity(file, CHUNK)
+            .map_ok(|chunk| GetReply { chunk })
+            .map_err(status);
+        Ok(Response::new(chunks.boxed()))
+    }
+
+    async fn delete(&self, request: Request<GetRequest>) -> Result<Response<DeleteReply>, Status> {
+        let folder = folder(&request)?;
+        let name = valid(&request.into_inner().name)?;
+        if folder.delete(&name).await.map_err(status)? {
+            Ok(Response::new(DeleteReply {}))
+        } else {
+            Err(not_found())
+        }
+    }
+}
+
+async fn publish(
+    folder: &Folder,
+    upload: Upload,
+    reservation: &Reservation,
+) -> Result<Response<PutReply>, Status> {
+    let stored = folder.publish(vec![upload], reservation).await;
+    let stored = stored.map_err(fail)?.made.bytes;
+    Ok(Response::new(PutReply { stored }))
+}
+
+fn folder<T>(request: &Request<T>) -> Result<Folder, Status> {
+    let folder = request.extensions().get().cloned();
+    folder.ok_or_else(|| Status::internal("nobody has asked who this is"))
+}
+
+fn valid(name: &str) -> Result<Name, Status> {
+    name.parse()
+        .map_err(|error| Status::invalid_argument(format!("{error}")))
+}
+
+fn not_found() -> Status {
+    Status::not_found("there is no file of this name")
+}
+
+/// A name that is taken is the client's to change: by a delete that is not in our hands, so that it is not
+/// ALREADY_EXISTS. In everything else, the guard finds the storage faults.
+fn fail(error: BoxError) -> Status {
+    match error.downcast::<NotAFile>() {
+        Ok(error) => Status::failed_precondition(error.to_string()),
+        Err(error) => status(error),
+    }
+}

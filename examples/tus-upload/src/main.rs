@@ -1,0 +1,351 @@
+//! An upload server for tus 1.0: an upload comes in as many requests as it takes, and is let in for all of them.
+//!
+//! ```sh
+//! cargo run --release -p tus-upload
+//! python -c 'from tusclient import client
+//! client.TusClient("http://127.0.0.1:1080/files").uploader("video.mp4", chunk_size=1 << 20).upload()'
+//! ```
+//!
+//! That is tuspy; any other client of <https://tus.io> will do. What is whole is at its URL for all who GET it. `--help`
+//! lists the flags.
+
+use std::{
+    fmt::Display,
+    io,
+    num::NonZeroU64,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Extension, Router, ServiceExt,
+    body::Body,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
+        header::{
+            AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE,
+        },
+    },
+    middleware::{self, Next},
+    response::{ErrorResponse, IntoResponse, Response},
+    routing::{get, post},
+};
+use clap::Parser;
+use example_support::{
+    flags::{self, Flags},
+    run::{asked_to_stop, listen, report},
+    store::{Folder, Name, Store},
+};
+use tokio::task::spawn_blocking;
+use tokio_util::io::ReaderStream;
+use tower::{Layer, ServiceBuilder, util::MapRequestLayer};
+use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, axum::Failure, upload};
+
+use self::uploads::{Broken, Turn, Uploads};
+
+mod uploads;
+
+#[derive(Clone, Debug, Parser)]
+struct TusFlags {
+    #[command(flatten)]
+    all: Flags,
+
+    /// How long an upload is kept when nothing more of it comes
+    #[arg(long, value_name = "SECONDS", default_value = "3600")]
+    expire_after: NonZeroU64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    report(serve(flags::read("127.0.0.1:1080")).await)
+}
+
+async fn serve(flags: TusFlags) -> Result<(), BoxError> {
+    let at = flags.all.listen;
+    let time_to_live = Duration::from_secs(flags.expire_after.get());
+    let store = Store::open(flags.all).await?;
+    let opened = store.clone();
+    let uploads = spawn_blocking(move || Uploads::open(&opened, time_to_live)).await??;
+    // Around the router: it routes by the method.
+    let app = app(store.clone(), uploads, time_to_live);
+    let app = MapRequestLayer::new(override_method).layer(app);
+    let served = axum::serve(
+        listen(at).await?,
+        ServiceExt::<Request>::into_make_service(app),
+    )
+    .with_graceful_shutdown(asked_to_stop())
+    .await;
+    store.close().await.and(served.map_err(BoxError::from))
+}
+
+fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
+    let guard = StorageGuardLayer::new(store.volume.clone())
+        .quota(store.quota.source.clone())
+        .scope_by(Folder::scopes_of)
+        .uploads(&upload::Uploads::default().expire_after(time_to_live));
+    let one = get(content).head(progress).patch(append).delete(terminate);
+    Router::new()
+        .route("/files", post(create))
+        .route("/files/", post(create))
+        .route("/files/{name}", one)
+        .route_layer(
+            ServiceBuilder::new()
+                // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+                .layer(middleware::from_fn_with_state(store, identify))
+                .layer(guard),
+        )
+        // The guard knows how much there is room for.
+        .layer(DefaultBodyLimit::disable())
+        // Its refusals are answers of a tus server too.
+        .layer(middleware::from_fn(speak_tus))
+        .with_state(uploads)
+}
+
+const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
+const TUS_VERSION: HeaderName = HeaderName::from_static("tus-version");
+const TUS_EXTENSION: HeaderName = HeaderName::from_static("tus-extension");
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
+const UPLOAD_DEFER_LENGTH: HeaderName = HeaderName::from_static("upload-defer-length");
+const UPLOAD_METADATA: HeaderName = HeaderName::from_static("upload-metadata");
+const UPLOAD_EXPIRES: HeaderName = HeaderName::from_static("upload-expires");
+
+const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
+const EXTENSIONS: &str =
+    "creation,creation-with-upload,creation-defer-length,termination,expiration";
+/// What a part of an upload comes as.
+const PART: &str = "application/offset+octet-stream";
+
+/// Some clients can only GET and POST, and say in a header what they mean.
+fn override_method(mut request: Request) -> Request {
+    let method = request.headers().get("x-http-method-override");
+    if let Some(method) = method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()) {
+        *request.method_mut() = method;
+    }
+    request
+}
+
+/// Says what we speak, and turns away who speaks something else.
+async fn speak_tus(request: Request, next: Next) -> Response {
+    let version = request.headers().get(TUS_RESUMABLE);
+    let mut response = match *request.method() {
+        Method::OPTIONS => {
+            let abilities = [
+                (TUS_VERSION, VERSION),
+                (TUS_EXTENSION, HeaderValue::from_static(EXTENSIONS)),
+            ];
+            (StatusCode::NO_CONTENT, abilities).into_response()
+        }
+        // GET is no part of tus: browsers ask so.
+        Method::GET => next.run(request).await,
+        _ if version == Some(&VERSION) => next.run(request).await,
+        _ => (StatusCode::PRECONDITION_FAILED, [(TUS_VERSION, VERSION)]).into_response(),
+    };
+    response.headers_mut().insert(TUS_RESUMABLE, VERSION);
+    response
+}
+
+/// Puts whose folder it is about into the request.
+async fn identify(
+    State(store): State<Store>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Response> {
+    let authorization = request.headers().get(AUTHORIZATION);
+    let authorization = authorization.and_then(|value| value.to_str().ok());
+    let Some(folder) = store.folder(authorization) else {
+        let challenge = [(WWW_AUTHENTICATE, "Bearer")];
+        return Err((StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response());
+    };
+    request.extensions_mut().insert(folder.clone());
+    Ok(next.run(request).await)
+}
+
+async fn create(
+    State(uploads): State<Uploads>,
+    Extension(folder): Extension<Folder>,
+    reservation: Reservation,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ErrorResponse> {
+    let length = number(&headers, UPLOAD_LENGTH)?;
+    let is_deferred = match headers.get(UPLOAD_DEFER_LENGTH) {
+        Some(value) if value == "1" => true,
+        Some(_) => return Err(bad_request("Upload-Defer-Length can only be 1").into()),
+        None => false,
+    };
+    if length.is_some() == is_deferred {
+        return Err(bad_request("either Upload-Length or Upload-Defer-Length").into());
+    }
+    let metadata = headers.get(UPLOAD_METADATA).cloned();
+    let mut upload = uploads.create(&folder, length, metadata).map_err(failed)?;
+    if is_part(&headers) {
+        receive(&mut upload, &reservation, &headers, body).await?;
+    }
+    upload.finish_if_whole().await.map_err(failed)?;
+    let location = [(LOCATION, format!("/files/{}", upload.name()))];
+    let answer = (StatusCode::CREATED, location, state(&upload)).into_response();
+    upload.keep();
+    Ok(answer)
+}
+
+async fn append(
+    State(uploads): State<Uploads>,
+    Extension(folder): Extension<Folder>,
+    uri: Uri,
+    reservation: Reservation,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ErrorResponse> {
+    if !is_part(&headers) {
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, PART).into());
+    }
+    let offset = number(&headers, UPLOAD_OFFSET)?;
+    let offset = offset.ok_or_else(|| bad_request("where does it go on?"))?;
+    let length = number(&headers, UPLOAD_LENGTH)?;
+    let mut upload = turn(&uploads, &folder, &uri).await?;
+    if offset != upload.offset() {
+        return Err((StatusCode::CONFLICT, "it does not go on there").into());
+    }
+    if length.is_some_and(|length| !upload.set_length(length)) {
+        return Err(bad_request("the length cannot be that").into());
+    }
+    receive(&mut upload, &reservation, &headers, body).await?;
+    upload.finish_if_whole().await.map_err(failed)?;
+    Ok((StatusCode::NO_CONTENT, state(&upload)).into_response())
+}
+
+async fn progress(
+    State(uploads): State<Uploads>,
+    Extension(folder): Extension<Folder>,
+    uri: Uri,
+) -> Result<Response, ErrorResponse> {
+    let upload = turn(&uploads, &folder, &uri).await?;
+    Ok(([(CACHE_CONTROL, "no-store")], state(&upload)).into_response())
+}
+
+async fn terminate(
+    State(uploads): State<Uploads>,
+    Extension(folder): Extension<Folder>,
+    uri: Uri,
+) -> Result<StatusCode, ErrorResponse> {
+    let upload = turn(&uploads, &folder, &uri).await?;
+    upload.delete().await.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is whole, as a file.
+async fn content(Extension(folder): Extension<Folder>, uri: Uri) -> Result<Response, Failure> {
+    let file = match name_of(&uri) {
+        Some(name) => folder.read(&name).await?,
+        None => None,
+    };
+    let Some((file, size)) = file else {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    };
+    let head = [
+        (CONTENT_LENGTH, size.to_string()),
+        (CONTENT_TYPE, "application/octet-stream".to_owned()),
+    ];
+    let content = Body::from_stream(ReaderStream::with_capacity(file, 64 << 10));
+    Ok((head, content).into_response())
+}
+
+/// The name as it came. Whatever is written in another way, with a query or with `%61` for an `a`, is another name: the
+/// guard knows uploads by what `Location` said.
+fn name_of(uri: &Uri) -> Option<Name> {
+    let target = uri.path_and_query()?.as_str();
+    target.strip_prefix("/files/")?.parse().ok()
+}
+
+async fn turn(uploads: &Uploads, folder: &Folder, uri: &Uri) -> Result<Turn, ErrorResponse> {
+    let not_found = || StatusCode::NOT_FOUND;
+    let name = name_of(uri).ok_or_else(not_found)?;
+    let upload = uploads.turn(folder, &name).await.map_err(failed)?;
+    Ok(upload.ok_or_else(not_found)?)
+}
+
+async fn receive(
+    upload: &mut Turn,
+    reservation: &Reservation,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(), ErrorResponse> {
+    let too_long = || {
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "there is more of it than it said",
+        )
+    };
+    let announced = number(headers, CONTENT_LENGTH)?;
+    if let (Some(announced), Some(left)) = (announced, upload.left())
+        && announced > left
+    {
+        return Err(too_long().into());
+    }
+    let received = upload.receive(reservation, body.into_data_stream());
+    received.await.map_err(|broken| match broken {
+        Broken::Content(error) => bad_request(error).into(),
+        Broken::Disk(error) => failed(error),
+        Broken::TooLong => too_long().into(),
+        Broken::Over => (StatusCode::LOCKED, "a later request goes on with it").into(),
+    })
+}
+
+/// How far an upload is.
+fn state(upload: &Turn) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    // For the guard, which sees the answer before `speak_tus` does, and asks whether this is about tus.
+    headers.insert(TUS_RESUMABLE, VERSION);
+    headers.insert(UPLOAD_OFFSET, upload.offset().into());
+    match upload.length() {
+        Some(length) => headers.insert(UPLOAD_LENGTH, length.into()),
+        None => headers.insert(UPLOAD_DEFER_LENGTH, 1.into()),
+    };
+    if let Some(metadata) = upload.metadata() {
+        headers.insert(UPLOAD_METADATA, metadata.clone());
+    }
+    if let Some(expires) = upload.expires() {
+        headers.insert(UPLOAD_EXPIRES, http_date(expires));
+    }
+    headers
+}
+
+fn http_date(time: SystemTime) -> HeaderValue {
+    let date = httpdate::fmt_http_date(time);
+    date.parse().expect("a date is ASCII")
+}
+
+fn is_part(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value == PART)
+}
+
+/// A header that is a number, if it is there.
+fn number(headers: &HeaderMap, name: HeaderName) -> Result<Option<u64>, NotANumber> {
+    let Some(value) = headers.get(&name) else {
+        return Ok(None);
+    };
+    let digits = value.to_str().ok().filter(|text| !text.starts_with('+'));
+    match digits.and_then(|digits| digits.parse().ok()) {
+        Some(number) => Ok(Some(number)),
+        None => Err(NotANumber(name)),
+    }
+}
+
+struct NotANumber(HeaderName);
+
+impl IntoResponse for NotANumber {
+    fn into_response(self) -> Response {
+        bad_request(format_args!("{} is not a number", self.0))
+    }
+}
+
+/// What the disk says, for the guard to look at.
+fn failed(error: io::Error) -> ErrorResponse {
+    Failure::from(error).into()
+}
+
+fn bad_request(error: impl Display) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}

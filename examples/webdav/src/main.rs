@@ -1,0 +1,178 @@
+//! A WebDAV server that never promises more than it can keep.
+//!
+//! ```sh
+//! cargo run --release -p webdav -- --limit /photos=10MiB
+//! rclone copy ./photos :webdav:photos --webdav-url http://127.0.0.1:4918
+//! ```
+//!
+//! `--help` lists the flags.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{StatusCode, header::CONTENT_RANGE},
+    response::{IntoResponse, Response},
+};
+use bytesize::ByteSize;
+use clap::Parser;
+use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, memls::MemLs};
+use example_support::run::{asked_to_stop, listen, report};
+use tokio::task::spawn_blocking;
+use tower_storage_guard::{
+    BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
+    dav::{Dav, Folder},
+    quota::{CollectionQuota, Limits},
+    refusal,
+};
+
+use self::files::Files;
+
+mod files;
+
+/// Serves a folder by WebDAV, and lets in only what there is room for.
+#[derive(Clone, Debug, Parser)]
+struct Flags {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4918")]
+    listen: SocketAddr,
+
+    /// Where the files are; made if missing. Only one server may use it at a time
+    #[arg(long, default_value = "./files")]
+    dir: PathBuf,
+
+    /// What stays free on the disk
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    keep_free: ByteSize,
+
+    /// What a collection may hold, with all that is below it, such as /photos=10MiB. Repeatable
+    #[arg(long = "limit", value_name = "PATH=SIZE")]
+    limits: Vec<Limit>,
+}
+
+#[derive(Clone, Debug)]
+struct Limit {
+    /// As seen from the root.
+    path: PathBuf,
+    bytes: ByteSize,
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, bytes) = text.rsplit_once('=').ok_or("expected PATH=SIZE")?;
+        let path = path.strip_prefix('/').ok_or("the path begins with a /")?;
+        let bytes = bytes.parse();
+        Ok(Self {
+            path: path.into(),
+            bytes: bytes.map_err(|error| format!("the size: {error}"))?,
+        })
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    report(serve(Flags::parse()).await)
+}
+
+async fn serve(flags: Flags) -> Result<(), BoxError> {
+    let at = flags.listen;
+    let server = spawn_blocking(move || Server::open(&flags)).await??;
+    // Else the first requests would wait for it.
+    server.collections.rescan().await?;
+    axum::serve(listen(at).await?, app(server))
+        .with_graceful_shutdown(asked_to_stop())
+        .await?;
+    Ok(())
+}
+
+fn app(server: Server) -> Router {
+    let dav = Dav::new(server.tree.clone()).collections(&server.collections);
+    let guard = StorageGuardLayer::new(server.volume.clone())
+        .quota(server.collections.clone())
+        .dialect(refusal::Dav::default())
+        .webdav(dav);
+    Router::new()
+        .fallback(handle)
+        .layer(guard)
+        .with_state(server)
+}
+
+#[derive(Clone)]
+struct Server {
+    dav: DavHandler,
+    files: Files,
+    tree: Folder,
+    collections: CollectionQuota,
+    volume: Volume,
+}
+
+impl Server {
+    /// Makes what is missing, and removes what was left behind. Blocks.
+    fn open(flags: &Flags) -> Result<Self, BoxError> {
+        let Flags { dir, keep_free, .. } = flags;
+        let files = Files::open(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        let tree = Folder::new(dir);
+        let collections = CollectionQuota::new(tree.clone());
+        for Limit { path, bytes } in &flags.limits {
+            collections.set_limits(path, Limits::bytes(bytes.as_u64()))?;
+        }
+        // A part of a file is not written to its place in one step, and its price is not that of the whole.
+        let mut methods = DavMethodSet::all();
+        methods.remove(DavMethod::Patch);
+        let dav = DavHandler::builder()
+            .locksystem(MemLs::new())
+            .methods(methods)
+            .build_handler();
+        Ok(Self {
+            dav,
+            files,
+            tree,
+            collections,
+            volume: Volume::open(dir)?.keep_free(Headroom::bytes(keep_free.as_u64())),
+        })
+    }
+
+    /// The files, as a request sees them.
+    fn files_for(&self, request: &Request, reservation: Option<Reservation>) -> Files {
+        let files = self.files.for_request(reservation);
+        // dav-server asks for figures once in a request. They are those of its target, and of nothing below.
+        let is_alone = request
+            .headers()
+            .get("depth")
+            .is_some_and(|depth| depth == "0");
+        match DavPath::from_uri(request.uri()) {
+            Ok(path) if is_alone && request.method().as_str() == "PROPFIND" => {
+                let figures = self.collections.figures(&self.volume, path.as_rel_ospath());
+                files.with_quota(path, figures)
+            }
+            _ => files,
+        }
+    }
+}
+
+async fn handle(
+    State(server): State<Server>,
+    reservation: Option<Reservation>,
+    request: Request,
+) -> Response {
+    if request.headers().contains_key(CONTENT_RANGE) {
+        return (StatusCode::BAD_REQUEST, "files are written whole").into_response();
+    }
+    if let (Some(reservation), "LOCK" | "PROPPATCH") = (&reservation, request.method().as_str()) {
+        // Locks are kept in memory, and properties are not kept at all.
+        reservation.stored(0);
+    }
+    let files = server.files_for(&request, reservation);
+    let config = DavConfig::new().filesystem(Box::new(files.clone()));
+    let answer = server.dav.handle_with(config, request).await;
+    let mut response = answer.map(Body::new);
+    if let Some(failure) = files.failure() {
+        // For the guard to look at.
+        response.extensions_mut().insert(failure);
+    }
+    response
+}

@@ -1,0 +1,70 @@
+//! Bytes and objects.
+
+use std::ops::{Add, Sub};
+
+/// Bytes and objects (files): what is asked for, held, stored or given back.
+///
+/// Arithmetic on it saturates.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Amount {
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Objects: files, collections, rows; whatever the scope counts.
+    pub objects: u64,
+}
+
+impl Amount {
+    /// Nothing at all.
+    pub const ZERO: Self = Self {
+        bytes: 0,
+        objects: 0,
+    };
+
+    /// An amount of both.
+    pub const fn new(bytes: u64, objects: u64) -> Self {
+        Self { bytes, objects }
+    }
+
+    /// Bytes alone.
+    pub const fn bytes(bytes: u64) -> Self {
+        Self::new(bytes, 0)
+    }
+
+    /// Objects alone.
+    pub const fn objects(objects: u64) -> Self {
+        Self::new(0, objects)
+    }
+
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self::new(self.bytes.max(other.bytes), self.objects.max(other.objects))
+    }
+
+    /// Whether this is nothing at all.
+    pub const fn is_zero(self) -> bool {
+        self.bytes == 0 && self.objects == 0
+    }
+}
+
+impl Add for Amount {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            objects: self.objects.saturating_add(other.objects),
+        }
+    }
+}
+
+impl Sub for Amount {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            objects: self.objects.saturating_sub(other.objects),
+        }
+    }
+}

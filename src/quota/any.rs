@@ -1,0 +1,127 @@
+//! A source whose type is forgotten.
+
+use std::{fmt, pin::Pin, sync::Arc};
+
+use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
+use crate::{Amount, Scopes};
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Any quota source, behind one type. Cheap to clone.
+///
+/// Use it where a source is chosen at run time, by a command line or a configuration. It allocates a box for each hold,
+/// which a source of a known type does not.
+///
+/// ```
+/// use tower_storage_guard::quota::{AnyQuota, Limits, MemoryQuota, NoQuota};
+///
+/// # let has_quotas = true;
+/// let quota = match has_quotas {
+///     true => AnyQuota::new(MemoryQuota::new(Limits::bytes(1 << 30))),
+///     false => AnyQuota::new(NoQuota),
+/// };
+/// ```
+#[derive(Clone)]
+pub struct AnyQuota(Arc<dyn AnySource>);
+
+impl AnyQuota {
+    /// Wraps a source.
+    pub fn new<Q>(source: Q) -> Self
+    where
+        Q: QuotaSource<Future: Send + 'static> + Send + Sync + 'static,
+    {
+        Self(Arc::new(source))
+    }
+}
+
+impl fmt::Debug for AnyQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnyQuota").finish_non_exhaustive()
+    }
+}
+
+impl QuotaSource for AnyQuota {
+    type Future = BoxFuture<Result<AnyHold, QuotaError>>;
+    type Hold = AnyHold;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        self.0.reserve_any(scopes, demand, expected)
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        self.0.give_back_any(scopes, amount);
+    }
+}
+
+/// What an [`AnyQuota`] has set aside.
+pub struct AnyHold(Box<dyn AnyHeld>);
+
+impl fmt::Debug for AnyHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnyHold").finish_non_exhaustive()
+    }
+}
+
+impl QuotaHold for AnyHold {
+    type Grow = BoxFuture<Result<(), QuotaError>>;
+    type Commit = BoxFuture<()>;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        self.0.grow_any(more)
+    }
+
+    fn commit(self, change: Change) -> Self::Commit {
+        self.0.commit_any(change)
+    }
+}
+
+/// [`QuotaSource`], without associated types.
+trait AnySource: Send + Sync {
+    fn reserve_any(
+        &self,
+        scopes: &Scopes,
+        demand: Amount,
+        expected: Amount,
+    ) -> Answer<BoxFuture<Result<AnyHold, QuotaError>>>;
+
+    fn give_back_any(&self, scopes: &Scopes, amount: Amount);
+}
+
+impl<Q> AnySource for Q
+where
+    Q: QuotaSource<Future: Send + 'static> + Send + Sync,
+{
+    fn reserve_any(
+        &self,
+        scopes: &Scopes,
+        demand: Amount,
+        expected: Amount,
+    ) -> Answer<BoxFuture<Result<AnyHold, QuotaError>>> {
+        match self.reserve(scopes, demand, expected).now() {
+            Ok(decided) => Answer::Now(decided.map(|hold| AnyHold(Box::new(hold)))),
+            Err(deciding) => Answer::Later(Box::pin(async {
+                deciding.await.map(|hold| AnyHold(Box::new(hold)))
+            })),
+        }
+    }
+
+    fn give_back_any(&self, scopes: &Scopes, amount: Amount) {
+        self.give_back(scopes, amount);
+    }
+}
+
+/// [`QuotaHold`], without associated types.
+trait AnyHeld: Send {
+    fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>>;
+    fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()>;
+}
+
+impl<H: QuotaHold<Grow: 'static, Commit: 'static>> AnyHeld for H {
+    fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>> {
+        Box::pin(self.grow(more))
+    }
+
+    fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()> {
+        Box::pin(self.commit(change))
+    }
+}

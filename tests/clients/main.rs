@@ -1,0 +1,9 @@
+//! Clients that other people wrote, and what they make of a refusal.
+
+mod client_matrix;
+#[cfg(target_os = "linux")]
+mod grpcio;
+mod our_own;
+mod programs;
+mod tus;
+mod webdav;

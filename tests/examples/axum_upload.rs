@@ -1,0 +1,690 @@
+//! The upload example, from the outside.
+
+use std::{fs, iter, time::Duration};
+
+use futures_util::{
+    future::join_all,
+    stream::{self, StreamExt},
+};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{
+    Body, Client, Method, StatusCode,
+    multipart::{Form, Part},
+};
+use serde_json::{Value, json};
+use test_support::example::Server;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const MIB: usize = 1 << 20;
+const USERS: [&str; 4] = ["--user", "ann:to:ken:1000", "--user", "bob:secret:500"];
+
+fn start(flags: &[&str]) -> Server {
+    Server::start("axum-upload", flags)
+}
+
+/// What everyone together has stored, with nothing in flight.
+pub(crate) async fn used(server: &Server) -> u64 {
+    let is_calm = |status: &Value| status["everyone"]["held"] == 0;
+    let status = server.status_when("", is_calm).await;
+    status["everyone"]["used"].as_u64().unwrap()
+}
+
+pub(crate) async fn listed(server: &Server, token: &str) -> Value {
+    let request = server.request(Method::GET, "/files").bearer_auth(token);
+    request.send().await.unwrap().json().await.unwrap()
+}
+
+#[tokio::test]
+async fn stores_lists_reads_and_deletes() {
+    let server = start(&[]);
+    assert_eq!(listed(&server, "").await, json!([]));
+
+    let answer = server.put("/files/b%20%C3%A9", "hello").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(answer.text().await.unwrap(), "");
+    let answer = server.put("/files/a", "").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let files = json!([{ "name": "a", "size": 0 }, { "name": "b é", "size": 5 }]);
+    assert_eq!(listed(&server, "").await, files);
+
+    for method in [Method::GET, Method::HEAD] {
+        let request = server.request(method.clone(), "/files/b%20%C3%A9");
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()[CONTENT_LENGTH], "5");
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/octet-stream");
+        let content = if method == Method::GET { "hello" } else { "" };
+        assert_eq!(answer.text().await.unwrap(), content);
+    }
+
+    for status in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+        let request = server.request(Method::DELETE, "/files/b%20%C3%A9");
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+    for method in [Method::GET, Method::HEAD] {
+        let request = server.request(method, "/files/b%20%C3%A9");
+        let status = request.send().await.unwrap().status();
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(server.names(), ["a"]);
+    let request = server.request(Method::PATCH, "/files/a").body("x");
+    let status = request.send().await.unwrap().status();
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(server.get("/x").await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_page_needs_nothing_else() {
+    let server = start(&[]);
+    let answer = server.get("/").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(answer.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+    let page = answer.text().await.unwrap();
+    assert!(page.contains(r#"action="/files" method="post" enctype="multipart/form-data""#));
+    for outside in ["src=", "href=\"", "http:", "https:", "import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[tokio::test]
+async fn the_status_shows_the_disk_and_the_scopes() {
+    let server = start(&["--keep-free", "10MB", "--quota", "2MiB"]);
+    server.put("/files/a", vec![1; 300]).await;
+    let status: Value = server.get("/status").await.json().await.unwrap();
+    assert_eq!(status["volume"]["headroom"], 10_000_000);
+    assert!(status["volume"]["available"].as_u64() > Some(0));
+    assert!(status["volume"]["claimed"].is_u64());
+    assert_eq!(status["user"], Value::Null);
+    let everyone = json!({ "scope": "everyone", "limit": 2 * MIB, "used": 300, "held": 0 });
+    assert_eq!(status["everyone"], everyone);
+}
+
+#[tokio::test]
+async fn an_overwrite_is_charged_for_its_difference() {
+    let server = start(&["--quota", "1000KiB"]);
+    for (size, status, charged) in [
+        (800, StatusCode::CREATED, 800),
+        (1000, StatusCode::NO_CONTENT, 1000),
+        (1001, StatusCode::INSUFFICIENT_STORAGE, 1000),
+        (10, StatusCode::NO_CONTENT, 10),
+        (0, StatusCode::NO_CONTENT, 0),
+        (7, StatusCode::NO_CONTENT, 7),
+    ] {
+        for is_chunked in [false, true] {
+            // Once more of the same: that replaces, always.
+            let status = match status {
+                StatusCode::CREATED if is_chunked => StatusCode::NO_CONTENT,
+                status => status,
+            };
+            let (content, charged) = (vec![b'x'; size * 1024], charged * 1024);
+            let body = if is_chunked {
+                chunked(content)
+            } else {
+                content.into()
+            };
+            let answer = server.put("/files/a", body).await;
+            assert_eq!(answer.status(), status, "{size} {is_chunked}");
+            assert_eq!(used(&server).await, charged, "{size} {is_chunked}");
+            let stored = server.get("/files/a").await.bytes().await.unwrap();
+            assert_eq!(stored.len() as u64, charged);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_an_overwrite_was_promised_is_looked_at_again() {
+    let server = start(&["--quota", "1000"]);
+    let put = async |name, size| server.put(name, vec![0; size]).await.status();
+    assert_eq!(put("/files/a", 900).await, StatusCode::CREATED);
+    // Let in for its difference, which is nothing.
+    let mut stream = begin_upload_of(&server, "a", 900, 0).await;
+    // Now it is not an overwrite any more, and there is no room for another.
+    let delete = server.request(Method::DELETE, "/files/a");
+    assert_eq!(
+        delete.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(put("/files/b", 200).await, StatusCode::CREATED);
+    stream.write_all(&[0; 450]).await.unwrap();
+    let line = status_line(&mut stream).await;
+    assert_eq!(line, "HTTP/1.1 507 Insufficient Storage");
+    assert_eq!(used(&server).await, 200);
+    server.until_nothing_is_left_behind().await;
+    assert_eq!(server.names(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_delete_gives_back() {
+    let server = start(&["--quota", "1000"]);
+    let put = async |name| server.put(name, vec![0; 600]).await.status();
+    assert_eq!(put("/files/a").await, StatusCode::CREATED);
+    assert_eq!(put("/files/b").await, StatusCode::INSUFFICIENT_STORAGE);
+    let delete = server.request(Method::DELETE, "/files/a");
+    assert_eq!(
+        delete.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(used(&server).await, 0);
+    assert_eq!(put("/files/b").await, StatusCode::CREATED);
+}
+
+/// Everything on the same three names at once: the count comes out as what is there.
+#[tokio::test]
+async fn the_count_stays_right_under_contention() {
+    let server = start(&[]);
+    let work = (0..120_usize).map(|i| {
+        let path = format!("/files/{}", i % 3);
+        let server = &server;
+        async move {
+            let content = vec![0; i * 997 % 70_000];
+            match i % 5 {
+                0 => {
+                    let delete = server.request(Method::DELETE, &path);
+                    assert!(delete.send().await.unwrap().status().as_u16() < 500);
+                }
+                1 => assert!(
+                    server
+                        .put(&path, chunked(content))
+                        .await
+                        .status()
+                        .is_success()
+                ),
+                2 => {
+                    let parts = [("f", "0", content.clone()), ("g", "1", content)];
+                    let answer = post(server, form(parts), "*/*").await;
+                    assert_eq!(answer.status(), StatusCode::CREATED);
+                }
+                _ => assert!(server.put(&path, content).await.status().is_success()),
+            }
+        }
+    });
+    stream::iter(work)
+        .buffer_unordered(16)
+        .collect::<()>()
+        .await;
+    let files = listed(&server, "").await;
+    let sizes = files.as_array().unwrap().iter();
+    let total = sizes
+        .map(|file| file["size"].as_u64().unwrap())
+        .sum::<u64>();
+    assert_eq!(used(&server).await, total);
+    assert_eq!(server.names().len(), files.as_array().unwrap().len());
+}
+
+#[tokio::test]
+async fn says_why_there_is_no_room() {
+    let server = start(&["--quota", "1000"]);
+    server.put("/files/a", vec![0; 600]).await;
+    let answer = server.put("/files/b", vec![0; 600]).await;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
+    assert_eq!(
+        answer.text().await.unwrap(),
+        concat!(
+            r#"{"error":"Insufficient Storage","message":"Storage quota exceeded","#,
+            r#""reason":"quota_exceeded","resource":"bytes","temporary":true,"#,
+            r#""limit":1000,"used":600,"required":600}"#
+        )
+    );
+    assert_eq!(server.names(), ["a"]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_for_reading_and_deleting() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a"), "hello").unwrap();
+    let server = Server::start_in(dir, "axum-upload", &["--keep-free", "1000PiB"]);
+    let answer = server.put("/files/b", "x").await;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    let refusal: Value = answer.json().await.unwrap();
+    assert_eq!(refusal["reason"], "disk_full");
+    assert_eq!(
+        listed(&server, "").await,
+        json!([{ "name": "a", "size": 5 }])
+    );
+    for (method, status) in [
+        (Method::HEAD, StatusCode::OK),
+        (Method::GET, StatusCode::OK),
+        (Method::DELETE, StatusCode::NO_CONTENT),
+    ] {
+        let request = server.request(method, "/files/a");
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+}
+
+#[tokio::test]
+async fn users_have_folders_and_limits_of_their_own() {
+    let server = start(&[&USERS[..], &["--quota", "1200"]].concat());
+    let put = async |token, name, size| {
+        let request = server.request(Method::PUT, name).bearer_auth(token);
+        request.body(vec![b'x'; size]).send().await.unwrap()
+    };
+    assert_eq!(
+        put("to:ken", "/files/a", 900).await.status(),
+        StatusCode::CREATED
+    );
+    // Too much for ann, for everyone together, and for bob.
+    for (token, size, figures) in [
+        ("to:ken", 101, (1000, 900, 101)),
+        ("secret", 301, (1200, 900, 301)),
+        ("secret", 501, (500, 0, 501)),
+    ] {
+        let answer = put(token, "/files/b", size).await;
+        assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+        let refusal: Value = answer.json().await.unwrap();
+        let number = |name: &str| refusal[name].as_u64().unwrap();
+        assert_eq!(
+            (number("limit"), number("used"), number("required")),
+            figures
+        );
+    }
+    assert_eq!(
+        put("secret", "/files/a", 300).await.status(),
+        StatusCode::CREATED
+    );
+
+    assert_eq!(
+        listed(&server, "to:ken").await,
+        json!([{ "name": "a", "size": 900 }])
+    );
+    assert_eq!(
+        listed(&server, "secret").await,
+        json!([{ "name": "a", "size": 300 }])
+    );
+    let status = server.status_when("secret", |_| true).await;
+    let bob = json!({ "scope": "user:bob", "limit": 500, "used": 300, "held": 0 });
+    assert_eq!(status["user"], bob);
+    assert_eq!(status["everyone"]["used"], 1200);
+
+    let delete = server
+        .request(Method::DELETE, "/files/a")
+        .bearer_auth("to:ken");
+    assert_eq!(
+        delete.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    let status = server.status_when("to:ken", |_| true).await;
+    assert_eq!(status["user"]["used"], 0);
+    assert_eq!(status["everyone"]["used"], 300);
+    assert_eq!(server.names(), ["ann", "bob"]);
+}
+
+#[tokio::test]
+async fn strangers_are_turned_away() {
+    let server = start(&USERS);
+    for (method, path) in [
+        (Method::GET, "/files"),
+        (Method::POST, "/files"),
+        (Method::GET, "/files/a"),
+        (Method::HEAD, "/files/a"),
+        (Method::PUT, "/files/a"),
+        // Far too much: that they are strangers comes first. So it does before their bad names.
+        (Method::PUT, "/files/.b"),
+        (Method::DELETE, "/files/a"),
+        (Method::GET, "/status"),
+    ] {
+        for authorization in [
+            None,
+            Some("Bearer wrong"),
+            Some("Bearer "),
+            Some("Basic to:ken"),
+        ] {
+            let mut request = server.request(method.clone(), path);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            if matches!(method, Method::PUT | Method::POST) {
+                request = request.body(vec![0; 2000]);
+            }
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+            assert_eq!(answer.headers()[WWW_AUTHENTICATE], "Bearer");
+        }
+    }
+    assert_eq!(server.get("/").await.status(), StatusCode::OK);
+    let ready = server.get("/ready").await;
+    assert_eq!(ready.status(), StatusCode::OK);
+    assert_eq!(ready.text().await.unwrap(), "ready");
+}
+
+#[tokio::test]
+async fn names_cannot_lead_elsewhere() {
+    let server = start(&[]);
+    let long = "x".repeat(256);
+    let wide = "%C3%A9".repeat(128);
+    let names = [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "%2Ehidden",
+        "%2e%2e",
+        "..%2Fa",
+        "%2e%2e%2fa",
+        "a%2Fb",
+        "a%2F",
+        "%2Fetc",
+        "a/b",
+        "a/",
+        "a/../b",
+        "//a",
+        "a%00",
+        "%00",
+        "%FF",
+        &long,
+        &wide,
+    ];
+    for name in names {
+        for method in ["PUT", "GET", "HEAD", "DELETE"] {
+            // A client would tidy the path up.
+            let head = format!(
+                "{method} /files/{name} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            let mut stream = TcpStream::connect(&server.addr).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            assert_eq!(
+                status_line(&mut stream).await,
+                "HTTP/1.1 400 Bad Request",
+                "{method} {name}"
+            );
+        }
+    }
+    for name in ["../a", ".a", "a/b", ""] {
+        let answer = post(&server, form([("f", name, vec![1])]), "*/*").await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{name}");
+    }
+    let answer = server
+        .put(&format!("/files/{}", "x".repeat(255)), "x")
+        .await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let answer = server.put("/files/a..b~%25%5C", "x").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(server.names().len(), 2);
+    assert_eq!(used(&server).await, 2);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn links_and_folders_are_no_files() {
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "secret").unwrap();
+    let server = start(&[]);
+    std::os::unix::fs::symlink(outside.path(), server.dir.path().join("link")).unwrap();
+    fs::create_dir(server.dir.path().join("folder")).unwrap();
+    for path in ["/files/link", "/files/folder"] {
+        assert_eq!(server.put(path, "x").await.status(), StatusCode::CONFLICT);
+        assert_eq!(server.get(path).await.status(), StatusCode::NOT_FOUND);
+        let delete = server.request(Method::DELETE, path).send().await.unwrap();
+        assert_eq!(delete.status(), StatusCode::NOT_FOUND);
+    }
+    assert_eq!(fs::read_to_string(outside.path()).unwrap(), "secret");
+    assert_eq!(listed(&server, "").await, json!([]));
+    assert_eq!(server.names(), ["folder", "link"]);
+    assert_eq!(used(&server).await, 0);
+}
+
+#[tokio::test]
+async fn an_interrupted_upload_leaves_nothing() {
+    let server = start(&[]);
+    let mut stream = begin_upload(&server, "a").await;
+    assert_eq!(server.names().len(), 1, "the temporary file");
+    assert_eq!(listed(&server, "").await, json!([]));
+    // Rather than closing properly.
+    stream.shutdown().await.unwrap();
+    drop(stream);
+    assert_eq!(used(&server).await, 0);
+    server.until_nothing_is_left_behind().await;
+
+    // The same without Content-Length.
+    let half = stream::iter([Ok(vec![0; MIB]), Err(std::io::Error::other("cut"))]);
+    let request = server.request(Method::PUT, "/files/a");
+    assert!(request.body(Body::wrap_stream(half)).send().await.is_err());
+    assert_eq!(used(&server).await, 0);
+    server.until_nothing_is_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_form_stores_all_of_its_files_or_none() {
+    let server = start(&["--quota", "1000"]);
+    let answer = post(
+        &server,
+        form([("f", "a", vec![1; 100]), ("f", "b", vec![2; 200])]),
+        "*/*",
+    )
+    .await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let files = json!([{ "name": "a", "size": 100 }, { "name": "b", "size": 200 }]);
+    assert_eq!(answer.json::<Value>().await.unwrap(), files);
+    assert_eq!(listed(&server, "").await, files);
+    // What is stored, and not the form around it.
+    assert_eq!(used(&server).await, 300);
+
+    // The last of two files of one name stays, and what was there before is given back.
+    let twice = form([("f", "a", vec![3; 50]), ("f", "a", vec![4; 60])]);
+    let answer = post(&server, twice, "*/*").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(used(&server).await, 260);
+    let stored = server.get("/files/a").await.bytes().await.unwrap();
+    assert_eq!(stored, vec![4; 60]);
+
+    let no_room = form([("f", "c", vec![1; 10]), ("f", "d", vec![2; 740])]);
+    let answer = post(&server, no_room, "*/*").await;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    let bad_name = form([("f", "c", vec![1; 10]), ("f", "..", vec![2; 10])]);
+    let answer = post(&server, bad_name, "*/*").await;
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    let no_file = Form::new().text("f", "a");
+    let answer = post(&server, no_file, "*/*").await;
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(used(&server).await, 260);
+    assert_eq!(listed(&server, "").await.as_array().unwrap().len(), 2);
+    server.until_nothing_is_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_browser_is_led_back_to_the_page() {
+    let server = start(&["--quota", "1000"]);
+    let accept = "text/html,application/xhtml+xml,*/*;q=0.8";
+    let answer = post(&server, form([("f", "a", vec![1; 100])]), accept).await;
+    assert_eq!(answer.status(), StatusCode::SEE_OTHER);
+    assert_eq!(answer.headers()[LOCATION], "/");
+    assert_eq!(used(&server).await, 100);
+    let answer = post(&server, form([("f", "b", vec![1; 1000])]), accept).await;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    assert_eq!(answer.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_sixteen_uploads_the_eight_that_fit_are_stored() {
+    for is_chunked in [false, true] {
+        let server = start(&["--quota", "32MiB"]);
+        let stored = stampede(&server, &[""], is_chunked).await;
+        assert_eq!(stored, 8, "chunked: {is_chunked}");
+        assert_eq!(used(&server).await, 32 * MIB as u64);
+        server.until_nothing_is_left_behind().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_sixteen_uploads_by_two_users_those_that_fit_are_stored() {
+    let users = [
+        "--user",
+        "ann:a:16MiB",
+        "--user",
+        "bob:b:16MiB",
+        "--quota",
+        "24MiB",
+    ];
+    for is_chunked in [false, true] {
+        let server = start(&users);
+        let stored = stampede(&server, &["a", "b"], is_chunked).await;
+        if !is_chunked {
+            assert_eq!(stored, 6);
+        }
+        let mut own = 0;
+        for token in ["a", "b"] {
+            let is_calm =
+                |status: &Value| status["user"]["held"] == 0 && status["everyone"]["held"] == 0;
+            let status = server.status_when(token, is_calm).await;
+            assert_eq!(status["everyone"]["used"], stored * 4 * MIB);
+            let used = status["user"]["used"].as_u64().unwrap() as usize;
+            assert!(used <= 16 * MIB);
+            own += used;
+        }
+        assert_eq!(own, stored * 4 * MIB);
+    }
+}
+
+/// Sixteen uploads of 4 MiB at once. Returns how many were acknowledged, which are all that there are.
+async fn stampede(server: &Server, tokens: &[&str], is_chunked: bool) -> usize {
+    let uploads = (0..16_usize).map(|i| async move {
+        let (token, content) = (tokens[i % tokens.len()], vec![i as u8; 4 * MIB]);
+        let path = format!("/files/{i:02}");
+        let body = if is_chunked {
+            chunked(content)
+        } else {
+            content.into()
+        };
+        let request = server.request(Method::PUT, &path).bearer_auth(token);
+        let answer = request.body(body).send().await.unwrap();
+        let status = answer.status();
+        if status == StatusCode::CREATED {
+            let request = server.request(Method::GET, &path).bearer_auth(token);
+            let stored = request.send().await.unwrap().bytes().await.unwrap();
+            assert!(stored == vec![i as u8; 4 * MIB], "{i} is torn");
+            return true;
+        }
+        assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+        let refusal: Value = answer.json().await.unwrap();
+        assert_eq!(refusal["reason"], "quota_exceeded");
+        false
+    });
+    let stored = join_all(uploads)
+        .await
+        .into_iter()
+        .filter(|stored| *stored)
+        .count();
+    let mut files = Vec::new();
+    for token in tokens {
+        files.extend(listed(server, token).await.as_array().unwrap().clone());
+    }
+    assert_eq!(files.len(), stored);
+    assert!(files.iter().all(|file| file["size"] == 4 * MIB));
+    stored
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn finishes_what_is_in_flight_before_it_ends() {
+    let server = start(&[]);
+    let mut stream = begin_upload(&server, "a").await;
+    server.terminate();
+    // It takes nobody else in.
+    while TcpStream::connect(&server.addr).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stream.write_all(&vec![0; MIB / 2]).await.unwrap();
+    assert_eq!(status_line(&mut stream).await, "HTTP/1.1 201 Created");
+    let (status, dir) = server.ended().await;
+    assert_eq!(status.code(), Some(0));
+    let size = fs::metadata(dir.path().join("a")).unwrap().len();
+    assert_eq!(size, MIB as u64);
+}
+
+#[tokio::test]
+async fn a_new_start_counts_what_is_there() {
+    let flags = ["--quota", "1000", "--quota-store", "memory:"];
+    let server = start(&flags);
+    server.put("/files/a", vec![0; 700]).await;
+    let stream = begin_upload_of(&server, "b", 200, 200).await;
+    // Killed in the middle of an upload.
+    let dir = server.killed();
+    drop(stream);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+
+    let server = Server::start_in(dir, "axum-upload", &flags);
+    assert_eq!(server.names(), ["a"]);
+    assert_eq!(used(&server).await, 700);
+    let answer = server.put("/files/b", vec![0; 301]).await;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+}
+
+#[tokio::test]
+async fn users_are_counted_each_and_together() {
+    let dir = tempfile::tempdir().unwrap();
+    for (user, size) in [("ann", 100), ("bob", 20)] {
+        fs::create_dir(dir.path().join(user)).unwrap();
+        fs::write(dir.path().join(user).join("a"), vec![0; size]).unwrap();
+        fs::write(dir.path().join(user).join(".upload-1-1"), "torn").unwrap();
+    }
+    let server = Server::start_in(dir, "axum-upload", &USERS);
+    let status = server.status_when("secret", |_| true).await;
+    assert_eq!(status["user"]["used"], 20);
+    assert_eq!(status["everyone"]["used"], 120);
+    for user in ["ann", "bob"] {
+        assert_eq!(
+            fs::read_dir(server.dir.path().join(user)).unwrap().count(),
+            1
+        );
+    }
+}
+
+/// Sends the head and the first half of an upload, and returns once it is on the way.
+async fn begin_upload(server: &Server, name: &str) -> TcpStream {
+    begin_upload_of(server, name, MIB, MIB).await
+}
+
+pub(crate) async fn begin_upload_of(
+    server: &Server,
+    name: &str,
+    size: usize,
+    held: usize,
+) -> TcpStream {
+    let mut stream = TcpStream::connect(&server.addr).await.unwrap();
+    let head = format!("PUT /files/{name} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![0; size / 2]).await.unwrap();
+    let is_held = |status: &Value| status["everyone"]["held"] == held;
+    server.status_when("", is_held).await;
+    // Held is the first step, the temporary file the next.
+    server.until_received(size as u64 / 2).await;
+    stream
+}
+
+pub(crate) async fn status_line(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.contains(&b'\n') {
+        if stream.read_buf(&mut answer).await.unwrap() == 0 {
+            break;
+        }
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+/// A body whose length is not announced.
+fn chunked(content: Vec<u8>) -> Body {
+    let chunks: Vec<_> = content.chunks(64 << 10).map(<[u8]>::to_vec).collect();
+    Body::wrap_stream(stream::iter(
+        chunks.into_iter().map(Ok::<_, std::io::Error>),
+    ))
+}
+
+fn form<const N: usize>(files: [(&'static str, &str, Vec<u8>); N]) -> Form {
+    iter::empty()
+        .chain(files)
+        .fold(Form::new(), |form, (field, name, content)| {
+            form.part(field, Part::bytes(content).file_name(name.to_owned()))
+        })
+}
+
+async fn post(server: &Server, form: Form, accept: &str) -> reqwest::Response {
+    let no_redirects = reqwest::redirect::Policy::none();
+    let client = Client::builder().redirect(no_redirects).build().unwrap();
+    let request = client.post(format!("http://{}/files", server.addr));
+    let request = request.header(ACCEPT, accept).multipart(form);
+    request.send().await.unwrap()
+}

@@ -1,0 +1,13 @@
+//! The example servers, from the outside.
+
+mod axum_upload;
+mod documents;
+#[cfg(target_os = "linux")]
+mod nodes;
+mod proto;
+mod quota_admin;
+mod quota_store;
+mod start;
+mod tonic_upload;
+mod tus_upload;
+mod webdav;

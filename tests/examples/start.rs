@@ -1,0 +1,100 @@
+//! How the examples start, and what they say when they cannot.
+
+use std::{fs, net::TcpListener, process::Command};
+
+use test_support::example::{complaint, path_of};
+
+const EXAMPLES: [(&str, &str); 2] = [
+    ("axum-upload", "127.0.0.1:3000"),
+    ("tonic-upload", "127.0.0.1:50051"),
+];
+
+#[test]
+fn each_has_a_place_of_its_own_to_listen() {
+    for (example, listen) in EXAMPLES {
+        let output = Command::new(path_of(example)).arg("--help").output();
+        let help = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(help.contains(&format!("[default: {listen}]")), "{help}");
+        for flag in [
+            "--listen",
+            "--dir",
+            "--keep-free",
+            "--quota",
+            "--quota-store",
+            "--user",
+        ] {
+            assert!(help.contains(flag), "{flag}: {help}");
+        }
+    }
+}
+
+#[test]
+fn says_why_it_cannot_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, file) = (folder.path().join("dir"), folder.path().join("file"));
+    fs::write(&file, "").unwrap();
+    let (dir, file) = (dir.to_str().unwrap(), file.to_str().unwrap());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (flags, words) in [
+        (&["--dir", file][..], format!("error: {file}: ")),
+        (
+            &["--listen", &taken, "--dir", dir],
+            format!("error: cannot listen on {taken}: "),
+        ),
+        (
+            &["--dir", dir, "--user", "ann:a:1", "--user", "ann:b:1"],
+            "error: there are two users \"ann\"".to_owned(),
+        ),
+        (
+            &["--dir", dir, "--user", "ann:a:1", "--user", "bob:a:1"],
+            "error: two users have the same token".to_owned(),
+        ),
+        (
+            &["--dir", dir, "--quota-store", "sqlite:no/such/folder/file"],
+            "error: sqlite:no/such/folder/file: ".to_owned(),
+        ),
+        (
+            &[
+                "--dir",
+                dir,
+                "--quota-store",
+                "postgres://u:secret@127.0.0.1:1/d",
+            ],
+            "error: postgres://127.0.0.1:1/d: ".to_owned(),
+        ),
+    ] {
+        for (example, _) in EXAMPLES {
+            let (said, code) = complaint(example, flags);
+            assert!(said.starts_with(&words), "{said}");
+            assert!(!said.contains("secret"), "{said}");
+            assert_eq!((said.lines().count(), code), (1, Some(1)), "{said}");
+        }
+    }
+}
+
+#[test]
+fn says_what_is_wrong_with_a_flag() {
+    for (flags, words) in [
+        (["--quota", "much"], "'much' for '--quota <SIZE>'"),
+        (["--listen", "here"], "'here' for '--listen <ADDR>'"),
+        (["--user", "ann"], "expected NAME:TOKEN:LIMIT"),
+        (["--user", "../ann:a:1"], "no slash"),
+        (["--user", "ann:a b:1"], "the token must be printable ASCII"),
+        (["--user", "ann:a:much"], "the limit: "),
+        (
+            ["--quota-store", "mysql://u:secret@h/d"],
+            "invalid value for '--quota-store <STORE>': expected memory:, sqlite:PATH, postgres:",
+        ),
+    ] {
+        for (example, _) in EXAMPLES {
+            let (said, code) = complaint(example, flags);
+            assert!(
+                said.starts_with("error: ") && said.contains(words),
+                "{said}"
+            );
+            assert!(!said.contains("secret"), "{said}");
+            assert_eq!(code, Some(2), "{said}");
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! A refusal must arrive: what clients of our own, down to single bytes, see of it.
+
+use std::{
+    convert::Infallible,
+    io,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Body, http::StatusCode, routing::put};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Method, Request, Response, Version};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use test_support::server::{routes, serve, start, volume};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufStream},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot},
+};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_storage_guard::{
+    Demand, MeteredBody, Probe, Reading, StorageGuardLayer, Volume,
+    axum::Failure,
+    quota::{Limits, MemoryQuota},
+};
+
+const MIB: usize = 1 << 20;
+
+/// More than the buffers of both kernels hold.
+const LARGE: usize = 16 * MIB;
+
+/// A client whose every byte the test decides.
+struct Raw(BufStream<TcpStream>);
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Raw {
+    async fn connect(address: std::net::SocketAddr) -> Self {
+        Self(BufStream::new(TcpStream::connect(address).await.unwrap()))
+    }
+
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    async fn answer(&mut self) -> Answer {
+        self.answer_to(Method::PUT).await
+    }
+
+    async fn answer_to(&mut self, method: Method) -> Answer {
+        in_time(async {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(self.0.read_u8().await.expect("an answer"));
+            }
+            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let length = head.split("content-length: ").nth(1);
+            let length = length.map_or(0, |rest| {
+                rest.split("\r\n").next().unwrap().parse().unwrap()
+            });
+            let mut body = vec![0; if method == Method::HEAD { 0 } else { length }];
+            self.0.read_exact(&mut body).await.expect("all of it");
+            Answer {
+                status: head[9..12].parse().unwrap(),
+                head,
+                body: String::from_utf8(body).unwrap(),
+            }
+        })
+        .await
+    }
+
+    /// Another request on the same connection works.
+    async fn is_usable(&mut self) {
+        self.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let answer = self.answer().await;
+        assert_eq!((answer.status, &*answer.body), (200, "still here"));
+    }
+
+    /// The server has closed the connection, and sent nothing more.
+    async fn is_closed(&mut self) {
+        let mut rest = Vec::new();
+        let read = in_time(self.0.read_to_end(&mut rest)).await;
+        assert!(read.is_err() || rest.is_empty(), "{rest:?}");
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    fn is_refusal(&self) {
+        assert_eq!(self.status, 507, "{self:?}");
+        let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
+        assert_eq!(body["error"], "Insufficient Storage");
+        // An end that waits for the drain is never seen by a client that stops sending at the status.
+        assert!(self.head.contains("content-length: "), "{self:?}");
+    }
+}
+
+/// Nothing here takes long, unless it hangs.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    let bounded = tokio::time::timeout(Duration::from_secs(20), future).await;
+    bounded.expect("in time")
+}
+
+fn head(path: &str, length: usize, more: &str) -> String {
+    format!("PUT {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n{more}\r\n")
+}
+
+fn chunked(path: &str, length: usize) -> Vec<u8> {
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    let mut bytes = head.into_bytes();
+    for _ in 0..length / 65_536 {
+        bytes.extend_from_slice(b"10000\r\n");
+        bytes.extend_from_slice(&[0; 65_536]);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+#[tokio::test]
+async fn under_expect_the_answer_comes_at_once_and_no_body_is_asked_for() {
+    let server = start(0).await;
+    for value in ["100-continue", "100-Continue"] {
+        let mut client = Raw::connect(server.address).await;
+        let expect = format!("expect: {value}\r\n");
+        client.send(head("/a", LARGE, &expect)).await;
+        // A "100 Continue" would be the answer that is read here.
+        client.answer().await.is_refusal();
+        client.is_closed().await;
+    }
+}
+
+#[tokio::test]
+async fn under_expect_an_admitted_upload_is_asked_for() {
+    let server = start(LARGE as u64).await;
+    let mut client = Raw::connect(server.address).await;
+    client
+        .send(head("/a", 10, "expect: 100-continue\r\n"))
+        .await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send([0; 10]).await;
+    assert_eq!(client.answer().await.status, 201);
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn under_expect_a_body_that_was_asked_for_is_drained_when_it_is_cut() {
+    let server = start(MIB as u64).await;
+    let mut client = Raw::connect(server.address).await;
+    let upload = chunked("/a", LARGE);
+    let end = upload
+        .windows(4)
+        .position(|part| part == b"\r\n\r\n")
+        .unwrap();
+    client.send(&upload[..end]).await;
+    client.send("\r\nexpect: 100-continue\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send(&upload[end + 4..]).await;
+    client.answer().await.is_refusal();
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn a_client_that_sends_everything_and_then_reads_sees_the_answer() {
+    let server = start(0).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(head("/a", LARGE, "")).await;
+    client.send(vec![0; LARGE]).await;
+    client.answer().await.is_refusal();
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_sending_sees_the_whole_answer_at_once() {
+    let server = start(0).await;
+    let mut client = Raw::connect(server.address).await;
+    let started = Instant::now();
+    client.send(head("/a", LARGE, "")).await;
+    client.answer().await.is_refusal();
+    assert!(started.elapsed() < Duration::from_secs(3));
+    // It may still send, and keep its connection.
+    client.send(vec![0; LARGE]).await;
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn axum_serve_is_no_different() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = routes().layer(StorageGuardLayer::new(volume(0)));
+    let server = tokio::spawn(async { axum::serve(listener, app).await });
+    let mut client = Raw::connect(address).await;
+    client.send(head("/a", LARGE, "")).await;
+    client.send(vec![0; LARGE]).await;
+    client.answer().await.is_refusal();
+    client.is_usable().await;
+    server.abort();
+}
+
+#[tokio::test]
+async fn http_1_0_sees_it_too() {
+    let server = start(0).await;
+    let mut client = Raw::connect(server.address).await;
+    let head = head("/a", LARGE, "").replace("HTTP/1.1", "HTTP/1.0");
+    client.send(head).await;
+    client.send(vec![0; LARGE]).await;
+    client.answer().await.is_refusal();
+    client.is_closed().await;
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = start(0).await;
+    let mut client = Raw::connect(server.address).await;
+    let mut requests = head("/a", MIB, "").into_bytes();
+    requests.resize(requests.len() + MIB, 0);
+    requests.extend_from_slice(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    requests.extend_from_slice(&chunked("/a", MIB));
+    requests.extend_from_slice(b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n");
+    client.send(requests).await;
+    client.answer().await.is_refusal();
+    assert_eq!(client.answer().await.body, "still here");
+    client.answer().await.is_refusal();
+    assert_eq!(client.answer_to(Method::HEAD).await.status, 200);
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn a_refused_request_without_a_body_has_nothing_to_drain() {
+    let layer = StorageGuardLayer::new(volume(0)).applies_when(|_| true);
+    // An empty object needs no bytes; this asks for some.
+    let layer = layer.price_by(|_, _| Demand::known(1));
+    let server = serve(routes().layer(layer)).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.answer().await.is_refusal();
+    client.send("HEAD / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.answer_to(Method::HEAD).await.status, 507);
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.answer().await.is_refusal();
+}
+
+#[tokio::test]
+async fn the_drain_is_bounded_in_bytes() {
+    let layer = StorageGuardLayer::new(volume(0)).drain(MIB as u64, Duration::from_secs(600));
+    let server = serve(routes().layer(layer)).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(head("/a", usize::MAX >> 1, "")).await;
+    client.answer().await.is_refusal();
+    let part = vec![0; MIB];
+    let mut sent = 0;
+    in_time(async {
+        while client.0.write_all(&part).await.is_ok() && client.0.flush().await.is_ok() {
+            sent += 1;
+        }
+    })
+    .await;
+    assert!(sent < 64, "{sent} MiB");
+}
+
+#[tokio::test]
+async fn the_drain_is_bounded_in_time() {
+    let layer = StorageGuardLayer::new(volume(0)).drain(1 << 30, Duration::from_millis(50));
+    let server = serve(routes().layer(layer)).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(head("/a", LARGE, "")).await;
+    client.answer().await.is_refusal();
+    client.is_closed().await;
+}
+
+/// Says when it is gone.
+struct Gone(Option<oneshot::Sender<()>>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = self.0.take().unwrap().send(());
+    }
+}
+
+/// How long a refused body is kept that sends a byte every so often.
+async fn drained_for(version: Version, every: Duration) -> Duration {
+    let (gone, is_gone) = oneshot::channel();
+    let body = stream::unfold(Gone(Some(gone)), move |gone| async move {
+        tokio::time::sleep(every).await;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from("a"))), gone))
+    });
+    let store = service_fn(async |_: Request<MeteredBody<_>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let mut request = Request::put("/").version(version);
+    request = request.header("content-length", LARGE);
+    let guarded = StorageGuardLayer::new(volume(0)).layer(store);
+    // The stream of an async block, and so the body, is not Unpin.
+    let request = request.body(StreamBody::new(body)).unwrap();
+    let answer = guarded.oneshot(request).await.unwrap();
+    let answered = tokio::time::Instant::now();
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    // What the transport does with the answer.
+    answer.into_body().collect().await.unwrap();
+    is_gone.await.unwrap();
+    answered.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drain_waits_for_a_slow_client_and_not_for_one_that_stalls() {
+    let seconds = async |version, every| {
+        let every = Duration::from_secs(every);
+        drained_for(version, every).await.as_secs_f64().round() as u64
+    };
+    assert_eq!(seconds(Version::HTTP_11, 3600).await, 5);
+    assert_eq!(seconds(Version::HTTP_11, 4).await, 30);
+    assert_eq!(seconds(Version::HTTP_2, 3600).await, 1);
+}
+
+#[test]
+fn without_a_runtime_the_answer_ends_behind_the_drain() {
+    let store = service_fn(async |_: Request<MeteredBody<_>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let guarded = StorageGuardLayer::new(volume(0)).layer(store);
+    let (gone, mut is_gone) = oneshot::channel();
+    let parts = stream::unfold((16, Gone(Some(gone))), async |(left, gone)| {
+        let part = Frame::data(Bytes::from_static(&[0; 65_536]));
+        (left > 0).then_some((Ok::<_, Infallible>(part), (left - 1, gone)))
+    });
+    let request = Request::put("/").header("content-length", MIB);
+    let request = request.body(StreamBody::new(parts)).unwrap();
+    let answer = poll_to_end(guarded.oneshot(request)).unwrap();
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    // HTTP/1 would take it as sent at this length.
+    assert_eq!(answer.body().size_hint().exact(), None);
+    let mut body = std::pin::pin!(answer.into_body());
+    let content = poll_to_end(body.frame()).unwrap().unwrap();
+    assert!(content.is_data());
+    assert!(is_gone.try_recv().is_err());
+    assert!(poll_to_end(body.frame()).is_none());
+    assert!(is_gone.try_recv().is_ok());
+}
+
+fn poll_to_end<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A service of every kind that ends in a refusal.
+fn faulty() -> Router {
+    let full = || io::Error::from(io::ErrorKind::StorageFull);
+    routes()
+        .route(
+            "/at-once",
+            put(async move || Err::<(), _>(Failure::from(full()))),
+        )
+        .route(
+            "/in-the-middle",
+            put(async move |mut body: Body| {
+                body.frame().await;
+                Err::<(), _>(Failure::from(full()))
+            }),
+        )
+        .route("/inner", put(async || StatusCode::INSUFFICIENT_STORAGE))
+}
+
+#[tokio::test]
+async fn refusals_of_every_origin_arrive() {
+    let server = serve(faulty().layer(StorageGuardLayer::new(volume(1 << 30)))).await;
+    for path in ["/at-once", "/in-the-middle", "/inner"] {
+        let mut client = Raw::connect(server.address).await;
+        client.send(head(path, LARGE, "")).await;
+        client.send(vec![0; LARGE]).await;
+        client.answer().await.is_refusal();
+        client.is_usable().await;
+        client.send(chunked(path, LARGE)).await;
+        client.answer().await.is_refusal();
+        client.is_usable().await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_in_mid_stream_arrives() {
+    let server = start(MIB as u64).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(chunked("/a", LARGE)).await;
+    client.answer().await.is_refusal();
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_quota_arrives() {
+    let layer = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::bytes(MIB as u64)));
+    let server = serve(routes().layer(layer.scope_by(|_| "user:1"))).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(head("/a", LARGE, "")).await;
+    client.send(vec![0; LARGE]).await;
+    client.answer().await.is_refusal();
+    client.send(chunked("/a", LARGE)).await;
+    client.answer().await.is_refusal();
+    client.is_usable().await;
+}
+
+/// Answers once and never again.
+struct Hung(bool);
+
+impl Probe for Hung {
+    fn read(&mut self) -> io::Result<Reading> {
+        if std::mem::replace(&mut self.0, true) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Reading::new(1 << 30, 1 << 40))
+    }
+}
+
+#[tokio::test]
+async fn an_outage_arrives() {
+    let stale = Volume::from_probe(Hung(false)).unwrap();
+    let stale = stale.max_age(Duration::from_millis(1));
+    while !stale.status().is_stale {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let server = serve(routes().layer(StorageGuardLayer::new(stale))).await;
+    let mut client = Raw::connect(server.address).await;
+    client.send(head("/a", LARGE, "")).await;
+    client.send(vec![0; LARGE]).await;
+    assert_eq!(client.answer().await.status, 503);
+    client.is_usable().await;
+}
+
+#[tokio::test]
+async fn a_service_that_fails_is_answered_for() {
+    let fail = service_fn(async |_: Request<MeteredBody<Incoming>>| {
+        Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::StorageFull))
+    });
+    let server = serve(StorageGuardLayer::new(volume(1 << 30)).layer(fail)).await;
+    let mut client = Raw::connect(server.address).await;
+    for _ in 0..2 {
+        client.send(head("/", LARGE, "")).await;
+        client.send(vec![0; LARGE]).await;
+        client.answer().await.is_refusal();
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_length_is_answered() {
+    let store = service_fn(async |_: Request<MeteredBody<Full<Bytes>>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let guarded = StorageGuardLayer::new(volume(1 << 30)).layer(store);
+    let request = Request::put("/").header("content-length", "many");
+    let request = request.body(Full::from("content")).unwrap();
+    assert_eq!(guarded.oneshot(request).await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn over_http_2_the_other_streams_go_on() {
+    let server = start(2 * MIB as u64).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let upload = |length: usize| {
+        let (parts, body) = mpsc::channel::<Bytes>(1);
+        let body = stream::unfold(body, async |mut body| {
+            let part = body.recv().await?;
+            Some((Ok::<_, Infallible>(Frame::data(part)), body))
+        });
+        let request = Request::put(server.url() + "/a").header("content-length", length);
+        (
+            parts,
+            request.body(StreamBody::new(Box::pin(body))).unwrap(),
+        )
+    };
+    let (parts, request) = upload(MIB);
+    let admitted = tokio::spawn(sender.send_request(request));
+    parts.send(Bytes::from(vec![0; MIB / 2])).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let (parts, request) = upload(LARGE);
+        let answer = in_time(sender.send_request(request)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+        let body = in_time(answer.into_body().collect()).await.unwrap();
+        assert!(!body.to_bytes().is_empty());
+        held.push(parts);
+    }
+    parts.send(Bytes::from(vec![0; MIB / 2])).await.unwrap();
+    drop(parts);
+    let answer = in_time(admitted).await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::CREATED);
+}

@@ -1,0 +1,17 @@
+//! The guard in this process: what it lets in, what it refuses, and how it answers.
+
+mod allocations;
+#[cfg(feature = "axum")]
+mod arrival;
+#[cfg(feature = "axum")]
+mod clients_that_leave;
+mod collections;
+#[cfg(all(feature = "axum", target_os = "linux"))]
+mod disks;
+mod found;
+mod guard;
+#[cfg(target_os = "linux")]
+mod hang;
+mod price;
+#[cfg(all(feature = "axum", target_os = "linux"))]
+mod store;

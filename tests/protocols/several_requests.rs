@@ -1,0 +1,811 @@
+//! Uploads of several requests, by a service that keeps what comes in memory.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use test_support::service::{Content, Incoming, Reply, USER, chunked, full};
+use test_support::{Dice, disk::Disk, eventually};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower_storage_guard::{
+    Amount, Reservation, ResponseBody, StorageGuardLayer, Volume,
+    quota::{Limits, MemoryQuota},
+    upload::{Chunks, Progress, Uploads},
+};
+
+/// What the service has: for tus by upload, for chunks by chunk.
+type Kept = Arc<Mutex<Everything>>;
+#[derive(Default)]
+struct Everything {
+    begun: usize,
+    kept: HashMap<String, u64>,
+}
+
+type Guarded = BoxCloneService<Request<Content>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
+
+/// A guarded service, and all that can be looked at.
+struct Site {
+    service: Guarded,
+    quota: MemoryQuota,
+    uploads: Uploads,
+    volume: Volume,
+    disk: Disk,
+}
+
+impl Site {
+    /// With so much room on the volume, and so much for the user.
+    fn new(room: u64, limit: u64) -> Self {
+        let uploads = Uploads::default().and(Chunks::under("/chunks"));
+        Self::with(room, limit, uploads)
+    }
+
+    fn with(room: u64, limit: u64, uploads: Uploads) -> Self {
+        let (disk, quota) = (Disk::new(room), MemoryQuota::new(Limits::bytes(limit)));
+        let volume = disk.volume();
+        let layer = StorageGuardLayer::new(volume.clone())
+            .quota(quota.clone())
+            .scope_by(|_| USER)
+            .uploads(&uploads);
+        let kept = Kept::default();
+        let service = layer.layer(service_fn(move |request| keep(kept.clone(), request)));
+        Self {
+            service: BoxCloneService::new(service),
+            quota,
+            uploads,
+            volume,
+            disk,
+        }
+    }
+
+    async fn send(&self, request: Request<Content>) -> Response<ResponseBody<Full<Bytes>>> {
+        let mut service = self.service.clone();
+        service.ready().await.unwrap().call(request).await.unwrap()
+    }
+
+    async fn status(&self, request: Request<Content>) -> u16 {
+        self.send(request).await.status().as_u16()
+    }
+
+    /// Begins an upload by tus. Where it is, or the status.
+    async fn begin(&self, whole: u64) -> Result<String, u16> {
+        self.begin_with(whole, full(0)).await
+    }
+
+    async fn begin_with(&self, whole: u64, content: Content) -> Result<String, u16> {
+        let request = tus("POST", "/files").header("upload-length", whole);
+        let answer = self.send(request.body(content).unwrap()).await;
+        assert_eq!(answer.headers()["tus-resumable"], "1.0.0");
+        match answer.status().as_u16() {
+            201 => Ok(place_of(&answer)),
+            status => Err(status),
+        }
+    }
+
+    async fn patch(&self, path: &str, offset: u64, content: Content) -> u16 {
+        let request = tus("PATCH", path).header("upload-offset", offset);
+        self.status(request.body(content).unwrap()).await
+    }
+
+    fn used(&self) -> u64 {
+        self.quota.usage(USER).used.bytes
+    }
+
+    fn held(&self) -> u64 {
+        self.quota.usage(USER).held.bytes
+    }
+}
+
+/// The path of what was begun.
+fn place_of<B>(answer: &Response<B>) -> String {
+    let location: Uri = answer.headers()["location"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    location.path().to_owned()
+}
+
+fn tus(method: &str, path: &str) -> http::request::Builder {
+    let request = Request::builder().method(method).uri(path);
+    request.header("tus-resumable", "1.0.0")
+}
+
+fn plain(method: &str, path: &str, bytes: usize) -> Request<Content> {
+    let request = Request::builder().method(method).uri(path);
+    request
+        .header("content-length", bytes)
+        .body(full(bytes))
+        .unwrap()
+}
+
+/// A body that breaks off after so many bytes.
+fn broken(bytes: usize) -> Content {
+    let frames = [
+        Ok(Frame::data(Bytes::from(vec![7; bytes]))),
+        Err(io::ErrorKind::ConnectionReset.into()),
+    ];
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+/// tus at `/files`, chunks at `/chunks`, and everything else is thrown away.
+async fn keep(kept: Kept, request: Request<Incoming>) -> Result<Reply, Infallible> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let number =
+        |name: &str| -> Option<u64> { head.headers.get(name)?.to_str().ok()?.parse().ok() };
+    let reservation: Option<&Reservation> = head.extensions.get();
+    let before = number("upload-offset").unwrap_or(0);
+    let is_tus = path.starts_with("/files");
+    if head.method == "PATCH" && kept.lock().unwrap().kept.get(&path) != Some(&before) {
+        return Ok(reply(409));
+    }
+    let (came, is_whole) = read(body, reservation).await;
+    let Everything { begun, kept } = &mut *kept.lock().unwrap();
+    let mut answer = match head.method.as_str() {
+        "POST" if is_tus => {
+            let place = format!("/files/{begun}");
+            *begun += 1;
+            kept.insert(place.clone(), came);
+            let mut answer = reply(201);
+            // As tusd does it.
+            let location = format!("http://files.example{place}");
+            answer
+                .headers_mut()
+                .insert("location", location.parse().unwrap());
+            answer
+        }
+        "PATCH" => {
+            // Whatever came is kept.
+            kept.insert(path, before + came);
+            reply(if is_whole { 204 } else { 500 })
+        }
+        "DELETE" => {
+            kept.retain(|kept, _| *kept != path && !kept.starts_with(&format!("{path}/")));
+            reply(204)
+        }
+        "PUT" if is_whole => {
+            kept.insert(path, came);
+            reply(201)
+        }
+        "PUT" => reply(500),
+        _ => reply(201),
+    };
+    if is_tus && matches!(head.method.as_str(), "POST" | "PATCH") {
+        let headers = answer.headers_mut();
+        headers.insert("tus-resumable", "1.0.0".parse().unwrap());
+        headers.insert("upload-offset", (before + came).into());
+    }
+    Ok(answer)
+}
+
+/// How much came, and whether it was all.
+async fn read(mut body: Incoming, reservation: Option<&Reservation>) -> (u64, bool) {
+    let mut came = 0;
+    loop {
+        match body.frame().await {
+            None => return (came, true),
+            Some(Err(_)) => return (came, false),
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                reservation
+                    .expect("what brings content is guarded")
+                    .written(bytes);
+                came += bytes;
+            }
+        }
+    }
+}
+
+fn reply(status: u16) -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = StatusCode::from_u16(status).unwrap();
+    reply
+}
+
+#[tokio::test]
+async fn the_whole_is_held_at_the_first_request_and_charged_at_the_last() {
+    let site = Site::new(1_000, 100);
+    let file = site.begin(100).await.unwrap();
+    assert_eq!((site.used(), site.held()), (0, 100));
+    assert_eq!(site.quota.usage(USER).held.objects, 1);
+    assert_eq!(site.begin(1).await, Err(507));
+    for (offset, bytes) in [(0, 30), (30, 0), (30, 69)] {
+        assert_eq!(site.patch(&file, offset, full(bytes)).await, 204);
+        assert_eq!((site.used(), site.held()), (0, 100));
+    }
+    assert_eq!(site.uploads.get(&file).unwrap().received, 99);
+    assert_eq!(site.patch(&file, 99, full(1)).await, 204);
+    assert_eq!(site.quota.usage(USER).used, Amount::new(100, 1));
+    assert_eq!((site.held(), site.uploads.open()), (0, 0));
+    // Nobody knows of it any more, and the service answers for itself.
+    assert_eq!(site.patch(&file, 99, full(0)).await, 409);
+    assert_eq!(site.used(), 100);
+}
+
+#[tokio::test]
+async fn what_is_whole_in_its_first_request_is_charged_with_it() {
+    let site = Site::new(1_000, 100);
+    site.begin_with(40, full(40)).await.unwrap();
+    assert_eq!((site.used(), site.held()), (40, 0));
+    site.begin(0).await.unwrap();
+    assert_eq!(site.quota.usage(USER).used, Amount::new(40, 2));
+    // A part of it leaves it open.
+    let file = site.begin_with(60, full(20)).await.unwrap();
+    assert_eq!((site.used(), site.held()), (40, 60));
+    assert_eq!(site.patch(&file, 20, full(40)).await, 204);
+    assert_eq!((site.used(), site.held()), (100, 0));
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_goes_on_where_it_was() {
+    // On both it fits exactly, so that nothing may be counted twice.
+    let site = Site::new(100, 100);
+    let file = site.begin(100).await.unwrap();
+    assert_eq!(site.patch(&file, 0, broken(60)).await, 500);
+    assert_eq!((site.used(), site.held()), (0, 100));
+    // A client that has not asked.
+    assert_eq!(site.patch(&file, 0, full(100)).await, 409);
+    assert_eq!(site.patch(&file, 60, full(40)).await, 204);
+    assert_eq!((site.used(), site.held()), (100, 0));
+}
+
+#[tokio::test]
+async fn what_has_to_be_sent_again_is_claimed_again() {
+    let site = Site::new(100, 100);
+    let put = |name: &str, content: Content| {
+        let request = Request::put(format!("/chunks/1/{name}"));
+        request.header("oc-total-length", 60).body(content).unwrap()
+    };
+    assert_eq!(site.status(put("1", full(40))).await, 201);
+    // The disk has it, and the ledger has seen that.
+    site.disk.set_available(60);
+    Disk::until(&site.volume, |status| status.claimed == 20).await;
+    // What it takes the place of stays until it is there. There is room for both beside what is to come, exactly.
+    assert_eq!(site.status(put("1", full(40))).await, 201);
+    Disk::until(&site.volume, |status| status.claimed == 20).await;
+    site.disk.set_available(59);
+    Disk::until(&site.volume, |status| status.available == 59).await;
+    assert_eq!(site.status(put("1", full(40))).await, 507);
+    // That is no reason to refuse what comes for the first time.
+    assert_eq!(site.status(put("2", full(20))).await, 201);
+    assert_eq!((site.used(), site.held()), (0, 60));
+    assert_eq!(site.status(plain("MOVE", "/chunks/1/.file", 0)).await, 201);
+    assert_eq!((site.used(), site.held()), (60, 0));
+}
+
+#[tokio::test]
+async fn a_part_fits_however_full_the_volume_has_become() {
+    let site = Site::new(100, 1_000);
+    let file = site.begin(100).await.unwrap();
+    assert_eq!(site.begin(1).await, Err(507));
+    assert_eq!(site.patch(&file, 0, full(50)).await, 204);
+    site.disk.set_available(50);
+    Disk::until(&site.volume, |status| status.claimed == 50).await;
+    assert_eq!(site.begin(1).await, Err(507));
+    assert_eq!(site.patch(&file, 50, full(50)).await, 204);
+    site.disk.set_available(0);
+    Disk::until_settled(&site.volume).await;
+}
+
+#[tokio::test]
+async fn an_upload_of_unknown_length_grows_with_its_parts() {
+    let site = Site::new(1_000, 100);
+    let request = tus("POST", "/files").header("upload-defer-length", "1");
+    let answer = site.send(request.body(full(0)).unwrap()).await;
+    let file = place_of(&answer);
+    assert_eq!(site.held(), 0);
+    assert_eq!(site.patch(&file, 0, full(70)).await, 204);
+    assert_eq!((site.used(), site.held()), (0, 70));
+    // More than there is, and so is the length that is told at last.
+    assert_eq!(site.patch(&file, 70, full(31)).await, 507);
+    let with_length = |whole: u64, bytes| {
+        let request = tus("PATCH", &file).header("upload-offset", 70);
+        let request = request.header("upload-length", whole);
+        request.body(full(bytes)).unwrap()
+    };
+    assert_eq!(site.status(with_length(101, 10)).await, 507);
+    assert_eq!((site.used(), site.held()), (0, 70));
+    assert_eq!(site.status(with_length(90, 10)).await, 204);
+    assert_eq!((site.used(), site.held()), (0, 90));
+    assert_eq!(site.patch(&file, 80, full(10)).await, 204);
+    assert_eq!((site.used(), site.held()), (90, 0));
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_draws_as_it_comes() {
+    let site = Site::new(100, 100);
+    let file = site.begin(100).await.unwrap();
+    let parts = |frames: usize| {
+        let frames =
+            stream::iter(0..frames).map(|_| Ok(Frame::data(Bytes::from_static(b"tenletters"))));
+        StreamBody::new(frames).boxed_unsync()
+    };
+    assert_eq!(site.patch(&file, 0, parts(4)).await, 204);
+    assert_eq!(site.patch(&file, 40, parts(7)).await, 507);
+    assert_eq!((site.used(), site.held()), (0, 100));
+    // The service has kept what came before the cut.
+    assert_eq!(site.patch(&file, 100, full(0)).await, 204);
+    assert_eq!((site.used(), site.held()), (100, 0));
+}
+
+#[tokio::test]
+async fn what_is_aborted_is_given_back() {
+    let site = Site::new(100, 100);
+    let file = site.begin(100).await.unwrap();
+    assert_eq!(site.patch(&file, 0, full(60)).await, 204);
+    let delete = tus("DELETE", &file).body(full(0)).unwrap();
+    assert_eq!(site.status(delete).await, 204);
+    assert_eq!((site.used(), site.held(), site.uploads.open()), (0, 0, 0));
+    assert_eq!(site.quota.usage(USER).held, Amount::ZERO);
+    Disk::until_settled(&site.volume).await;
+
+    // By the service itself, without a request.
+    let file = site.begin(100).await.unwrap();
+    assert!(site.uploads.release(&file));
+    assert!(!site.uploads.release(&file));
+    assert_eq!(site.held(), 0);
+}
+
+#[tokio::test]
+async fn what_nobody_comes_back_for_expires() {
+    let uploads = Uploads::default().expire_after(Duration::from_millis(100));
+    let site = Site::with(100, 100, uploads);
+    let file = site.begin(100).await.unwrap();
+    assert_eq!(site.held(), 100);
+    assert_eq!(
+        site.uploads.get(&file),
+        site.uploads.get(&format!("{file}/")),
+        "a slash at the end names the same"
+    );
+    eventually("it expires", || site.held() == 0).await;
+    assert_eq!(site.uploads.open(), 0);
+    // What comes all the same is charged by itself.
+    assert_eq!(site.patch(&file, 0, full(10)).await, 204);
+    assert_eq!((site.used(), site.held()), (10, 0));
+}
+
+#[tokio::test]
+async fn an_upload_in_flight_does_not_expire() {
+    let uploads = Uploads::default().expire_after(Duration::from_millis(20));
+    let site = Site::with(100, 100, uploads);
+    let file = site.begin(100).await.unwrap();
+    let (frames, rest) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let frames_of = stream::unfold(rest, |mut rest| async {
+        let frame = rest.recv().await?;
+        Some((Ok(Frame::data(frame)), rest))
+    });
+    let patch = site.patch(&file, 0, StreamBody::new(frames_of).boxed_unsync());
+    let slow = async {
+        frames.send(Bytes::from(vec![7; 50])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(site.held(), 100);
+        frames.send(Bytes::from(vec![7; 50])).await.unwrap();
+        drop(frames);
+    };
+    assert_eq!(tokio::join!(patch, slow).0, 204);
+    assert_eq!((site.used(), site.held()), (100, 0));
+}
+
+#[tokio::test]
+async fn a_first_request_that_fails_leaves_nothing() {
+    let site = Site::new(1_000, 100);
+    assert_eq!(site.begin(101).await, Err(507));
+    assert_eq!(site.begin(u64::MAX).await, Err(507));
+    let first = Request::put("/chunks/1/1").header("oc-total-length", 100);
+    assert_eq!(site.status(first.body(broken(10)).unwrap()).await, 500);
+    assert_eq!((site.used(), site.held(), site.uploads.open()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn chunks_come_in_any_order_and_more_than_once() {
+    let site = Site::new(1_000, 100);
+    let folder = Request::builder().method("MKCOL").uri("/chunks/1/");
+    let folder = folder.header("oc-total-length", 90).body(full(0)).unwrap();
+    assert_eq!(site.status(folder).await, 201);
+    assert_eq!(site.held(), 90);
+    for (name, bytes) in [("3", 30), ("1", 20), ("3", 30), ("2", 30), ("1", 30)] {
+        let path = format!("/chunks/1/{name}");
+        assert_eq!(site.status(plain("PUT", &path, bytes)).await, 201);
+    }
+    // Larger than announced finds room for the difference, or is refused by itself.
+    assert_eq!(site.status(plain("PUT", "/chunks/1/4", 11)).await, 507);
+    assert_eq!(site.status(plain("PUT", "/chunks/1/4", 10)).await, 201);
+    assert_eq!((site.used(), site.held()), (0, 100));
+    assert_eq!(site.status(plain("MOVE", "/chunks/1/.file", 0)).await, 201);
+    assert_eq!(site.quota.usage(USER).used, Amount::new(100, 1));
+    assert_eq!(site.held(), 0);
+
+    // One of which nothing was said is charged chunk by chunk.
+    let site = Site::new(1_000, 100);
+    assert_eq!(site.status(plain("PUT", "/chunks/2/1", 10)).await, 201);
+    assert_eq!((site.used(), site.held()), (10, 0));
+    assert_eq!(site.status(plain("DELETE", "/chunks/1", 0)).await, 204);
+}
+
+#[tokio::test]
+async fn chunks_that_come_at_once_hold_the_whole_once() {
+    let site = Site::new(1_000, 100);
+    let chunk = |name: u64| {
+        let request = Request::put(format!("/chunks/1/{name}"));
+        let request = request.header("oc-total-length", 100);
+        site.status(request.body(full(25)).unwrap())
+    };
+    let all = tokio::join!(chunk(1), chunk(2), chunk(3), chunk(4));
+    assert_eq!(all, (201, 201, 201, 201));
+    assert_eq!((site.used(), site.held()), (0, 100));
+    let delete = Request::delete("/chunks/1").body(full(0)).unwrap();
+    assert_eq!(site.status(delete).await, 204);
+    assert_eq!(site.held(), 0);
+}
+
+#[tokio::test]
+async fn the_ietfs_uploads_end_when_they_say_so() {
+    let kept = |status: u16, complete: &'static str| {
+        move |request: Request<Incoming>| async move {
+            request.into_body().collect().await.unwrap();
+            let mut answer = reply(status);
+            let headers = answer.headers_mut();
+            headers.insert("upload-complete", complete.parse().unwrap());
+            headers.insert("location", "../up/1".parse().unwrap());
+            Ok::<_, Infallible>(answer)
+        }
+    };
+    let (quota, uploads) = (MemoryQuota::new(Limits::bytes(100)), Uploads::default());
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let request = |method: &str, path: &str, complete: &str| {
+        let request = Request::builder().method(method).uri(path);
+        request.header("upload-complete", complete)
+    };
+
+    let first = request("POST", "/new/file", "?0").header("upload-length", 100);
+    let first = first.body(full(30)).unwrap();
+    let answer = layer.layer(service_fn(kept(201, "?0"))).oneshot(first);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::CREATED);
+    assert_eq!(quota.usage(USER).held.bytes, 100);
+    let Progress {
+        whole, received, ..
+    } = uploads.get("/up/1").unwrap();
+    assert_eq!((whole, received), (Some(100), 30));
+
+    let last = request("PATCH", "/up/1", "?1").header("upload-offset", 30);
+    let last = last.body(full(70)).unwrap();
+    let answer = layer.layer(service_fn(kept(200, "?1"))).oneshot(last);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+    assert_eq!(quota.usage(USER).used, Amount::new(100, 1));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    quota.set_used(USER, Amount::ZERO);
+
+    // All at once.
+    let whole = request("POST", "/new/file", "?1").body(full(40)).unwrap();
+    let answer = layer.layer(service_fn(kept(200, "?1"))).oneshot(whole);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    assert_eq!(uploads.open(), 0);
+}
+
+#[tokio::test]
+async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
+    let (quota, uploads) = (MemoryQuota::new(Limits::bytes(100)), Uploads::default());
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        request.into_body().collect().await.unwrap();
+        let mut answer = reply(201);
+        let headers = answer.headers_mut();
+        headers.insert("location", "/notes/7".parse().unwrap());
+        Ok::<_, Infallible>(answer)
+    }));
+    let request = tus("POST", "/notes").header("upload-length", 100);
+    let request = request.body(full(10)).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 201);
+    assert_eq!(quota.usage(USER).used, Amount::new(10, 1));
+    assert_eq!(uploads.open(), 0);
+}
+
+/// At random, beside a model: what is open is held, what is whole is used, and nothing else.
+#[tokio::test]
+async fn figures_agree_with_a_model_at_every_quiet_point() {
+    const LIMIT: u64 = 500;
+    for seed in 0..40 {
+        let mut dice = Dice::new(seed);
+        let site = Site::new(1 << 20, LIMIT);
+        // By path: how long it is, and how much of it is there.
+        let mut open: Vec<(String, u64, u64)> = Vec::new();
+        let mut used = 0;
+        for _ in 0..80 {
+            let held: u64 = open.iter().map(|(_, whole, _)| whole).sum();
+            match dice.roll(8) {
+                0 | 1 => {
+                    let whole = 1 + dice.roll(200);
+                    let begun = site.begin(whole).await;
+                    assert_eq!(begun.is_ok(), used + held + whole <= LIMIT, "seed {seed}");
+                    open.extend(begun.map(|path| (path, whole, 0)));
+                }
+                2 if !open.is_empty() => {
+                    let which = dice.roll(open.len() as u64) as usize;
+                    let (path, ..) = open.swap_remove(which);
+                    let delete = tus("DELETE", &path).body(full(0)).unwrap();
+                    assert_eq!(site.status(delete).await, 204);
+                }
+                3.. if !open.is_empty() => {
+                    let which = dice.roll(open.len() as u64) as usize;
+                    let (path, whole, there) = &mut open[which];
+                    let bytes = dice.roll(*whole - *there + 1);
+                    let breaks = dice.roll(3) == 0;
+                    let content = match breaks {
+                        true => broken(bytes as usize),
+                        false => full(bytes as usize),
+                    };
+                    let status = site.patch(path, *there, content).await;
+                    assert_eq!(status, if breaks { 500 } else { 204 }, "seed {seed}");
+                    *there += bytes;
+                    if !breaks && there == whole {
+                        used += *whole;
+                        open.swap_remove(which);
+                    }
+                }
+                _ => {}
+            }
+            let held = open.iter().map(|(_, whole, _)| whole).sum();
+            assert_eq!((site.used(), site.held()), (used, held), "seed {seed}");
+            assert_eq!(site.uploads.open(), open.len());
+        }
+    }
+}
+
+/// Nothing that others send in its name changes what an upload is charged for.
+#[tokio::test]
+async fn a_part_that_is_refused_is_not_counted_in_the_place_of_one_in_flight() {
+    let patch = |offset: u64| {
+        let request = tus("PATCH", "/files/0").header("upload-offset", offset);
+        request.body(full(0)).unwrap()
+    };
+    for offset in [0, 7, u64::MAX] {
+        let site = Site::new(100, 100);
+        let file = site.begin(100).await.unwrap();
+        assert_eq!(site.patch(&file, 0, full(40)).await, 204);
+        let (frames, mut rest) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let frames_of = stream::poll_fn(move |cx| rest.poll_recv(cx).map(|frame| frame.map(Ok)));
+        let content = StreamBody::new(frames_of.map(|frame| frame.map(Frame::data)));
+        let last = site.patch(&file, 40, content.boxed_unsync());
+        let between = async {
+            frames.send(Bytes::from(vec![7; 30])).await.unwrap();
+            assert_eq!(site.status(patch(offset)).await, 409);
+            frames.send(Bytes::from(vec![7; 30])).await.unwrap();
+            drop(frames);
+        };
+        assert_eq!(tokio::join!(last, between).0, 204);
+        assert_eq!((site.used(), site.held()), (100, 0), "at {offset}");
+        Disk::until_settled(&site.volume).await;
+    }
+}
+
+#[tokio::test]
+async fn no_offset_is_too_large() {
+    let site = Site::new(1_000, 100);
+    let chunk = || {
+        let request = Request::put("/chunks/1/1").header("oc-total-length", 50);
+        request.body(full(20)).unwrap()
+    };
+    assert_eq!(site.status(chunk()).await, 201);
+    // A client may name by one protocol what it began by another.
+    for offset in [u64::MAX, 0] {
+        site.patch("/chunks/1", offset, full(0)).await;
+        assert_eq!(site.status(chunk()).await, 201);
+    }
+    assert_eq!(site.uploads.get("/chunks/1").unwrap().received, 20);
+    assert_eq!(site.status(plain("MOVE", "/chunks/1/.file", 0)).await, 201);
+    assert_eq!((site.used(), site.held()), (20, 0));
+}
+
+#[tokio::test]
+async fn an_upload_has_one_name_however_it_is_written() {
+    let site = Site::new(1_000, 100);
+    let file = site.begin(30).await.unwrap();
+    for (offset, alias) in [
+        (0, "/files/0?a=b"),
+        (10, "/files/%30"),
+        (20, "/%66iles/0/?"),
+    ] {
+        let known = site.uploads.get(&file).unwrap();
+        assert_eq!(known.received, offset);
+        let status = site.patch(alias, offset, full(10)).await;
+        // The service here takes only queries for the same.
+        if status != 204 {
+            assert_eq!((site.used(), site.held()), (0, 30), "{alias}");
+            assert_eq!(site.patch(&file, offset, full(10)).await, 204);
+        }
+    }
+    assert_eq!(site.used(), 30);
+
+    let site = Site::new(1_000, 100);
+    let put = Request::put("/chunks/a@b/1").header("oc-total-length", 30);
+    assert_eq!(site.status(put.body(full(30)).unwrap()).await, 201);
+    assert_eq!(
+        site.status(plain("MOVE", "/%63hunks/a%40b/%2Efile", 0))
+            .await,
+        201
+    );
+    assert_eq!((site.used(), site.held()), (30, 0));
+}
+
+#[tokio::test]
+async fn what_a_handler_says_of_a_part_goes_with_the_part() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::new(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        // It compresses.
+        let (head, body) = request.into_parts();
+        let came = body.collect().await.unwrap().to_bytes().len() as u64;
+        if came > 0 {
+            let reservation: &Reservation = head.extensions.get().unwrap();
+            reservation.stored(came / 2);
+        }
+        Ok::<_, Infallible>(reply(201))
+    }));
+    for _ in 0..3 {
+        let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+        let put = put.body(full(40)).unwrap();
+        assert_eq!(service.clone().oneshot(put).await.unwrap().status(), 201);
+    }
+    let last = plain("MOVE", "/chunks/1/.file", 0);
+    assert_eq!(service.oneshot(last).await.unwrap().status(), 201);
+    assert_eq!(quota.usage(USER).used, Amount::new(20, 1));
+}
+
+/// A service that answers so, and reads behind its answer.
+fn answers_first(
+    headers: &'static [(&'static str, &'static str)],
+) -> impl Fn(Request<Incoming>) -> std::future::Ready<Result<Reply, Infallible>> + Clone {
+    move |request| {
+        let mut answer = reply(201);
+        for (name, value) in headers {
+            answer.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            request.into_body().collect().await.unwrap();
+        });
+        std::future::ready(Ok(answer))
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_behind_the_answer_counts() {
+    let guard = |idle| {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let uploads = Uploads::default().expire_after(idle);
+        let layer = StorageGuardLayer::quota_only(quota.clone())
+            .scope_by(|_| USER)
+            .uploads(&uploads);
+        (quota, uploads, layer)
+    };
+    let first = |content_type: &'static str| {
+        let request = Request::post("/new").header("upload-complete", "?0");
+        let request = request.header("content-type", content_type);
+        request.body(chunked(4, 10)).unwrap()
+    };
+
+    // One that knows no uploads. Its client cannot have it for nothing.
+    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let service = layer.layer(service_fn(answers_first(&[])));
+    let answer = service.oneshot(first("image/png")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    eventually("it is charged", || {
+        quota.usage(USER).used == Amount::new(40, 1)
+    })
+    .await;
+    assert_eq!(uploads.open(), 0);
+
+    // The same of a call.
+    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        request.into_body().collect().await.unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = stream::iter([Ok::<_, Infallible>(Frame::<Bytes>::trailers(trailers))]);
+        let mut answer = Response::new(StreamBody::new(frames));
+        let grpc = "application/grpc".parse().unwrap();
+        answer.headers_mut().insert("content-type", grpc);
+        Ok::<_, Infallible>(answer)
+    }));
+    let answer = service.oneshot(first("application/grpc")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    assert_eq!(uploads.open(), 0);
+
+    // One that is open expires all the same.
+    let (quota, uploads, layer) = guard(Duration::from_millis(50));
+    let service = layer.layer(service_fn(answers_first(&[
+        ("upload-complete", "?0"),
+        ("location", "/up/1"),
+    ])));
+    let answer = service.oneshot(first("image/png")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    eventually("it is open", || uploads.open() == 1).await;
+    eventually("it expires", || uploads.open() == 0).await;
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn the_last_request_counts_even_where_others_like_it_are_not_guarded() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::new(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .applies_when(|head| head.method == "PUT")
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        let status = if request.method() == "DELETE" {
+            207
+        } else {
+            201
+        };
+        request.into_body().collect().await.unwrap();
+        Ok::<_, Infallible>(reply(status))
+    }));
+    let send = |request| service.clone().oneshot(request);
+    let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+    send(put.body(full(40)).unwrap()).await.unwrap();
+    // Some of it is still there.
+    send(plain("DELETE", "/chunks/1", 0)).await.unwrap();
+    assert_eq!(quota.usage(USER).held.bytes, 40);
+    send(plain("MOVE", "/chunks/1/.file", 0)).await.unwrap();
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
+    let (quota, uploads) = (
+        MemoryQuota::new(Limits::bytes(100)),
+        Uploads::default().and(Chunks::under("/chunks")),
+    );
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let service = layer.layer(service_fn(async |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        body.collect().await.unwrap();
+        if !head.uri.path().ends_with("/1") {
+            head.extensions.get::<Reservation>().unwrap().commit().await;
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Infallible>(reply(201))
+    }));
+    // The client leaves before the answer.
+    let left = |request| {
+        let answer = service.clone().oneshot(request);
+        tokio::time::timeout(Duration::from_millis(20), answer)
+    };
+    let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
+    assert!(left(put.body(full(40)).unwrap()).await.is_ok());
+    assert!(left(plain("MOVE", "/chunks/1/.file", 0)).await.is_err());
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
+    // Or never meant it to be an upload of several requests.
+    let put = Request::put("/note").header("upload-complete", "?1");
+    let put = put.header("upload-length", 10).body(full(10)).unwrap();
+    assert!(left(put).await.is_err());
+    assert_eq!(quota.usage(USER).used, Amount::new(50, 2));
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    assert_eq!(uploads.open(), 0);
+}

@@ -1,0 +1,289 @@
+//! What WebDAV requests cost, whoever serves them.
+
+use std::{convert::Infallible, fs, path::Path};
+
+use http::{Request, StatusCode};
+use tempfile::TempDir;
+use test_support::disk::Disk;
+use test_support::service::{Content, Incoming, full, read_all};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_storage_guard::{
+    Amount, Scopes, StorageGuardLayer, Volume,
+    dav::{Dav, Depth, Folder, Tree},
+    quota::{Limits, MemoryQuota, Usage},
+};
+
+/// A tree, and quotas of 100 bytes for each of its top folders.
+struct Server {
+    root: TempDir,
+    disk: Disk,
+    volume: Volume,
+    quota: MemoryQuota,
+}
+
+impl Server {
+    /// `ann` has 60 bytes in four objects, `bob` has 10 in one.
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("ann/photos")).unwrap();
+        fs::create_dir(root.path().join("bob")).unwrap();
+        for (file, size) in [
+            ("ann/a", 20),
+            ("ann/photos/b", 30),
+            ("ann/photos/c d", 10),
+            ("bob/a", 10),
+        ] {
+            fs::write(root.path().join(file), vec![7; size]).unwrap();
+        }
+        let disk = Disk::new(1_000);
+        let volume = disk.volume();
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        quota.set_used("ann", Amount::new(60, 4));
+        quota.set_used("bob", Amount::new(10, 1));
+        Self {
+            root,
+            disk,
+            volume,
+            quota,
+        }
+    }
+
+    /// Sends a request to a service that answers so.
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        content: usize,
+        answer: u16,
+    ) -> u16 {
+        self.send_to(
+            Folder::new(self.root.path()),
+            method,
+            path,
+            headers,
+            content,
+            answer,
+        )
+        .await
+    }
+
+    async fn send_to(
+        &self,
+        tree: impl Tree,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        content: usize,
+        answer: u16,
+    ) -> u16 {
+        let dav = Dav::new(tree)
+            .prefix("/dav")
+            .scope_by(|_, path: &Path| -> Scopes {
+                let owner = path.iter().next();
+                owner.map(|owner| owner.to_str().unwrap()).into()
+            });
+        let layer = StorageGuardLayer::new(self.volume.clone())
+            .quota(self.quota.clone())
+            .webdav(dav);
+        let service = layer.layer(service_fn(move |request: Request<Incoming>| async move {
+            let mut read = read_all(request).await?;
+            *read.status_mut() = StatusCode::from_u16(answer).unwrap();
+            Ok::<_, Infallible>(read)
+        }));
+        let mut request = Request::builder().method(method).uri(format!("/dav{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request: Request<Content> = request.body(full(content)).unwrap();
+        service.oneshot(request).await.unwrap().status().as_u16()
+    }
+
+    async fn set_available(&self, bytes: u64) {
+        self.disk.set_available(bytes);
+        Disk::until(&self.volume, |status| status.available == bytes).await;
+    }
+
+    fn used(&self, scope: &str) -> (u64, u64) {
+        let Usage { used, held, .. } = self.quota.usage(scope);
+        assert_eq!(held, Amount::ZERO, "{scope}");
+        (used.bytes, used.objects)
+    }
+}
+
+#[tokio::test]
+async fn a_put_costs_what_it_adds() {
+    let server = Server::new();
+    assert_eq!(server.send("PUT", "/ann/new", &[], 40, 201).await, 201);
+    assert_eq!(server.used("ann"), (100, 5));
+    // The old 20 make room.
+    assert_eq!(server.send("PUT", "/ann/a", &[], 21, 204).await, 507);
+    assert_eq!(server.send("PUT", "/ann/a", &[], 20, 204).await, 204);
+    assert_eq!(server.used("ann"), (100, 5));
+    assert_eq!(server.send("PUT", "/ann/a", &[], 5, 204).await, 204);
+    assert_eq!(server.used("ann"), (85, 5));
+    assert_eq!(server.send("PUT", "/ann/x", &[], 1, 403).await, 403);
+    assert_eq!(server.used("ann"), (85, 5));
+}
+
+#[tokio::test]
+async fn a_collection_is_an_object() {
+    let server = Server::new();
+    assert_eq!(server.send("MKCOL", "/bob/new/", &[], 0, 201).await, 201);
+    assert_eq!(server.used("bob"), (10, 2));
+}
+
+#[tokio::test]
+async fn a_copy_is_charged_to_its_destination() {
+    let server = Server::new();
+    let to = ("destination", "http://localhost/dav/bob/photos");
+    assert_eq!(server.send("COPY", "/ann/photos", &[to], 0, 201).await, 201);
+    assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (50, 4)));
+
+    let shallow = [to, ("depth", "0")];
+    assert_eq!(
+        server.send("COPY", "/ann/photos", &shallow, 0, 201).await,
+        201
+    );
+    assert_eq!(server.used("bob"), (50, 5));
+
+    // It takes the place of ten bytes.
+    let over = [("destination", "/dav/bob/a")];
+    assert_eq!(server.send("COPY", "/ann/a", &over, 0, 204).await, 204);
+    assert_eq!(server.used("bob"), (60, 5));
+    // Refused whole, before it starts.
+    assert_eq!(server.send("COPY", "/ann", &[to], 0, 201).await, 507);
+    assert_eq!(server.used("bob"), (60, 5));
+}
+
+#[tokio::test]
+async fn a_copy_needs_room_on_the_volume() {
+    let server = Server::new();
+    server.set_available(30).await;
+    server.quota.set_limits("bob", Limits::UNLIMITED);
+    let to = [("destination", "/dav/bob/b")];
+    assert_eq!(server.send("COPY", "/ann/photos", &to, 0, 201).await, 507);
+    assert_eq!(server.send("COPY", "/ann/a", &to, 0, 201).await, 201);
+    // What is only renamed needs none.
+    assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 201).await, 201);
+}
+
+#[tokio::test]
+async fn a_move_inside_one_scope_is_free() {
+    let server = Server::new();
+    server.quota.set_limits("ann", Limits::bytes(1));
+    let to = [("destination", "/dav/ann/renamed")];
+    assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 201).await, 201);
+    assert_eq!(server.used("ann"), (60, 4));
+    // As Nextcloud ends an upload of several requests.
+    server.set_available(0).await;
+    let total = [to[0], ("oc-total-length", "500")];
+    assert_eq!(
+        server.send("MOVE", "/ann/photos", &total, 0, 201).await,
+        201
+    );
+    assert_eq!(server.used("ann"), (60, 4));
+    // What it overwrites is gone.
+    let over = [("destination", "/dav/ann/a")];
+    assert_eq!(
+        server.send("MOVE", "/ann/photos/b", &over, 0, 204).await,
+        204
+    );
+    assert_eq!(server.used("ann"), (40, 3));
+}
+
+#[tokio::test]
+async fn a_move_between_scopes_changes_hands() {
+    let server = Server::new();
+    let to = [("destination", "/dav/bob/photos")];
+    assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 409).await, 409);
+    assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (10, 1)));
+    assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 201).await, 201);
+    assert_eq!((server.used("ann"), server.used("bob")), ((20, 1), (50, 4)));
+    server.quota.set_limits("bob", Limits::bytes(69));
+    assert_eq!(server.send("MOVE", "/ann/a", &to, 0, 201).await, 507);
+    assert_eq!((server.used("ann"), server.used("bob")), ((20, 1), (50, 4)));
+}
+
+#[tokio::test]
+async fn what_must_not_be_overwritten_is_not_priced() {
+    let server = Server::new();
+    server.quota.set_limits("bob", Limits::bytes(1));
+    let to = [("destination", "/dav/bob/a"), ("overwrite", "F")];
+    for method in ["COPY", "MOVE"] {
+        // The service has its own answer to this, and to a source that is not there.
+        assert_eq!(server.send(method, "/ann/a", &to, 0, 412).await, 412);
+        assert_eq!(server.send(method, "/ann/none", &to, 0, 404).await, 404);
+    }
+    assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (10, 1)));
+}
+
+#[tokio::test]
+async fn a_delete_gives_back_and_is_never_refused() {
+    let server = Server::new();
+    server.set_available(0).await;
+    server.quota.set_limits("ann", Limits::bytes(1));
+    assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 423).await, 423);
+    assert_eq!(server.used("ann"), (60, 4));
+    // Part of it is still there.
+    assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 207).await, 207);
+    assert_eq!(server.used("ann"), (60, 4));
+    assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 204).await, 204);
+    assert_eq!(server.used("ann"), (20, 1));
+    // Nobody knows how large it is.
+    assert_eq!(
+        server
+            .send_to(Broken, "DELETE", "/ann/a", &[], 0, 204)
+            .await,
+        204
+    );
+    assert_eq!(server.used("ann"), (20, 1));
+}
+
+#[tokio::test]
+async fn a_lock_makes_what_is_not_there() {
+    let server = Server::new();
+    assert_eq!(server.send("LOCK", "/ann/none", &[], 0, 201).await, 201);
+    assert_eq!(server.used("ann"), (60, 5));
+    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 41, 207).await, 507);
+    assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 40, 207).await, 207);
+    assert_eq!(server.used("ann"), (100, 5));
+    // Now all is full, and what is there can be locked to be overwritten.
+    server.set_available(0).await;
+    assert_eq!(server.send("LOCK", "/ann/a", &[], 1_000, 200).await, 200);
+    assert_eq!(server.send("LOCK", "/ann/more", &[], 10, 201).await, 507);
+    assert_eq!(server.used("ann"), (100, 5));
+}
+
+#[tokio::test]
+async fn a_part_takes_the_place_of_nobody_knows_what() {
+    let server = Server::new();
+    let part = [("content-range", "bytes 0-4/20")];
+    assert_eq!(server.send("PUT", "/ann/a", &part, 5, 204).await, 204);
+    assert_eq!(server.used("ann").0, 65);
+}
+
+struct Broken;
+
+impl Tree for Broken {
+    fn measure(&self, _: &Path, _: Depth) -> std::io::Result<Option<Amount>> {
+        panic!("a tree of the user's own")
+    }
+}
+
+#[tokio::test]
+async fn a_price_that_cannot_be_found_is_an_outage() {
+    let server = Server::new();
+    let status = server.send_to(Broken, "PUT", "/ann/a", &[], 1, 201).await;
+    assert_eq!(status, 503);
+    assert_eq!(server.used("ann"), (60, 4));
+}
+
+#[tokio::test]
+async fn paths_that_lead_elsewhere_are_the_services_to_refuse() {
+    let server = Server::new();
+    for path in ["/../etc", "/ann/%2e%2e/bob/a", "/ann/a%00"] {
+        assert_eq!(server.send("DELETE", path, &[], 0, 400).await, 400);
+    }
+    assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (10, 1)));
+}

@@ -1,0 +1,487 @@
+//! Charges over a kill: at any step, while the store is away, and on a disk that is full.
+
+use std::{
+    fs,
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+use test_support::{Dice, eventually};
+use tower_storage_guard::{
+    Amount, Scopes,
+    quota::{
+        Change, Journal, LeasedQuota, Limits, QuotaHold, QuotaSource, SqliteStore, Store,
+        StoredQuota,
+    },
+};
+
+use super::{
+    figures,
+    process::{Process, part, ready},
+};
+
+/// A folder with a quota in SQLite and its journal.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn database(&self) -> PathBuf {
+        self.0.join("quota.db")
+    }
+
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(self.database()).unwrap()
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::open(self.0.join("journal")).unwrap()
+    }
+
+    fn quota(&self) -> StoredQuota<SqliteStore> {
+        over(self.store(), self.journal())
+    }
+
+    /// Waits until whoever had it open has written all.
+    async fn journal_again(&self) -> Journal {
+        let began = Instant::now();
+        loop {
+            match Journal::open(self.0.join("journal")) {
+                Ok(journal) => return journal,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::ResourceBusy),
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "it is kept open");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn over<S: Store>(store: S, journal: Journal) -> StoredQuota<S> {
+    StoredQuota::new(store, Limits::bytes(100))
+        .journal(journal)
+        .time_to_live(Duration::from_secs(1))
+}
+
+fn bytes(bytes: i64) -> Change {
+    Change { bytes, objects: 0 }
+}
+
+/// This process does nothing any more until it is killed, and its runtime with only one thread does not either.
+fn stand_still() -> ! {
+    ready();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// As in [`stand_still`], and its tasks go on.
+async fn go_on() {
+    ready();
+    std::future::pending().await
+}
+
+async fn all_is_journaled<S: Store>(quota: &StoredQuota<S>) {
+    eventually("it is written", || quota.is_journaled()).await;
+}
+
+async fn all_is_settled<S: Store>(quota: &StoredQuota<S>) {
+    eventually("it is settled", || quota.unsettled() == 0).await;
+}
+
+const NAMES: [&str; 2] = ["it's\n\"a\" na\0me", "Zoë/🦀"];
+
+/// Stores 20 bytes, gives back 3, and stops at this step. Its runtime has one thread: what it does not wait for does
+/// not happen.
+async fn stop_at(step: &str, folder: &Folder) {
+    let quota = folder.quota();
+    let scopes = Scopes::from(NAMES);
+    let hold = quota
+        .reserve(&scopes, Amount::bytes(80), Amount::ZERO)
+        .await
+        .unwrap();
+    if step == "held" {
+        stand_still();
+    }
+    let _lock = (step == "noted").then(|| lock(folder));
+    let charge = hold.commit(bytes(20));
+    quota.give_back(&scopes, Amount::bytes(3));
+    match step {
+        "charged" => {}
+        "noted" => {
+            all_is_journaled(&quota).await;
+            assert_eq!(quota.unsettled(), 2);
+        }
+        _ => {
+            charge.await;
+            while quota.unsettled() > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    if step == "done" {
+        drop(quota);
+        drop(folder.journal_again().await);
+    }
+    stand_still();
+}
+
+/// The store is away until this is dropped.
+fn lock(folder: &Folder) -> Connection {
+    let connection = Connection::open(folder.database()).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    connection
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_at_any_step_charges_once() {
+    if let Some(part) = part() {
+        let (step, folder) = part.split_once(' ').unwrap();
+        return stop_at(step, &Folder(folder.into())).await;
+    }
+    for (step, used, replayed) in [
+        // Nobody has been told that it is stored.
+        ("held", 0, 0),
+        ("charged", 0, 0),
+        ("noted", 17, 2),
+        ("settled", 17, 2),
+        ("done", 17, 0),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder(temporary.path().into());
+        let child = Process::start(
+            "journal::a_process_that_is_killed_at_any_step_charges_once",
+            &format!("{step} {}", folder.0.display()),
+        );
+        child.kill();
+        let quota = folder.quota();
+        assert_eq!(quota.unsettled(), replayed, "{step}");
+        all_is_settled(&quota).await;
+        for name in NAMES {
+            assert_eq!(figures(quota.store(), name).await.0, used, "{step}");
+        }
+        // Its holds are gone with the charge, or expire.
+        if replayed > 0 {
+            assert_eq!(figures(quota.store(), NAMES[0]).await.1, 0, "{step}");
+        }
+        drop(quota);
+        let quota = over(folder.store(), folder.journal_again().await);
+        assert_eq!(quota.unsettled(), 0, "{step}");
+        let began = Instant::now();
+        while figures(quota.store(), NAMES[1]).await != (used, 0) {
+            assert!(began.elapsed() < Duration::from_secs(2), "{step}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// One byte per charge: those that were begun, and those that are in the journal or the store.
+const BEGUN: &str = "begun";
+const KEPT: &str = "kept";
+
+fn count(folder: &Folder, what: &str) -> u64 {
+    fs::metadata(folder.0.join(what)).map_or(0, |file| file.len())
+}
+
+fn append(folder: &Folder, what: &str) -> fs::File {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).append(true);
+    options.open(folder.0.join(what)).unwrap()
+}
+
+/// Thirty of them fill a segment, and no page of SQLite has so much left.
+fn long_name() -> String {
+    "user".repeat(10_000)
+}
+
+/// Charges one byte after the other until it is killed.
+async fn charge_on(folder: &Folder) {
+    let (mut begun, mut kept) = (append(folder, BEGUN), append(folder, KEPT));
+    let quota = folder.quota();
+    ready();
+    loop {
+        begun.write_all(b".").unwrap();
+        drop(quota.adjust(&*long_name(), bytes(1)));
+        while !quota.is_journaled() {
+            tokio::task::yield_now().await;
+        }
+        kept.write_all(b".").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
+    const ROUNDS: u64 = 8;
+    if let Some(folder) = part() {
+        return charge_on(&Folder(folder.into())).await;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = Folder(temporary.path().into());
+    let mut dice = Dice::new(11);
+    for _ in 0..ROUNDS {
+        let enough = count(&folder, KEPT) + 1 + dice.roll(300);
+        let child = Process::start(
+            "journal::a_process_that_is_killed_at_any_moment_charges_what_it_has_written",
+            folder.0.to_str().unwrap(),
+        );
+        eventually("it charges", || count(&folder, KEPT) >= enough).await;
+        child.kill();
+    }
+    let quota = folder.quota();
+    all_is_settled(&quota).await;
+    let used = figures(quota.store(), &long_name()).await.0 as u64;
+    let (begun, kept) = (count(&folder, BEGUN), count(&folder, KEPT));
+    assert!((kept..=begun).contains(&used), "{kept} {used} {begun}");
+    // One at a time.
+    assert!(begun - kept <= ROUNDS, "{kept} {begun}");
+}
+
+/// Uploads of one byte, several at the same time, from budget that is leased.
+async fn upload_on(folder: &Folder) {
+    let quota = StoredQuota::new(folder.store(), Limits::bytes(1 << 40)).journal(folder.journal());
+    let quota = LeasedQuota::new(quota);
+    ready();
+    for client in 0..4 {
+        let (quota, begun, kept) = (quota.clone(), append(folder, BEGUN), append(folder, KEPT));
+        tokio::spawn(async move {
+            let (mut begun, mut kept) = (begun, kept);
+            let scopes = Scopes::from(["user", if client < 2 { "tenant" } else { "other tenant" }]);
+            loop {
+                begun.write_all(b".").unwrap();
+                let hold = quota.reserve(&scopes, Amount::bytes(4), Amount::ZERO).await;
+                hold.unwrap().commit(bytes(1)).await;
+                // It is answered.
+                kept.write_all(b".").unwrap();
+            }
+        });
+    }
+    std::future::pending().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer() {
+    const ROUNDS: u64 = 8;
+    if let Some(folder) = part() {
+        return upload_on(&Folder(folder.into())).await;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = Folder(temporary.path().into());
+    let mut dice = Dice::new(12);
+    for _ in 0..ROUNDS {
+        // Around the moments at which its leases go to the store.
+        let enough = count(&folder, KEPT) + 1 + dice.roll(20_000);
+        let child = Process::start(
+            "journal::a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer",
+            folder.0.to_str().unwrap(),
+        );
+        eventually("it stores", || count(&folder, KEPT) >= enough).await;
+        child.kill();
+    }
+    let quota = folder.quota();
+    all_is_settled(&quota).await;
+    let used = figures(quota.store(), "user").await.0 as u64;
+    let (begun, kept) = (count(&folder, BEGUN), count(&folder, KEPT));
+    assert!((kept..=begun).contains(&used), "{kept} {used} {begun}");
+    // Four at a time.
+    assert!(begun - kept <= 4 * ROUNDS, "{kept} {begun}");
+    let tenants =
+        figures(quota.store(), "tenant").await.0 + figures(quota.store(), "other tenant").await.0;
+    assert!(
+        (kept..=begun).contains(&(tenants as u64)),
+        "{kept} {tenants} {begun}"
+    );
+}
+
+#[tokio::test]
+async fn it_is_open_until_all_clones_are_gone_and_all_is_settled() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = Folder(temporary.path().into());
+    let is_open = || {
+        let again = Journal::open(folder.0.join("journal"));
+        matches!(again, Err(error) if error.kind() == ErrorKind::ResourceBusy)
+    };
+    let quota = folder.quota();
+    let clone = quota.clone();
+    drop(quota);
+    let lock = lock(&folder);
+    let charge = clone.adjust("user", bytes(5));
+    all_is_journaled(&clone).await;
+    drop(clone);
+    // The task is stuck with the charge.
+    let settled = tokio::time::timeout(Duration::from_millis(200), charge).await;
+    assert!(settled.is_err() && is_open());
+    drop(lock);
+    let quota = over(folder.store(), folder.journal_again().await);
+    assert_eq!(quota.unsettled(), 0);
+    assert_eq!(figures(quota.store(), "user").await, (5, 0));
+}
+
+#[test]
+fn it_says_what_is_wrong() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [&file, &file.join("below")] {
+        let error = Journal::open(path).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+/// The store is killed, requests are charged, the process is killed, both come back.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn charges_outlive_their_process_while_postgresql_is_away() {
+    use test_support::postgres::{Server, pool};
+    use tower_storage_guard::quota::PostgresStore;
+
+    const DOWN: &str = "down";
+    if let Some(part) = part() {
+        let (port, folder) = part.split_once(' ').unwrap();
+        let folder = Folder(folder.into());
+        let store = PostgresStore::new(pool(port.parse().unwrap()));
+        let quota = StoredQuota::new(store, Limits::bytes(100)).journal(folder.journal());
+        let user = Scopes::from("user");
+        let mut holds = Vec::new();
+        for _ in 0..3 {
+            let hold = quota.reserve(&user, Amount::bytes(20), Amount::ZERO).await;
+            holds.push(hold.unwrap());
+        }
+        let charged = holds.pop().unwrap();
+        charged.commit(bytes(20)).await;
+        ready();
+        eventually("it is killed", || folder.0.join(DOWN).exists()).await;
+        for hold in holds {
+            drop(hold.commit(bytes(7)));
+        }
+        for _ in 0..100 {
+            drop(quota.adjust(["user", "tenant"], bytes(2)));
+        }
+        all_is_journaled(&quota).await;
+        assert_eq!(quota.unsettled(), 102);
+        fs::write(folder.0.join(KEPT), "").unwrap();
+        return std::future::pending().await;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, mut server) = (Folder(temporary.path().into()), Server::new());
+    let child = Process::start(
+        "journal::charges_outlive_their_process_while_postgresql_is_away",
+        &format!("{} {}", server.port(), folder.0.display()),
+    );
+    assert_eq!(figures(&server.store(), "user").await, (20, 40));
+    server.kill();
+    fs::write(folder.0.join(DOWN), "").unwrap();
+    eventually("it is kept", || folder.0.join(KEPT).exists()).await;
+    child.kill();
+    // It starts before its store does.
+    let quota = over(server.store(), folder.journal());
+    assert_eq!(quota.unsettled(), 102);
+    server.start();
+    all_is_settled(&quota).await;
+    assert_eq!(figures(quota.store(), "user").await, (234, 0));
+    assert_eq!(figures(quota.store(), "tenant").await, (200, 0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_disk_that_is_full_takes_charges() {
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+
+    async fn charge(folder: &Folder, change: i64) {
+        let quota = folder.quota();
+        drop(quota.adjust(&*long_name(), bytes(change)));
+        for _ in 0..100 {
+            drop(quota.adjust("user", bytes(1)));
+        }
+        all_is_journaled(&quota).await;
+        assert!(quota.unsettled() > 0);
+        go_on().await;
+    }
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            if let Some(part) = part() {
+                let (change, folder) = part.split_once(' ').unwrap();
+                return charge(&Folder(folder.into()), change.parse().unwrap()).await;
+            }
+            let temporary = tempfile::tempdir().unwrap();
+            let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=4m"));
+            drop(folder.journal());
+            let store = Arc::new(folder.store());
+            fill_but(&folder.0, 0);
+            for change in [7, 80, 900] {
+                let child = Process::start(
+                    "journal::a_disk_that_is_full_takes_charges",
+                    &format!("{change} {}", folder.0.display()),
+                );
+                child.kill();
+                assert_eq!(figures(&*store, &long_name()).await, (0, 0));
+            }
+            fs::remove_file(folder.0.join("filler")).unwrap();
+            let quota = over(Arc::clone(&store), folder.journal());
+            all_is_settled(&quota).await;
+            assert_eq!(figures(&*store, &long_name()).await, (987, 0));
+            assert_eq!(figures(&*store, "user").await, (300, 0));
+        });
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn what_has_no_room_is_written_once_there_is() {
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+
+    async fn charge(folder: &Folder) {
+        let quota = folder.quota();
+        let _lock = lock(folder);
+        drop(quota.adjust("user", bytes(100)));
+        all_is_journaled(&quota).await;
+        fill_but(&folder.0, 0);
+        // More than a segment is large.
+        for _ in 0..60 {
+            drop(quota.adjust(&*long_name(), bytes(1)));
+        }
+        eventually("it is found out", || !quota.is_journaled()).await;
+        // It stays so for as long as there is no room.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(quota.adjust("user", bytes(1_000)));
+        assert!(!quota.is_journaled());
+        fs::remove_file(folder.0.join("filler")).unwrap();
+        all_is_journaled(&quota).await;
+        assert_eq!(quota.unsettled(), 62);
+        go_on().await;
+    }
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            if let Some(folder) = part() {
+                return charge(&Folder(folder.into())).await;
+            }
+            let temporary = tempfile::tempdir().unwrap();
+            let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=10m"));
+            let store = folder.store();
+            let child = Process::start(
+                "journal::what_has_no_room_is_written_once_there_is",
+                folder.0.to_str().unwrap(),
+            );
+            child.kill();
+            let quota = over(store, folder.journal());
+            all_is_settled(&quota).await;
+            assert_eq!(figures(quota.store(), &long_name()).await, (60, 0));
+            assert_eq!(figures(quota.store(), "user").await, (1_100, 0));
+        });
+    });
+}
+
+/// Nothing but its own files is touched.
+#[test]
+fn other_files_of_the_directory_are_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let other: &Path = &folder.path().join("other");
+    fs::write(other, "content").unwrap();
+    drop(Journal::open(folder.path()).unwrap());
+    assert_eq!(fs::read_to_string(other).unwrap(), "content");
+}

@@ -1,0 +1,314 @@
+//! Servers that are away, and processes that are killed.
+
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
+
+use redis::aio::ConnectionManagerConfig;
+use test_support::mounts::with_own_network;
+use tower_storage_guard::{
+    Amount, Scopes,
+    quota::{
+        Change, HoldId, Limits, QuotaHold, QuotaSource, RedisStore, Settlement, Store, StoredQuota,
+    },
+};
+
+use super::{
+    super::{
+        figures, hold,
+        process::{Process, part, ready},
+        settle,
+    },
+    server::{Cluster, Server, store_with, until},
+    unavailable,
+};
+#[cfg(target_os = "linux")]
+
+/// Longer than a store may take.
+const BOUND: Duration = Duration::from_secs(7);
+
+/// Asserts that a reservation is not decided, and that this is known soon.
+async fn is_away<S: Store>(store: &S, scope: &str) -> String {
+    let began = Instant::now();
+    let why = unavailable(hold(store, scope, 1, 100).await);
+    assert!(
+        began.elapsed() < BOUND,
+        "after {:?}: {why}",
+        began.elapsed()
+    );
+    why
+}
+
+async fn is_back<S: Store>(store: &S, scope: &str) {
+    until("it is back", async || {
+        let Ok(id) = hold(store, scope, 1, 100).await else {
+            return false;
+        };
+        settle(store, id, scope, 0).await;
+        true
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_is_killed_comes_back_with_all_that_it_had_answered() {
+    let mut server = Server::start();
+    let store = server.store().await;
+    let quota = StoredQuota::new(server.store().await, Limits::bytes(100));
+    let id = hold(&store, "user", 60, 100).await.unwrap();
+    settle(&store, HoldId::unique(), "user", 10).await;
+    for number in 1..=3 {
+        server.kill();
+        is_away(&store, "user").await;
+        let change = Amount::bytes(1).into();
+        let settled = quota.adjust("user", change);
+        assert_eq!(quota.unsettled(), 1);
+        server.start_again();
+        is_back(&store, "user").await;
+        settled.await;
+        assert_eq!(figures(&store, "user").await, (10 + number, 60));
+    }
+    settle(&store, id, "user", 5).await;
+    assert_eq!(figures(&store, "user").await, (18, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_is_wiped_goes_on_from_nothing() {
+    let server = Server::start();
+    let store = server.store().await;
+    let id = hold(&store, "user", 60, 100).await.unwrap();
+    settle(&store, HoldId::unique(), "user", 10).await;
+    // It forgets its scripts first, then the rest.
+    server.ask::<()>("SCRIPT FLUSH").await.unwrap();
+    assert_eq!(figures(&store, "user").await, (10, 60));
+    for wipe in ["FLUSHALL", "SCRIPT FLUSH"] {
+        server.ask::<()>(wipe).await.unwrap();
+    }
+    hold(&store, "user", 100, 100).await.unwrap();
+    // It is on the disk, whatever Redis has forgotten.
+    store.renew(&[(id, "user".into())], BOUND).await.unwrap();
+    settle(&store, id, "user", 60).await;
+    assert_eq!(figures(&store, "user").await, (60, 100));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() {
+    let server = Server::start();
+    // With the client's patience, and with ours alone.
+    let impatient = ConnectionManagerConfig::new();
+    let patient = ConnectionManagerConfig::new().set_response_timeout(None);
+    for (user, config) in [("one", impatient), ("other", patient)] {
+        let store = store_with(&server, config).await;
+        let id = hold(&store, user, 60, 100).await.unwrap();
+        // Loads the script: what is not loaded must be asked for twice.
+        settle(&store, HoldId::unique(), user, 0).await;
+        server.signal("-STOP");
+        is_away(&store, user).await;
+        let settlement = Settlement {
+            id,
+            scopes: user.into(),
+            change: Amount::bytes(50).into(),
+            keep: None,
+        };
+        let began = Instant::now();
+        store.settle(&[settlement]).await.unwrap_err();
+        assert!(began.elapsed() < BOUND);
+        server.signal("-CONT");
+        // The answer was lost, and not what was asked.
+        until("it is charged", async || {
+            figures(&store, user).await.0 == 50
+        })
+        .await;
+        for _ in 0..2 {
+            settle(&store, id, user, 50).await;
+            // What was let in unheard is held until it ends by itself.
+            assert_eq!(figures(&store, user).await, (50, 1));
+        }
+    }
+}
+
+/// Whether a connection to this port of this machine is up, for all that the system knows.
+#[cfg(target_os = "linux")]
+fn is_connected(port: u16) -> bool {
+    let connections = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    // Number, our address, theirs, state: in hexadecimal digits.
+    connections.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words[2].ends_with(&format!(":{port:04X}")) && words[3] == "01"
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn set_network(to: &str) {
+    let mut ip = std::process::Command::new("ip");
+    let set = ip.args(["link", "set", "lo", to]).status();
+    assert!(set.unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "needs redis-server, unshare and ip"]
+fn a_machine_that_vanishes_without_a_word_is_given_up() {
+    with_own_network(|| {
+        set_network("up");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let server = Server::start();
+            let store = server.store().await;
+            hold(&store, "user", 1, 100).await.unwrap();
+            assert!(is_connected(server.port()));
+            set_network("down");
+            is_away(&store, "user").await;
+            // The system itself would try for a quarter of an hour.
+            until("the connection is given up", async || {
+                !is_connected(server.port())
+            })
+            .await;
+            is_away(&store, "user").await;
+            set_network("up");
+            is_back(&store, "user").await;
+        });
+    });
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_node_that_is_away_stops_nobody_but_its_own_scopes() {
+    let mut cluster = Cluster::start().await;
+    let store = cluster.store().await;
+    // By their slots: 5061, 866 and 12182.
+    let (here, there) = ("bar", "foo");
+    for scope in [here, there] {
+        settle(&store, HoldId::unique(), scope, 10).await;
+    }
+    cluster.nodes[2].kill();
+    is_away(&store, there).await;
+    let began = Instant::now();
+    hold(&store, here, 5, 100).await.unwrap();
+    assert!(began.elapsed() < BOUND);
+    // What can be settled is.
+    let charge = |scope: &str| Settlement {
+        id: HoldId::unique(),
+        scopes: scope.into(),
+        change: Amount::bytes(1).into(),
+        keep: None,
+    };
+    let both = [charge(there), charge(here)];
+    store.settle(&both).await.unwrap_err();
+    assert_eq!(figures(&store, here).await, (11, 5));
+    cluster.nodes[2].start_again();
+    is_back(&store, there).await;
+    until("it is settled", async || store.settle(&both).await.is_ok()).await;
+    assert_eq!(figures(&store, here).await, (11, 5));
+    assert_eq!(figures(&store, there).await.0 % 10, 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_replica_that_takes_over_goes_on_where_its_primary_was() {
+    let cluster = Cluster::start().await;
+    let store = cluster.store().await;
+    let replica = Cluster::node();
+    cluster.meet(&replica).await;
+    let primary: String = cluster.nodes[2].ask("CLUSTER MYID").await.unwrap();
+    let replicate = format!("CLUSTER REPLICATE {primary}");
+    until("it knows its primary", async || {
+        replica.ask::<()>(&replicate).await.is_ok()
+    })
+    .await;
+    until("it is in step", async || {
+        let info: String = replica.ask("INFO replication").await.unwrap();
+        info.contains("master_link_status:up")
+    })
+    .await;
+    let id = hold(&store, "foo", 60, 100).await.unwrap();
+    settle(&store, id, "foo", 50).await;
+    let held = hold(&store, "foo", 30, 100).await.unwrap();
+    replica.ask::<()>("CLUSTER FAILOVER").await.unwrap();
+    until("it has taken over", async || {
+        let role: String = replica.ask("INFO replication").await.unwrap();
+        role.contains("role:master")
+    })
+    .await;
+    is_back(&store, "foo").await;
+    // It remembers what is settled, too.
+    settle(&store, id, "foo", 50).await;
+    assert_eq!(figures(&store, "foo").await, (50, 30));
+    settle(&store, held, "foo", 30).await;
+    assert_eq!(figures(&store, "foo").await, (80, 0));
+    assert_eq!(store.largest(1).await.unwrap()[0].0.as_str(), "foo");
+}
+
+fn of_the_killed() -> Scopes {
+    Scopes::from(["user:{acme}:42", "tenant:{acme}"])
+}
+
+const KILLED: &str = "redis::outage::\
+    a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge";
+
+/// Holds, and stores again and again, until it is killed.
+async fn is_killed(url: &str) {
+    let store = RedisStore::connect(url).await.unwrap();
+    let quota = StoredQuota::new(store, Limits::UNLIMITED).time_to_live(Duration::from_secs(2));
+    let (scopes, amount) = (of_the_killed(), Amount::new(1 << 20, 1));
+    let _held = quota.reserve(&"held".into(), amount, Amount::ZERO).await;
+    for _ in 0..4 {
+        let (quota, scopes) = (quota.clone(), scopes.clone());
+        tokio::spawn(async move {
+            for number in 0.. {
+                if number == 1 {
+                    ready();
+                }
+                let hold = quota.reserve(&scopes, amount, Amount::ZERO).await.unwrap();
+                hold.commit(Change::from(amount)).await;
+            }
+        });
+    }
+    pending().await
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge() {
+    if let Some(url) = part() {
+        return is_killed(&url).await;
+    }
+    let server = Server::start();
+    let store = server.store().await;
+    for round in 0..3 {
+        let process = Process::start(KILLED, &server.url());
+        // Longer than a hold lives: it is renewed.
+        tokio::time::sleep(Duration::from_millis(2_500 + 7 * round)).await;
+        assert_eq!(figures(&store, "held").await, (0, 1 << 20));
+        process.kill();
+        let killed = Instant::now();
+        until("its holds are gone", async || {
+            let holds = store.holds(None, 100).await.unwrap();
+            let mut user = holds
+                .iter()
+                .filter(|held| held.scope.as_str().starts_with("user"));
+            let tenant = holds
+                .iter()
+                .filter(|held| held.scope.as_str().starts_with("tenant"));
+            assert_eq!(user.by_ref().count(), tenant.count());
+            holds.is_empty()
+        })
+        .await;
+        assert!(killed.elapsed() < Duration::from_millis(2_300));
+        let mut accounts = Vec::new();
+        for scope in &of_the_killed() {
+            accounts.push(store.account(scope).await.unwrap());
+        }
+        assert_eq!(accounts[0], accounts[1]);
+        let used = accounts[0].used;
+        assert!(
+            used.objects > 0 && used.bytes == used.objects << 20,
+            "{used:?}"
+        );
+        assert_eq!(accounts[0].held, Amount::ZERO);
+    }
+}

@@ -1,0 +1,326 @@
+//! Quotas in a file of SQLite, by several handles and several processes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+use tower_storage_guard::quota::{HoldId, QuotaError, Reserve, SqliteStore, Store};
+
+use super::{
+    conforms, figures, hold,
+    process::{Process, part, ready},
+    reserve, settle, sql,
+};
+
+/// A file that is gone in the end.
+struct File(TempDir);
+
+impl File {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("quota.db")
+    }
+
+    fn open(&self) -> SqliteStore {
+        SqliteStore::open(self.path()).unwrap()
+    }
+
+    /// As any other program may.
+    fn raw(&self) -> Connection {
+        Connection::open(self.path()).unwrap()
+    }
+
+    fn rows(&self, table: &str) -> i64 {
+        let count = format!("SELECT count(*) FROM {table}");
+        self.raw().query_row(&count, [], |row| row.get(0)).unwrap()
+    }
+
+    /// The file, its log, and the index of that.
+    fn delete(&self) {
+        for end in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{end}", self.path().display()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_conforms() {
+    let file = File::new();
+    let (one, other) = (Arc::new(file.open()), Arc::new(file.open()));
+    conforms(one.clone(), other).await;
+    sql::no_name_is_too_odd(&*one).await;
+    sql::nothing_wraps(&*one).await;
+    sql::an_id_counts_once_in_one_step(&*one).await;
+}
+
+#[tokio::test]
+async fn figures_outlive_the_process() {
+    let file = File::new();
+    settle(&file.open(), HoldId::unique(), "user", 7).await;
+    assert_eq!(figures(&file.open(), "user").await, (7, 0));
+}
+
+#[tokio::test]
+async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
+    let file = File::new();
+    let store = file.open();
+    for bytes in [1, 2, 3] {
+        settle(&store, HoldId::unique(), "user", bytes).await;
+    }
+    let id = hold(&store, "user", 5, 100).await.unwrap();
+    settle(&store, id, "user", 0).await;
+    assert_eq!((file.rows("settled"), file.rows("holds")), (3, 0));
+    file.raw()
+        .execute("UPDATE settled SET settled = settled - 86400000", [])
+        .unwrap();
+    settle(&store, HoldId::unique(), "user", -6).await;
+    assert_eq!((file.rows("settled"), file.rows("accounts")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
+    const LIVES: Duration = Duration::from_secs(2);
+    if let Some(part) = part() {
+        // The child: holds, charges, and does not live to hear of it.
+        let (path, id) = part.split_once(' ').unwrap();
+        let (id, store) = (id.parse().unwrap(), SqliteStore::open(path).unwrap());
+        let held = Reserve {
+            time_to_live: LIVES,
+            ..reserve(HoldId::unique(), "user", 80, 100)
+        };
+        store.reserve(&held).await.unwrap();
+        ready();
+        loop {
+            settle(&store, id, "user", 20).await;
+        }
+    }
+    let (file, id) = (File::new(), HoldId::unique());
+    let (store, start) = (file.open(), Instant::now());
+    let child = Process::start(
+        "sqlite::a_process_that_is_killed_frees_its_holds_and_loses_no_charge",
+        &format!("{} {id}", file.path().display()),
+    );
+    child.kill();
+    assert_eq!(figures(&store, "user").await.1, 80);
+    // Whether or not it got there: once.
+    settle(&store, id, "user", 20).await;
+    let began = Instant::now();
+    while figures(&store, "user").await != (20, 0) {
+        assert!(began.elapsed() < LIVES, "{:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn processes_that_race_never_pass_the_limit() {
+    const LIMIT: u64 = 300;
+    let race = async |path: &Path| {
+        let store = SqliteStore::open(path).unwrap();
+        for _ in 0..200 {
+            match hold(&store, ["user", "tenant"], 1, LIMIT).await {
+                Ok(id) => settle(&store, id, ["tenant", "user"], 1).await,
+                Err(QuotaError::Exceeded(_)) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    };
+    if let Some(path) = part() {
+        ready();
+        return race(path.as_ref()).await;
+    }
+    let file = File::new();
+    let others = [1, 2].map(|_| {
+        Process::start(
+            "sqlite::processes_that_race_never_pass_the_limit",
+            file.path().to_str().unwrap(),
+        )
+    });
+    race(&file.path()).await;
+    others.into_iter().for_each(Process::ends);
+    let store = file.open();
+    assert_eq!(figures(&store, "user").await, (LIMIT as i64, 0));
+    assert_eq!(figures(&store, "tenant").await, (LIMIT as i64, 0));
+}
+
+#[tokio::test]
+async fn a_process_that_stops_with_the_lock_keeps_nobody_for_long() {
+    if let Some(path) = part() {
+        let connection = Connection::open(path).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        ready();
+        return std::thread::sleep(Duration::from_secs(60));
+    }
+    let file = File::new();
+    let store = file.open();
+    settle(&store, HoldId::unique(), "user", 7).await;
+    let child = Process::start(
+        "sqlite::a_process_that_stops_with_the_lock_keeps_nobody_for_long",
+        file.path().to_str().unwrap(),
+    );
+    child.stop();
+    // All wait at the same time, and the runtime's only thread for none of them. The first may leave.
+    let brief = Duration::from_millis(100);
+    let gone = tokio::time::timeout(brief, hold(&store, "user", 50, 100)).await;
+    assert!(gone.is_err());
+    tokio::join!(
+        sql::is_away(&store),
+        sql::is_away(&store),
+        sql::is_away(&store)
+    );
+    child.kill();
+    sql::recovers(&store, "user", Duration::from_secs(5)).await;
+    assert_eq!(figures(&store, "user").await, (7, 0));
+}
+
+#[tokio::test]
+async fn a_file_that_is_deleted_is_made_anew() {
+    let file = File::new();
+    let (one, other) = (file.open(), file.open());
+    settle(&one, HoldId::unique(), "user", 7).await;
+    settle(&other, HoldId::unique(), "user", 7).await;
+    file.delete();
+    assert_eq!(figures(&one, "user").await, (0, 0));
+    // Both have the same new one.
+    settle(&other, HoldId::unique(), "user", 5).await;
+    assert_eq!(figures(&one, "user").await, (5, 0));
+    // Without its log being deleted as well.
+    fs::remove_file(file.path()).unwrap();
+    settle(&other, HoldId::unique(), "user", 3).await;
+    assert_eq!(figures(&one, "user").await, (3, 0));
+}
+
+#[tokio::test]
+async fn tables_that_are_dropped_are_made_anew() {
+    let file = File::new();
+    let store = file.open();
+    settle(&store, HoldId::unique(), "user", 7).await;
+    for table in ["holds", "settled", "accounts"] {
+        let drop = format!("DROP TABLE {table}");
+        file.raw().execute_batch(&drop).unwrap();
+        let id = hold(&store, "user", 5, 100).await.expect(table);
+        settle(&store, id, "user", 0).await;
+    }
+    assert_eq!(figures(&store, "user").await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_file_that_is_broken_or_out_of_reach_is_no_refusal_and_it_recovers() {
+    let file = File::new();
+    let store = file.open();
+    settle(&store, HoldId::unique(), "user", 7).await;
+    file.delete();
+    fs::write(file.path(), "no database at all ".repeat(1_000)).unwrap();
+    sql::is_away(&store).await;
+    assert!(SqliteStore::open(file.path()).is_err());
+    file.delete();
+    sql::recovers(&store, "user", Duration::ZERO).await;
+
+    let folder = file.0.path();
+    let away = folder.with_extension("away");
+    fs::rename(folder, &away).unwrap();
+    sql::is_away(&store).await;
+    fs::rename(&away, folder).unwrap();
+    sql::recovers(&store, "user", Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_version_is_left_alone() {
+    let file = File::new();
+    drop(file.open());
+    file.raw().pragma_update(None, "user_version", 2).unwrap();
+    let error = SqliteStore::open(file.path()).unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tool_does_not_make_what_it_was_to_look_at() {
+    let file = File::new();
+    let refused = |path: &Path| SqliteStore::open_existing(path).unwrap_err().to_string();
+    refused(&file.path());
+    assert!(!file.path().exists());
+    assert!(refused(file.0.path()).contains("no file"));
+    fs::write(file.path(), "").unwrap();
+    assert!(refused(&file.path()).contains("no quotas"));
+    // What belongs to somebody else, who has versions too.
+    file.raw()
+        .execute_batch("CREATE TABLE accounts (id); PRAGMA user_version = 1")
+        .unwrap();
+    assert!(refused(&file.path()).contains("no quotas"));
+    assert_eq!(file.rows("sqlite_master"), 1);
+    file.delete();
+    fs::write(file.path(), "no database at all ".repeat(1_000)).unwrap();
+    refused(&file.path());
+    file.delete();
+
+    let service = file.open();
+    settle(&service, HoldId::unique(), "user", 7).await;
+    let tool = SqliteStore::open_existing(file.path()).unwrap();
+    assert_eq!(figures(&tool, "user").await, (7, 0));
+    settle(&tool, HoldId::unique(), "user", 1).await;
+    assert_eq!(figures(&service, "user").await, (8, 0));
+}
+
+#[tokio::test]
+async fn many_open_a_new_file_at_the_same_time() {
+    let file = File::new();
+    let path = file.path();
+    let threads: Vec<_> = (0..16)
+        .map(|_| {
+            let path = path.clone();
+            std::thread::spawn(move || SqliteStore::open(path).unwrap())
+        })
+        .collect();
+    for thread in threads {
+        let store = thread.join().unwrap();
+        settle(&store, HoldId::unique(), "user", 1).await;
+    }
+    assert_eq!(figures(&file.open(), "user").await, (16, 0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
+    use test_support::{
+        eventually,
+        mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    };
+    use tower_storage_guard::{
+        Amount, Scopes,
+        quota::{Limits, QuotaHold, QuotaSource, StoredQuota},
+    };
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = tmpfs(&folder.path().join("disk"), "size=1m");
+            let store = Arc::new(SqliteStore::open(disk.join("quota.db")).unwrap());
+            let quota = StoredQuota::new(Arc::clone(&store), Limits::UNLIMITED);
+            // Longer than what is left of any page.
+            let user = "user".repeat(10_000);
+            let hold = quota
+                .reserve(&Scopes::from(&*user), Amount::bytes(9), Amount::ZERO)
+                .await
+                .unwrap();
+            fill_but(&disk, 0);
+            let charge = hold.commit(Amount::bytes(7).into());
+            sql::is_away(&*store).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(quota.unsettled(), 1);
+            // Looking takes no room.
+            assert_eq!(figures(&*store, &user).await, (0, 9));
+            fs::remove_file(disk.join("filler")).unwrap();
+            charge.await;
+            eventually("it is charged", || quota.unsettled() == 0).await;
+            assert_eq!(figures(&*store, &user).await, (7, 0));
+        });
+    });
+}

@@ -1,0 +1,15 @@
+//! Waiting for what will be.
+
+use std::time::{Duration, Instant};
+
+/// Waits until `is_so`, ten seconds at the most.
+pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(10), "not yet: {what}");
+        // By the system's clock, as the threads that we wait for go by it: a test may have paused tokio's.
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(5)))
+            .await
+            .unwrap();
+    }
+}

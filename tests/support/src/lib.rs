@@ -1,0 +1,30 @@
+//! What tests of several packages, and the benches, need.
+
+mod dice;
+pub mod disk;
+mod eventually;
+#[cfg(feature = "examples")]
+pub mod example;
+#[cfg(target_os = "linux")]
+pub mod mounts;
+#[cfg(feature = "examples")]
+pub mod proto {
+    //! The messages and clients of the gRPC example.
+    include!("../../../examples/tonic-upload/proto/upload.v1.rs");
+}
+#[cfg(target_os = "linux")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+pub mod running;
+#[cfg(feature = "server")]
+pub mod server;
+pub mod service;
+#[cfg(feature = "examples")]
+pub mod tus;
+#[cfg(feature = "examples")]
+pub mod uploads;
+#[cfg(feature = "examples")]
+pub mod webdav;
+
+pub use self::{dice::Dice, eventually::eventually};

@@ -1,0 +1,142 @@
+//! Filesystems of a test's own, and a network.
+//!
+//! A test that mounts runs again as a process in a mount namespace of its own. Whatever it mounts is seen by nobody
+//! else, and is gone when that process ends, however it ends.
+
+use std::{
+    any::type_name,
+    env,
+    ffi::OsStr,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use fs4::FileExt;
+
+/// Set in the process that runs a test for the second time.
+const AGAIN: &str = "STORAGE_GUARD_TEST_AGAIN";
+
+/// Runs a test in a mount namespace of its own. In a user namespace too, where we are not root: that is enough for
+/// tmpfs, bind mounts and FUSE.
+///
+/// `test` must be a closure right inside the test function, whose name is read off it.
+pub fn with_own_mounts<F: FnOnce()>(test: F) {
+    again(unshare(&["--mount", "--propagation", "private"]), test);
+}
+
+/// As [`with_own_mounts`], in a network with nobody else, which is down.
+pub fn with_own_network<F: FnOnce()>(test: F) {
+    again(unshare(&["--net"]), test);
+}
+
+fn unshare(what: &[&str]) -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.args(what);
+    if !is_root() {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    unshare
+}
+
+/// As [`with_own_mounts`], for filesystems in image files: the kernel lets only the real root have loop devices.
+pub fn with_own_loop_mounts<F: FnOnce()>(test: F) {
+    assert!(
+        env::var_os(AGAIN).is_some() || is_root(),
+        "this test mounts an image through a loop device, which takes real root: run it as root, or leave it out"
+    );
+    with_own_mounts(test);
+}
+
+/// Runs a test where no file may grow larger than one MiB, and where that does not kill.
+pub fn with_small_files<F: FnOnce()>(test: F) {
+    let mut shell = Command::new("sh");
+    // POSIX counts in 512 bytes, bash in 1024.
+    shell.args(["-c", r#"trap "" XFSZ; ulimit -S -f 1024 && exec "$0" "$@""#]);
+    again(shell, test);
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    id.stdout.trim_ascii() == b"0"
+}
+
+/// Runs the test in this process if that is the second one already. Otherwise starts the second by `wrapper`.
+fn again<F: FnOnce()>(mut wrapper: Command, test: F) {
+    if env::var_os(AGAIN).is_some() {
+        return test();
+    }
+    let (_crate, name) = type_name::<F>().split_once("::").unwrap();
+    let name = name.trim_end_matches("::{{closure}}");
+    let output = wrapper
+        // A hung filesystem must not hang the tests.
+        .args(["timeout", "--signal=KILL", "120"])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", name, "--include-ignored", "--nocapture"])
+        .env(AGAIN, "1")
+        .output()
+        .expect("unshare, sh and timeout are needed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(
+        output.status.success() && said.contains(" 1 passed"),
+        "{wrapper:?} ended with {}: {said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+    );
+}
+
+/// A new tmpfs at `at`, with mount options such as `size=32m`.
+pub fn tmpfs(at: &Path, options: &str) -> PathBuf {
+    std::fs::create_dir_all(at).unwrap();
+    let args = ["-t", "tmpfs", "-o", options, "tmpfs"].map(OsStr::new);
+    run("mount", args.into_iter().chain([at.as_os_str()]));
+    at.to_path_buf()
+}
+
+/// A new filesystem in an image of so many MiB below `folder`, made by `mkfs` with its options.
+pub fn image(folder: &Path, mebibytes: u64, mkfs: &str, options: &[&str]) -> PathBuf {
+    let (image, at) = (folder.join("image"), folder.join("mounted"));
+    File::create(&image)
+        .unwrap()
+        .set_len(mebibytes << 20)
+        .unwrap();
+    std::fs::create_dir(&at).unwrap();
+    let options = options.iter().map(OsStr::new);
+    run(mkfs, options.chain([image.as_os_str()]));
+    // The loop device goes with the mount.
+    let args = ["-o", "loop"].map(OsStr::new).into_iter();
+    run("mount", args.chain([image.as_os_str(), at.as_os_str()]));
+    at
+}
+
+/// Runs the async part of a test that mounts.
+pub fn in_runtime(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// A file that leaves so many bytes of the filesystem.
+pub fn fill_but(folder: &Path, left: u64) {
+    let filler = File::create(folder.join("filler")).unwrap();
+    let free = fs4::available_space(folder).unwrap();
+    filler.allocate(free.checked_sub(left).unwrap()).unwrap();
+    // What is written to blocks that are set aside may take others for itself.
+    filler.sync_all().unwrap();
+}
+
+/// Runs a program, which must succeed.
+pub fn run<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) {
+    let mut command = Command::new(program);
+    let output = command
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+    );
+}

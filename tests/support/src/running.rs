@@ -1,0 +1,65 @@
+//! Servers of other people's, started by tests.
+
+use std::{
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A server that the test has started. Killed when dropped.
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it, and waits until it `is_ready`, a minute at the most. What it says goes to `log`.
+    pub fn start(command: &mut Command, log: &Path, is_ready: impl Fn() -> bool) -> Self {
+        let file = std::fs::File::create(log).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut running = Self(child);
+        let began = Instant::now();
+        while !is_ready() {
+            let has_ended = running.0.try_wait().unwrap().is_some();
+            let is_late = began.elapsed() > Duration::from_secs(60);
+            assert!(
+                !has_ended && !is_late,
+                "{command:?} does not come up:\n{}",
+                std::fs::read_to_string(log).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that is free at the moment.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Whether a server listens at a port of this machine.
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// Sends a signal such as `-STOP`. The process may have ended.
+pub fn signal(id: u32, name: &str) {
+    let _ = Command::new("kill").args([name, &id.to_string()]).status();
+}
