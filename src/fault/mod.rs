@@ -73,8 +73,6 @@ mod classifier;
 mod clickhouse;
 #[cfg(feature = "diesel")]
 mod diesel;
-#[cfg(all(test, any(feature = "sqlx", feature = "tokio-postgres")))]
-mod fake_servers;
 #[cfg(feature = "fjall")]
 mod fjall;
 #[cfg(feature = "heed")]

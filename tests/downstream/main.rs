@@ -2,6 +2,7 @@
 
 mod async_nats;
 mod clickhouse;
+mod fake_servers;
 #[cfg(target_os = "linux")]
 mod fjall;
 #[cfg(target_os = "linux")]
@@ -22,16 +23,19 @@ mod responder;
 #[cfg(target_os = "linux")]
 mod rusqlite;
 mod scylla;
+mod sea_orm;
 #[cfg(target_os = "linux")]
 mod shared;
 #[cfg(target_os = "linux")]
 mod sql;
 #[cfg(target_os = "linux")]
 mod sqlite;
+mod sqlx;
 mod support;
 #[cfg(target_os = "linux")]
 mod tantivy;
 mod tiberius;
+mod tokio_postgres;
 
 /// `std::io` needs no feature.
 #[tokio::test]

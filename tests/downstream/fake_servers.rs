@@ -9,7 +9,7 @@ use tokio::{
 };
 
 /// The port of a PostgreSQL server that refuses with this error ("Message Formats": `ErrorResponse`).
-pub(super) async fn postgres(code: &str, message: &str) -> u16 {
+pub(crate) async fn postgres(code: &str, message: &str) -> u16 {
     let fields = format!("SERROR\0VERROR\0C{code}\0M{message}\0\0");
     let mut answer = vec![b'E'];
     answer.extend(u32::try_from(fields.len() + 4).unwrap().to_be_bytes());
@@ -18,7 +18,7 @@ pub(super) async fn postgres(code: &str, message: &str) -> u16 {
 }
 
 /// The port of a MySQL server that refuses with this error ("Client/Server Protocol": `ERR_Packet`).
-pub(super) async fn mysql(number: u16, message: &str) -> u16 {
+pub(crate) async fn mysql(number: u16, message: &str) -> u16 {
     let mut content = vec![0xFF];
     content.extend(number.to_le_bytes());
     content.extend(b"#HY000");
