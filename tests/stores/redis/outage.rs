@@ -6,6 +6,7 @@ use std::{
 };
 
 use redis::aio::ConnectionManagerConfig;
+#[cfg(target_os = "linux")]
 use test_support::mounts::with_own_network;
 use tower_storage_guard::{
     Amount, Scopes,
@@ -23,8 +24,6 @@ use super::{
     server::{Cluster, Server, store_with, until},
     unavailable,
 };
-#[cfg(target_os = "linux")]
-
 /// Longer than a store may take.
 const BOUND: Duration = Duration::from_secs(7);
 
