@@ -130,35 +130,45 @@ mod atomic;
 pub mod axum;
 mod blocking;
 mod body;
+mod cause;
+mod config;
 pub mod dav;
 mod demand;
 pub mod fault;
 mod future;
+mod guard;
+mod head;
 mod layer;
-mod line;
+
 mod outage;
 mod price;
 pub mod quota;
 pub mod refusal;
+mod refused;
 mod reservation;
 mod rpc;
 mod scope;
 mod service;
+mod steps;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 pub mod upload;
 pub mod volume;
+mod wait_queue;
 
 pub use self::{
     amount::Amount,
     body::{MeteredBody, ResponseBody},
-    demand::Demand,
+    config::ConfigError,
+    demand::{Demand, InPlace},
     future::ResponseFuture,
+    guard::{Guard, TryReserveError},
     layer::StorageGuardLayer,
     outage::Outage,
     price::Price,
-    reservation::{Refused, Reservation},
+    refused::{Figures, Reason, Refused},
+    reservation::Reservation,
     scope::{Scope, Scopes},
     service::StorageGuard,
     volume::{Headroom, Probe, Readiness, Reading, Volume},

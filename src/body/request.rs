@@ -10,13 +10,11 @@ use std::{
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
-use super::{Rest, Unread};
-use crate::{
-    refusal::Refusal,
-    reservation::{BodyEnd, Charged, Later, Refused},
-};
+use super::{BodyEnd, Exchange, Rest, Unread};
+use crate::{refused::Refused, reservation::BoxFuture};
 
 pin_project! {
     /// A request body that is counted as it is read, and cut when it passes what is set aside and cannot
@@ -46,7 +44,7 @@ pin_project! {
 struct Metered<B: Body> {
     /// None once it has ended. Boxed so that it can be handed on, to be drained.
     body: Option<Pin<Box<B>>>,
-    cell: Arc<dyn Charged>,
+    exchange: Arc<dyn Exchange>,
     received: u64,
     /// As far as the meter was last seen to reach.
     reserved: u64,
@@ -60,7 +58,7 @@ struct Metered<B: Body> {
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
-type Growth = Later<Result<(), Refused>>;
+type Growth = SyncFuture<BoxFuture<Result<(), Refused>>>;
 
 /// What becomes of the rest of a body that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,7 +81,12 @@ impl<B: Body> MeteredBody<B> {
     }
 
     /// A metered body.
-    pub(crate) fn new(body: B, cell: Arc<dyn Charged>, drain: WhenDropped, is_call: bool) -> Self
+    pub(crate) fn new(
+        body: B,
+        exchange: Arc<dyn Exchange>,
+        drain: WhenDropped,
+        is_call: bool,
+    ) -> Self
     where
         B: Send + 'static,
     {
@@ -91,8 +94,8 @@ impl<B: Body> MeteredBody<B> {
         let mut metered = Metered {
             body: Some(Box::pin(body)),
             received: 0,
-            reserved: cell.meter().reserved(),
-            cell,
+            reserved: exchange.meter().reserved(),
+            exchange,
             growing: None,
             drain,
             is_call,
@@ -152,9 +155,9 @@ where
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        if self.cell.meter().is_closed() {
+        if self.exchange.meter().is_closed() {
             // The answer came first, and with it the end of the reservation.
-            let refused = Refused::new(self.cell.refusal().unwrap_or_else(Refusal::unavailable));
+            let refused = self.exchange.refused().unwrap_or_else(Refused::unavailable);
             self.give_up();
             return Poll::Ready(Some(Err(refused.into())));
         }
@@ -175,7 +178,7 @@ where
             },
             Some(Err(error)) => {
                 self.body = None;
-                self.cell.body_ended(BodyEnd::Failed);
+                self.exchange.body_ended(BodyEnd::Failed);
                 let error = error.into();
                 Poll::Ready(Some(Err(if self.is_call {
                     BrokenOff { error }.into()
@@ -195,7 +198,7 @@ where
     fn has_room_for(&mut self, data: &B::Data) -> bool {
         let received = self.received.saturating_add(data.remaining() as u64);
         if received > self.reserved {
-            self.reserved = self.cell.meter().reserved();
+            self.reserved = self.exchange.meter().reserved();
             if received > self.reserved {
                 return false;
             }
@@ -212,8 +215,8 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let received = self.received.saturating_add(length(&frame));
         let need = received - self.reserved;
-        let want = need.max(self.cell.next_grant());
-        let growth = Arc::clone(&self.cell).grow(need, want);
+        let want = need.max(self.exchange.next_grant());
+        let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
         self.growing = Some(Box::new((frame, growth)));
         self.poll_growth(cx)
     }
@@ -227,20 +230,20 @@ where
         let Some(mut growing) = self.growing.take() else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(grown) = growing.1.as_mut().poll(cx) else {
+        let Poll::Ready(grown) = Pin::new(&mut growing.1).poll(cx) else {
             self.growing = Some(growing);
             return Poll::Pending;
         };
         let (frame, _) = *growing;
         Poll::Ready(Some(match grown {
             Ok(()) => {
-                self.reserved = self.cell.meter().reserved();
+                self.reserved = self.exchange.meter().reserved();
                 self.pass(self.received.saturating_add(length(&frame)));
                 Ok(frame)
             }
             Err(refused) => {
                 let unread = self.take_rest();
-                self.cell.cut(&refused, unread);
+                self.exchange.cut(&refused, unread);
                 self.end(None);
                 Err(refused.into())
             }
@@ -251,7 +254,7 @@ where
     #[inline]
     fn pass(&mut self, received: u64) {
         self.received = received;
-        self.cell.meter().set_received(received);
+        self.exchange.meter().set_received(received);
         // A consumer may leave it at that and never poll again.
         if self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
             self.end(None);
@@ -263,7 +266,7 @@ impl<B: Body> Metered<B> {
     fn end(&mut self, unread: Option<Unread>) {
         self.body = None;
         self.growing = None;
-        self.cell.body_ended(BodyEnd::Read(unread));
+        self.exchange.body_ended(BodyEnd::Read(unread));
     }
 
     /// Ends it before its end. What is left goes to whoever answers.

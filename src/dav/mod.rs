@@ -61,9 +61,14 @@ pub use self::{
     tree::{Depth, Folder, Tree},
 };
 use crate::{
-    Amount, Demand, Price, Scopes, blocking,
-    price::During,
+    amount::Amount,
+    blocking,
+    demand::Demand,
+    head::is_write,
+    price::Price,
     quota::{After, CollectionQuota},
+    reservation::StartHook,
+    scope::Scopes,
     time::within,
 };
 
@@ -142,7 +147,7 @@ impl Dav {
 
     /// Whether a request is priced: those that write, and those that remove.
     pub(crate) fn applies(method: &Method) -> bool {
-        crate::demand::is_write(method) || *method == Method::DELETE
+        is_write(method) || *method == Method::DELETE
     }
 
     /// What a request costs.
@@ -167,11 +172,11 @@ impl Dav {
                 _ if is_removal => (Price::free(), true),
                 _ => return Price::unknown(),
             };
-            price.during(collections.map(|collections| {
-                During::new(move || {
+            price.on_start(collections.map(|collections| {
+                StartHook::new(move || {
                     let places = touched.iter().map(|(path, after)| (&**path, *after));
                     let visit = collections.enter(&places.collect::<Vec<_>>(), is_uncounted);
-                    Box::new(move |ending| visit.end(ending.success))
+                    Box::new(move |outcome| visit.end(outcome.success))
                 })
             }))
         }

@@ -299,7 +299,7 @@ mod tests {
     use std::{io, sync::Mutex};
 
     use super::*;
-    use crate::fault::{Cause, Resource};
+    use crate::cause::{Cause, Resource};
 
     const DISK_FULL: Fault = Fault::new(Cause::DiskFull, Resource::Bytes);
     const TABLE_FULL: Fault = Fault::new(Cause::DatabaseFull, Resource::Bytes);

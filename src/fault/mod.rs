@@ -67,7 +67,6 @@
 mod async_nats;
 #[cfg(feature = "aws-smithy-types")]
 mod aws_smithy_types;
-mod cause;
 mod classifier;
 #[cfg(feature = "clickhouse")]
 mod clickhouse;
@@ -127,8 +126,8 @@ mod tokio_postgres;
 pub(crate) use self::classifier::common;
 pub(crate) use self::classifier::find;
 pub use self::{
-    cause::{Cause, Fault, Resource},
     classifier::{Classifier, Verdict, classify},
     rocksdb::rocksdb,
     source::Source,
 };
+pub use crate::cause::{Cause, Fault, Resource};

@@ -387,7 +387,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::fault::Resource;
+    use crate::cause::Resource;
 
     const LIMIT: u64 = 100;
 

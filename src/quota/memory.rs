@@ -393,7 +393,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fault::{Cause, Resource},
+        cause::{Cause, Resource},
         quota::Exceeded,
     };
 

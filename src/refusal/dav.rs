@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::{
         Scope,
-        fault::{Fault, Resource},
+        cause::{Fault, Resource},
         refusal::{Figures, Http},
     };
 

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::{
         Scope,
-        fault::{Cause, Fault, Resource},
+        cause::{Cause, Fault, Resource},
         refusal::{Answers, Figures},
     };
 

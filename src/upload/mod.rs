@@ -74,6 +74,7 @@
 mod chunks;
 mod location;
 mod open;
+mod part;
 mod registry;
 mod resumable;
 mod step;
@@ -88,10 +89,11 @@ pub use self::{
     resumable::Resumable,
     step::{Outcome, Protocol, Step},
 };
-use self::{location::in_one_way, registry::Registry};
-pub(crate) use self::{
+use self::{
+    location::in_one_way,
     open::{Draw, Drawn, Upload},
-    visit::{Answered, FoundStep, Visit},
+    registry::Registry,
+    visit::FoundStep,
 };
 
 /// The uploads that are open. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
@@ -177,7 +179,7 @@ impl Uploads {
     }
 
     /// What a request is to an upload.
-    pub(crate) fn step(&self, head: &request::Parts) -> Option<FoundStep> {
+    fn step(&self, head: &request::Parts) -> Option<FoundStep> {
         let mut protocols = self.protocols.iter();
         let (mut step, protocol) =
             protocols.find_map(|protocol| Some((protocol.step(head)?, protocol)))?;

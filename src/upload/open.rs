@@ -6,15 +6,12 @@ use std::{
 };
 
 use super::{Step, registry::Registry};
-use crate::{
-    price::Ending,
-    reservation::{Charged, Later},
-};
+use crate::reservation::{BoxFuture, Outcome, ReservationOps};
 
 /// An upload that is open.
 pub(crate) struct Upload {
     /// What is set aside for the whole. Dropped, it is released.
-    cell: Arc<dyn Charged>,
+    reservation: Arc<dyn ReservationOps>,
     /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
     before: u64,
     registry: Weak<Registry>,
@@ -93,9 +90,13 @@ pub(crate) struct Drawn {
 }
 
 impl Upload {
-    pub(super) fn new(cell: Arc<dyn Charged>, step: &Step, registry: Weak<Registry>) -> Self {
+    pub(super) fn new(
+        reservation: Arc<dyn ReservationOps>,
+        step: &Step,
+        registry: Weak<Registry>,
+    ) -> Self {
         Self {
-            cell,
+            reservation,
             before: step.offset.unwrap_or(0),
             registry,
             key: OnceLock::new(),
@@ -117,7 +118,10 @@ impl Upload {
 
     /// Bytes set aside for the whole.
     pub(super) fn reserved(&self) -> u64 {
-        self.cell.meter().reserved().saturating_add(self.before)
+        self.reservation
+            .meter()
+            .reserved()
+            .saturating_add(self.before)
     }
 
     /// Bytes that are there.
@@ -137,8 +141,8 @@ impl Upload {
         self.registry.upgrade()
     }
 
-    pub(crate) fn cell(&self) -> &Arc<dyn Charged> {
-        &self.cell
+    pub(super) fn whole_reservation(&self) -> &Arc<dyn ReservationOps> {
+        &self.reservation
     }
 
     /// A request with a part of it comes in.
@@ -183,7 +187,7 @@ impl Upload {
     }
 
     /// All is there: it is charged. `last` has brought the last of it.
-    pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> Later<bool> {
+    pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> BoxFuture<bool> {
         if let Some(registry) = self.registry() {
             registry.forget(self);
         }
@@ -200,9 +204,9 @@ impl Upload {
             .saturating_add(corrections.sum());
         drop(state);
         let stored = u64::try_from(stored.max(0)).unwrap_or(u64::MAX);
-        self.cell
+        self.reservation
             .report(&mut |report| report.stored_unless_said(stored));
-        Arc::clone(&self.cell).commit()
+        Arc::clone(&self.reservation).commit()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -294,7 +298,7 @@ impl Draw {
             part.drawn += bytes;
             state.drawn += bytes;
         }
-        let claimed = self.upload.cell.meter().reserved();
+        let claimed = self.upload.reservation.meter().reserved();
         let of_upload = fresh.min(claimed.saturating_sub(state.used_up));
         state.used_up += of_upload;
         let mut books = self.books();
@@ -314,16 +318,16 @@ impl Draw {
         books.reported = books.reported.saturating_add(bytes);
         let settling = books.settle(0);
         drop(books);
-        self.upload.cell.written(settling);
+        self.upload.reservation.written(settling);
     }
 
     /// The request has ended.
-    pub(crate) fn end(&self, ending: Ending) {
-        let Ending {
+    pub(super) fn end(&self, outcome: Outcome) {
+        let Outcome {
             success,
             received,
             stored,
-        } = ending;
+        } = outcome;
         let mut books = self.books();
         if std::mem::replace(&mut books.has_ended, true) {
             return;
@@ -368,7 +372,7 @@ impl Draw {
         }
         let is_unknown = !state.is_confirmed && state.in_flight == 0;
         drop(state);
-        self.upload.cell.written(settling);
+        self.upload.reservation.written(settling);
         if let Some(registry) = self.upload.registry() {
             if is_unknown {
                 registry.forget(&self.upload);
@@ -411,6 +415,6 @@ impl Books {
 impl Drop for Draw {
     fn drop(&mut self) {
         // Sent away at the door.
-        self.end(Ending::default());
+        self.end(Outcome::default());
     }
 }

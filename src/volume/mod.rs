@@ -39,7 +39,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    admission::{Admission, Admitted, Look, Shortfall},
+    admission::{Claimed, Look, Shortfall, WaitForRoom, Wanted},
     filesystem::Filesystem,
 };
 use self::{filesystem::Watched, ledger::Missing};
@@ -50,7 +50,7 @@ pub use self::{
 };
 use crate::{
     Amount,
-    fault::{Cause, Fault, Resource},
+    cause::{Cause, Fault, Resource},
     outage::Outage,
 };
 
@@ -308,7 +308,7 @@ impl Volume {
     pub(crate) fn release(&self, blocks: Amount) {
         if !blocks.is_zero() {
             self.filesystem().ledger.release(blocks);
-            self.filesystem().line.ring();
+            self.filesystem().queue.notify();
         }
     }
 
@@ -326,6 +326,16 @@ impl Volume {
     /// Whether the last reading saw no inodes left. A write fails then as on a disk without bytes.
     pub(crate) fn lacks_inodes(&self) -> bool {
         self.counts_inodes() && self.filesystem().ledger.available().objects == 0
+    }
+
+    /// Whether both are on one filesystem, with one ledger.
+    pub(crate) fn is_same_filesystem(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.filesystem(), other.filesystem())
+    }
+
+    /// Whether content that is written over keeps its blocks.
+    pub(crate) fn writes_in_place(&self) -> bool {
+        self.filesystem().writes_in_place
     }
 
     /// In whole blocks, as files take them.
@@ -426,7 +436,7 @@ impl Volume {
         {
             // No reading tells the followers of this.
             if !resume.full.swap(true, Ordering::Relaxed) {
-                self.filesystem().followers.ring();
+                self.filesystem().followers.notify();
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, task::Poll, time::Duration};
 
 use super::{Shortfall, Volume, filesystem::SHORTEST, ledger::Missing};
-use crate::{Amount, Outage, fault::Fault, refusal::RefusalKind, time::Sleep};
+use crate::{amount::Amount, cause::Fault, outage::Outage, refused::Reason, time::Sleep};
 
 /// Why a volume takes no writes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
@@ -32,7 +32,7 @@ impl Closed {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Full(fault) => fault.cause.reason(),
-            Self::Unknown => RefusalKind::Unavailable.reason(),
+            Self::Unknown => Reason::Unavailable.as_str(),
         }
     }
 }

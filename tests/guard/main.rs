@@ -3,15 +3,18 @@
 mod allocations;
 #[cfg(feature = "axum")]
 mod arrival;
+mod by_hand;
 #[cfg(feature = "axum")]
 mod clients_that_leave;
 mod collections;
+mod cuts;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod disks;
-mod found;
+mod growth;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
 mod price;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
+mod volume;

@@ -20,7 +20,7 @@ use self::state::State;
 use super::{
     Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource, Usage,
 };
-use crate::{Amount, Scopes, dav::Tree, refusal::ConfigError};
+use crate::{amount::Amount, config::ConfigError, dav::Tree, scope::Scopes};
 
 /// Limits on directories: of their bytes, and of the objects in them.
 ///

@@ -7,7 +7,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::super::{HoldId, Keep, Reserve, Settlement};
 use crate::{
     Amount, Scope, Scopes,
-    fault::Resource,
+    cause::Resource,
     quota::{Ceilings, Change, Exceeded},
 };
 

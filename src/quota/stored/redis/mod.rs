@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Amount, BoxError, Scope, Scopes,
-    fault::Resource,
+    cause::Resource,
     quota::{Change, Exceeded, QuotaError},
 };
 
