@@ -1,143 +1,67 @@
-//! Implements a quota source: a pool in memory that limits each user and all users together.
+//! A quota source of one's own: a pool of bytes that all uploads share.
 //!
-//! ```sh
-//! cargo run --features axum --example own_quota_source
-//! curl -i -T README.md -H 'X-User: ann' http://127.0.0.1:3000/files/a # 201
-//! head -c 1M /dev/zero | curl -i -X PUT --data-binary @- -H 'X-User: ann' http://127.0.0.1:3000/files/b # 507
-//! ```
+//! `cargo run --example own_quota_source`, then `curl -i -T README.md http://127.0.0.1:3000/1`
+use std::{future, sync::Mutex};
 
-use std::future::{Pending, Ready, ready};
-use std::{collections::HashMap, env, fs, io, path::PathBuf, sync::Arc, sync::Mutex};
-
-use axum::extract::{Path, State};
-use axum::{Router, body::Bytes, http::StatusCode, routing::put};
-use tempfile::NamedTempFile;
-use tokio::net::TcpListener;
+use axum::{Router, body::Bytes, extract::Path, http::StatusCode, routing::put};
 use tower_storage_guard::quota::{Answer, Change, Exceeded, QuotaError, QuotaHold, QuotaSource};
-use tower_storage_guard::{Amount, BoxError, Scope, Scopes, StorageGuardLayer, Volume};
-use tower_storage_guard::{axum::Failure, fault::Resource};
+use tower_storage_guard::{Amount, BoxError, Scopes, StorageGuardLayer, fault::Resource};
 
-/// The bytes that each scope uses, stored and held together. Objects are not limited.
-#[derive(Clone, Default)]
-struct Pool(Arc<Mutex<HashMap<Scope, i64>>>);
+/// What is used and held, together. It may go below zero: a removal may come before its upload.
+static TAKEN: Mutex<i64> = Mutex::new(0);
+const LIMIT: u64 = 1 << 20;
 
-impl Pool {
-    /// Sets `more` aside in all scopes or in none: one lock covers the decision and the taking.
-    fn take(&self, scopes: &Scopes, more: u64, expected: u64) -> Result<(), QuotaError> {
-        let mut used = self.0.lock().expect("no code panics under the lock");
-        let required = more.max(expected);
-        for scope in scopes {
-            let is_shared = scope.as_str() == "everyone";
-            let limit: u64 = if is_shared { 1 << 20 } else { 600 << 10 };
-            let used = used.get(scope).copied().unwrap_or_default().max(0) as u64;
-            // An exact fit is admitted, and zero fits always.
-            if required > limit.saturating_sub(used) {
-                let (scope, bytes) = (scope.clone(), Resource::Bytes);
-                return Err(Exceeded::new(scope, bytes, limit, used, required).into());
-            }
-        }
-        for scope in scopes {
-            *used.entry(scope.clone()).or_default() += more as i64;
-        }
-        Ok(())
+/// The look and the taking are one step. Zero always fits, and so does an exact fit.
+fn take(bytes: u64, expected: u64) -> Result<(), QuotaError> {
+    let mut taken = TAKEN.lock().unwrap();
+    let (used, needed) = ((*taken).max(0) as u64, bytes.max(expected));
+    if needed > 0 && used.saturating_add(needed) > LIMIT {
+        return Err(Exceeded::new("pool".into(), Resource::Bytes, LIMIT, used, needed).into());
     }
-
-    fn add(&self, scopes: &Scopes, change: i64) {
-        let mut used = self.0.lock().expect("no code panics under the lock");
-        for scope in scopes {
-            let used = used.entry(scope.clone()).or_default();
-            *used = used.saturating_add(change);
-        }
-    }
+    *taken += bytes as i64;
+    Ok(())
 }
 
+#[derive(Clone)]
+struct Pool;
 impl QuotaSource for Pool {
-    /// The pool decides at once, and never returns a future.
-    type Future = Pending<Result<PoolHold, QuotaError>>;
-    type Hold = PoolHold;
-
-    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
-        let taken = self.take(scopes, demand.bytes, expected.bytes);
-        Answer::Now(taken.map(|()| PoolHold {
-            pool: self.clone(),
-            scopes: scopes.clone(),
-            bytes: demand.bytes as i64,
-        }))
+    type Hold = Hold;
+    type Future = future::Pending<Result<Hold, QuotaError>>; // It always answers at once.
+    fn reserve(&self, _: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        Answer::Now(take(demand.bytes, expected.bytes).map(|()| Hold(demand.bytes)))
     }
-
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.add(scopes, Change::between(Amount::ZERO, amount).bytes);
+    fn give_back(&self, _: &Scopes, amount: Amount) {
+        *TAKEN.lock().unwrap() -= amount.bytes as i64;
     }
 }
 
-struct PoolHold {
-    pool: Pool,
-    scopes: Scopes,
-    bytes: i64,
-}
-
-impl QuotaHold for PoolHold {
-    type Commit = Ready<()>;
-    type Grow = Ready<Result<(), QuotaError>>;
-
+struct Hold(u64);
+impl QuotaHold for Hold {
+    type Grow = future::Ready<Result<(), QuotaError>>;
+    type Commit = future::Ready<()>;
     fn grow(&mut self, more: Amount) -> Self::Grow {
-        let taken = self.pool.take(&self.scopes, more.bytes, 0);
-        ready(taken.map(|()| self.bytes += more.bytes as i64))
+        future::ready(take(more.bytes, 0).map(|()| self.0 += more.bytes))
     }
-
-    /// The drop at the end releases what is not stored, so that release and charge are one step.
-    fn commit(mut self, change: Change) -> Self::Commit {
-        self.bytes = self.bytes.saturating_sub(change.bytes);
-        ready(())
+    fn commit(self, change: Change) -> Self::Commit {
+        *TAKEN.lock().unwrap() += change.bytes;
+        future::ready(()) // The drop gives back what was held.
     }
 }
-
-impl Drop for PoolHold {
+impl Drop for Hold {
     fn drop(&mut self) {
-        self.pool.add(&self.scopes, self.bytes.saturating_neg());
+        *TAKEN.lock().unwrap() -= self.0 as i64;
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let mut args = env::args().skip(1);
-    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
-    let dir = PathBuf::from(args.next().unwrap_or_default()).join("uploads");
-    fs::create_dir_all(&dir)?;
-    let guard = StorageGuardLayer::new(Volume::open(&dir)?)
-        .quota(Pool::default())
-        // Authentication belongs in a layer outside of the guard: any client can send this header.
-        .scope_by(|head| {
-            let user = head.headers.get("x-user").map(|user| user.to_str());
-            let user = user.and_then(Result::ok).unwrap_or_default();
-            ["everyone".to_owned(), format!("user:{user}")]
-        });
-    let app = Router::new()
-        .route("/files/{name}", put(put_file))
-        .layer(guard)
-        .with_state(dir);
-    let listener = TcpListener::bind(addr).await?;
+    let guard = StorageGuardLayer::quota_only(Pool).scope_by(|_| "pool");
+    let store = async |Path(id): Path<u32>, body: Bytes| {
+        std::fs::write(id.to_string(), body).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    };
+    let app = Router::new().route("/{id}", put(store)).layer(guard);
+    let addr = std::env::args().nth(1).unwrap_or("127.0.0.1:3000".into());
+    let listener = tokio::net::TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)
-}
-
-async fn put_file(
-    State(dir): State<PathBuf>,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Result<StatusCode, Failure> {
-    // The name must not lead out of the folder. Names of temporary files begin with a dot.
-    if name.starts_with('.') || name.contains(['/', '\\', ':', '\0']) {
-        return Ok(StatusCode::BAD_REQUEST);
-    }
-    let temporary = NamedTempFile::new_in(&dir)?.into_temp_path();
-    tokio::fs::write(&temporary, body).await?;
-    // An overwrite would have to be priced, as the example `quota` does.
-    match temporary.persist_noclobber(dir.join(name)) {
-        Ok(()) => Ok(StatusCode::CREATED),
-        Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => {
-            Ok(StatusCode::CONFLICT)
-        }
-        Err(error) => Err(error.into()),
-    }
 }

@@ -2,15 +2,14 @@
 //!
 //! ```sh
 //! cargo run --features axum --example quota
-//! curl -i -T README.md -H 'X-User: ann' http://127.0.0.1:3000/files/a # 201, see also /usage
+//! curl -i -T README.md -H 'X-User: ann' http://127.0.0.1:3000/files/a # 201
 //! head -c 1M /dev/zero | curl -i -X PUT --data-binary @- -H 'X-User: ann' http://127.0.0.1:3000/files/b # 507
 //! ```
 
 use std::{env, path::PathBuf};
 
 use axum::http::{StatusCode, request::Parts};
-use axum::{Json, Router, body::Bytes, extract::State, routing::get, routing::put};
-use serde_json::{Value, json};
+use axum::{Router, body::Bytes, routing::put};
 use tempfile::NamedTempFile;
 use tokio::{fs, net::TcpListener, sync::Mutex};
 use tower_storage_guard::axum::Failure;
@@ -35,7 +34,7 @@ async fn main() -> Result<(), BoxError> {
         }
     }
     let guard = StorageGuardLayer::new(Volume::open(".")?)
-        .quota(quota.clone())
+        .quota(quota)
         .scope_by(|head| target(head).map(|(user, _)| user))
         .price_by_async(|head, demand| {
             let path = target(head).map_or_else(PathBuf::new, |(_, path)| path);
@@ -43,9 +42,7 @@ async fn main() -> Result<(), BoxError> {
         });
     let app = Router::new()
         .route("/files/{name}", put(put_file))
-        .route("/usage", get(usage))
-        .layer(guard)
-        .with_state(quota);
+        .layer(guard);
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)
@@ -79,11 +76,4 @@ async fn put_file(head: Parts, held: Reservation, body: Bytes) -> Result<StatusC
     // Without an `await` after the rename, the handler cannot be cancelled before the guard charges.
     temporary.persist(path)?;
     Ok(StatusCode::CREATED)
-}
-
-async fn usage(State(quota): State<MemoryQuota>, head: Parts) -> Result<Json<Value>, StatusCode> {
-    let (user, _) = target(&head).ok_or(StatusCode::BAD_REQUEST)?;
-    let usage = quota.usage(user);
-    let (used, limit) = (usage.used.bytes, usage.limits.bytes);
-    Ok(Json(json!({ "used": used, "limit": limit })))
 }

@@ -38,8 +38,7 @@ pin_project! {
         },
         /// For its reservation.
         Reserve {
-            #[pin]
-            admission: Admission<Q>,
+            admission: Pin<Box<Admission<Q>>>,
             held: Option<Held<S, B>>,
         },
         /// For more that has to be set aside for all steps of an upload.

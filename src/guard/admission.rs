@@ -32,7 +32,7 @@ pub(crate) enum Claim {
 /// A decision: now, or one that has to wait.
 pub(crate) enum Admit<Q: QuotaSource, X: Attachment> {
     Now(Result<Arc<Shared<Q, X>>, Refused>),
-    Wait(Admission<Q>),
+    Wait(Pin<Box<Admission<Q>>>),
 }
 
 pin_project! {
@@ -89,11 +89,8 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
         ),
         Err(shortfall) => {
             let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
-            Admit::Wait(Admission::Volume {
-                room,
-                terms: Some((context, terms)),
-                claim,
-            })
+            let terms = Some((context, terms));
+            Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
         }
     }
 }
@@ -151,11 +148,11 @@ fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
     let quota = &pending.context().quota;
     match quota.reserve(scopes, asked, expected).now() {
         Ok(answer) => by_quota(pending, answer, charges_reserved),
-        Err(hold) => Admit::Wait(Admission::Quota {
+        Err(hold) => Admit::Wait(Box::pin(Admission::Quota {
             hold,
             time: Bound::new(pending.context().rules.quota_timeout),
             pending: Some(pending),
-        }),
+        })),
     }
 }
 
@@ -186,13 +183,21 @@ fn reservation<Q: QuotaSource, X: Attachment + Default>(
 }
 
 impl<Q: QuotaSource> Admission<Q> {
+    /// The refusal of a demand that does not wait. None where the quota source answers later.
+    pub(super) fn why_not_now(&self) -> Option<Refused> {
+        match self {
+            Self::Volume { room, .. } => Some(room.refused()),
+            Self::Quota { .. } => None,
+        }
+    }
+
     /// The decision.
     ///
     /// # Panics
     ///
     /// When polled after it was ready.
     pub(crate) fn poll<X: Attachment + Default>(
-        mut self: Pin<&mut Self>,
+        self: &mut Pin<Box<Self>>,
         cx: &mut TaskContext<'_>,
         charges_reserved: bool,
     ) -> Poll<Result<Arc<Shared<Q, X>>, Refused>> {
@@ -230,7 +235,7 @@ impl<Q: QuotaSource> Admission<Q> {
             };
             match decided {
                 Admit::Now(decided) => return Poll::Ready(decided),
-                Admit::Wait(wait) => self.set(wait),
+                Admit::Wait(wait) => *self = wait,
             }
         }
     }

@@ -2,7 +2,7 @@
 
 mod admission;
 
-use std::{fmt, future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 
 pub(crate) use self::admission::{Admission, Admit, Claim, admit};
 use crate::{
@@ -158,10 +158,7 @@ impl<Q: QuotaSource + Send + Sync + 'static> Guard<Q> {
         let terms = Terms::new(demand, scopes.into());
         let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
             Admit::Now(decided) => decided?,
-            Admit::Wait(admission) => {
-                let mut admission = pin!(admission);
-                poll_fn(|cx| admission.as_mut().poll(cx, true)).await?
-            }
+            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, true)).await?,
         };
         Ok(Reservation::new(reserved))
     }
@@ -179,8 +176,10 @@ impl<Q: QuotaSource + Send + Sync + 'static> Guard<Q> {
         let terms = Terms::new(demand, scopes.into());
         let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
             Admit::Now(decided) => decided?,
-            Admit::Wait(Admission::Volume { room, .. }) => return Err(room.refused().into()),
-            Admit::Wait(Admission::Quota { .. }) => return Err(TryReserveError::WouldBlock),
+            Admit::Wait(admission) => {
+                let refused = admission.why_not_now();
+                return Err(refused.map_or(TryReserveError::WouldBlock, TryReserveError::from));
+            }
         };
         Ok(Reservation::new(reserved))
     }

@@ -213,7 +213,7 @@ where
         });
         within(self.context.rules.quota_timeout, turn)
             .await
-            .ok_or_else(|| Refused::unavailable())
+            .ok_or_else(Refused::unavailable)
     }
 
     /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. In

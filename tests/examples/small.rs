@@ -12,7 +12,6 @@ use reqwest::{
     Body, Client, Method, RequestBuilder, StatusCode,
     multipart::{Form, Part},
 };
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use test_support::example::path_of;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -20,8 +19,6 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use crate::axum_upload::status_line;
 
 const MIB: usize = 1 << 20;
-/// What one user may store in the example of a quota source.
-const USER: usize = 600 << 10;
 
 /// A running example, with a folder of its own. Killed when dropped.
 struct Small {
@@ -41,6 +38,7 @@ impl Small {
         let mut child = Command::new(path_of(&format!("examples/{example}")))
             .arg("127.0.0.1:0")
             .arg(dir.path())
+            .current_dir(dir.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -83,11 +81,6 @@ impl Small {
         });
         let request = self.request(Method::POST, path).multipart(form);
         request.send().await.unwrap().status()
-    }
-
-    async fn usage(&self, user: &str) -> Value {
-        let request = self.request(Method::GET, "/usage").header("x-user", user);
-        request.send().await.unwrap().json().await.unwrap()
     }
 
     /// Declares a body that is larger than any disk, and returns the status line of the response.
@@ -158,7 +151,7 @@ async fn disks_are_guarded_with_and_without_a_framework() {
 
 #[tokio::test]
 async fn names_do_not_lead_out_of_the_folder() {
-    for example in ["minimal", "hyper", "quota", "own_quota_source"] {
+    for example in ["minimal", "hyper", "quota"] {
         let server = Small::start(example);
         for name in [".a", "..%2Fa", ".%2Fa"] {
             let status = server.put_as("ann", &format!("/files/{name}"), "x").await;
@@ -185,13 +178,7 @@ async fn names_do_not_lead_out_of_the_folder() {
 #[tokio::test]
 async fn a_quota_is_used_to_its_last_byte() {
     let server = Small::start("quota");
-    let used = async |user| server.usage(user).await["used"].clone();
     let put = async |path, size| server.put_as("ann", path, content(size)).await;
-    assert_eq!(
-        server.usage("ann").await,
-        json!({ "used": 0, "limit": MIB })
-    );
-
     assert_eq!(
         put("/files/a", MIB + 1).await,
         StatusCode::INSUFFICIENT_STORAGE
@@ -202,9 +189,7 @@ async fn a_quota_is_used_to_its_last_byte() {
         put("/files/b", rest + 1).await,
         StatusCode::INSUFFICIENT_STORAGE
     );
-    assert_eq!(used("ann").await, 600_000);
     assert_eq!(put("/files/b", rest).await, StatusCode::CREATED);
-    assert_eq!(used("ann").await, MIB);
 
     // The quota is full: only an overwrite by the same size is admitted.
     assert_eq!(put("/files/b", rest).await, StatusCode::CREATED);
@@ -215,16 +200,19 @@ async fn a_quota_is_used_to_its_last_byte() {
     assert_eq!(put("/files/c", 1).await, StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(server.names(), ["ann~a", "ann~b"]);
     assert!(server.read("ann~b") == content(rest));
-    assert_eq!(used("ann").await, MIB);
 
     // Each user has a quota, and files, of their own.
     let status = server.put_as("bob", "/files/a", "hello").await;
     assert_eq!(status, StatusCode::CREATED);
-    assert_eq!(used("bob").await, 5);
     assert_eq!(server.read("bob~a"), b"hello");
 
     assert_eq!(put("/files/a", 1).await, StatusCode::CREATED);
-    assert_eq!(used("ann").await, rest + 1);
+    let left = MIB - rest - 1;
+    assert_eq!(
+        put("/files/d", left + 1).await,
+        StatusCode::INSUFFICIENT_STORAGE
+    );
+    assert_eq!(put("/files/d", left).await, StatusCode::CREATED);
     for user in ["", "../bob", "a~b"] {
         let status = server.put_as(user, "/files/c", "x").await;
         let expected = if user.is_empty() {
@@ -254,13 +242,15 @@ async fn usage_is_what_is_there() {
         assert_eq!(status, StatusCode::CREATED);
     }
     assert_eq!(server.names(), ["ann~0", "ann~1", "ann~2"]);
-    assert_eq!(server.usage("ann").await["used"], stored(&server));
 
     // A new process counts the files.
     let server = Small::start_in(server.killed(), "quota");
     assert!(stored(&server) > 0);
-    assert_eq!(server.usage("ann").await["used"], stored(&server));
-    assert_eq!(server.usage("bob").await["used"], 0);
+    let left = MIB - stored(&server) as usize;
+    let too_much = server.put_as("ann", "/files/3", content(left + 1)).await;
+    assert_eq!(too_much, StatusCode::INSUFFICIENT_STORAGE);
+    let exact = server.put_as("ann", "/files/3", content(left)).await;
+    assert_eq!(exact, StatusCode::CREATED);
 }
 
 #[tokio::test]
@@ -297,36 +287,20 @@ async fn a_form_is_stored_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_source_of_its_own_limits_each_user_and_all_together() {
+async fn a_source_of_its_own_limits_all_together() {
     let server = Small::start("own_quota_source");
-    let put = async |user, name: &str, size| {
-        let path = format!("/files/{name}");
-        server.put_as(user, &path, content(size)).await
-    };
-    assert_eq!(
-        put("ann", "a", USER + 1).await,
-        StatusCode::INSUFFICIENT_STORAGE
-    );
-    assert_eq!(put("ann", "a", USER).await, StatusCode::CREATED);
-    assert_eq!(put("ann", "b", 1).await, StatusCode::INSUFFICIENT_STORAGE);
+    let put = async |id: u32, size| server.put(&format!("/{id}"), content(size)).await;
+    assert_eq!(put(1, MIB + 1).await, StatusCode::INSUFFICIENT_STORAGE);
+    assert_eq!(put(1, MIB - 10).await, StatusCode::OK);
+    // A refusal takes nothing.
+    for _ in 0..2 {
+        assert_eq!(put(2, 11).await, StatusCode::INSUFFICIENT_STORAGE);
+    }
+    assert_eq!(put(2, 10).await, StatusCode::OK);
+    assert_eq!(put(3, 1).await, StatusCode::INSUFFICIENT_STORAGE);
     // Zero always fits.
-    assert_eq!(put("ann", "empty", 0).await, StatusCode::CREATED);
-
-    // The rest of the pool is less than the user's own limit. A refusal takes nothing from either.
-    let rest = MIB - USER;
-    for _ in 0..2 {
-        assert_eq!(
-            put("bob", "b", rest + 1).await,
-            StatusCode::INSUFFICIENT_STORAGE
-        );
-    }
-    // Admitted and then released, because the name is taken.
-    for _ in 0..2 {
-        assert_eq!(put("bob", "a", rest).await, StatusCode::CONFLICT);
-    }
-    assert_eq!(put("bob", "b", rest).await, StatusCode::CREATED);
-    assert_eq!(put("cy", "c", 1).await, StatusCode::INSUFFICIENT_STORAGE);
-    assert_eq!(server.names(), ["a", "b", "empty"]);
-    assert!(server.read("a") == content(USER));
-    assert!(server.read("b") == content(rest));
+    assert_eq!(put(3, 0).await, StatusCode::OK);
+    let at = |name| fs::read(server.dir.path().join(name)).unwrap();
+    assert!(at("1") == content(MIB - 10));
+    assert!(at("2") == content(10));
 }
