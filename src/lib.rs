@@ -133,6 +133,7 @@ mod body;
 mod cause;
 mod config;
 pub mod dav;
+mod decide;
 mod demand;
 pub mod fault;
 mod future;

@@ -7,13 +7,14 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use futures_util::future::join_all;
+use futures_util::{future::join_all, stream};
 use reqwest::{
     Body, Client, Method, RequestBuilder, StatusCode,
     multipart::{Form, Part},
 };
+use serde_json::Value;
 use tempfile::TempDir;
-use test_support::example::path_of;
+use test_support::{eventually, example::path_of};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::axum_upload::status_line;
@@ -303,4 +304,49 @@ async fn a_source_of_its_own_limits_all_together() {
     let at = |name| fs::read(server.dir.path().join(name)).unwrap();
     assert!(at("1") == content(MIB - 10));
     assert!(at("2") == content(10));
+}
+
+#[tokio::test]
+async fn a_job_and_uploads_share_what_there_is() {
+    let server = Small::start("background_job");
+    let reports = || {
+        let entries = fs::read_dir(server.dir.path()).unwrap();
+        let sizes = entries.map(|entry| entry.unwrap().metadata().unwrap().len());
+        sizes.sum::<u64>()
+    };
+    // The job writes until there is no room for another report.
+    eventually("reports", || reports() == MIB as u64).await;
+    assert_eq!(
+        server.put("/.x", "x").await,
+        StatusCode::INSUFFICIENT_STORAGE
+    );
+    assert_eq!(
+        server.put("/x", "x").await,
+        StatusCode::INSUFFICIENT_STORAGE
+    );
+    assert_eq!(server.put("/x", "").await, StatusCode::CREATED);
+    assert_eq!(server.put("/.x", "").await, StatusCode::BAD_REQUEST);
+    assert_eq!(reports(), MIB as u64);
+}
+
+#[tokio::test]
+async fn without_a_layer_a_refusal_has_the_same_body() {
+    let server = Small::start("without_tower");
+    assert_eq!(
+        server.put("/", content(MIB - 10)).await,
+        StatusCode::CREATED
+    );
+    for is_chunked in [false, true] {
+        let content = content(11);
+        let content = match is_chunked {
+            true => Body::wrap_stream(stream::iter([Ok::<_, std::io::Error>(content)])),
+            false => content.into(),
+        };
+        let request = server.request(Method::PUT, "/").body(content);
+        let refused = request.send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::INSUFFICIENT_STORAGE);
+        let said: Value = refused.json().await.unwrap();
+        assert_eq!(said["reason"], "quota_exceeded", "{said}");
+    }
+    assert_eq!(server.put("/", content(10)).await, StatusCode::CREATED);
 }

@@ -15,6 +15,7 @@ mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
 mod price;
+mod reservations;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;
