@@ -15,7 +15,6 @@ use std::{
 pub(crate) async fn run<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    #[cfg(feature = "tokio")]
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         return runtime.spawn_blocking(work).await?;
     }

@@ -426,7 +426,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
     ///
-    /// On a tokio runtime, and with feature `tokio`, this happens on a task beside the answer. Otherwise
+    /// On a tokio runtime this happens on a task beside the answer. Otherwise
     /// the answer's end waits for it, and a client that stops sending at the sight of the status, such as
     /// curl, sees that end late.
     ///

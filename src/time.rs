@@ -13,14 +13,12 @@ pub(crate) struct Sleep(Kind);
 
 enum Kind {
     /// Tokio's own, so that a test can pause it.
-    #[cfg(feature = "tokio")]
     Tokio(std::pin::Pin<Box<tokio::time::Sleep>>),
     Thread(thread::Sleep),
 }
 
 impl Sleep {
     pub(crate) fn new(after: Duration) -> Self {
-        #[cfg(feature = "tokio")]
         if tokio::runtime::Handle::try_current().is_ok() {
             return Self(Kind::Tokio(Box::pin(tokio::time::sleep(after))));
         }
@@ -34,7 +32,6 @@ impl Sleep {
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.0 {
-            #[cfg(feature = "tokio")]
             Kind::Tokio(sleep) => sleep.as_mut().poll(cx),
             Kind::Thread(sleep) => sleep.poll(cx),
         }

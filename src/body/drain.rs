@@ -43,7 +43,6 @@ impl Drain {
     /// Drains beside the answer, which can then be sent whole, with its length. Where there is no
     /// runtime to do so, the drain is returned, to hold the answer's end back.
     pub(crate) fn start(self) -> Option<Self> {
-        #[cfg(feature = "tokio")]
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let mut drain = self;
             runtime.spawn(std::future::poll_fn(move |cx| drain.poll(cx)));

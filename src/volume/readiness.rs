@@ -191,7 +191,7 @@ impl Readiness {
     ///
     /// # Panics
     ///
-    /// With feature `tokio`, within a runtime whose timer is not enabled.
+    /// Within a tokio runtime whose timer is not enabled.
     pub async fn changed(&self, known: Result<(), Closed>) -> Result<(), Closed> {
         let listener = |volume: &Volume| volume.filesystem().followers.listener();
         let listeners: Vec<_> = self.volumes.iter().map(listener).collect();
