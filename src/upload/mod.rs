@@ -126,8 +126,8 @@ impl Uploads {
         self
     }
 
-    /// Sets how long an upload is kept after its last request. Its reservation is released then. The service should
-    /// throw away what came of it at the same time.
+    /// Sets how long an upload is kept after its last request. Its reservation is released then, by a task on the tokio
+    /// runtime that serves the requests. The service should throw away what came of it at the same time.
     ///
     /// Defaults to one hour.
     #[must_use]

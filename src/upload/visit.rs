@@ -114,10 +114,9 @@ impl Visit {
     /// returned. None for the other requests.
     pub(crate) fn begin(&mut self, cell: &Arc<dyn Charged>) -> Option<Demand> {
         let At::First = self.at else { return None };
-        let cell = Arc::clone(cell);
         let FoundStep { step, uploads, .. } = &self.found;
         let registry = &uploads.registry;
-        let upload = Arc::new(Upload::new(cell, step, registry.weak()));
+        let upload = registry.upload(cell, step);
         let draw = if step.is_begin() {
             upload.enter(step, self.wanted)
         } else {
