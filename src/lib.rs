@@ -135,7 +135,6 @@ mod amount;
 mod atomic;
 #[cfg(feature = "axum")]
 pub mod axum;
-mod blocking;
 mod body;
 pub mod dav;
 mod demand;

@@ -55,13 +55,14 @@ use http::{
     header::{CONTENT_RANGE, HeaderName},
     request,
 };
+use tokio::runtime::Handle;
 
 pub use self::{
     figures::DavQuota,
     tree::{Depth, Folder, Tree},
 };
 use crate::{
-    Amount, Demand, Price, Scopes, blocking,
+    Amount, Demand, Price, Scopes,
     price::During,
     quota::{After, CollectionQuota},
     time::within,
@@ -161,7 +162,12 @@ impl Dav {
             };
             let is_removal = asked.verb == Verb::Delete;
             let touched = asked.touched();
-            let measured = blocking::run(move || asked.price(&*tree, demand));
+            // Measuring blocks. Outside of a runtime nothing is measured.
+            let measured = async {
+                let runtime = Handle::try_current().map_err(io::Error::other)?;
+                let price = move || asked.price(&*tree, demand);
+                runtime.spawn_blocking(price).await?
+            };
             let (price, is_uncounted) = match within(timeout, measured).await {
                 Some(Ok(price)) => (price, false),
                 _ if is_removal => (Price::free(), true),
