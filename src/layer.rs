@@ -8,7 +8,7 @@ use tower::{BoxError, Layer};
 
 use crate::{
     Demand, Outage, Price, Scopes, StorageGuard, Volume,
-    body::{Drain, Unread},
+    body::{self, Unread},
     dav::Dav,
     demand::Hints,
     fault::{Cause, Classifier},
@@ -426,9 +426,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
     ///
-    /// On a tokio runtime this happens on a task beside the answer. Otherwise
-    /// the answer's end waits for it, and a client that stops sending at the sight of the status, such as
-    /// curl, sees that end late.
+    /// This happens on a task beside the answer. Outside of a tokio runtime nothing is read.
     ///
     /// Defaults to 1 GiB and 30 seconds. With 0 of either, nothing is read.
     pub fn drain(self, bytes: u64, time: Duration) -> Self {
@@ -477,11 +475,11 @@ impl<Q> fmt::Debug for Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
-    /// Drains what is left unread behind an answer. Returned where that has to hold the answer's end back.
-    pub(crate) fn drain(&self, unread: Option<Unread>) -> Option<Drain> {
-        unread
-            .and_then(|body| Drain::new(body, self.drain_bytes, self.drain_time))
-            .and_then(Drain::start)
+    /// Drains what is left unread behind an answer.
+    pub(crate) fn drain(&self, unread: Option<Unread>) {
+        if let Some(unread) = unread {
+            body::drain(unread, self.drain_bytes, self.drain_time);
+        }
     }
 
     /// The answer of a quota source, in time.

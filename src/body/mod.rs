@@ -15,7 +15,7 @@ use std::{
 use bytes::Buf;
 use http_body::Body;
 
-pub(crate) use self::{drain::Drain, ending::Ending, request::WhenDropped, watch::Watch};
+pub(crate) use self::{drain::drain, ending::Ending, request::WhenDropped, watch::Watch};
 pub use self::{request::MeteredBody, response::ResponseBody};
 
 /// A request body that nobody reads any more, to be drained so that the answer arrives.

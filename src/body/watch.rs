@@ -10,10 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::{
-    Drain,
-    ending::{Ending, Last, Read},
-};
+use super::ending::{Ending, Last, Read};
 use crate::{
     refusal::Refusal,
     reservation::{Charged, Later, Refused},
@@ -35,8 +32,6 @@ enum State {
     },
     /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
     Rest,
-    /// Refused, and what is left of the request is still being drained: only then is it sure to arrive.
-    Draining(Drain),
     Done,
 }
 
@@ -53,7 +48,7 @@ impl Watch {
     pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
         match self.state {
             // It has to be polled once more, to settle.
-            State::Open | State::Settling { .. } | State::Draining(_) => false,
+            State::Open | State::Settling { .. } => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
         }
@@ -90,11 +85,6 @@ impl Watch {
                     self.state = State::Done;
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-            }
-            State::Draining(drain) => {
-                ready!(drain.poll(cx));
-                self.state = State::Done;
-                return Poll::Ready(None);
             }
             State::Done => return Poll::Ready(None),
         }
@@ -163,12 +153,9 @@ impl Watch {
             self.settle_failed();
             return Err(Refused::new(refusal).into());
         };
-        // Before it is settled: nobody drains anything behind that.
-        let drain = self.cell.drain();
+        // Settling drops what is left unread.
+        self.cell.drain();
         self.settle_failed();
-        if let Some(drain) = drain {
-            self.state = State::Draining(drain);
-        }
         Ok(last.into_frame())
     }
 

@@ -320,18 +320,18 @@ impl<Q: QuotaSource> Guarded<Q> {
     }
 }
 
-/// Renders a refusal, with what has to be drained behind it.
+/// Renders a refusal, and drains what is left unread behind it.
 fn answer<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain = settings.drain(unread);
+    settings.drain(unread);
     settings
         .answers
         .answer(refusal, asked)
-        .map(|content| ResponseBody::refusal(content, drain))
+        .map(ResponseBody::refusal)
 }
 
 impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>

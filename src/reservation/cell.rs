@@ -15,7 +15,7 @@ use http::Response;
 use super::{Refused, growth::Tickets};
 use crate::{
     Amount, Demand, Price, Scopes,
-    body::{Drain, Unread},
+    body::Unread,
     fault::Resource,
     layer::Settings,
     price::{During, Ending, Underway},
@@ -55,8 +55,8 @@ pub(crate) trait Charged: Send + Sync {
     fn refusal(&self) -> Option<Refusal>;
     /// The refusal in the client's dialect.
     fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes>;
-    /// Drains what is left unread. Returned where that has to hold the answer's end back.
-    fn drain(&self) -> Option<Drain>;
+    /// Drains what is left unread.
+    fn drain(&self);
 }
 
 /// How a body ended.
@@ -561,8 +561,8 @@ where
         self.settings.answers.answer(refusal, asked)
     }
 
-    fn drain(&self) -> Option<Drain> {
-        self.settings.drain(self.take_unread())
+    fn drain(&self) {
+        self.settings.drain(self.take_unread());
     }
 }
 

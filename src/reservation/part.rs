@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Amount, Demand,
-    body::{Drain, Unread},
+    body::Unread,
     refusal::{Asked, Refusal},
     upload::{Draw, Upload},
 };
@@ -144,7 +144,7 @@ impl Charged for Part {
         self.cell.answer(refusal, asked)
     }
 
-    fn drain(&self) -> Option<Drain> {
-        self.cell.drain()
+    fn drain(&self) {
+        self.cell.drain();
     }
 }
