@@ -81,7 +81,7 @@ apart:
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
 	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
 # What brings more than a classifier.
-MECHANISMS = tokio axum postgres quick-xml redis-store rustix sqlite stored tonic tonic-health
+MECHANISMS = axum postgres quick-xml redis-store rustix sqlite stored tonic tonic-health
 
 # No feature changes what another does, and none is needed.
 features:

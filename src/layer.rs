@@ -10,7 +10,6 @@ use crate::{
     body::Responder,
     cause::Cause,
     config::ConfigError,
-    dav::Dav,
     demand::Demand,
     fault::Classifier,
     guard::Guard,
@@ -23,7 +22,6 @@ use crate::{
     scope::Scopes,
     service::StorageGuard,
     steps::Steps,
-    upload::Uploads,
 };
 
 /// Guards a service: sets storage aside before a request is let in, and answers when there is none.
@@ -255,20 +253,6 @@ impl<Q> StorageGuardLayer<Q> {
         })
     }
 
-    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
-    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
-    pub fn webdav(self, dav: Dav) -> Self {
-        self.applies_when(|head| Dav::applies(&head.method))
-            .price_by_async(move |head, demand| dav.price(head, demand))
-    }
-
-    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
-    ///
-    /// Defaults to each request by itself.
-    pub fn uploads(self, uploads: &Uploads) -> Self {
-        self.set(|settings| settings.steps = Some(Arc::new(uploads.clone())))
-    }
-
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
     /// counts; those that are not numbers are ignored.
     ///
@@ -362,9 +346,7 @@ impl<Q> StorageGuardLayer<Q> {
     ///
     /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
     ///
-    /// On a tokio runtime, and with feature `tokio`, this happens on a task beside the answer. Otherwise
-    /// the answer's end waits for it, and a client that stops sending at the sight of the status, such as
-    /// curl, sees that end late.
+    /// This happens on a task beside the answer. Outside of a tokio runtime nothing is read.
     ///
     /// Defaults to 1 GiB and 30 seconds. With 0 of either, nothing is read.
     pub fn drain(self, bytes: u64, time: Duration) -> Self {
@@ -380,7 +362,7 @@ impl<Q> StorageGuardLayer<Q> {
         &self.settings.guard
     }
 
-    fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
+    pub(crate) fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
         set(&mut Arc::make_mut(&mut self.settings).http);
         self
     }

@@ -18,7 +18,6 @@ use bytes::Buf;
 use http_body::Body;
 
 pub(crate) use self::{
-    drain::Drain,
     ending::Ending,
     exchange::{BodyEnd, Exchange, HttpReservation},
     request::WhenDropped,

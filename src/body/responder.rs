@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Response;
 
-use super::{Drain, ResponseBody, Unread};
+use super::{ResponseBody, Unread, drain::drain};
 use crate::refusal::{Answers, Asked, Refusal};
 
 /// The settings of refusals.
@@ -35,16 +35,16 @@ impl Responder {
         asked: &Asked,
         unread: Option<Unread>,
     ) -> Response<ResponseBody<R>> {
-        let drain = self.drain(unread);
+        self.drain(unread);
         self.answers
             .answer(refusal, asked)
-            .map(|content| ResponseBody::refusal(content, drain))
+            .map(ResponseBody::refusal)
     }
 
-    /// Drains what is left unread. Returned where that has to hold the answer's end back.
-    pub(super) fn drain(&self, unread: Option<Unread>) -> Option<Drain> {
-        unread
-            .and_then(|body| Drain::new(body, self.drain_bytes, self.drain_time))
-            .and_then(Drain::start)
+    /// Drains what is left unread, beside the answer.
+    pub(super) fn drain(&self, unread: Option<Unread>) {
+        if let Some(unread) = unread {
+            drain(unread, self.drain_bytes, self.drain_time);
+        }
     }
 }

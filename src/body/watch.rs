@@ -12,7 +12,7 @@ use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    Drain, Exchange, Responder,
+    Exchange, Responder,
     ending::{Ending, Last, Read},
 };
 use crate::{refused::Refused, reservation::BoxFuture};
@@ -34,8 +34,6 @@ enum State {
     },
     /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
     Rest,
-    /// Refused, and what is left of the request is still being drained: only then is it sure to arrive.
-    Draining(Drain),
     Done,
 }
 
@@ -57,7 +55,7 @@ impl Watch {
     pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
         match self.state {
             // It has to be polled once more, to settle.
-            State::Open | State::Settling { .. } | State::Draining(_) => false,
+            State::Open | State::Settling { .. } => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
         }
@@ -94,11 +92,6 @@ impl Watch {
                     self.state = State::Done;
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-            }
-            State::Draining(drain) => {
-                ready!(drain.poll(cx));
-                self.state = State::Done;
-                return Poll::Ready(None);
             }
             State::Done => return Poll::Ready(None),
         }
@@ -168,12 +161,9 @@ impl Watch {
             self.settle_failed();
             return Err(refused.into());
         };
-        // Before it is settled: nobody drains anything behind that.
-        let drain = self.responder.drain(self.exchange.take_unread());
+        // Settling drops what is left unread.
+        self.responder.drain(self.exchange.take_unread());
         self.settle_failed();
-        if let Some(drain) = drain {
-            self.state = State::Draining(drain);
-        }
         Ok(last.into_frame())
     }
 

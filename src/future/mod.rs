@@ -323,7 +323,7 @@ impl<Q: QuotaSource> Guarded<Q> {
     }
 }
 
-/// Renders a refusal, with what has to be drained behind it.
+/// Renders a refusal, and drains what is left unread behind it.
 fn answer<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,

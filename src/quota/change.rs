@@ -1,6 +1,6 @@
 //! By how much usage changes.
 
-use crate::Amount;
+use crate::amount::Amount;
 
 /// By how much a scope's usage changes. Signed, because an overwrite by something smaller gives
 /// back.

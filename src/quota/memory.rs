@@ -13,7 +13,10 @@ use std::{
 };
 
 use super::{Answer, Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
-use crate::{Amount, Scope, Scopes};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
 
 /// Keeps limits and usage in this process, for up to millions of scopes.
 ///

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`NoQuota`] | nowhere; charges nobody | |
 //! | [`MemoryQuota`] | this process | all requests of this process |
-//! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
+//! | [`CollectionQuota`](crate::collection::CollectionQuota) | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), Redis or Valkey (`redis-store`), or your own (`stored`); they outlive the process | all requests of all processes |
 //! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |
@@ -33,7 +33,6 @@
 mod answer;
 mod any;
 mod change;
-mod collection;
 mod error;
 mod function;
 mod limits;
@@ -43,7 +42,6 @@ mod source;
 #[cfg(feature = "stored")]
 mod stored;
 
-pub(crate) use self::collection::After;
 #[cfg(feature = "postgres")]
 pub use self::stored::PostgresStore;
 #[cfg(feature = "sqlite")]
@@ -60,7 +58,6 @@ pub use self::{
     answer::{Answer, Answering},
     any::{AnyHold, AnyQuota},
     change::Change,
-    collection::{CollectionHold, CollectionQuota},
     error::{Exceeded, QuotaError},
     function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},
     limits::{Limits, Usage},

@@ -11,7 +11,7 @@ use quick_xml::{
 };
 
 use super::{Asked, Dialect, Refusal, negotiate::likes_xml_best};
-use crate::{fault::Cause, rpc::Rpc};
+use crate::{cause::Cause, rpc::Rpc};
 
 /// The dialect of WebDAV: a `DAV:error` with the condition that does not hold (RFC 4918, section 16; RFC 4331,
 /// section 6).
@@ -206,9 +206,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        Scope,
         cause::{Fault, Resource},
-        refusal::{Figures, Http},
+        refusal::Http,
+        refused::Figures,
+        scope::Scope,
     };
 
     fn fault(cause: Cause) -> Refusal {

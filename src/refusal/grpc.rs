@@ -7,7 +7,9 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE,
 };
 
-use super::{Asked, Dialect, Refusal, RefusalKind, escape, json::Object};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use super::{Asked, Dialect, Refusal, RefusalKind, json::Object};
 use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 
 /// The dialect of remote procedure calls: gRPC, gRPC-Web and Connect.
@@ -54,12 +56,11 @@ impl Grpc {
     }
 
     fn trailers(&self, refusal: &Refusal) -> HeaderMap {
-        let mut message = String::new();
-        escape::percent(&mut message, refusal.message()).expect(WRITING);
-        let message = HeaderValue::try_from(message).expect("it is printable ASCII");
         let status = Code::of(refusal).number;
-        let all: [(HeaderName, HeaderValue); 2] =
-            [(GRPC_STATUS, status.into()), (GRPC_MESSAGE, message)];
+        let all: [(HeaderName, HeaderValue); 2] = [
+            (GRPC_STATUS, status.into()),
+            (GRPC_MESSAGE, grpc_message(refusal.message())),
+        ];
         #[cfg_attr(not(feature = "tonic"), expect(unused_mut))]
         let mut trailers = HeaderMap::from_iter(all);
         #[cfg(feature = "tonic")]
@@ -116,6 +117,15 @@ impl Dialect for Grpc {
 
 const WRITING: &str = "writing to a String cannot fail";
 
+/// What cannot stand in a `grpc-message`, beside what is not ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Text as the value of `grpc-message` (PROTOCOL-HTTP2, "Status-Message").
+fn grpc_message(text: &str) -> HeaderValue {
+    let encoded = utf8_percent_encode(text, ENCODED).to_string();
+    HeaderValue::try_from(encoded).expect("it is printable ASCII")
+}
+
 /// What a refusal is called. The numbers are gRPC's, names and statuses Connect's.
 struct Code {
     number: u16,
@@ -165,9 +175,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        Scope,
         cause::{Cause, Fault, Resource},
-        refusal::{Answers, Figures},
+        refusal::Answers,
+        refused::Figures,
+        scope::Scope,
     };
 
     fn refusal() -> Refusal {
@@ -206,6 +217,14 @@ mod tests {
             assert!(response.body().is_empty());
             assert_eq!(response.extensions().get(), Some(&refusal()));
         }
+    }
+
+    #[test]
+    fn a_message_keeps_to_printable_ascii() {
+        assert_eq!(
+            grpc_message("50 % of \u{e9}\n\x7f~"),
+            "50 %25 of %C3%A9%0A%7F~"
+        );
     }
 
     #[test]

@@ -69,10 +69,12 @@ use std::{error::Error, sync::Arc};
 use tonic::{Request, Status};
 
 use crate::{
-    BoxError, Refused, Reservation,
     fault::{self, Classifier},
     refusal::{self, Refusal},
+    refused::Refused,
+    reservation::Reservation,
 };
+use tower::BoxError;
 
 /// Any error of a handler's as a [`Status`], with the error as its source, for the guard to classify.
 ///

@@ -84,6 +84,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::request;
 
+use crate::layer::StorageGuardLayer;
+
 pub use self::{
     chunks::Chunks,
     resumable::Resumable,
@@ -128,8 +130,8 @@ impl Uploads {
         self
     }
 
-    /// Sets how long an upload is kept after its last request. Its reservation is released then. The service should
-    /// throw away what came of it at the same time.
+    /// Sets how long an upload is kept after its last request. Its reservation is released then, by a task on the tokio
+    /// runtime that serves the requests. The service should throw away what came of it at the same time.
     ///
     /// Defaults to one hour.
     #[must_use]
@@ -214,6 +216,15 @@ impl Uploads {
             }
         }
         key
+    }
+}
+
+impl<Q> StorageGuardLayer<Q> {
+    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
+    ///
+    /// Defaults to each request by itself.
+    pub fn uploads(self, uploads: &Uploads) -> Self {
+        self.set(|settings| settings.steps = Some(Arc::new(uploads.clone())))
     }
 }
 

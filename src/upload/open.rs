@@ -16,7 +16,7 @@ pub(crate) struct Upload {
     before: u64,
     registry: Weak<Registry>,
     /// Where it is in the registry, once it is there.
-    key: OnceLock<Box<str>>,
+    key: OnceLock<Arc<str>>,
     state: Mutex<State>,
 }
 
@@ -129,12 +129,12 @@ impl Upload {
         u64::try_from(self.state().stored).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.get().map(|key| &**key)
+    pub(super) fn key(&self) -> Option<&Arc<str>> {
+        self.key.get()
     }
 
-    pub(super) fn set_key(&self, key: &str) {
-        self.key.get_or_init(|| key.into());
+    pub(super) fn set_key(&self, key: &Arc<str>) {
+        self.key.get_or_init(|| Arc::clone(key));
     }
 
     fn registry(&self) -> Option<Arc<Registry>> {

@@ -124,7 +124,7 @@ impl steps::Visit for Visit {
         let whole: Arc<dyn ReservationOps> = whole.clone();
         let FoundStep { step, uploads, .. } = &self.found;
         let registry = &uploads.registry;
-        let upload = Arc::new(Upload::new(whole, step, registry.weak()));
+        let upload = registry.upload(whole, step);
         let draw = if step.is_begin() {
             upload.enter(step, self.wanted)
         } else {

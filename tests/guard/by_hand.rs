@@ -69,8 +69,8 @@ impl ByHand {
 pub(crate) struct Inside {
     pub(crate) reservation: Reservation,
     pub(crate) body: Incoming,
-    status: oneshot::Sender<u16>,
-    call: JoinHandle<Answer>,
+    pub(crate) status: oneshot::Sender<u16>,
+    pub(crate) call: JoinHandle<Answer>,
 }
 
 impl Inside {

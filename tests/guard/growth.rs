@@ -1,13 +1,19 @@
 //! How a reservation grows: several growths at once, waiting for room, grants, and corrections of what is replaced.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
 
 use http_body_util::BodyExt;
 use test_support::{
     disk::Disk,
     service::{USER, chunked, full, layer, put, read_all},
 };
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 use tower::{Layer, service_fn};
 use tower_storage_guard::{
     Amount, Demand, Refused, Scope, Scopes, StorageGuardLayer, Volume,
@@ -50,6 +56,53 @@ async fn two_growths_that_find_no_room_are_both_refused() {
         }
         takes_exactly(1_000, &volume).await;
     }
+}
+
+/// Polls a future on a thread that has no runtime, whenever it is woken.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let (mut future, mut cx) = (pin!(future), Context::from_waker(&waker));
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// There is no timer, but each reading wakes it.
+#[tokio::test]
+async fn a_growth_that_waits_outside_of_the_runtime_gives_up_too() {
+    const PATIENCE: Duration = Duration::from_millis(50);
+
+    let volume = Disk::new(1_000).volume().probe_every(PATIENCE / 10);
+    let layer = StorageGuardLayer::new(volume.clone()).patience(PATIENCE);
+    let mut service = ByHand::new(layer);
+    let inside = service.enter(full(10)).await;
+    let other = service.enter(full(10)).await;
+    other.reservation.grow(10).await.unwrap();
+    let (tell, told) = oneshot::channel();
+    let reservation = inside.reservation.clone();
+    let began = Instant::now();
+    thread::spawn(move || tell.send(block_on(reservation.grow(5_000))));
+    assert!(in_time(told).await.unwrap().is_err());
+    assert!(began.elapsed() >= PATIENCE / 2);
+    assert_eq!(inside.reservation.reserved(), 10);
+    // What was set aside is given back there, too.
+    let body = inside.body;
+    thread::spawn(move || drop(body)).join().unwrap();
+    drop((inside.reservation, inside.status));
+    assert_eq!(in_time(inside.call).await.unwrap().status(), 500);
+    other.answer(500).await;
+    takes_exactly(1_000, &volume).await;
 }
 
 #[tokio::test]

@@ -13,9 +13,11 @@ use tokio::time::sleep;
 
 use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store};
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, Limits, QuotaError},
+    scope::{Scope, Scopes},
 };
+use tower::BoxError;
 
 /// How often the same step is asked for where no answer comes.
 const ASKED: usize = 2;

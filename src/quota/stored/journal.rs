@@ -8,7 +8,7 @@ mod tests;
 use std::{
     fmt, io, mem,
     path::{Path, PathBuf},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
+    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -24,7 +25,7 @@ use self::{
     segment::{Charge, Outstanding, Record},
 };
 use super::{HoldId, Settlement};
-use crate::{Scopes, blocking, quota::Change};
+use crate::{quota::Change, scope::Scopes};
 
 /// What each of two segments takes of the disk, in bytes.
 const SIZE: u64 = 1 << 20;
@@ -321,11 +322,11 @@ async fn write(ending: Ending, mut segments: Segments) {
     let Ending(waiting) = &ending;
     while waiting.is_due().await {
         let queue = Arc::clone(waiting);
-        let mut writing = pin!(blocking::run(move || {
+        let mut writing = spawn_blocking(move || {
             queue.write(&mut segments);
-            Ok(segments)
-        }));
-        let written = match timeout(PATIENCE, writing.as_mut()).await {
+            segments
+        });
+        let written = match timeout(PATIENCE, &mut writing).await {
             Ok(written) => written,
             Err(_) => {
                 let told = waiting.state().fail();

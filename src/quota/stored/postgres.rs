@@ -16,9 +16,11 @@ use super::{
     sql::{PATIENCE, ceilings, columns, judge, milliseconds, signed},
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, QuotaError},
+    scope::{Scope, Scopes},
 };
+use tower::BoxError;
 
 /// Quotas in PostgreSQL 12 or later, by your own pool of [`sqlx`].
 ///

@@ -7,9 +7,11 @@ use super::{
     keeper::{Keeper, Settled},
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
+    scope::{Scope, Scopes},
 };
+use tower::BoxError;
 
 /// Keeps quotas in a [`Store`]: they outlive the process, and processes may share them.
 ///

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{Account, Ceilings, Reserve, Reserved};
 use crate::{
-    Amount, Scope,
+    amount::Amount,
     quota::{Exceeded, Limits, limits::Ceiling},
+    scope::Scope,
 };
 
 /// No engine counts further than this. A limit above it is as good as none.

@@ -19,9 +19,11 @@ use super::{
     sql::PATIENCE,
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, QuotaError},
+    scope::{Scope, Scopes},
 };
+use tower::BoxError;
 
 /// How much longer than its patience a thread may take to say that it has run out.
 const GRACE: Duration = Duration::from_millis(500);

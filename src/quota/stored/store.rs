@@ -13,7 +13,11 @@ use std::{
 };
 
 use super::super::{Change, Limits, QuotaError, Usage};
-use crate::{Amount, BoxError, Scope, Scopes};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
+use tower::BoxError;
 
 /// What a [`Store`] answers, in a while.
 pub type StoreFuture<'a, T, E = BoxError> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'a>>;

@@ -6,9 +6,10 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::super::{HoldId, Keep, Reserve, Settlement};
 use crate::{
-    Amount, Scope, Scopes,
+    amount::Amount,
     cause::Resource,
     quota::{Ceilings, Change, Exceeded},
+    scope::{Scope, Scopes},
 };
 
 /// How often a lease is looked at: two such times and a round trip are less than the second after which idle budget is

@@ -22,8 +22,9 @@ use super::{
     Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, journal::Noted, keeper::PATIENCE,
 };
 use crate::{
-    Amount, Scope, Scopes,
+    amount::Amount,
     quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource, memory::PassThrough},
+    scope::{Scope, Scopes},
 };
 
 /// Decides most requests in memory, from budget that it leases of a [`StoredQuota`].

@@ -7,7 +7,7 @@ use sqlx::{
     query::Query,
 };
 
-use crate::BoxError;
+use tower::BoxError;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// How often a step is tried again that got into another one's way.

@@ -16,7 +16,7 @@ use super::{
     RedisStore,
     script::{Failure, PATIENCE, ask},
 };
-use crate::BoxError;
+use tower::BoxError;
 
 /// How long one attempt to connect may take: two of them fit into our patience.
 const CONNECT: Duration = Duration::from_secs(2);

@@ -24,10 +24,12 @@ use super::{
     Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     cause::Resource,
     quota::{Change, Exceeded, QuotaError},
+    scope::{Scope, Scopes},
 };
+use tower::BoxError;
 
 /// How long Redis remembers what is settled. Nobody asks again after so long.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::script::Failure;
 use crate::{
-    Amount,
+    amount::Amount,
     quota::{Account, Ceilings, Change, Limits},
 };
 

@@ -10,7 +10,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::super::sql::milliseconds;
-use crate::BoxError;
+use tower::BoxError;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// Of the schema. Kept in the file.
