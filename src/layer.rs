@@ -389,7 +389,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         self.set(|settings| settings.answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect, such as `Dav` of feature `quick-xml`. The first that hears a request answers it. Where
+    /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. Where
     /// none does, [`Grpc`] answers remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.

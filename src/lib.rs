@@ -110,16 +110,16 @@
 //!
 //! | feature | brings | for |
 //! |---|---|---|
-//! | `rustix` (default) | nothing new: fs4 has it | inodes |
+//! | `inodes` (default) | nothing new: fs4 depends on rustix already | inodes, and btrfs, which counts what is written only when it commits |
 //! | `tokio` | tokio's `rt` and `time` | refused uploads are drained on a task beside their answers, and timers can be paused by a test. Without it, the end of a refusal waits for the drain, and a thread of our own keeps time. The runtime must have its timer enabled |
 //! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
 //! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
-//! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
-//! | `sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process, for the processes of one machine: `quota::SqliteStore` |
-//! | `postgres` | sqlx's PostgreSQL, `tokio` | the same for many machines: `quota::PostgresStore` |
-//! | `redis-store` | redis, `tokio` | the same in Redis or Valkey: `quota::RedisStore` |
-//! | `stored` | `tokio` | the same in a `quota::Store` of your own |
+//! | `webdav` | quick-xml | the WebDAV dialect, `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
+//! | `store-sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
+//! | `store-postgres` | sqlx's PostgreSQL, `tokio` | the same for several machines: `store::PostgresStore` |
+//! | `store-redis` | redis, `tokio` | the same in Redis or Valkey: `store::RedisStore` |
+//! | `store` | `tokio` | the same in a store of your own: `store::Store` |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -144,6 +144,8 @@ mod reservation;
 mod rpc;
 mod scope;
 mod service;
+#[cfg(feature = "store")]
+pub mod store;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;

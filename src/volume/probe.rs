@@ -110,7 +110,7 @@ fn read_at(path: &Path) -> io::Result<Reading> {
     let stats = fs4::statvfs(path)?;
     let reading = Reading::new(stats.available_space(), stats.total_space());
     // fs4 reads no inodes.
-    #[cfg(all(unix, feature = "rustix"))]
+    #[cfg(all(unix, feature = "inodes"))]
     let reading = {
         let inodes = rustix::fs::statvfs(path)?;
         reading.with_inodes(inodes.f_favail, inodes.f_files)
@@ -121,14 +121,14 @@ fn read_at(path: &Path) -> io::Result<Reading> {
 /// Whether statvfs follows writes only when the filesystem commits: on btrfs up to half a minute later,
 /// fsync or not.
 pub(super) fn counts_at_commit(path: &Path) -> bool {
-    #[cfg(all(target_os = "linux", feature = "rustix"))]
+    #[cfg(all(target_os = "linux", feature = "inodes"))]
     {
         // From linux/magic.h.
         const BTRFS_SUPER_MAGIC: u32 = 0x9123_683E;
 
         rustix::fs::statfs(path).is_ok_and(|stats| stats.f_type as u32 == BTRFS_SUPER_MAGIC)
     }
-    #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+    #[cfg(not(all(target_os = "linux", feature = "inodes")))]
     {
         let _ = path;
         false
@@ -137,9 +137,9 @@ pub(super) fn counts_at_commit(path: &Path) -> bool {
 
 /// Has the filesystem commit what was written.
 fn commit(path: &Path) -> io::Result<()> {
-    #[cfg(all(target_os = "linux", feature = "rustix"))]
+    #[cfg(all(target_os = "linux", feature = "inodes"))]
     rustix::fs::syncfs(std::fs::File::open(path)?)?;
-    #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+    #[cfg(not(all(target_os = "linux", feature = "inodes")))]
     let _ = path;
     Ok(())
 }

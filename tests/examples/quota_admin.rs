@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use test_support::example::path_of;
 use tower_storage_guard::{
     Amount,
-    quota::{Ceilings, HoldId, Limits, Reserve, SqliteStore, Store},
+    quota::Limits,
+    store::{Ceilings, HoldId, Reserve, SqliteStore, Store},
 };
 
 /// What the tool said, and its exit code.

@@ -11,7 +11,8 @@ use std::{
 
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
-    quota::{Account, Admin, Ceilings, Change, HoldId, Limits, RescanError, Store},
+    quota::{Change, Limits},
+    store::{Account, Admin, Ceilings, HoldId, RescanError, Store},
 };
 
 use super::{exceeded, figures, hold, reserve, settle};

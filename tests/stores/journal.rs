@@ -13,10 +13,8 @@ use tempfile::TempDir;
 use test_support::{Dice, eventually};
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, Journal, LeasedQuota, Limits, QuotaHold, QuotaSource, SqliteStore, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaHold, QuotaSource},
+    store::{Journal, LeasedQuota, SqliteStore, Store, StoredQuota},
 };
 
 use super::{
@@ -334,7 +332,7 @@ fn it_says_what_is_wrong() {
 #[ignore = "needs postgresql"]
 async fn charges_outlive_their_process_while_postgresql_is_away() {
     use test_support::postgres::{Server, pool};
-    use tower_storage_guard::quota::PostgresStore;
+    use tower_storage_guard::store::PostgresStore;
 
     const DOWN: &str = "down";
     if let Some(part) = part() {

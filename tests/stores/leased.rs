@@ -10,10 +10,8 @@ use test_support::Dice;
 use tokio::time::{Instant, advance, sleep};
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::{
-        Change, LeasedHold, LeasedQuota, Limits, QuotaError, QuotaHold, QuotaSource, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    store::{LeasedHold, LeasedQuota, Store, StoredQuota},
 };
 
 use super::{exceeded, figures, line::Line, model::Model};

@@ -10,9 +10,9 @@ use std::{
 
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
-    quota::{
-        Account, Ceilings, HoldEntry, HoldId, QuotaError, Reserve, Reserved, Settlement, Store,
-        StoreFuture,
+    quota::QuotaError,
+    store::{
+        Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreFuture,
     },
 };
 

@@ -24,10 +24,8 @@ use test_support::{Dice, eventually};
 use tower_storage_guard::{
     Amount, Scope, Scopes,
     fault::Resource,
-    quota::{
-        Ceilings, Change, Exceeded, HoldId, Keep, Limits, QuotaError, QuotaHold, QuotaSource,
-        Reserve, Reserved, Settlement, Store, StoredQuota,
-    },
+    quota::{Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource},
+    store::{Ceilings, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoredQuota},
 };
 
 use self::model::Model;

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
     fault::Resource,
-    quota::{
-        Account, Ceilings, Change, Exceeded, HoldEntry, HoldId, Keep, Limits, QuotaError, Reserve,
-        Reserved, Settlement, Store, StoreFuture,
+    quota::{Change, Exceeded, Limits, QuotaError},
+    store::{
+        Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
+        StoreFuture,
     },
 };
 

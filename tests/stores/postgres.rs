@@ -18,10 +18,8 @@ use tokio::{
 };
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, HoldId, Limits, PostgresStore, QuotaError, QuotaHold, QuotaSource, Reserve,
-        Settlement, Store, StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    store::{HoldId, PostgresStore, Reserve, Settlement, Store, StoredQuota},
 };
 
 use super::{

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use tower_storage_guard::{
     Amount, Scope,
-    quota::{Ceilings, Change, HoldId, Limits, QuotaError, Reserve, Settlement, Store},
+    quota::{Change, Limits, QuotaError},
+    store::{Ceilings, HoldId, Reserve, Settlement, Store},
 };
 
 use super::{exceeded, figures, hold, reserve, settle};

@@ -9,7 +9,10 @@ use std::{
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use tower_storage_guard::quota::{HoldId, QuotaError, Reserve, SqliteStore, Store};
+use tower_storage_guard::{
+    quota::QuotaError,
+    store::{HoldId, Reserve, SqliteStore, Store},
+};
 
 use super::{
     conforms, figures, hold,
@@ -295,7 +298,8 @@ fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
     };
     use tower_storage_guard::{
         Amount, Scopes,
-        quota::{Limits, QuotaHold, QuotaSource, StoredQuota},
+        quota::{Limits, QuotaHold, QuotaSource},
+        store::StoredQuota,
     };
 
     with_own_mounts(|| {

@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     Amount, BoxError, Scope,
-    quota::{Account, Admin, Ceilings, Change, HoldEntry, HoldId, Limits, Rescan, Store},
+    quota::{Change, Limits},
+    store::{Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, Store},
 };
 
 use example_support::{

@@ -8,7 +8,8 @@ use tokio::{
 };
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
-    quota::{Account, AnyQuota, Change, Journal, LeasedQuota, Limits, Store, StoredQuota, Usage},
+    quota::{AnyQuota, Change, Limits, Usage},
+    store::{Account, Journal, LeasedQuota, Store, StoredQuota},
 };
 
 /// How long a caller waits for a charge to reach the store. It gets there all the same.

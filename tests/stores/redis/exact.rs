@@ -4,7 +4,8 @@ use test_support::Dice;
 use tower_storage_guard::{
     Amount,
     fault::Resource,
-    quota::{Ceilings, Change, Exceeded, HoldId, Limits, Store},
+    quota::{Change, Exceeded, Limits},
+    store::{Ceilings, HoldId, Store},
 };
 
 use super::{

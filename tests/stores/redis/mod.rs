@@ -12,10 +12,8 @@ use std::{
 use test_support::running::free_port;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::{
-        Ceilings, Change, HoldId, Keep, Limits, QuotaError, RedisStore, Reserve, Settlement, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError},
+    store::{Ceilings, HoldId, Keep, RedisStore, Reserve, Settlement, Store, StoredQuota},
 };
 
 use self::server::{Cluster, Server};

@@ -10,9 +10,8 @@ use redis::aio::ConnectionManagerConfig;
 use test_support::mounts::with_own_network;
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, HoldId, Limits, QuotaHold, QuotaSource, RedisStore, Settlement, Store, StoredQuota,
-    },
+    quota::{Change, Limits, QuotaHold, QuotaSource},
+    store::{HoldId, RedisStore, Settlement, Store, StoredQuota},
 };
 
 use super::{

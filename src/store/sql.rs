@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{Account, Ceilings, Reserve, Reserved};
 use crate::{
-    Amount, Scope,
-    quota::{Exceeded, Limits, limits::Ceiling},
+    amount::Amount,
+    quota::{Ceiling, Exceeded, Limits},
+    scope::Scope,
 };
 
 /// No engine counts further than this. A limit above it is as good as none.
@@ -87,7 +88,7 @@ fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quota::{Change, HoldId};
+    use crate::{quota::Change, store::HoldId};
 
     fn asked(bytes: u64, limits: Limits) -> Reserve {
         Reserve {

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{HoldId, Journal, Settlement, Store, journal::Noted};
-use crate::{Scopes, quota::Change};
+use crate::{quota::Change, scope::Scopes};
 
 /// How many are settled in one step.
 const BATCH: usize = 64;

@@ -10,14 +10,16 @@ use sqlx::{
     query::Query,
 };
 use tokio::time::timeout;
+use tower::BoxError;
 
 use super::{
     Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreFuture,
     sql::{PATIENCE, ceilings, columns, judge, milliseconds, signed},
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, QuotaError},
+    scope::{Scope, Scopes},
 };
 
 /// Quotas in PostgreSQL 12 or later, by your own pool of [`sqlx`].
@@ -26,7 +28,8 @@ use crate::{
 /// use sqlx::postgres::PgPoolOptions;
 /// use tower_storage_guard::{
 ///     StorageGuardLayer,
-///     quota::{Limits, PostgresStore, StoredQuota},
+///     quota::Limits,
+///     store::{PostgresStore, StoredQuota},
 /// };
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

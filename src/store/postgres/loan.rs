@@ -6,8 +6,7 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-
-use crate::BoxError;
+use tower::BoxError;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// How often a step is tried again that got into another one's way.

@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
+use super::super::{Account, Ceilings};
 use super::script::Failure;
 use crate::{
-    Amount,
-    quota::{Account, Ceilings, Change, Limits},
+    amount::Amount,
+    quota::{Change, Limits},
 };
 
 pub(super) fn of_amount(Amount { bytes, objects }: Amount) -> String {

@@ -11,12 +11,12 @@ use redis::{
     io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
+use tower::BoxError;
 
 use super::{
     RedisStore,
     script::{Failure, PATIENCE, ask},
 };
-use crate::BoxError;
 
 /// How long one attempt to connect may take: two of them fit into our patience.
 const CONNECT: Duration = Duration::from_secs(2);

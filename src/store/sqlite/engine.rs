@@ -8,9 +8,9 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use tower::BoxError;
 
 use super::super::sql::milliseconds;
-use crate::BoxError;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// Of the schema. Kept in the file.

@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::super::{HoldId, Settlement};
-use crate::{Scope, Scopes, quota::Change};
+use crate::{
+    quota::Change,
+    scope::{Scope, Scopes},
+};
 
 /// What no store has confirmed, by its id.
 pub(super) type Outstanding = BTreeMap<HoldId, Charge>;

@@ -16,7 +16,7 @@
 //! A figure is in plain decimal digits, two or four of them with a space between them. What is zero is not there, so
 //! a scope that has nothing leaves nothing.
 
-use crate::{Scope, quota::HoldId};
+use crate::{scope::Scope, store::HoldId};
 
 /// What a key is of.
 #[derive(Clone, Copy, Debug)]

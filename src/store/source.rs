@@ -2,13 +2,16 @@
 
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
+use tower::BoxError;
+
 use super::{
     Account, Admin, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
     keeper::{Keeper, Settled},
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
+    scope::{Scope, Scopes},
 };
 
 /// Keeps quotas in a [`Store`]: they outlive the process, and processes may share them.

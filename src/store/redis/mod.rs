@@ -13,6 +13,7 @@ use std::{
 };
 
 use redis::{aio::ConnectionLike, cmd};
+use tower::BoxError;
 
 pub use self::connect::RedisConnection;
 use self::{
@@ -24,9 +25,10 @@ use super::{
     Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     fault::Resource,
     quota::{Change, Exceeded, QuotaError},
+    scope::{Scope, Scopes},
 };
 
 /// How long Redis remembers what is settled. Nobody asks again after so long.
@@ -41,7 +43,8 @@ const BATCH: usize = 64;
 /// ```no_run
 /// use tower_storage_guard::{
 ///     StorageGuardLayer,
-///     quota::{Limits, RedisStore, StoredQuota},
+///     quota::Limits,
+///     store::{RedisStore, StoredQuota},
 /// };
 ///
 /// # async fn start() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

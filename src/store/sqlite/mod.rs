@@ -12,6 +12,7 @@ use std::{
 
 use rusqlite::Transaction;
 use tokio::{sync::oneshot, time::timeout_at};
+use tower::BoxError;
 
 use self::engine::{Engine, Kind};
 use super::{
@@ -19,8 +20,9 @@ use super::{
     sql::PATIENCE,
 };
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, QuotaError},
+    scope::{Scope, Scopes},
 };
 
 /// How much longer than its patience a thread may take to say that it has run out.
@@ -31,7 +33,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// ```
 /// use tower_storage_guard::{
 ///     Amount, Scopes,
-///     quota::{Limits, QuotaHold, QuotaSource, SqliteStore, StoredQuota},
+///     quota::{Limits, QuotaHold, QuotaSource},
+///     store::{SqliteStore, StoredQuota},
 /// };
 ///
 /// # let folder = tempfile::tempdir().unwrap();

@@ -12,8 +12,13 @@ use std::{
     time::Duration,
 };
 
-use super::super::{Change, Limits, QuotaError, Usage};
-use crate::{Amount, BoxError, Scope, Scopes};
+use tower::BoxError;
+
+use crate::{
+    amount::Amount,
+    quota::{Change, Limits, QuotaError, Usage},
+    scope::{Scope, Scopes},
+};
 
 /// What a [`Store`] answers, in a while.
 pub type StoreFuture<'a, T, E = BoxError> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'a>>;

@@ -16,7 +16,7 @@ use super::{
     script::{Call, Failure, SCAN, all, ask, in_time},
     text,
 };
-use crate::{Scope, quota::Change};
+use crate::{quota::Change, scope::Scope};
 
 /// How many keys a node looks at in one step. Nobody else is served meanwhile: less than a millisecond.
 const STEP: usize = 1_000;

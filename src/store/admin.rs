@@ -10,11 +10,13 @@ use std::{
 };
 
 use tokio::time::sleep;
+use tower::BoxError;
 
 use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store};
 use crate::{
-    Amount, BoxError, Scope, Scopes,
+    amount::Amount,
     quota::{Change, Limits, QuotaError},
+    scope::{Scope, Scopes},
 };
 
 /// How often the same step is asked for where no answer comes.
@@ -37,7 +39,8 @@ const WATCH: Duration = Duration::from_secs(1);
 /// ```
 /// use tower_storage_guard::{
 ///     Amount, Scopes,
-///     quota::{Admin, Limits, QuotaSource, SqliteStore, StoredQuota},
+///     quota::{Limits, QuotaSource},
+///     store::{Admin, SqliteStore, StoredQuota},
 /// };
 ///
 /// # let folder = tempfile::tempdir().unwrap();
@@ -206,7 +209,7 @@ impl<S: Store> Admin<S> {
     /// ```
     /// use tower_storage_guard::{
     ///     Amount, BoxError,
-    ///     quota::{Admin, SqliteStore},
+    ///     store::{Admin, SqliteStore},
     /// };
     ///
     /// # let folder = tempfile::tempdir().unwrap();

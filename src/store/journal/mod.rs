@@ -24,7 +24,7 @@ use self::{
     segment::{Charge, Outstanding, Record},
 };
 use super::{HoldId, Settlement};
-use crate::{Scopes, blocking, quota::Change};
+use crate::{blocking, quota::Change, scope::Scopes};
 
 /// What each of two segments takes of the disk, in bytes.
 const SIZE: u64 = 1 << 20;
@@ -41,8 +41,11 @@ const LAZY: Duration = Duration::from_millis(100);
 /// the same directory. Each charge counts once, whichever step was the last.
 ///
 /// ```
-/// use tower_storage_guard::quota::{Journal, Limits, StoredQuota};
-/// # use tower_storage_guard::quota::SqliteStore;
+/// use tower_storage_guard::{
+///     quota::Limits,
+///     store::{Journal, StoredQuota},
+/// };
+/// # use tower_storage_guard::store::SqliteStore;
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let directory = folder.path().join("journal");

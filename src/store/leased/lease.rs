@@ -4,11 +4,12 @@ use std::{mem, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::super::{HoldId, Keep, Reserve, Settlement};
+use super::super::{Ceilings, HoldId, Keep, Reserve, Settlement};
 use crate::{
-    Amount, Scope, Scopes,
+    amount::Amount,
     fault::Resource,
-    quota::{Ceilings, Change, Exceeded},
+    quota::{Change, Exceeded},
+    scope::{Scope, Scopes},
 };
 
 /// How often a lease is looked at: two such times and a round trip are less than the second after which idle budget is

@@ -22,8 +22,9 @@ use super::{
     Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, journal::Noted, keeper::PATIENCE,
 };
 use crate::{
-    Amount, Scope, Scopes,
-    quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource, memory::PassThrough},
+    amount::Amount,
+    quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource},
+    scope::{PassThrough, Scope, Scopes},
 };
 
 /// Decides most requests in memory, from budget that it leases of a [`StoredQuota`].
@@ -31,10 +32,11 @@ use crate::{
 /// A handle: clones share everything.
 ///
 /// ```no_run
-/// # #[cfg(feature = "sqlite")] {
+/// # #[cfg(feature = "store-sqlite")] {
 /// use tower_storage_guard::{
 ///     StorageGuardLayer,
-///     quota::{LeasedQuota, Limits, SqliteStore, StoredQuota},
+///     quota::Limits,
+///     store::{LeasedQuota, SqliteStore, StoredQuota},
 /// };
 ///
 /// # fn start() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -521,11 +523,19 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
         }
         // Each part is charged by whoever has set it aside.
         let rest = match self.rest.is_there() {
-            true => change.beyond(self.taken.amount),
+            true => (change.gain() - self.taken.amount).into(),
             false => Change::ZERO,
         };
-        let noted = self.taken.end(change.without(rest));
+        let noted = self.taken.end(without(change, rest));
         self.rest.commit(rest).and(noted)
+    }
+}
+
+/// The rest of a change of which `part` is charged elsewhere.
+fn without(change: Change, part: Change) -> Change {
+    Change {
+        bytes: change.bytes.saturating_sub(part.bytes),
+        objects: change.objects.saturating_sub(part.objects),
     }
 }
 

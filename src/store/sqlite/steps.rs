@@ -9,8 +9,9 @@ use super::super::{
     sql::{ceilings, columns, judge, milliseconds, signed},
 };
 use crate::{
-    Amount, Scope, Scopes,
+    amount::Amount,
     quota::{Change, Exceeded},
+    scope::{Scope, Scopes},
 };
 
 /// How long a settlement may be repeated, in milliseconds.
