@@ -58,9 +58,9 @@ impl Segments {
                 Segment::Whole(head, left) if head.generation > generation => {
                     (newest, generation, outstanding) = (number, head.generation, left);
                 }
-                Segment::Whole(..) | Segment::Nothing => {}
-                Segment::OtherVersion => {
-                    let why = "it was written by another version of this crate";
+                Segment::Whole(..) | Segment::Empty => {}
+                Segment::OtherFormat(found) => {
+                    let why = Segment::other_format(&found);
                     return Err(io::Error::new(io::ErrorKind::InvalidData, why));
                 }
             }

@@ -1,8 +1,9 @@
-//! What a segment of the journal is in bytes.
+//! The bytes of one segment of the journal.
 //!
-//! Records, one after the other: a length, a checksum, and so many bytes. The first is the head, with the generation and
-//! with the salt of all other checksums. So nothing behind the end is taken for a record: not what an older generation
-//! has left there, nor what somebody has put into a name.
+//! A segment begins with a line of text that names its format. Records follow, each behind a frame of its length and a
+//! CRC-32. The first record is the head: the generation of the segment, and a random salt that enters the checksums of
+//! all later records. The salt keeps bytes behind the last record from being read as a record, whether an older
+//! generation left them there or a client chose them as part of a scope's name.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +13,10 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// What no store has confirmed, by its id.
+/// The charges that no store has confirmed, by their ids.
 pub(super) type Outstanding = BTreeMap<HoldId, Charge>;
 
-/// What the charges that were noted under one id add up to.
+/// The sum of the charges that were noted under one id.
 #[derive(Clone, Debug)]
 pub(super) struct Charge {
     pub(super) scopes: Scopes,
@@ -33,10 +34,10 @@ impl Charge {
     }
 }
 
-/// What is written, one by one.
+/// One entry of the journal.
 #[derive(Clone, Debug)]
 pub(super) enum Record {
-    /// Noted: one of the charges of this id.
+    /// A charge was noted under this id, on top of those noted before.
     Charge(HoldId, Charge),
     /// A store has confirmed all charges of this id.
     Done(HoldId),
@@ -58,32 +59,33 @@ impl Record {
     }
 }
 
-/// What the bytes begin with.
+/// The first record of a segment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Head {
     pub(super) generation: u64,
     pub(super) salt: HoldId,
 }
 
-/// Of this version.
-const MAGIC: &[u8] = b"tower-storage-guard journal 1";
-/// Of any.
-const ANY_VERSION: usize = MAGIC.len() - 1;
+/// Begins the first line of a segment, in every format.
+const NAME: &[u8] = b"tower-storage-guard journal ";
+/// Ends it, in the format that is written here.
+const FORMAT: &str = "2";
+/// No format is longer than this.
+const LONGEST_FORMAT: usize = 16;
 
 const CHARGE: u8 = b'+';
 const DONE: u8 = b'-';
-/// All that was outstanding when the segment was begun stands before this.
+/// All charges that were outstanding when the segment was begun stand before this record.
 const WHOLE: u8 = b'=';
 
-/// A length and a checksum.
-const FRAME: usize = 16;
+/// A length of 8 bytes and a checksum of 4.
+const FRAME: usize = 12;
 
 impl Head {
-    /// A segment with all that is outstanding.
+    /// The beginning of a segment, up to the record that says that all outstanding charges are there.
     pub(super) fn begin(self, outstanding: &Outstanding) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = [NAME, FORMAT.as_bytes(), b"\n"].concat();
         frame(&mut bytes, None, |body| {
-            body.extend(MAGIC);
             body.extend(self.generation.to_le_bytes());
             body.extend(self.salt.to_bytes());
         });
@@ -94,7 +96,7 @@ impl Head {
         bytes
     }
 
-    /// What goes behind that.
+    /// Records to append to that.
     pub(super) fn append(self, records: &[Record]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for record in records {
@@ -131,45 +133,42 @@ fn frame(bytes: &mut Vec<u8>, salt: Option<HoldId>, body: impl FnOnce(&mut Vec<u
     frame[8..].copy_from_slice(&checksum(salt, body).to_le_bytes());
 }
 
-/// FNV-1a of 64 bits.
-fn checksum(salt: Option<HoldId>, body: &[u8]) -> u64 {
-    let salt = salt.map(HoldId::to_bytes).into_iter().flatten();
-    salt.chain(body.iter().copied())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+/// CRC-32 of the salt, the length and the body. The length is included so that zeros, of which a new file consists, are
+/// not a record.
+fn checksum(salt: Option<HoldId>, body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    if let Some(salt) = salt {
+        hasher.update(&salt.to_bytes());
+    }
+    hasher.update(&(body.len() as u64).to_le_bytes());
+    hasher.update(body);
+    hasher.finalize()
 }
 
-/// What a segment says.
+/// The content of a segment.
 #[derive(Debug)]
 pub(super) enum Segment {
-    /// Nothing: it was never begun, or not to the end.
-    Nothing,
-    /// This is outstanding.
+    /// The segment was never begun, or its beginning was not written to the end.
+    Empty,
+    /// These charges are outstanding.
     Whole(Head, Outstanding),
-    /// It is not for us to read.
-    OtherVersion,
+    /// Another version of this crate wrote it, in this format.
+    OtherFormat(String),
 }
 
 impl Segment {
-    /// Reads up to the first record that is not whole: whoever wrote it had not been answered.
+    /// Reads up to the first record that is not whole: its writer was killed before it could answer.
     pub(super) fn read(bytes: &[u8]) -> Self {
-        let mut rest = Reader(bytes);
-        let Some(mut head) = rest.record(None) else {
-            return Self::Nothing;
+        let mut rest = match format(bytes) {
+            Some((FORMAT, rest)) => Reader(rest),
+            Some((other, _)) => return Self::OtherFormat(other.into()),
+            None => return Self::Empty,
         };
-        match head.take(MAGIC.len()) {
-            Some(MAGIC) => {}
-            Some(other) if other[..ANY_VERSION] == MAGIC[..ANY_VERSION] => {
-                return Self::OtherVersion;
-            }
-            _ => return Self::Nothing,
-        }
-        let (Some(generation), Some(salt)) = (head.u64(), head.id()) else {
-            return Self::Nothing;
+        let Some(head) = rest.head() else {
+            return Self::Empty;
         };
         let (mut outstanding, mut is_whole) = (Outstanding::new(), false);
-        while let Some(mut body) = rest.record(Some(salt)) {
+        while let Some(mut body) = rest.record(Some(head.salt)) {
             match body.parse() {
                 Some(Some(record)) => record.apply(&mut outstanding),
                 Some(None) => is_whole = true,
@@ -177,13 +176,33 @@ impl Segment {
             }
         }
         match is_whole {
-            true => Self::Whole(Head { generation, salt }, outstanding),
-            false => Self::Nothing,
+            true => Self::Whole(head, outstanding),
+            false => Self::Empty,
         }
+    }
+
+    /// The error for a segment in another format.
+    pub(super) fn other_format(found: &str) -> String {
+        format!(
+            "it was written by another version of this crate: its format is {found}, and this version reads {FORMAT}"
+        )
     }
 }
 
-/// What is still to be read.
+/// The format that the first line names, and the bytes behind that line. None where there is no whole first line.
+fn format(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let format = bytes.strip_prefix(NAME)?;
+    let end = format
+        .iter()
+        .take(LONGEST_FORMAT)
+        .position(|byte| *byte == b'\n')?;
+    let (format, rest) = (&format[..end], &format[end + 1..]);
+    let is_number = !format.is_empty() && format.iter().all(u8::is_ascii_digit);
+    let format = str::from_utf8(format).ok().filter(|_| is_number)?;
+    Some((format, rest))
+}
+
+/// Bytes that have not been read yet.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -199,6 +218,10 @@ impl<'a> Reader<'a> {
         Some(*taken)
     }
 
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
@@ -211,21 +234,29 @@ impl<'a> Reader<'a> {
         self.array().map(HoldId::from_bytes)
     }
 
-    /// So many bytes as they say.
+    /// A length, and as many bytes.
     fn counted(&mut self) -> Option<&'a [u8]> {
         let count = self.u64()?.try_into().ok()?;
         self.take(count)
     }
 
-    /// The next record, if it is whole.
+    /// The body of the next record, if it is whole.
     fn record(&mut self, salt: Option<HoldId>) -> Option<Self> {
         let length = self.u64()?.try_into().ok()?;
-        let expected = self.u64()?;
+        let expected = self.u32()?;
         let body = self.take(length)?;
         (checksum(salt, body) == expected).then_some(Self(body))
     }
 
-    /// What a record says. Nothing in it where it says that all is there.
+    fn head(&mut self) -> Option<Head> {
+        let mut body = self.record(None)?;
+        Some(Head {
+            generation: body.u64()?,
+            salt: body.id()?,
+        })
+    }
+
+    /// The record in a body. The inner option is `None` for [`WHOLE`].
     fn parse(&mut self) -> Option<Option<Record>> {
         let [kind] = self.array()?;
         match kind {
@@ -250,14 +281,4 @@ impl<'a> Reader<'a> {
         let scopes = Scopes::from(scopes);
         Some(Record::Charge(id, Charge { scopes, change }))
     }
-}
-
-#[cfg(test)]
-pub(super) fn of_another_version() -> Vec<u8> {
-    let mut bytes = Vec::new();
-    frame(&mut bytes, None, |body| {
-        body.extend(&MAGIC[..ANY_VERSION]);
-        body.push(b'2');
-    });
-    bytes
 }

@@ -49,8 +49,8 @@ fn records() -> impl Strategy<Value = Vec<Record>> {
 fn whole(bytes: &[u8]) -> Option<Content> {
     match Segment::read(bytes) {
         Segment::Whole(_, outstanding) => Some(content(&outstanding)),
-        Segment::Nothing => None,
-        Segment::OtherVersion => panic!("it is of this version"),
+        Segment::Empty => None,
+        Segment::OtherFormat(other) => panic!("it is of this format, and not of {other}"),
     }
 }
 
@@ -152,14 +152,36 @@ fn what_an_older_generation_has_left_is_not_read() {
 }
 
 #[test]
-fn another_version_is_left_alone() {
-    let directory = tempdir().unwrap();
-    let written = segment::of_another_version();
-    fs::write(directory.path().join(FILES[1]), &written).unwrap();
-    let error = Journal::open(directory.path()).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-    assert!(error.to_string().contains("another version"), "{error}");
-    assert_eq!(fs::read(directory.path().join(FILES[1])).unwrap(), written);
+fn another_format_is_left_alone() {
+    for format in ["1", "3", "10"] {
+        let directory = tempdir().unwrap();
+        let written =
+            format!("tower-storage-guard journal {format}\nwhatever it says").into_bytes();
+        fs::write(directory.path().join(FILES[1]), &written).unwrap();
+        let error = Journal::open(directory.path()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let text = error.to_string();
+        assert!(text.contains("another version"), "{text}");
+        assert!(text.contains(&format!("its format is {format}")), "{text}");
+        assert_eq!(fs::read(directory.path().join(FILES[1])).unwrap(), written);
+    }
+}
+
+/// The first write to a new file may be cut anywhere, and is not taken for another format then.
+#[test]
+fn a_first_line_that_was_cut_is_no_other_format() {
+    let head = segment::Head {
+        generation: 1,
+        salt: HoldId::unique(),
+    };
+    let begun = head.begin(&Outstanding::new());
+    for length in 0..begun.len() {
+        let mut cut = begun[..length].to_vec();
+        assert_eq!(whole(&cut), None);
+        cut.resize(begun.len() + 100, 0);
+        assert_eq!(whole(&cut), None);
+    }
+    assert!(whole(&begun).is_some());
 }
 
 #[test]

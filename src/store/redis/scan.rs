@@ -9,10 +9,13 @@ use std::{
     ops::RangeInclusive,
 };
 
-use redis::{ErrorKind, Pipeline, ServerErrorKind, Value, aio::ConnectionLike, cmd, pipe};
+use redis::{
+    ErrorKind, Pipeline, ServerErrorKind, Value, aio::ConnectionLike, cluster_routing::Slot, cmd,
+    pipe,
+};
 
 use super::{
-    keys::{Keys, Kind, slot},
+    keys::{Keys, Kind},
     script::{Call, Failure, SCAN, all, ask, in_time},
     text,
 };
@@ -125,18 +128,17 @@ async fn nodes(
     };
     let ranges: Option<Vec<_>> = rows.iter().map(|row| range(row)).collect();
     let ranges = ranges.ok_or_else(|| Failure::NotOurs(format!("{rows:?}")))?;
-    let count = ranges
-        .iter()
-        .map(|(_, id)| id)
-        .collect::<HashSet<_>>()
-        .len();
+    let mut owners = HashMap::new();
+    for (slots, id) in ranges {
+        owners.extend(slots.filter_map(Slot::new).map(|slot| (slot, id)));
+    }
+    let count = owners.values().collect::<HashSet<_>>().len();
     let mut found = HashMap::new();
     for key in keys.unused() {
         if found.len() == count {
             break;
         }
-        let slot = slot(&key).into();
-        if let Some((_, id)) = ranges.iter().find(|(slots, _)| slots.contains(&slot)) {
+        if let Some(id) = owners.get(&Slot::for_key(&key)) {
             found.entry(id).or_insert(key);
         }
     }
@@ -145,7 +147,7 @@ async fn nodes(
 
 /// Slots, and the id of the node that has them: of the first slot, the last one, the primary, and its replicas. A node
 /// is its address, its port, its id, and more.
-fn range(row: &[Value]) -> Option<(RangeInclusive<i64>, &[u8])> {
+fn range(row: &[Value]) -> Option<(RangeInclusive<u16>, &[u8])> {
     let [
         Value::Int(first),
         Value::Int(last),
@@ -158,5 +160,6 @@ fn range(row: &[Value]) -> Option<(RangeInclusive<i64>, &[u8])> {
     let Some(Value::BulkString(id)) = primary.get(2) else {
         return None;
     };
-    Some((*first..=*last, id))
+    let slot = |number: &i64| u16::try_from(*number).ok();
+    Some((slot(first)?..=slot(last)?, id))
 }
