@@ -1,4 +1,4 @@
-//! What stands in a store, looked at and corrected.
+//! The accounts of a store, looked at and corrected.
 
 use std::{
     convert::Infallible,
@@ -12,31 +12,32 @@ use std::{
 use tokio::time::sleep;
 use tower::BoxError;
 
-use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store};
+use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store, StoreError};
 use crate::{
     amount::Amount,
     quota::{Change, Limits, QuotaError},
     scope::{Scope, Scopes},
 };
 
-/// How often the same step is asked for where no answer comes.
-const ASKED: usize = 2;
-/// How often a rescan counts where something moves.
+/// How often a settlement is attempted.
+const ATTEMPTS: usize = 2;
+/// How often a rescan counts while the scope is in use.
 const SCANS: usize = 3;
-/// How often it looks for a moment in which nothing is held before it counts, and how long it waits between two looks.
-const LOOKS: usize = 20;
+/// How often a scan checks for a moment in which nothing is held before it counts, and the pause between two checks.
+const CHECKS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long others are kept from scanning the same scope once whoever scans is gone.
-const TURN: Duration = Duration::from_secs(30);
-/// How often the scope is looked at while somebody counts, and the turn is renewed.
+/// How long the lock on a rescan outlives its owner.
+const LOCKED: Duration = Duration::from_secs(30);
+/// How often the scope is checked and the lock renewed during a count.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Looks at what stands in a [`Store`], and corrects it: for tools beside a service, and for the service itself.
+/// Looks at the accounts of a [`Store`] and corrects them, in a service or in a tool beside it.
 ///
-/// It needs the store and nothing else: no [`StoredQuota`](super::StoredQuota), and no task. Whatever it does counts at
-/// once, for all processes that share the store.
+/// It needs the store and nothing else: no [`StoredQuota`](super::StoredQuota), and no task. Each change counts at once,
+/// for all processes that share the store.
 ///
 /// ```
+/// # #[cfg(feature = "store-sqlite")] {
 /// use tower_storage_guard::{
 ///     Amount, Scopes,
 ///     quota::{Limits, QuotaSource},
@@ -59,131 +60,132 @@ const WATCH: Duration = Duration::from_secs(1);
 /// assert!(quota.reserve(&user, Amount::bytes(100), Amount::ZERO).await.is_ok());
 /// # Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
 /// # }).unwrap();
+/// # }
 /// ```
 ///
 /// # Errors
 ///
-/// All of its functions fail when the store is away or does not answer. What was asked for may have been done or not
-/// then. To set, to take away and to remove may be repeated; [`add`](Self::add) and [`subtract`](Self::subtract) say
-/// themselves what holds for them.
+/// All methods fail when the store fails or does not answer. The step may have been taken or not then. Setting, clearing
+/// and removing may be repeated; [`add`](Self::add) and [`subtract`](Self::subtract) say what holds for them.
 #[derive(Clone)]
 pub struct Admin<S> {
     store: S,
 }
 
 impl<S: Store> Admin<S> {
-    /// Looks after this store.
+    /// An admin of this store.
     pub fn new(store: S) -> Self {
         Self { store }
     }
 
-    /// Where a scope stands: its own limits, what is used and what is held, in bytes and objects. Of a scope that the
-    /// store has never heard of: nothing.
+    /// Returns the account of a scope: the limits of its own, and how much is used and held, in bytes and objects. Empty
+    /// if the store does not know the scope.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn account(&self, scope: impl Into<Scope>) -> Result<Account, BoxError> {
+    /// When the store fails.
+    pub async fn account(&self, scope: impl Into<Scope>) -> Result<Account, StoreError> {
         self.store.account(&scope.into()).await
     }
 
-    /// The scopes that use most bytes, the largest first, up to so many.
+    /// Returns the scopes that use most bytes, the largest first, up to `count`.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn largest(&self, count: usize) -> Result<Vec<(Scope, Account)>, BoxError> {
+    /// When the store fails.
+    pub async fn largest(&self, count: usize) -> Result<Vec<(Scope, Account)>, StoreError> {
         self.store.largest(count).await
     }
 
-    /// What is held in a scope, or anywhere: up to so many, in no order. A hold has an entry for each of its scopes.
+    /// Returns the holds in one scope, or in all scopes: up to `count`, in no order. A hold has one entry for each of its
+    /// scopes.
     ///
     /// # Errors
     ///
-    /// When the store is away.
+    /// When the store fails.
     pub async fn holds(
         &self,
         scope: Option<Scope>,
         count: usize,
-    ) -> Result<Vec<HoldEntry>, BoxError> {
+    ) -> Result<Vec<HoldEntry>, StoreError> {
         self.store.holds(scope.as_ref(), count).await
     }
 
-    /// Gives a scope limits of its own, in place of those that it had.
+    /// Sets the limits of a scope, in place of the default ones of each service.
     ///
-    /// They are for what comes: nothing that is used or held already is taken away.
+    /// They apply to later requests: nothing that is used or held already is taken away.
     ///
     /// # Errors
     ///
-    /// When the store is away.
+    /// When the store fails.
     pub async fn set_limits(
         &self,
         scope: impl Into<Scope>,
         limits: impl Into<Ceilings>,
-    ) -> Result<(), BoxError> {
+    ) -> Result<(), StoreError> {
         let limits = limits.into();
         self.store.set_limits(&scope.into(), Some(limits)).await
     }
 
-    /// Takes a scope's own limits away: the default ones of each service are in force again.
+    /// Removes the limits of a scope, so that the default ones of each service apply again.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn clear_limits(&self, scope: impl Into<Scope>) -> Result<(), BoxError> {
+    /// When the store fails.
+    pub async fn clear_limits(&self, scope: impl Into<Scope>) -> Result<(), StoreError> {
         self.store.set_limits(&scope.into(), None).await
     }
 
-    /// Says how many bytes and objects a scope uses, whatever was counted so far.
+    /// Sets how many bytes and objects a scope uses, whatever was counted so far.
     ///
-    /// What is charged between the moment of which the figure tells and this call is lost. Where uploads go on, use
+    /// A charge between the moment that the figure describes and this call is lost. While uploads go on, use
     /// [`rescan`](Self::rescan), [`add`](Self::add) or [`subtract`](Self::subtract).
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn set_used(&self, scope: impl Into<Scope>, used: Amount) -> Result<(), BoxError> {
+    /// When the store fails.
+    pub async fn set_used(&self, scope: impl Into<Scope>, used: Amount) -> Result<(), StoreError> {
         self.store.set_used(&scope.into(), used).await
     }
 
-    /// Charges a scope for more bytes and objects. Never refused: limits are for requests.
+    /// Charges more bytes and objects to a scope. Never refused: limits apply to requests.
     ///
-    /// One step of the store: what others charge at the same time counts as well. Where no answer comes it is asked for
-    /// once more, and counts once all the same.
+    /// This is one step of the store, so concurrent charges count as well. If no answer comes it is asked for once more,
+    /// and still counts once.
     ///
     /// # Errors
     ///
-    /// When the store is away. Then nobody knows whether it was counted, and to call this again may count it twice.
-    pub async fn add(&self, scope: impl Into<Scope>, more: Amount) -> Result<(), BoxError> {
+    /// When the store fails. Whether the charge counts is unknown then, and calling this again may charge twice.
+    pub async fn add(&self, scope: impl Into<Scope>, more: Amount) -> Result<(), StoreError> {
         self.adjust(scope.into(), more.into()).await
     }
 
     /// Gives bytes and objects back to a scope, as [`add`](Self::add) charges them.
     ///
-    /// Usage may fall below zero. Requests see zero then, and what is charged next makes up for it.
+    /// Usage may fall below zero. Requests see zero then, and later charges are set off against it.
     ///
     /// # Errors
     ///
     /// As for [`add`](Self::add).
-    pub async fn subtract(&self, scope: impl Into<Scope>, less: Amount) -> Result<(), BoxError> {
+    pub async fn subtract(&self, scope: impl Into<Scope>, less: Amount) -> Result<(), StoreError> {
         let change = Change::between(Amount::ZERO, less);
         self.adjust(scope.into(), change).await
     }
 
-    /// Takes away what one request, or a lease of a process, has set aside, and returns what that was in each scope:
-    /// nothing where there is no such hold. Its room is free at once.
+    /// Releases a hold of a request, or of a lease, and returns what it held in each scope. Returns nothing if there is no
+    /// such hold.
     ///
-    /// This is for holds of which nobody knows any more, and which one does not want to see expire. If the request goes on
-    /// after all, nothing is lost: what it stores is charged, though nothing is held for it any more, so that usage may
-    /// pass a limit by as much. Whenever it grows, it holds again what it grows by.
+    /// Use it for a hold whose owner is gone, when waiting until it expires takes too long. If the request goes on after
+    /// all, what it stores is charged without having been held, so usage may pass a limit by as much. When the request
+    /// grows, it holds the growth again.
     ///
-    /// All holds of the store are looked through for it. A lease is dropped with all that it holds. Its process goes on
-    /// letting requests in by it, and tells the store within a second or so what it holds.
+    /// All holds of the store are searched for the id. A lease is dropped with everything that it holds: its process goes
+    /// on admitting requests by it, and sets it again within about a second.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn drop_hold(&self, id: HoldId) -> Result<Vec<HoldEntry>, BoxError> {
+    /// When the store fails.
+    pub async fn drop_hold(&self, id: HoldId) -> Result<Vec<HoldEntry>, StoreError> {
         let mut entries = self.store.holds(None, usize::MAX).await?;
         entries.retain(|entry| entry.id == id);
         if !entries.is_empty() {
@@ -193,20 +195,21 @@ impl<S: Store> Admin<S> {
         Ok(entries)
     }
 
-    /// Forgets a scope's usage and its own limits. What is held stays held.
+    /// Removes the usage and the limits of a scope. Its holds stay.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn remove(&self, scope: impl Into<Scope>) -> Result<(), BoxError> {
+    /// When the store fails.
+    pub async fn remove(&self, scope: impl Into<Scope>) -> Result<(), StoreError> {
         self.store.remove(&scope.into()).await
     }
 
-    /// Counts what a scope has stored, and corrects its usage by that.
+    /// Counts what a scope has stored, and corrects its usage by the result, while uploads go on.
     ///
-    /// `count` finds bytes and objects out, however it likes, and is called up to three times. Uploads go on meanwhile.
+    /// `count` finds bytes and objects out by any means, and is called up to three times.
     ///
     /// ```
+    /// # #[cfg(feature = "store-sqlite")] {
     /// use tower_storage_guard::{
     ///     Amount, BoxError,
     ///     store::{Admin, SqliteStore},
@@ -226,38 +229,40 @@ impl<S: Store> Admin<S> {
     /// assert_eq!(admin.account("user:42").await?.used, Amount::new(1 << 20, 12).into());
     /// # Ok::<_, BoxError>(())
     /// # }).unwrap();
+    /// # }
     /// ```
     ///
     /// # What it promises
     ///
-    /// The count is never written over what the store has. It becomes a correction that is added in one step. So what is
-    /// charged or given back during the scan, or right after it, counts as well.
+    /// The count never overwrites usage. It becomes a correction that is added in one step, so that charges during the
+    /// scan, or right after it, count as well.
     ///
     /// The correction is *certain* if nothing moved: nothing was held before the scan, after it, and whenever the scope was
-    /// looked at in between, which is once a second, and usage was the same each time. Then the count is the truth of that
-    /// moment, and usage is corrected to it.
+    /// checked in between, which is once a second, and usage was the same each time. Usage is then corrected to the count.
     ///
-    /// Otherwise nobody can tell what of the movement the count has seen. So it is counted again after a pause. When the
-    /// third scan was disturbed as well, usage stays as it is where the count can be explained by what came, went, or was
-    /// held meanwhile. Where it cannot, usage becomes what the count says if none of what came during the scan was counted,
-    /// and all of what went was: rather too much than too little. It is then off by what moved during one scan at the most,
-    /// as far as usage before and after it shows that.
+    /// If something moved, it is unknown which part of it the count has seen, so the scope is counted again. When the
+    /// third scan was disturbed as well:
+    ///
+    /// 1. Usage stays as it is where the count can be explained by what came, went or was held meanwhile.
+    /// 2. Where it cannot, usage becomes what the count implies if the scan has seen nothing of what came, and all of what
+    ///    went. Usage is then too high rather than too low, by what moved during one scan at the most, as far as usage before
+    ///    and after the scan shows that.
     ///
     /// What it cannot see:
     ///
-    /// - A removal holds nothing. What is off the disk before the scan comes by, and given back after the scan has ended, is
-    ///   given back twice. That is the moment between a removal and its charge, or as long as a process cannot reach the
-    ///   store. Rescan again when in doubt.
-    /// - What came and went between two looks, and left the same usage.
+    /// - A removal holds nothing. Content that is off the disk before the scan comes by, and given back after the scan has
+    ///   ended, is given back twice. That is the moment between a removal and its charge, or as long as a process cannot
+    ///   reach the store. Rescan again when in doubt.
+    /// - What came and went between two checks, and left the same usage.
     ///
-    /// Only one rescan of a scope goes on at a time, of any process, as two would correct twice. For this one object is held
-    /// in the scope `storage-guard:rescan:` and the scope's name. Who is killed, or drops the future, keeps others out for
-    /// half a minute at the most.
+    /// Only one rescan of a scope goes on at a time, in any process, as two would correct twice. The lock is a hold of one
+    /// object in the scope `storage-guard:rescan:` followed by the name of the scope. A process that is killed, or drops
+    /// the future, leaves it locked for half a minute at the most.
     ///
     /// # Errors
     ///
-    /// When the count fails, when the store is away, and when somebody else scans the same scope. Nothing is corrected then,
-    /// unless the store was away in the last step: [`RescanError::Store`] leaves it open.
+    /// When the count fails, when the store fails, and when another rescan of the scope is under way. Nothing is corrected
+    /// then, unless the store failed in the last step: after [`RescanError::Store`] usage may have been corrected.
     pub async fn rescan<F, E>(
         &self,
         scope: impl Into<Scope>,
@@ -268,17 +273,17 @@ impl<S: Store> Admin<S> {
         E: Into<BoxError>,
     {
         let scope = scope.into();
-        let turn = self.turn(&scope).await?;
-        let result = self.rescan_in_turn(&scope, &turn, &mut count).await;
-        // Left behind, it expires.
-        let _ = self.settle(turn.id, turn.scopes, Change::ZERO).await;
+        let lock = self.lock(&scope).await?;
+        let result = self.rescan_locked(&scope, &lock, &mut count).await;
+        // If this fails, the lock expires.
+        let _ = self.settle(lock.id, lock.scopes, Change::ZERO).await;
         result
     }
 
-    async fn rescan_in_turn<F, E>(
+    async fn rescan_locked<F, E>(
         &self,
         scope: &Scope,
-        turn: &Reserve,
+        lock: &Reserve,
         count: &mut impl FnMut() -> F,
     ) -> Result<Rescan, RescanError>
     where
@@ -287,21 +292,19 @@ impl<S: Store> Admin<S> {
     {
         let mut scans = 1;
         let rescan = loop {
-            let rescan = self.scan(scope, turn, count()).await?;
+            let rescan = self.scan(scope, lock, count()).await?;
             if rescan.is_certain || scans == SCANS {
                 break rescan;
             }
             scans += 1;
         };
-        // Whoever came after a turn that was lost has corrected it, or is about to.
-        let turns = self.store.holds(turn.scopes.iter().next(), SCANS).await;
-        let turns = turns.map_err(RescanError::Store)?;
-        if !turns.iter().any(|hold| hold.id == turn.id) {
+        // If the lock was lost, another rescan has made the correction, or is about to.
+        let locks = self.store.holds(lock.scopes.iter().next(), SCANS).await?;
+        if !locks.iter().any(|hold| hold.id == lock.id) {
             return Err(RescanError::UnderWay);
         }
         if rescan.corrected != Change::ZERO {
-            let corrected = self.adjust(scope.clone(), rescan.corrected).await;
-            corrected.map_err(RescanError::Store)?;
+            self.adjust(scope.clone(), rescan.corrected).await?;
         }
         Ok(rescan)
     }
@@ -310,15 +313,14 @@ impl<S: Store> Admin<S> {
     async fn scan<E: Into<BoxError>>(
         &self,
         scope: &Scope,
-        turn: &Reserve,
+        lock: &Reserve,
         counting: impl Future<Output = Result<Amount, E>>,
     ) -> Result<Rescan, RescanError> {
-        let before = self.rest(scope).await.map_err(RescanError::Store)?;
+        let before = self.at_rest(scope).await?;
         let was_calm = AtomicBool::new(true);
-        let counted = until_ready(counting, self.watch(scope, turn, before, &was_calm)).await;
+        let counted = until_ready(counting, self.watch(scope, lock, before, &was_calm)).await;
         let counted = counted.map_err(|error| RescanError::Count(error.into()))?;
-        let after = self.store.account(scope).await;
-        let after = after.map_err(RescanError::Store)?;
+        let after = self.store.account(scope).await?;
         let held = before.held + after.held;
         Ok(Rescan {
             before: before.used,
@@ -341,10 +343,10 @@ impl<S: Store> Admin<S> {
         })
     }
 
-    /// Where the scope stands, at a moment in which nothing is held if there is one soon.
-    async fn rest(&self, scope: &Scope) -> Result<Account, BoxError> {
+    /// The account at a moment in which nothing is held, if there is one soon.
+    async fn at_rest(&self, scope: &Scope) -> Result<Account, StoreError> {
         let mut account = self.store.account(scope).await?;
-        for _ in 1..LOOKS {
+        for _ in 1..CHECKS {
             if account.held.is_zero() {
                 break;
             }
@@ -354,19 +356,19 @@ impl<S: Store> Admin<S> {
         Ok(account)
     }
 
-    /// Looks at the scope again and again, and renews the turn.
+    /// Checks the scope again and again, and renews the lock.
     async fn watch(
         &self,
         scope: &Scope,
-        turn: &Reserve,
+        lock: &Reserve,
         before: Account,
         was_calm: &AtomicBool,
     ) -> Infallible {
-        let turn = [(turn.id, turn.scopes.clone())];
+        let lock = [(lock.id, lock.scopes.clone())];
         loop {
             sleep(WATCH).await;
-            // Whether the turn was lost is asked in the end, and a look that fails says nothing.
-            let _ = self.store.renew(&turn, TURN).await;
+            // A lost lock is found out in the end, and a check that fails says nothing.
+            let _ = self.store.renew(&lock, LOCKED).await;
             if let Ok(now) = self.store.account(scope).await
                 && !is_calm(&before, &now)
             {
@@ -376,35 +378,26 @@ impl<S: Store> Admin<S> {
     }
 
     /// Keeps other rescans of the scope out.
-    async fn turn(&self, scope: &Scope) -> Result<Reserve, RescanError> {
-        let turn = Reserve {
-            id: HoldId::unique(),
-            scopes: Scope::from(format_args!("storage-guard:rescan:{scope}")).into(),
-            amount: Amount::objects(1),
-            expected: Amount::ZERO,
-            default: Limits::UNLIMITED.objects(1).into(),
-            time_to_live: TURN,
-        };
-        match self.store.reserve(&turn).await {
-            Ok(_) => Ok(turn),
+    async fn lock(&self, scope: &Scope) -> Result<Reserve, RescanError> {
+        let name = Scope::from(format_args!("storage-guard:rescan:{scope}"));
+        let lock = Reserve::new(HoldId::unique(), name, Amount::objects(1))
+            .with_default(Limits::UNLIMITED.objects(1))
+            .with_time_to_live(LOCKED);
+        match self.store.reserve(&lock).await {
+            Ok(_) => Ok(lock),
             Err(QuotaError::Exceeded(_)) => Err(RescanError::UnderWay),
-            Err(QuotaError::Unavailable(error)) => Err(RescanError::Store(error)),
+            Err(QuotaError::Unavailable(error)) => Err(RescanError::Store(unboxed(error))),
         }
     }
 
-    async fn adjust(&self, scope: Scope, change: Change) -> Result<(), BoxError> {
+    async fn adjust(&self, scope: Scope, change: Change) -> Result<(), StoreError> {
         self.settle(HoldId::unique(), scope.into(), change).await
     }
 
-    async fn settle(&self, id: HoldId, scopes: Scopes, change: Change) -> Result<(), BoxError> {
-        let settlements = [Settlement {
-            id,
-            scopes,
-            change,
-            keep: None,
-        }];
-        // By its id it is settled once, however often it is asked for.
-        for _ in 1..ASKED {
+    async fn settle(&self, id: HoldId, scopes: Scopes, change: Change) -> Result<(), StoreError> {
+        let settlements = [Settlement::new(id, scopes, change)];
+        // Idempotent by the id.
+        for _ in 1..ATTEMPTS {
             if self.store.settle(&settlements).await.is_ok() {
                 return Ok(());
             }
@@ -419,7 +412,7 @@ impl<S> fmt::Debug for Admin<S> {
     }
 }
 
-/// What came of an [`Admin::rescan`].
+/// The result of an [`Admin::rescan`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Rescan {
@@ -427,7 +420,7 @@ pub struct Rescan {
     pub before: Change,
     /// Bytes and objects that it found.
     pub counted: Amount,
-    /// By how much usage was changed for it.
+    /// By how much usage was changed.
     pub corrected: Change,
     /// Whether nothing moved during the scan, so that usage is what was counted.
     pub is_certain: bool,
@@ -437,18 +430,26 @@ pub struct Rescan {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RescanError {
-    /// Somebody else scans the same scope, or did so before this scan has ended.
+    /// Another rescan of the scope is under way, or was before this one ended.
     #[error("another rescan of the scope is under way")]
     UnderWay,
-    /// Nobody knows how much there is.
+    /// The function that counts has failed.
     #[error("what is stored could not be counted")]
     Count(#[source] BoxError),
-    /// The store is away. Where it was away in the last step only, usage may have been corrected.
+    /// The store has failed. If it failed in the last step, usage may have been corrected.
     #[error("the quota's store is unavailable")]
-    Store(#[source] BoxError),
+    Store(#[from] StoreError),
 }
 
-/// Whether nothing has moved between two looks.
+/// The error of the store within a quota error. A store of the user's own may have put any other error there.
+fn unboxed(error: BoxError) -> StoreError {
+    match error.downcast() {
+        Ok(error) => *error,
+        Err(error) => StoreError::unavailable("the quota's store failed").with_source(error),
+    }
+}
+
+/// Whether nothing has moved between two checks.
 fn is_calm(before: &Account, now: &Account) -> bool {
     before.held.is_zero() && now.held.is_zero() && before.used == now.used
 }
@@ -467,7 +468,7 @@ fn correction(counted: u64, before: i64, after: i64, held: u64) -> i64 {
     most.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
-/// What `work` returns. `beside` runs until then.
+/// Resolves to the output of `work`, and polls `beside` until then.
 async fn until_ready<T>(
     work: impl Future<Output = T>,
     beside: impl Future<Output = Infallible>,

@@ -2,11 +2,10 @@
 
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
-use tower::BoxError;
-
 use super::{
-    Account, Admin, Ceilings, HoldId, Journal, Reserve, Settlement, Store,
-    keeper::{Keeper, Settled},
+    Admin, Ceilings, HoldId, Reserve, Settlement, Store, StoreError, StoredQuotaBuilder,
+    builder::Warn,
+    settler::{Settled, Settler},
 };
 use crate::{
     amount::Amount,
@@ -14,105 +13,55 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// Keeps quotas in a [`Store`]: they outlive the process, and processes may share them.
+/// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
 ///
-/// A handle: clones share everything. It needs a tokio runtime, on which it renews holds and settles.
+/// A handle: clones share everything. It needs a tokio runtime, on which it renews and settles holds.
+///
+/// Use it as it is where each request can afford a round trip to the store, and behind a
+/// [`LeasedQuota`](super::LeasedQuota) where it cannot.
 ///
 /// # Holds
 ///
-/// A hold is in the store before its request is let in. It lives for the [time to live](Self::time_to_live), and is
-/// renewed three times as often. So a process that is killed frees what it held within that time. A process that is
-/// stopped, or cannot reach the store, for longer charges what it had let in all the same, as it is on the disk: only then
-/// may usage pass a limit.
+/// A hold is in the store before its request is let in. It lives for the
+/// [time to live](StoredQuotaBuilder::time_to_live), and is renewed three times as often. So a process that is killed
+/// frees what it held within that time.
+///
+/// A process that is stopped, or cannot reach the store, for longer loses its holds. What its requests store is charged
+/// all the same, because it is on the disk. Only then may usage pass a limit.
 ///
 /// # When the store is away
 ///
 /// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
 /// the store is back. Until then the answer waits for as long as the layer's
-/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process: for longer than that
-/// with a [`journal`](Self::journal).
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process, and in the
+/// [journal](StoredQuotaBuilder::journal) if there is one.
 pub struct StoredQuota<S> {
     pub(super) shared: Arc<Shared<S>>,
 }
 
 pub(super) struct Shared<S> {
     pub(super) store: Arc<S>,
-    pub(super) settings: Settings,
-    pub(super) keeper: Keeper,
-}
-
-#[derive(Clone)]
-pub(super) struct Settings {
     /// The limits of scopes that have none of their own.
     pub(super) default: Ceilings,
     /// Of holds.
     pub(super) time_to_live: Duration,
-    warn: Option<Arc<Warn>>,
-    journal: Option<Arc<Journal>>,
+    pub(super) warn: Option<Arc<Warn>>,
+    pub(super) settler: Settler,
 }
 
-const SECOND: Duration = Duration::from_secs(1);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
-
 impl<S: Store> StoredQuota<S> {
-    /// Quotas with these limits for every scope that has none of its own.
+    /// Quotas with these limits for every scope that has none of its own, and default settings.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
-        let settings = Settings {
-            default: default.into(),
-            time_to_live: Duration::from_secs(30),
-            warn: None,
-            journal: None,
-        };
-        Self::start(Arc::new(store), settings)
+        Self::builder(store, default).build()
     }
 
-    fn start(store: Arc<S>, settings: Settings) -> Self {
-        let (time_to_live, journal) = (settings.time_to_live, settings.journal.clone());
-        let keeper = Keeper::start(Arc::clone(&store), time_to_live, journal);
-        let shared = Shared {
-            store,
-            settings,
-            keeper,
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
-    }
-
-    fn set(self, set: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = self.shared.settings.clone();
-        set(&mut settings);
-        Self::start(Arc::clone(&self.shared.store), settings)
-    }
-
-    /// Sets how long a hold lives when its process does not. Not less than a second, nor more than a year.
-    ///
-    /// Defaults to 30 seconds.
-    #[must_use]
-    pub fn time_to_live(self, time_to_live: Duration) -> Self {
-        self.set(|settings| settings.time_to_live = time_to_live.clamp(SECOND, YEAR))
-    }
-
-    /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
-    ///
-    /// Defaults to nothing.
-    #[must_use]
-    pub fn warn_with(self, warn: impl Fn(&Scope, &Usage) + Send + Sync + 'static) -> Self {
-        self.set(|settings| settings.warn = Some(Arc::new(warn)))
-    }
-
-    /// Keeps charges in this journal until the store has them, and charges what an earlier process has left there.
-    ///
-    /// Defaults to none: when the process is killed, charges that the store has not taken yet are lost.
-    #[must_use]
-    pub fn journal(self, journal: Journal) -> Self {
-        self.set(|settings| settings.journal = Some(Arc::new(journal)))
+    /// Quotas with these limits for every scope that has none of its own, and settings.
+    pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
+        StoredQuotaBuilder::new(store, default.into())
     }
 
     /// The store.
@@ -120,35 +69,30 @@ impl<S: Store> StoredQuota<S> {
         &self.shared.store
     }
 
-    /// The store, to look at and to correct.
+    /// An [`Admin`] of the store, to look at accounts and correct them.
     pub fn admin(&self) -> Admin<Arc<S>> {
         Admin::new(Arc::clone(&self.shared.store))
     }
 
-    /// Where a scope stands now.
+    /// Returns the limits and figures of a scope.
     ///
     /// # Errors
     ///
-    /// When the store is away.
-    pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, BoxError> {
-        let scope = scope.into();
-        let account: Account = self.shared.store.account(&scope).await?;
-        Ok(account.usage(self.shared.settings.default))
+    /// When the store fails.
+    pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, StoreError> {
+        let account = self.shared.store.account(&scope.into()).await?;
+        Ok(account.usage(self.shared.default))
     }
 
-    /// Charges, or gives back, what changed without a reservation. A DELETE, for one. Never refused: it has happened.
+    /// Charges a change that was made without a reservation, such as a DELETE. It has happened, so it is never refused.
     ///
-    /// What it returns may be dropped: the change is settled all the same.
+    /// The future is ready once the store has taken the charge. It may be dropped: the change is charged all the same.
     pub fn adjust(&self, scopes: impl Into<Scopes>, change: Change) -> Settled {
-        self.shared.keeper.settle(Settlement {
-            id: HoldId::unique(),
-            scopes: scopes.into(),
-            change,
-            keep: None,
-        })
+        let settlement = Settlement::new(HoldId::unique(), scopes, change);
+        self.shared.settler.settle(settlement)
     }
 
-    /// Nothing is set aside yet.
+    /// A hold of nothing, which is not in the store yet.
     pub(super) fn hold(&self, scopes: &Scopes) -> StoredHold<S> {
         StoredHold {
             shared: Arc::clone(&self.shared),
@@ -158,18 +102,18 @@ impl<S: Store> StoredQuota<S> {
         }
     }
 
-    /// How many settlements the store has not taken yet.
+    /// Returns how many settlements the store has not taken yet.
     pub fn unsettled(&self) -> usize {
-        self.shared.keeper.unsettled()
+        self.shared.settler.unsettled()
     }
 
-    /// Whether all charges that the store has not taken yet are in the [`journal`](Self::journal): the process could be
-    /// killed now, and would lose none.
+    /// Returns whether all charges that the store has not taken yet are in the
+    /// [journal](StoredQuotaBuilder::journal), so that a kill would lose none.
     ///
-    /// Without a journal, whether there are none. With one it is false for a moment after each charge, and while the
-    /// journal's disk takes no writes.
+    /// Without a journal, this is whether there are no such charges. With a journal it is false for a moment after each
+    /// charge, and for as long as the disk of the journal takes no writes.
     pub fn is_journaled(&self) -> bool {
-        self.shared.keeper.is_journaled()
+        self.shared.settler.is_journaled()
     }
 }
 
@@ -185,8 +129,8 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
         }
         Answer::Later(Box::pin(async move {
             let mut hold = hold;
-            let asked = hold.ask(demand, expected);
-            match hold.shared.decide(asked).await {
+            let reserve = hold.begin(demand, expected);
+            match hold.shared.decide(reserve).await {
                 Ok(()) => Ok(hold),
                 Err(error) => Err(hold.refused(error)),
             }
@@ -209,25 +153,25 @@ pub struct StoredHold<S: Store> {
 }
 
 impl<S: Store> StoredHold<S> {
-    /// What to ask of the store. From here on nobody knows, and whoever drops this settles it.
-    pub(super) fn ask(&mut self, amount: Amount, expected: Amount) -> Reserve {
+    /// The request to send to the store. From here on the store may have the hold, and dropping this settles it.
+    pub(super) fn begin(&mut self, amount: Amount, expected: Amount) -> Reserve {
         self.is_there = true;
-        self.shared.keeper.keep(self.id, &self.scopes);
+        self.shared.settler.keep_alive(self.id, &self.scopes);
         Reserve {
             id: self.id,
             scopes: self.scopes.clone(),
             amount,
             expected,
-            default: self.shared.settings.default,
-            time_to_live: self.shared.settings.time_to_live,
+            default: self.shared.default,
+            time_to_live: self.shared.time_to_live,
         }
     }
 
-    /// Where the store has said no, nothing is there to be released.
+    /// Drops the hold of a refused request. There is nothing to release where the store has refused it.
     pub(super) fn refused(mut self, error: QuotaError) -> QuotaError {
         if let QuotaError::Exceeded(_) = error {
             self.is_there = false;
-            self.shared.keeper.forget(self.id);
+            self.shared.settler.forget(self.id);
         }
         error
     }
@@ -239,12 +183,8 @@ impl<S: Store> StoredHold<S> {
 
     fn end(&mut self, change: Change) -> Settled {
         if mem::take(&mut self.is_there) || change != Change::ZERO {
-            self.shared.keeper.settle(Settlement {
-                id: self.id,
-                scopes: self.scopes.clone(),
-                change,
-                keep: None,
-            })
+            let settlement = Settlement::new(self.id, self.scopes.clone(), change);
+            self.shared.settler.settle(settlement)
         } else {
             Settled::nothing()
         }
@@ -252,25 +192,25 @@ impl<S: Store> StoredHold<S> {
 }
 
 impl<S: Store> Shared<S> {
-    /// Nobody is refused for what this process has let go, and the store has not heard of.
-    async fn decide(&self, asked: Reserve) -> Result<(), QuotaError> {
-        // Looked at before: by the time of an answer the store may have heard of it, and decided without.
-        let was_behind = self.keeper.unsettled() > 0;
-        match self.set_aside(asked.clone()).await {
-            Err(QuotaError::Exceeded(_)) if was_behind || self.keeper.unsettled() > 0 => {
-                // It comes through behind what is settled before.
-                self.keeper.settle(Settlement::nothing()).await;
-                self.set_aside(asked).await
+    /// Reserves. A refusal counts only if the store knew of everything that this process has released.
+    async fn decide(&self, reserve: Reserve) -> Result<(), QuotaError> {
+        // Read before the call: the store may decide without a release, and learn of it before it answers.
+        let was_behind = self.settler.unsettled() > 0;
+        match self.set_aside(reserve.clone()).await {
+            Err(QuotaError::Exceeded(_)) if was_behind || self.settler.unsettled() > 0 => {
+                // Comes through the queue behind all earlier settlements.
+                self.settler.settle(Settlement::nothing()).await;
+                self.set_aside(reserve).await
             }
             decided => decided,
         }
     }
 
-    pub(super) async fn set_aside(&self, asked: Reserve) -> Result<(), QuotaError> {
-        let reserved = self.store.reserve(&asked).await?;
-        if let Some(warn) = &self.settings.warn {
+    pub(super) async fn set_aside(&self, reserve: Reserve) -> Result<(), QuotaError> {
+        let reserved = self.store.reserve(&reserve).await?;
+        if let Some(warn) = &self.warn {
             for (scope, account) in &reserved.warnings {
-                warn(scope, &account.usage(self.settings.default));
+                warn(scope, &account.usage(self.default));
             }
         }
         Ok(())
@@ -282,8 +222,8 @@ impl<S: Store> QuotaHold for StoredHold<S> {
     type Grow = Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>;
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
-        let (asked, shared) = (self.ask(more, Amount::ZERO), Arc::clone(&self.shared));
-        Box::pin(async move { shared.decide(asked).await })
+        let (reserve, shared) = (self.begin(more, Amount::ZERO), Arc::clone(&self.shared));
+        Box::pin(async move { shared.decide(reserve).await })
     }
 
     fn commit(mut self, change: Change) -> Settled {
@@ -310,9 +250,9 @@ impl<S> Clone for StoredQuota<S> {
 impl<S> fmt::Debug for StoredQuota<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredQuota")
-            .field("default", &self.shared.settings.default)
-            .field("time_to_live", &self.shared.settings.time_to_live)
-            .field("unsettled", &self.shared.keeper.unsettled())
+            .field("default", &self.shared.default)
+            .field("time_to_live", &self.shared.time_to_live)
+            .field("unsettled", &self.shared.settler.unsettled())
             .finish_non_exhaustive()
     }
 }

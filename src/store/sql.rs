@@ -1,4 +1,4 @@
-//! What the SQL engines have in common: signed numbers of 64 bits, and how a demand is judged by them.
+//! What the SQL engines share: signed numbers of 64 bits, and the decision on a reservation.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::{
     scope::Scope,
 };
 
-/// No engine counts further than this. A limit above it is as good as none.
+/// The largest number that an engine can count to. A limit above it is as good as none.
 const COUNTABLE: u64 = i64::MAX as u64;
 
 /// How long an engine may take for one call.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Limits as they are stored: hard bytes, hard objects, soft bytes, soft objects. NULL is unlimited, and what is above
-/// the signed numbers has the same bits.
+/// Limits as they are stored: hard bytes, hard objects, soft bytes, soft objects. NULL is unlimited, and a limit above
+/// [`i64::MAX`] is stored as the negative number with the same bits.
 pub(super) type Columns = [Option<i64>; 4];
 
 pub(super) fn columns(limits: Ceilings) -> Columns {
@@ -36,27 +36,27 @@ pub(super) fn ceilings(columns: Columns) -> Ceilings {
     }
 }
 
-/// As large as a signed number can be.
+/// Clamped to the largest signed number.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// In milliseconds, and not more than a century: sums of times must stay times.
+/// In milliseconds, clamped to a century so that sums of times do not overflow.
 pub(super) fn milliseconds(duration: Duration) -> i64 {
     const CENTURY: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
     i64::try_from(duration.min(CENTURY).as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What comes of a demand where its scopes stand like this, in their order.
-pub(super) fn judge(asked: &Reserve, standing: &[Account]) -> Result<Reserved, Exceeded> {
-    let need = asked.amount.max(asked.expected);
+/// Decides on a reservation whose scopes have these accounts, in their order.
+pub(super) fn judge(reserve: &Reserve, accounts: &[Account]) -> Result<Reserved, Exceeded> {
+    let need = reserve.amount.max(reserve.expected);
     let mut reserved = Reserved::default();
-    for (scope, account) in asked.scopes.iter().zip(standing) {
+    for (scope, account) in reserve.scopes.iter().zip(accounts) {
         let before = counted(account);
-        let limits = account.own.unwrap_or(asked.default);
+        let limits = account.own.unwrap_or(reserve.default);
         ceiling(limits.hard).admit(scope, before, need)?;
         let account = Account {
-            held: account.held + asked.amount,
+            held: account.held + reserve.amount,
             ..*account
         };
         if passes(limits.soft, before, counted(&account)) {

@@ -57,9 +57,10 @@ impl Folder {
 }
 
 fn over<S: Store>(store: S, journal: Journal) -> StoredQuota<S> {
-    StoredQuota::new(store, Limits::bytes(100))
+    StoredQuota::builder(store, Limits::bytes(100))
         .journal(journal)
         .time_to_live(Duration::from_secs(1))
+        .build()
 }
 
 fn bytes(bytes: i64) -> Change {
@@ -237,7 +238,9 @@ async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
 
 /// Uploads of one byte, several at the same time, from budget that is leased.
 async fn upload_on(folder: &Folder) {
-    let quota = StoredQuota::new(folder.store(), Limits::bytes(1 << 40)).journal(folder.journal());
+    let quota = StoredQuota::builder(folder.store(), Limits::bytes(1 << 40))
+        .journal(folder.journal())
+        .build();
     let quota = LeasedQuota::new(quota);
     ready();
     for client in 0..4 {
@@ -339,7 +342,9 @@ async fn charges_outlive_their_process_while_postgresql_is_away() {
         let (port, folder) = part.split_once(' ').unwrap();
         let folder = Folder(folder.into());
         let store = PostgresStore::new(pool(port.parse().unwrap()));
-        let quota = StoredQuota::new(store, Limits::bytes(100)).journal(folder.journal());
+        let quota = StoredQuota::builder(store, Limits::bytes(100))
+            .journal(folder.journal())
+            .build();
         let user = Scopes::from("user");
         let mut holds = Vec::new();
         for _ in 0..3 {

@@ -11,11 +11,11 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use tower_storage_guard::{
     quota::QuotaError,
-    store::{HoldId, Reserve, SqliteStore, Store},
+    store::{HoldId, SqliteStore, Store, conformance},
 };
 
 use super::{
-    conforms, figures, hold,
+    figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -58,7 +58,7 @@ impl File {
 async fn it_conforms() {
     let file = File::new();
     let (one, other) = (Arc::new(file.open()), Arc::new(file.open()));
-    conforms(one.clone(), other).await;
+    conformance::run(one.clone(), other).await;
     sql::no_name_is_too_odd(&*one).await;
     sql::nothing_wraps(&*one).await;
     sql::an_id_counts_once_in_one_step(&*one).await;
@@ -95,10 +95,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
         // The child: holds, charges, and does not live to hear of it.
         let (path, id) = part.split_once(' ').unwrap();
         let (id, store) = (id.parse().unwrap(), SqliteStore::open(path).unwrap());
-        let held = Reserve {
-            time_to_live: LIVES,
-            ..reserve(HoldId::unique(), "user", 80, 100)
-        };
+        let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
         store.reserve(&held).await.unwrap();
         ready();
         loop {

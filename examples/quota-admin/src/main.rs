@@ -151,10 +151,9 @@ impl From<OwnLimits> for Option<Ceilings> {
             bytes: bytes.map(|bytes| bytes.as_u64()),
             objects,
         };
-        (!limits.default).then(|| Ceilings {
-            hard: limit(limits.bytes, limits.objects),
-            soft: limit(limits.soft_bytes, limits.soft_objects),
-        })
+        let hard = limit(limits.bytes, limits.objects);
+        let soft = limit(limits.soft_bytes, limits.soft_objects);
+        (!limits.default).then(|| Ceilings::from(hard).with_soft(soft))
     }
 }
 
@@ -177,23 +176,12 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<(), BoxError> {
     let admin = Admin::new(cli.store.look_into().await?);
     let done = execute(&admin, cli.command, cli.json).await;
-    let output = done.map_err(|error| cause(&cli.store, &*error))?;
+    let output = done.map_err(|error| cli.store.error(&*error))?;
     match io::stdout().write_all(output.as_bytes()) {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Which store it is, and why.
-fn cause(place: &Place, error: &(dyn std::error::Error + 'static)) -> BoxError {
-    let mut text = format!("{place}: {error}");
-    let mut source = error.source();
-    while let Some(error) = source {
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    text.into()
 }
 
 async fn execute(
@@ -316,7 +304,7 @@ fn print<T: ?Sized>(
 }
 
 fn account_json((scope, account): &(Scope, Account)) -> Value {
-    let limits = account.own.map(|Ceilings { hard, soft }| {
+    let limits = account.own.map(|Ceilings { hard, soft, .. }| {
         json!({
             "bytes": hard.bytes,
             "objects": hard.objects,
@@ -368,7 +356,7 @@ fn change_json(change: Change) -> Value {
 
 fn account_text((scope, account): &(Scope, Account)) -> String {
     let (limit, soft) = match account.own {
-        Some(Ceilings { hard, soft }) => {
+        Some(Ceilings { hard, soft, .. }) => {
             (limits_text(hard, "unlimited"), limits_text(soft, "none"))
         }
         None => (

@@ -189,7 +189,18 @@ impl Place {
     /// Opens a store that is there already, for a tool to look into.
     pub async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
         let store = self.open_existing().await;
-        store.map_err(|error| format!("{self}: {error}").into())
+        store.map_err(|error| self.error(&*error))
+    }
+
+    /// Which store has failed, and why.
+    pub fn error(&self, error: &(dyn std::error::Error + 'static)) -> BoxError {
+        let mut text = format!("{self}: {error}");
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text.into()
     }
 
     async fn open_existing(&self) -> Result<Arc<dyn Store>, BoxError> {

@@ -1,4 +1,4 @@
-//! Charges on the local disk, until the store has them.
+//! Charges on the local disk, until the store has taken them.
 
 mod files;
 mod segment;
@@ -16,6 +16,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
+    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -24,23 +25,24 @@ use self::{
     segment::{Charge, Outstanding, Record},
 };
 use super::{HoldId, Settlement};
-use crate::{blocking, quota::Change, scope::Scopes};
+use crate::{quota::Change, scope::Scopes};
 
-/// What each of two segments takes of the disk, in bytes.
+/// How much of the disk each of the two segments takes, in bytes.
 const SIZE: u64 = 1 << 20;
-/// How long a disk may take to write before nobody waits for it any more.
+/// How long a write may take before its charges are no longer waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long it is left alone when it has failed.
+/// How long to wait before a disk that has failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long to wait for company before it is written that a store has confirmed charges.
+/// Batching delay for records that a store has confirmed a charge.
 const LAZY: Duration = Duration::from_millis(100);
 
-/// Keeps charges on a disk of this machine until the store has them: none is lost when the process is killed.
+/// Keeps charges on a disk of this machine until the store has taken them, so that a kill loses none.
 ///
 /// What was stored while the store was away, or right before the process died, is charged when the next process opens
-/// the same directory. Each charge counts once, whichever step was the last.
+/// the same directory. Each charge counts once, at whichever step the process was killed.
 ///
 /// ```
+/// # #[cfg(feature = "store-sqlite")] {
 /// use tower_storage_guard::{
 ///     quota::Limits,
 ///     store::{Journal, StoredQuota},
@@ -51,50 +53,55 @@ const LAZY: Duration = Duration::from_millis(100);
 /// # let directory = folder.path().join("journal");
 /// # let store = SqliteStore::open(folder.path().join("quota.db")).unwrap();
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-/// let quota = StoredQuota::new(store, Limits::bytes(1 << 30)).journal(Journal::open(&directory)?);
+/// let quota = StoredQuota::builder(store, Limits::bytes(1 << 30))
+///     .journal(Journal::open(&directory)?)
+///     .build();
 /// assert!(quota.is_journaled());
 /// # Ok::<_, std::io::Error>(())
 /// # }).unwrap();
+/// # }
 /// ```
 ///
 /// # The directory
 ///
-/// It belongs to one process at a time, on a disk of its machine, and to one store. The next process must find it again:
-/// in a container, it lies on a volume. It is locked until the last clone of the source is gone, and all is settled.
+/// The directory belongs to one process at a time, on a disk of its machine, and to one store. The next process must find
+/// it again: in a container, put it on a persistent volume. It is locked until the last clone of the quota is gone and
+/// all is settled.
 ///
-/// In it are two files of 1 MiB each, which are taken from the disk when it is opened. So it takes charges when the disk
-/// is full: about ten thousand that are not settled. With more the files grow, if they can. Filesystems that never
-/// write to the same place twice, such as btrfs and ZFS, may have no room all the same.
+/// It contains two files of 1 MiB each. Their room is allocated when the journal is opened, so that charges can be
+/// written when the disk is full: about ten thousand that the store has not taken. With more, the files grow if they
+/// can. Copy-on-write filesystems such as btrfs and ZFS may have no room for a write all the same.
 ///
-/// # What is lost, and when
+/// # What may be lost
 ///
 /// - A charge is written right after it is made, together with others, while the store is asked. A process that is killed
-///   in between, within about a millisecond, loses it, unless the store has it already. An upload has had no answer by
-///   then. What a removal gives back is not waited for.
-/// - Nothing is synced to the disk, as services do not sync what they store either. So it survives the process, and not
-///   the crash of the machine.
-/// - While the disk takes no writes, charges are kept in memory only. It is tried again every second, and
+///   in between, within about a millisecond, loses the charge unless the store has it already. An upload has not been
+///   answered by then. What a removal gives back is not waited for.
+/// - Nothing is synced to the disk, as services do not sync what they store either. So the journal survives the process,
+///   and not a crash of the machine.
+/// - While the disk takes no writes, charges are kept in memory only. The disk is tried again every second, and
 ///   [`StoredQuota::is_journaled`](super::StoredQuota::is_journaled) tells.
 ///
 /// # When it is opened late
 ///
 /// Stores remember for a day what they have settled. A process that was killed within a tenth of a second after its store
-/// had confirmed a charge, and that is started again more than a day later, charges that once more.
+/// had confirmed a charge, and is started again more than a day later, charges it once more.
 pub struct Journal {
     directory: PathBuf,
     queue: Arc<Queue>,
-    /// Until there is a runtime to write on.
-    segments: Mutex<Option<Segments>>,
+    /// None once they are written to.
+    segments: Option<Segments>,
     left: Vec<HoldId>,
 }
 
 impl Journal {
-    /// Opens the journal in this directory, and makes what is missing. Blocks meanwhile.
+    /// Opens the journal in this directory, and creates what is missing. Blocks.
     ///
     /// # Errors
     ///
-    /// When another process has it open ([`ResourceBusy`](io::ErrorKind::ResourceBusy)), when there is no room for its
-    /// files, when they cannot be read or written, or are of another version of this crate.
+    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy) when another process has it open.
+    /// - [`InvalidData`](io::ErrorKind::InvalidData) when another version of this crate wrote it, in another format.
+    /// - Any other error when the files cannot be read or written, or there is no room for them.
     pub fn open(directory: impl AsRef<Path>) -> io::Result<Self> {
         let directory = directory.as_ref();
         Self::with_size(directory, SIZE).map_err(|error| {
@@ -106,10 +113,10 @@ impl Journal {
     fn with_size(directory: &Path, size: u64) -> io::Result<Self> {
         let (segments, outstanding) = Segments::open(directory, size)?;
         let left = outstanding.keys().copied().collect();
-        let state = State {
+        let state = JournalState {
             outstanding,
             must_begin: true,
-            ..State::default()
+            ..JournalState::default()
         };
         Ok(Self {
             directory: directory.to_owned(),
@@ -117,25 +124,23 @@ impl Journal {
                 state: state.into(),
                 bell: Notify::new(),
             }),
-            segments: Some(segments).into(),
+            segments: Some(segments),
             left,
         })
     }
 
-    /// Writes from now on. Once is enough.
+    /// Starts the task that writes. Later calls do nothing.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(super) fn start(&self) {
-        // A whole value at any time.
-        let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(segments) = segments.take() {
+    pub(super) fn start(&mut self) {
+        if let Some(segments) = self.segments.take() {
             tokio::spawn(write(Ending(Arc::clone(&self.queue)), segments));
         }
     }
 
-    /// What an earlier process has left, and no store has confirmed since.
+    /// The charges that an earlier process has left, and no store has confirmed since.
     pub(super) fn left(&self) -> Vec<Settlement> {
         let state = self.queue.state();
         let left = self.left.iter();
@@ -143,9 +148,9 @@ impl Journal {
             .collect()
     }
 
-    /// Notes a charge. What is noted under one id adds up, and is of the same scopes.
+    /// Notes a charge. Charges that are noted under one id add up, and are of the same scopes.
     ///
-    /// Written in this order, and whether or not anybody waits.
+    /// They are written in the order of the calls, whether or not the future is polled.
     pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Noted {
         let scopes = scopes.clone();
         let record = Record::Charge(id, Charge { scopes, change });
@@ -163,7 +168,7 @@ impl Journal {
         Noted(Some(is_written))
     }
 
-    /// The store has confirmed all that was noted under these.
+    /// Forgets all charges that were noted under these ids, because the store has confirmed them.
     pub(super) fn done(&self, ids: impl IntoIterator<Item = HoldId>) {
         let mut state = self.queue.state();
         let mut is_news = false;
@@ -180,7 +185,7 @@ impl Journal {
         }
     }
 
-    /// Whether a kill would lose nothing that was noted.
+    /// Whether a kill would lose no charge that was noted.
     pub(super) fn is_written(&self) -> bool {
         let state = self.queue.state();
         state.outstanding.is_empty() || !(state.is_behind || state.is_catching_up)
@@ -205,34 +210,34 @@ impl fmt::Debug for Journal {
 
 /// What is to be written.
 struct Queue {
-    state: Mutex<State>,
-    /// Something is due earlier than it was.
+    state: Mutex<JournalState>,
+    /// Rings when something is due earlier than before.
     bell: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct JournalState {
     outstanding: Outstanding,
-    /// What has changed since it was last written.
+    /// The changes since the last write.
     records: Vec<Record>,
-    /// Records are of no use: the next write begins a segment with all that is outstanding.
+    /// Whether appending is of no use, since the next write begins a segment with all that is outstanding.
     must_begin: bool,
-    /// Who waits for what is to be written, and for what is being written.
+    /// Resolves the futures of charges that no write has begun with, and of those that are being written.
     waiting: Vec<oneshot::Sender<()>>,
     writing: Vec<oneshot::Sender<()>>,
-    /// There are charges that no write has begun with.
+    /// Whether there are charges that no write has begun with.
     is_behind: bool,
-    /// There are charges that are being written.
+    /// Whether there are charges that are being written.
     is_catching_up: bool,
     /// When to write.
     due: Option<Instant>,
-    /// The disk takes no writes, or takes too long: nobody waits for it.
+    /// Whether the disk takes no writes, or takes too long. Charges are not waited for then.
     is_failing: bool,
-    /// Nobody is left to note anything.
+    /// Whether the journal was dropped, so that nothing more is noted.
     is_over: bool,
 }
 
-impl State {
+impl JournalState {
     fn add(&mut self, record: Record) {
         if !self.must_begin {
             self.records.push(record.clone());
@@ -240,7 +245,7 @@ impl State {
         record.apply(&mut self.outstanding);
     }
 
-    /// Who is to be told, once the lock is given back.
+    /// Returns the futures to resolve, which the caller does after it has given the lock back.
     fn fail(&mut self) -> Vec<oneshot::Sender<()>> {
         self.is_failing = true;
         self.must_begin = true;
@@ -253,19 +258,19 @@ impl State {
 }
 
 impl Queue {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // What is outstanding and the records of it are changed by nothing that panics.
+    fn state(&self) -> MutexGuard<'_, JournalState> {
+        // No code between two statements that belong together can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is something to write. Says no when there is not, and nothing will come.
+    /// Waits until there is something to write. Returns false when there is nothing, and nothing can come.
     async fn is_due(&self) -> bool {
         loop {
             let due = {
                 let state = self.state();
                 match state.due {
                     Some(due) if due <= Instant::now() => return true,
-                    // A disk that fails is not waited for.
+                    // At the end, a disk that fails is given up.
                     due if state.is_over => return due.is_some() && !state.is_failing,
                     due => due,
                 }
@@ -295,7 +300,7 @@ impl Queue {
         let told = if is_written {
             state.is_catching_up = false;
             if mem::take(&mut state.is_failing) {
-                // What came meanwhile has not rung.
+                // Charges that came meanwhile did not ring the bell.
                 state.due = Some(Instant::now());
             }
             mem::take(&mut state.writing)
@@ -307,7 +312,7 @@ impl Queue {
         drop(told);
     }
 
-    /// All that is outstanding. With it all is written that was to be.
+    /// All that is outstanding, for a new segment. Nothing else has to be written after it.
     fn all(&self) -> Outstanding {
         let mut state = self.state();
         state.records.clear();
@@ -319,30 +324,30 @@ impl Queue {
     }
 }
 
-/// Until all is written, and nobody is left to note more.
+/// Writes until all is written and the journal was dropped.
 async fn write(ending: Ending, mut segments: Segments) {
-    let Ending(waiting) = &ending;
-    while waiting.is_due().await {
-        let queue = Arc::clone(waiting);
-        let mut writing = pin!(blocking::run(move || {
-            queue.write(&mut segments);
-            Ok(segments)
+    let Ending(queue) = &ending;
+    while queue.is_due().await {
+        let blocking = Arc::clone(queue);
+        let mut writing = pin!(spawn_blocking(move || {
+            blocking.write(&mut segments);
+            segments
         }));
         let written = match timeout(PATIENCE, writing.as_mut()).await {
             Ok(written) => written,
             Err(_) => {
-                let told = waiting.state().fail();
+                let told = queue.state().fail();
                 drop(told);
                 writing.await
             }
         };
-        // The runtime shuts down.
+        // An error means that the runtime shuts down.
         let Ok(back) = written else { return };
         segments = back;
     }
 }
 
-/// When nobody writes any more, nobody waits either.
+/// Resolves all futures when the task that writes has ended, whatever ended it.
 struct Ending(Arc<Queue>);
 
 impl Drop for Ending {
@@ -352,7 +357,9 @@ impl Drop for Ending {
     }
 }
 
-/// Ready once a charge is written, or the journal has failed, and it is in memory only. It may be dropped.
+/// Resolves once a charge is written, or once the journal has failed and keeps it in memory only.
+///
+/// Dropping it cancels nothing.
 pub(super) struct Noted(Option<oneshot::Receiver<()>>);
 
 impl Future for Noted {
@@ -362,7 +369,7 @@ impl Future for Noted {
         let Some(written) = &mut self.0 else {
             return Poll::Ready(());
         };
-        // Told by being dropped.
+        // The sender is dropped, and sends nothing.
         Pin::new(written)
             .poll(cx)
             .map(|_| mem::take(&mut self.0))

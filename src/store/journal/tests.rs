@@ -201,7 +201,7 @@ fn only_one_has_it_open() {
 /// A directory, and a journal in it that writes.
 fn started(size: u64) -> (TempDir, Journal) {
     let directory = tempdir().unwrap();
-    let journal = Journal::with_size(directory.path(), size).unwrap();
+    let mut journal = Journal::with_size(directory.path(), size).unwrap();
     journal.start();
     (directory, journal)
 }
@@ -232,7 +232,7 @@ async fn what_is_noted_under_one_id_adds_up_until_it_is_done() {
     journal.note(other, &user, bytes(100)).await;
     assert!(journal.is_written());
     journal.done([other]);
-    let journal = reopened(directory.path(), journal).await;
+    let mut journal = reopened(directory.path(), journal).await;
     let [left] = &journal.left()[..] else {
         panic!("{:?}", journal.left())
     };
@@ -308,8 +308,8 @@ async fn a_segment_grows_and_shrinks_again() {
 #[test]
 fn what_is_noted_while_a_segment_is_begun_counts_once() {
     let directory = tempdir().unwrap();
-    let journal = Journal::open(directory.path()).unwrap();
-    let mut segments = journal.segments.lock().unwrap().take().unwrap();
+    let mut journal = Journal::open(directory.path()).unwrap();
+    let mut segments = journal.segments.take().unwrap();
     let (lease, user) = (HoldId::unique(), Scopes::from("user"));
     let noted = |change| drop(journal.note(lease, &user, bytes(change)));
     noted(1);
@@ -359,12 +359,11 @@ async fn nobody_waits_for_a_disk_that_hangs() {
     use std::{io::Read, os::fd::OwnedFd};
 
     let directory = tempdir().unwrap();
-    let journal = Journal::open(directory.path()).unwrap();
+    let mut journal = Journal::open(directory.path()).unwrap();
     let (mut reader, writer) = io::pipe().unwrap();
     let hangs = fs::File::from(OwnedFd::from(writer));
-    let segments = journal.segments.lock().unwrap().take();
-    let segments = segments.unwrap().that_go_on_in(hangs);
-    *journal.segments.lock().unwrap() = Some(segments);
+    let segments = journal.segments.take().unwrap();
+    journal.segments = Some(segments.that_go_on_in(hangs));
     journal.queue.state().must_begin = false;
     journal.start();
     let (id, large) = (HoldId::unique(), Scopes::from("user".repeat(100_000)));
@@ -392,7 +391,7 @@ async fn nobody_waits_for_a_disk_that_hangs() {
 #[test]
 fn without_its_runtime_nobody_waits() {
     let directory = tempdir().unwrap();
-    let journal = Journal::open(directory.path()).unwrap();
+    let mut journal = Journal::open(directory.path()).unwrap();
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

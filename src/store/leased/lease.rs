@@ -1,4 +1,4 @@
-//! One scope's lease: how much this node may give away of it, and what has become of it.
+//! The lease of one scope: what this node may give away of it, what requests hold, and what was charged.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -12,79 +12,79 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How often a lease is looked at: two such times and a round trip are less than the second after which idle budget is
-/// back in its store.
+/// How often leases are reviewed. Two windows and a round trip are less than the second after which idle budget is back in
+/// the store.
 pub(super) const WINDOW: Duration = Duration::from_millis(400);
-/// So many requests within two windows make a scope worth a lease.
+/// How many requests within two windows make a scope worth a lease.
 const HOT: u32 = 8;
-/// A lease is so small a share of what is left that others find some, too.
+/// A lease takes at most one part in so many of what is left, so that other nodes find some too.
 const SHARE: u64 = 8;
-/// How long a scope has no lease after its limit has shown.
+/// How long a scope has no lease after a refusal.
 const QUIET: Duration = Duration::from_secs(1);
-/// Charges are given to the store after so many windows.
+/// After how many windows charges are given to the store.
 const SETTLED_AFTER: u8 = 2;
 
-/// What the store holds for this node is `free`, `held`, and what `spent` has added.
+/// The hold in the store is the sum of `free`, `held`, and what `spent` has added.
 ///
-/// That is so until `sure`, by this node's own clock: it has only measured a time, and nobody compares it with another
-/// one's. After it, the store may have given all of it to others.
+/// That is so until `sure`, by the clock of this node. The clock only measures how much time has passed, so it need not
+/// agree with any other. After `sure`, the store may have given everything to other nodes.
 pub(super) struct Lease {
     id: HoldId,
-    /// Whether the store may hold anything under this id.
+    /// Whether the store may have a hold under this id.
     is_there: bool,
     sure: Option<Instant>,
-    /// For whoever asks next.
+    /// What the next requests may take.
     free: Amount,
-    /// With requests that are under way.
+    /// What requests under way have taken.
     held: Amount,
-    /// What has been stored, and the store has not been told.
+    /// What has been charged, and the store has not been told.
     spent: Change,
-    /// Whether there is any of it: what cancels out has moved room all the same.
+    /// Whether there were charges. Those that cancel out have moved room between `free` and `spent` all the same.
     has_spent: bool,
-    /// For how many windows it has not.
+    /// For how many windows the store has not been told.
     windows: u8,
-    /// What the store holds is not what is written here.
-    is_off: bool,
+    /// Whether the hold in the store may differ from what is recorded here.
+    needs_resync: bool,
     /// How much should be free.
     target: Amount,
-    /// Whether what is asked for is all that there is.
+    /// Whether the reservation under way is the first of this id.
     is_first: bool,
     this: Window,
     last: Window,
-    /// How many have the store decide with all that is leased given back. Nothing is leased anew until they know.
+    /// How many requests have the store decide with everything leased given back. Nothing is leased until they are done.
     pub(super) deciding: u32,
     quiet: Option<Instant>,
-    /// Whether somebody is on the way to the store for more.
+    /// Whether a task is asking the store for more.
     pub(super) is_growing: bool,
-    /// Whether somebody is on the way to it with what is not needed.
+    /// Whether a task is giving back to the store what is not needed.
     pub(super) is_turning: bool,
-    /// Held by whoever talks with the store about this lease.
+    /// Held during every call to the store about this lease.
     pub(super) gate: Arc<Mutex<()>>,
 }
 
-/// What has happened lately.
+/// The requests of one window.
 #[derive(Clone, Copy, Default)]
 struct Window {
-    /// How many have asked, and for how much.
+    /// How many there were, and how much they took.
     requests: u32,
     asked: Amount,
-    /// How much has been free all the time.
+    /// How much was free all the time.
     idle: Amount,
 }
 
-/// How much of what is free goes back.
+/// How much of what is free goes back to the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Back {
-    /// What has idled.
+    /// What was free for a whole window.
     Idle,
     All,
 }
 
-/// How much more is wanted.
+/// How much more to lease.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Chunk {
     pub(super) amount: Amount,
-    /// This must fit, so that others find some.
+    /// How much must fit, so that other nodes find some.
     pub(super) left: Amount,
 }
 
@@ -99,7 +99,7 @@ impl Default for Lease {
             spent: Change::ZERO,
             has_spent: false,
             windows: 0,
-            is_off: false,
+            needs_resync: false,
             target: Amount::ZERO,
             is_first: false,
             this: Window::default(),
@@ -114,19 +114,19 @@ impl Default for Lease {
 }
 
 impl Lease {
-    /// Somebody asks. Whether that much is free.
+    /// Counts a request. Returns whether it can be served from what is free.
     pub(super) fn asked(&mut self, need: Amount, now: Instant) -> bool {
         self.this.requests = self.this.requests.saturating_add(1);
         self.expire(now);
         fits(need, self.free)
     }
 
-    /// Somebody was let in with so much. What is refused says nothing of what is needed.
+    /// Counts the demand of a request that was let in. A refused one says nothing of what is needed.
     pub(super) fn let_in(&mut self, demand: Amount) {
         self.this.asked = self.this.asked + demand;
     }
 
-    /// Gives away what is free: [`asked`](Self::asked) has said so.
+    /// Takes a demand from what is free. [`asked`](Self::asked) has returned true.
     pub(super) fn take(&mut self, demand: Amount) {
         self.let_in(demand);
         self.free = self.free - demand;
@@ -134,53 +134,53 @@ impl Lease {
         self.this.idle = least(self.this.idle, self.free);
     }
 
-    /// A request is over: what it took comes back.
+    /// Returns what a request has taken.
     ///
-    /// Whether it is still worth something is for whoever takes it to say: that saves a look at the clock.
+    /// The clock is not read here: [`asked`](Self::asked) drops what has expired before it is taken again.
     pub(super) fn end(&mut self, held: Amount) {
         self.held = self.held - held;
         if self.sure.is_some() {
             self.free = self.free + held;
         } else {
-            self.is_off |= self.is_there;
+            self.needs_resync |= self.is_there;
         }
     }
 
-    /// The store is to be told of this. Room for it is no longer free.
+    /// Records a charge, for which room is no longer free.
     pub(super) fn spend(&mut self, change: Change) {
-        // What is beyond all of it is on the disk already.
+        // Saturates: a charge beyond everything that is free is on the disk already.
         self.free = self.free - change.gain();
         self.this.idle = least(self.this.idle, self.free);
         self.spent = self.spent.then(change);
         self.has_spent |= change != Change::ZERO;
     }
 
-    /// The name of its hold in the store, and of what is charged to it.
+    /// The id of the hold in the store, and of its charges in the journal.
     pub(super) fn id(&self) -> HoldId {
         self.id
     }
 
-    /// Whether there is anything that the store should know before somebody is refused.
+    /// Whether there is anything that the store should know before it refuses a request.
     pub(super) fn has_anything(&self) -> bool {
         self.is_there || self.is_growing || self.is_turning || self.has_spent
     }
 
-    /// Whether the store may hold something for it.
+    /// Whether the store may have a hold for it.
     pub(super) fn is_there(&self) -> bool {
         self.is_there
     }
 
-    /// Whether so many ask that leasing is worth it.
+    /// Whether there are enough requests to be worth a lease.
     pub(super) fn is_hot(&self) -> bool {
         self.this.requests.saturating_add(self.last.requests) >= HOT
     }
 
-    /// Whether more should be fetched, before somebody misses it.
+    /// Whether more should be leased, before a request finds too little.
     pub(super) fn is_low(&self) -> bool {
         self.free.bytes < self.target.bytes / 4 || self.free.objects < self.target.objects / 4
     }
 
-    /// Whether anybody may ask the store for more now.
+    /// Whether the store may be asked for more now.
     pub(super) fn may_grow(&self, now: Instant) -> bool {
         !self.is_growing
             && self.deciding == 0
@@ -188,12 +188,12 @@ impl Lease {
             && self.quiet.is_none_or(|quiet| quiet <= now)
     }
 
-    /// The limit has shown, or the store is away: all is asked of the store, for a while.
+    /// Leases nothing for a while, because the limit is near or the store is away.
     pub(super) fn quiet(&mut self, now: Instant) {
         self.quiet = Some(now + QUIET);
     }
 
-    /// How much more would do for about a second.
+    /// How much more is needed for about a second.
     pub(super) fn wants(&mut self, now: Instant) -> Option<Chunk> {
         if self.deciding > 0 || self.quiet.is_some_and(|quiet| quiet > now) {
             return None;
@@ -201,8 +201,8 @@ impl Lease {
         self.expire(now);
         self.is_first = self.sure.is_none();
         if self.is_first && (self.is_there || self.has_spent || !self.held.is_zero()) {
-            // First the store has to be told.
-            self.is_off = true;
+            // The store has to be told first what it does not know of the previous hold.
+            self.needs_resync = true;
             return None;
         }
         // A window that has just begun says little.
@@ -216,7 +216,7 @@ impl Lease {
         })
     }
 
-    /// A smaller one, where the first does not fit. None when it would not be worth its way.
+    /// A smaller chunk, where the first does not fit. None when it would not be worth a round trip.
     pub(super) fn wants_less(&self, chunk: Chunk, full: &Exceeded) -> Option<Chunk> {
         let share = full.limit.saturating_sub(full.used) / SHARE;
         let requests = u64::from(self.this.requests.saturating_add(self.last.requests)).max(1);
@@ -241,7 +241,7 @@ impl Lease {
         is_worth_it.then_some(Chunk { amount, left })
     }
 
-    /// What to ask of the store. From here on nobody knows what it holds, until it has answered.
+    /// The request to send to the store. Until the answer, it is unknown what the store holds.
     pub(super) fn grow(
         &mut self,
         scope: &Scope,
@@ -260,7 +260,7 @@ impl Lease {
         }
     }
 
-    /// The store has said yes to what was asked at that time.
+    /// The store has admitted what was asked for at that time.
     pub(super) fn grown(
         &mut self,
         amount: Amount,
@@ -271,29 +271,29 @@ impl Lease {
         self.expire(now);
         let sure = asked + time_to_live;
         if sure <= now || self.sure.is_none() && !self.is_first {
-            // It may hold this, and nothing of what it held before.
-            self.is_off = true;
+            // The store may hold this, and nothing of what it held before.
+            self.needs_resync = true;
             return;
         }
         self.free = self.free + amount;
         self.sure = Some(sure);
     }
 
-    /// The store has said no.
+    /// The store has refused.
     pub(super) fn not_grown(&mut self) {
         self.is_there &= !self.is_first;
     }
 
-    /// The store has said nothing, and may have done it.
+    /// The store has failed, and may have made the hold.
     pub(super) fn lost(&mut self, now: Instant) {
-        self.is_off = true;
+        self.needs_resync = true;
         self.quiet(now);
     }
 
-    /// A window is over. Whether the store should be told something.
+    /// Begins a new window. Returns whether the store should be told something.
     pub(super) fn next_window(&mut self, time_to_live: Duration, now: Instant) -> bool {
         self.expire(now);
-        // Not idle is what lasts for as long as a chunk does.
+        // As much as a chunk is not idle.
         let idle = self.this.idle - target(self.this.asked);
         self.last = Window { idle, ..self.this };
         self.this = Window {
@@ -304,18 +304,18 @@ impl Lease {
             self.windows = self.windows.saturating_add(1);
         }
         !idle.is_zero()
-            || self.is_off
+            || self.needs_resync
             || self.windows >= SETTLED_AFTER
             || self.is_old(time_to_live, now)
     }
 
-    /// Whether it is to be renewed: three times as often as it would have to be.
+    /// Whether it is to be renewed: three times in its time to live.
     fn is_old(&self, time_to_live: Duration, now: Instant) -> bool {
         let sure_until = now + time_to_live * 2 / 3;
         self.is_there && self.sure.is_none_or(|sure| sure < sure_until)
     }
 
-    /// Whether there is nothing to remember.
+    /// Whether it can be forgotten.
     pub(super) fn is_empty(&self, now: Instant) -> bool {
         !self.has_anything()
             && self.held.is_zero()
@@ -323,11 +323,11 @@ impl Lease {
             && self.this.requests == 0
             && self.last.requests == 0
             && self.quiet.is_none_or(|quiet| quiet <= now)
-            // Nobody talks about it.
+            // No call to the store is under way or waits for the gate.
             && Arc::strong_count(&self.gate) == 1
     }
 
-    /// What to tell the store: what has been stored, and how much it holds from now on.
+    /// The settlement that tells the store what was charged, and how much to hold from now on.
     pub(super) fn turn(
         &mut self,
         scope: &Scope,
@@ -340,21 +340,21 @@ impl Lease {
             Back::Idle => self.free - self.last.idle,
             Back::All => Amount::ZERO,
         };
-        let has_news = free != self.free || self.has_spent || self.is_off;
+        let has_news = free != self.free || self.has_spent || self.needs_resync;
         if !has_news && !self.is_old(time_to_live, now) {
             return None;
         }
         self.free = free;
         self.last.idle = Amount::ZERO;
         self.this.idle = least(self.this.idle, free);
-        self.is_off = false;
+        self.needs_resync = false;
         self.has_spent = false;
         self.windows = 0;
         let ended = mem::replace(&mut self.id, HoldId::unique());
         let amount = self.free + self.held;
         self.is_there = !amount.is_zero();
         if !self.is_there {
-            // Whatever comes next is the first.
+            // The next reservation is the first of the new id.
             self.sure = None;
         }
         Some(Settlement {
@@ -369,7 +369,7 @@ impl Lease {
         })
     }
 
-    /// The store has taken that.
+    /// The store has taken the settlement that was made at that time.
     pub(super) fn turned(&mut self, asked: Instant, time_to_live: Duration, now: Instant) {
         if !self.is_there {
             return;
@@ -378,27 +378,27 @@ impl Lease {
         self.expire(now);
         let sure = asked + time_to_live;
         if now >= sure {
-            self.is_off = true;
+            self.needs_resync = true;
         } else if self.sure.is_some() || !was_sure {
-            // What it was not sure of before, it had nothing of that is free.
+            // If the lease was not sure before, nothing was free, so the settlement is all that the store holds.
             self.sure = Some(sure);
         }
     }
 
-    /// What is not sure any more is not given away.
+    /// Drops what is free once the store may have given it to others.
     fn expire(&mut self, now: Instant) {
         if self.sure.is_some_and(|sure| sure <= now) {
             self.sure = None;
             self.free = Amount::ZERO;
             self.this.idle = Amount::ZERO;
             self.last.idle = Amount::ZERO;
-            // What requests hold is to be held again.
-            self.is_off |= self.is_there;
+            // What requests have taken must be held again.
+            self.needs_resync |= self.is_there;
         }
     }
 }
 
-/// How much should be free where so much is asked for within a window: enough for four of them.
+/// How much should be free, by the demand of one window: enough for four.
 fn target(asked: Amount) -> Amount {
     let four = |amount: u64| amount.saturating_mul(4);
     Amount::new(four(asked.bytes), four(asked.objects))

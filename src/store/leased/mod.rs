@@ -19,7 +19,8 @@ use tokio::{
 
 use self::lease::{Back, Chunk, Lease, WINDOW};
 use super::{
-    Reserve, Settled, Settlement, Store, StoredHold, StoredQuota, journal::Noted, keeper::PATIENCE,
+    Reserve, Settled, Settlement, Store, StoreError, StoredHold, StoredQuota, journal::Noted,
+    settler::PATIENCE,
 };
 use crate::{
     amount::Amount,
@@ -30,6 +31,9 @@ use crate::{
 /// Decides most requests in memory, from budget that it leases of a [`StoredQuota`].
 ///
 /// A handle: clones share everything.
+///
+/// Use it where scopes are busy and a round trip to the store in each request is too slow. Where each scope sees few
+/// requests, it only passes them on.
 ///
 /// ```no_run
 /// # #[cfg(feature = "store-sqlite")] {
@@ -47,39 +51,39 @@ use crate::{
 /// # }
 /// ```
 ///
-/// # How
+/// # How it works
 ///
-/// A scope that several requests in a second ask for gets a lease: a hold in the store, in which there is room for what
-/// is asked for within 1.6 seconds. Requests take of it, and what they do not store comes back to it. Once it is low, more
-/// is fetched while it lasts. A request that finds too little asks the store itself, as without leases. So does one of
-/// several scopes while any of them has no lease: `user:42` and `tenant:acme` are both leased once both are busy.
+/// A scope with several requests in a second gets a lease: a hold in the store with room for what requests ask for within
+/// 1.6 seconds. Requests take of it, and what they do not store comes back to it. When it is low, more is leased in the
+/// background. A request that finds too little asks the store itself, as without leases. So does a request with several
+/// scopes while any of them has no lease: `user:42` and `tenant:acme` are both leased once both are busy.
 ///
-/// What is fetched is at most an eighth of what is left. Once that is not worth its way, or its limit has shown, the
-/// scope has no lease for a second, and the store decides each request.
+/// A lease grows by at most an eighth of what is left. When that is not worth a round trip, or after a refusal, the scope
+/// has no lease for a second, and the store decides each request.
 ///
 /// # What is promised
 ///
-/// 1. **Never a byte over.** What the nodes have leased is held in the store, and no node gives away more than that, or
-///    anything after its lease might have ended: by the time that has passed on its own clock since it asked. So the sum
+/// 1. **Never a byte over.** What the nodes have leased is held in the store. No node gives away more than that, or
+///    anything after its lease may have expired, by the time that has passed on its own clock since it asked. So the sum
 ///    of all nodes passes a limit only by what a node had let in already when it stopped, or could not reach the store,
-///    for longer than its [time to live](StoredQuota::time_to_live).
-/// 2. **Nobody is refused for what idles.** Before a request is refused, this node gives back all that idles in its
-///    scopes, tells the store what it knows, and asks it once more. What idles on another node, or was removed there, is back
-///    within two windows of 0.4 seconds and a few round trips. So, while a round trip takes less than 0.05 seconds, a
-///    request that fits is refused only if another node held the rest within the last second.
-/// 3. **One round trip per hundred requests**, or less, where all scopes of a request are leased and asked for 250 times a
-///    second, steadily: a lease costs about two round trips in a second, and one of them is shared by up to 64 scopes.
+///    for longer than its [time to live](super::StoredQuotaBuilder::time_to_live).
+/// 2. **Idle budget refuses no request of this node.** Before a request is refused, this node gives back everything that
+///    idles in its scopes, tells the store what it knows, and asks it once more. What idles on another node, or was
+///    removed there, is back within two windows of 0.4 seconds and a few round trips. So, while a round trip takes less
+///    than 0.05 seconds, a request that fits is refused only if another node held the rest within the last second.
+/// 3. **One round trip per hundred requests**, or less, where all scopes of a request are leased and steadily asked for
+///    250 times a second: a lease costs about two round trips in a second, one of which is shared by up to 64 scopes.
 ///
-/// # What differs
+/// # What differs from a `StoredQuota`
 ///
-/// - The store is told within a second what requests have stored. Until then it is part of what the lease holds:
+/// - The store learns within a second what requests have stored. Until then it is part of what the lease holds:
 ///   [`StoredQuota::usage`] shows it as held, and [`StoredQuota::unsettled`] does not count it. A process that is killed in
-///   that time loses it, unless there is a [journal](StoredQuota::journal): each charge is in there before the request is
-///   answered. What the process had leased is free again after its time to live. At the end of a service, wait for
-///   [`settled`](Self::settled).
-/// - [Soft limits](StoredQuota::warn_with) are told by what is held, and a lease is: earlier than without, and perhaps more than
-///   once.
-/// - A limit that is lowered holds once what is leased is used up, or back.
+///   that time loses it, unless there is a [journal](super::StoredQuotaBuilder::journal): each charge is in the journal
+///   before its request is answered. What the process had leased is free again after the time to live. When a service
+///   stops, wait for [`settled`](Self::settled).
+/// - [Soft limits](super::StoredQuotaBuilder::warn_with) go by what is held, which includes leases. They are reported
+///   earlier than without leases, and perhaps more than once.
+/// - A limit that is lowered applies once what is leased is used up, or back in the store.
 pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
 }
@@ -93,7 +97,7 @@ struct Leases<S: Store> {
 type Table = HashMap<Scope, Lease, BuildHasherDefault<PassThrough>>;
 
 impl<S: Store> LeasedQuota<S> {
-    /// Leases budget of these quotas.
+    /// Leases budget of these quotas, and starts the task that reviews the leases.
     ///
     /// # Panics
     ///
@@ -108,19 +112,19 @@ impl<S: Store> LeasedQuota<S> {
         Self { leases }
     }
 
-    /// What it leases of. Ask it for usage, and for the store.
+    /// The quota that it leases of, which has the usage and the store.
     pub fn stored(&self) -> &StoredQuota<S> {
         &self.leases.stored
     }
 
-    /// Gives back all that is idle, and tells the store what has been stored. Ready once it knows.
+    /// Gives back everything that idles, and tells the store what was stored. Resolves once the store knows.
     ///
-    /// For the end of a service. Nothing is lost without it: what has been stored is told anyway when the last handle is dropped and the
-    /// runtime lives on.
+    /// Call it when a service stops. Without it nothing is lost either, as long as the runtime lives on after the last handle
+    /// was dropped: the store is told then.
     pub async fn settled(&self) {
         let leases = Arc::clone(&self.leases);
         let scopes: Vec<_> = leases.table().keys().cloned().collect();
-        // In a task of its own: what is on its way is not to be left in the middle.
+        // In a task of its own, so that dropping this future leaves no call to the store halfway.
         let _ = self
             .leases
             .runtime
@@ -128,8 +132,8 @@ impl<S: Store> LeasedQuota<S> {
                 let guards = leases.gates(&scopes).await;
                 leases.turn(&scopes, Back::All).await;
                 drop(guards);
-                let keeper = &leases.stored.shared.keeper;
-                keeper.settle(Settlement::nothing()).await;
+                let settler = &leases.stored.shared.settler;
+                settler.settle(Settlement::nothing()).await;
             })
             .await;
     }
@@ -137,17 +141,17 @@ impl<S: Store> LeasedQuota<S> {
 
 impl<S: Store> Leases<S> {
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Every change is made in one piece that cannot panic.
+        // No code between two changes that belong together can panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes it of the leases of all scopes, or of none.
+    /// Takes a demand from the leases of all scopes, or of none. `need` must be free.
     fn take(self: &Arc<Self>, scopes: &Scopes, demand: Amount, need: Amount) -> bool {
         let now = Instant::now();
         let mut table = self.table();
         let mut fits = true;
         for scope in scopes {
-            // No short cut: all have been asked for.
+            // Not short-circuited, so that the request is counted in each scope.
             fits &= of(&mut table, scope).asked(need, now);
         }
         if fits {
@@ -163,8 +167,8 @@ impl<S: Store> Leases<S> {
         fits
     }
 
-    /// Requests have missed leases here. Fetches them where all these scopes are worth it: with one missing, the store is
-    /// asked anyway.
+    /// Counts a request that the store has decided, and leases budget if all of its scopes are worth it. With a lease missing,
+    /// the store would be asked anyway.
     fn missed(self: &Arc<Self>, scopes: &Scopes, amount: Amount) {
         let now = Instant::now();
         let mut table = self.table();
@@ -182,7 +186,7 @@ impl<S: Store> Leases<S> {
         }
     }
 
-    /// Fetches more, if the store has it to spare.
+    /// Leases more, if the store has it to spare.
     async fn grow(self: Arc<Self>, scope: Scope) {
         let _grown = OnDrop(|| of(&mut self.table(), &scope).is_growing = false);
         let gate = Arc::clone(&of(&mut self.table(), &scope).gate);
@@ -196,13 +200,12 @@ impl<S: Store> Leases<S> {
         }
     }
 
-    /// Returns what to try instead where there is not so much.
+    /// Leases a chunk. Returns what to try instead if it does not fit.
     async fn fetch(&self, scope: &Scope, chunk: Chunk) -> Option<Chunk> {
         let shared = &self.stored.shared;
-        let time_to_live = shared.settings.time_to_live;
+        let time_to_live = shared.time_to_live;
         let asked = Instant::now();
-        let reserve =
-            of(&mut self.table(), scope).grow(scope, chunk, shared.settings.default, time_to_live);
+        let reserve = of(&mut self.table(), scope).grow(scope, chunk, shared.default, time_to_live);
         let answer = timeout(PATIENCE, shared.set_aside(reserve)).await;
         let mut table = self.table();
         let (lease, now) = (of(&mut table, scope), Instant::now());
@@ -221,7 +224,7 @@ impl<S: Store> Leases<S> {
         None
     }
 
-    /// Nothing is leased anew in these until it is decided. Returns those of them that have a lease.
+    /// Stops leasing in these scopes until a decision is made. Returns those of them that have a lease.
     fn begin_deciding(&self, scopes: &Scopes) -> Vec<Scope> {
         let mut table = self.table();
         let leased = scopes.iter().filter(|scope| {
@@ -232,10 +235,10 @@ impl<S: Store> Leases<S> {
         leased.cloned().collect()
     }
 
-    /// Has the store decide once more. It has said no, and did not know all that this node does.
-    async fn decide(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
+    /// Has the store decide once more, after a refusal that did not take account of all that this node knows.
+    async fn decide(self: Arc<Self>, reserve: Reserve) -> Result<(), QuotaError> {
         let shared = &self.stored.shared;
-        let (id, scopes) = (asked.id, asked.scopes.clone());
+        let (id, scopes) = (reserve.id, reserve.scopes.clone());
         let leased = self.begin_deciding(&scopes);
         let decided = OnDrop(|| {
             let mut table = self.table();
@@ -243,66 +246,67 @@ impl<S: Store> Leases<S> {
                 of(&mut table, scope).deciding -= 1;
             }
         });
-        // Only for as long as it takes to give back: whoever is refused must not keep others waiting.
+        // Held only while the leases are given back, so that requests that are refused do not delay each other.
         let guards = self.gates(&leased).await;
-        if shared.keeper.keeps(id) {
+        if shared.settler.is_alive(id) {
             self.turn(&leased, Back::All).await;
         }
         drop(guards);
         let decide = async {
-            // What requests have let go is let go in the store, too, once this has come through behind it.
-            shared.keeper.settle(Settlement::nothing()).await;
-            match shared.keeper.keeps(id) {
-                true => shared.set_aside(asked).await,
-                false => Err(QuotaError::Unavailable("nobody waits for it".into())),
+            // Comes through the queue behind all releases of this node.
+            shared.settler.settle(Settlement::nothing()).await;
+            match shared.settler.is_alive(id) {
+                true => shared.set_aside(reserve).await,
+                false => Err(StoreError::unavailable("the caller has left").into()),
             }
         };
         let answer = timeout(PATIENCE, decide).await;
         drop(decided);
-        if !shared.keeper.keeps(id) {
-            // Whoever asked has left meanwhile, and nobody else would end the hold.
-            drop(shared.keeper.settle(Settlement {
+        if !shared.settler.is_alive(id) {
+            // The caller has left meanwhile, and nothing else would end the hold.
+            drop(shared.settler.settle(Settlement {
                 id,
                 scopes: scopes.clone(),
                 ..Settlement::nothing()
             }));
         }
-        answer.map_err(|error| QuotaError::Unavailable(error.into()))?
+        answer.map_err(|_| StoreError::timed_out("the quota's store did not answer in time"))?
     }
 
-    /// Asks the store, which decides with all that this node knows.
-    async fn ask(self: Arc<Self>, asked: Reserve) -> Result<(), QuotaError> {
-        // Looked at before: by the time of an answer the store may have heard of it, and decided without.
-        let knew_more = self.knows_more(&asked.scopes);
-        let answer = self.stored.shared.set_aside(asked.clone()).await;
+    /// Asks the store. It refuses only with all that this node knows.
+    async fn ask(self: Arc<Self>, reserve: Reserve) -> Result<(), QuotaError> {
+        // Read before the call: the store may decide without what it learns before it answers.
+        let knew_more = self.knows_more(&reserve.scopes);
+        let answer = self.stored.shared.set_aside(reserve.clone()).await;
         if let Err(QuotaError::Exceeded(full)) = &answer {
             if full.required > full.limit {
-                // Whatever idles would not help.
+                // More than the limit does not fit, whatever is given back.
                 return answer;
             }
             of(&mut self.table(), &full.scope).quiet(Instant::now());
         }
         match answer {
-            Ok(()) => self.missed(&asked.scopes, asked.amount),
-            Err(QuotaError::Exceeded(_)) if knew_more || self.knows_more(&asked.scopes) => {
-                // In a task of its own: a lease that is on its way to the store is not to be left in the middle.
-                let decided = self.runtime.spawn(Arc::clone(&self).decide(asked)).await;
-                return decided.map_err(|error| QuotaError::Unavailable(error.into()))?;
+            Ok(()) => self.missed(&reserve.scopes, reserve.amount),
+            Err(QuotaError::Exceeded(_)) if knew_more || self.knows_more(&reserve.scopes) => {
+                // In a task of its own, so that dropping this future leaves no call about a lease halfway.
+                let decided = self.runtime.spawn(Arc::clone(&self).decide(reserve)).await;
+                return decided.map_err(|error| {
+                    StoreError::unavailable("the runtime has shut down").with_source(error)
+                })?;
             }
             Err(_) => {}
         }
         answer
     }
 
-    /// Whether the store does not know all of these scopes.
+    /// Whether this node knows something of these scopes that the store does not.
     fn knows_more(&self, scopes: &Scopes) -> bool {
         let table = self.table();
         let mut leases = scopes.iter().filter_map(|scope| table.get(scope));
         self.stored.unsettled() > 0 || leases.any(Lease::has_anything)
     }
 
-    /// Waits until nobody else talks with the store about these. In the order of their names, so that two never wait for
-    /// each other.
+    /// Locks the gates of these scopes, in the order of their names, so that two callers never deadlock.
     async fn gates(&self, scopes: &[Scope]) -> Vec<OwnedMutexGuard<()>> {
         let mut scopes = scopes.to_vec();
         scopes.sort_unstable();
@@ -318,16 +322,16 @@ impl<S: Store> Leases<S> {
         guards
     }
 
-    /// Tells the store what has been stored, and gives back what is not needed. Whoever calls it has the gates.
+    /// Tells the store what was stored, and gives back what is not needed. The caller holds the gates.
     async fn turn(&self, scopes: &[Scope], back: Back) {
         let shared = &self.stored.shared;
-        let time_to_live = shared.settings.time_to_live;
+        let time_to_live = shared.time_to_live;
         let asked = Instant::now();
         let turned: Vec<(&Scope, Settled)> = {
             let mut table = self.table();
             let turn = |scope| {
                 let settlement = of(&mut table, scope).turn(scope, back, time_to_live, asked)?;
-                Some((scope, shared.keeper.settle_noted(settlement)))
+                Some((scope, shared.settler.settle_noted(settlement)))
             };
             scopes.iter().filter_map(turn).collect()
         };
@@ -337,9 +341,9 @@ impl<S: Store> Leases<S> {
         }
     }
 
-    /// Starts turns where there is something to tell, and forgets scopes that nobody asks for.
+    /// Begins a window: starts turns where there is something to tell, and forgets leases without requests.
     fn next_window(self: &Arc<Self>) {
-        let time_to_live = self.stored.shared.settings.time_to_live;
+        let time_to_live = self.stored.shared.time_to_live;
         let now = Instant::now();
         self.table().retain(|scope, lease| {
             if lease.next_window(time_to_live, now) && !lease.is_turning {
@@ -358,15 +362,15 @@ impl<S: Store> Leases<S> {
 }
 
 impl<S: Store> Leases<S> {
-    /// Has the store told of this, later on.
+    /// Records a charge, of which the store is told later.
     fn charge(&self, scope: &Scope, lease: &mut Lease, change: Change) -> Option<Noted> {
         lease.spend(change);
-        let keeper = &self.stored.shared.keeper;
-        keeper.note(lease.id(), &scope.clone().into(), change)
+        let settler = &self.stored.shared.settler;
+        settler.note(lease.id(), &scope.clone().into(), change)
     }
 }
 
-/// Sees to it that something happens, whatever panics before.
+/// Runs a function when it is dropped, also by a panic.
 struct OnDrop<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for OnDrop<F> {
@@ -380,7 +384,7 @@ fn of<'a>(table: &'a mut Table, scope: &Scope) -> &'a mut Lease {
     table.entry(scope.clone()).or_default()
 }
 
-/// Looks at the leases in each window, for as long as anybody uses them.
+/// Reviews the leases once in each window, until the last handle is dropped.
 async fn watch<S: Store>(leases: Weak<Leases<S>>) {
     let mut next = Instant::now() + WINDOW;
     loop {
@@ -398,10 +402,8 @@ impl<S: Store> Drop for Leases<S> {
         let now = Instant::now();
         let shared = &self.stored.shared;
         for (scope, lease) in self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            if let Some(settlement) =
-                lease.turn(scope, Back::All, shared.settings.time_to_live, now)
-            {
-                drop(shared.keeper.settle_noted(settlement));
+            if let Some(settlement) = lease.turn(scope, Back::All, shared.time_to_live, now) {
+                drop(shared.settler.settle_noted(settlement));
             }
         }
     }
@@ -431,8 +433,8 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
             return Answer::Now(Ok(hold));
         }
         Answer::Later(Box::pin(async move {
-            let asked = hold.rest.ask(demand, expected);
-            match Arc::clone(&hold.taken.leases).ask(asked).await {
+            let reserve = hold.rest.begin(demand, expected);
+            match Arc::clone(&hold.taken.leases).ask(reserve).await {
                 Ok(()) => Ok(hold),
                 Err(error) => Err(hold.rest.refused(error)),
             }
@@ -460,11 +462,11 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
 /// What a [`LeasedQuota`] has set aside for one request.
 pub struct LeasedHold<S: Store> {
     taken: Taken<S>,
-    /// What the leases did not have.
+    /// What was set aside in the store, because the leases did not have it.
     rest: StoredHold<S>,
 }
 
-/// What one request has taken of leases. Dropping it gives it back.
+/// What one request has taken from leases. Dropping it gives it back.
 struct Taken<S: Store> {
     leases: Arc<Leases<S>>,
     scopes: Scopes,
@@ -484,7 +486,7 @@ impl<S: Store> Taken<S> {
             lease.end(amount);
             noted = self.leases.charge(scope, lease, change);
         }
-        // They are written in this order.
+        // The journal writes in this order, so the last one is written after all others.
         noted
     }
 }
@@ -511,8 +513,8 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
             *amount = *amount + more;
             Answer::Now(Ok(()))
         } else {
-            let asked = self.rest.ask(more, Amount::ZERO);
-            Answer::Later(Box::pin(Arc::clone(leases).ask(asked)) as _)
+            let reserve = self.rest.begin(more, Amount::ZERO);
+            Answer::Later(Box::pin(Arc::clone(leases).ask(reserve)) as _)
         };
         answer.into_future()
     }
@@ -521,7 +523,7 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
         if self.taken.amount.is_zero() {
             return self.rest.commit(change);
         }
-        // Each part is charged by whoever has set it aside.
+        // Each part is charged where it was set aside.
         let rest = match self.rest.is_there() {
             true => (change.gain() - self.taken.amount).into(),
             false => Change::ZERO,

@@ -1,4 +1,4 @@
-//! Connections of the user's pool, and what to do when one fails.
+//! Connections of the application's pool, and what to do when one fails.
 
 use sqlx::{
     PgConnection, PgPool, Postgres,
@@ -6,21 +6,23 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use tower::BoxError;
+
+use super::super::StoreError;
 
 const SCHEMA: &str = include_str!("schema.sql");
-/// How often a step is tried again that got into another one's way.
+/// How often a query is run that fails to serialize, or is the victim of a deadlock.
 const TRIES: usize = 20;
 
-/// Runs a query, and makes what is missing for it.
+/// Runs a query, and creates the tables and functions that it misses.
 pub(super) async fn rows<'q>(
     pool: &PgPool,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
-) -> Result<Vec<PgRow>, BoxError> {
+) -> Result<Vec<PgRow>, StoreError> {
     let mut has_migrated = false;
-    for attempt in 1.. {
+    let mut tries = 1;
+    loop {
         let mut loan = Loan::new(pool).await?;
-        let error = match query().fetch_all(loan.connection()?).await {
+        let error = match query().fetch_all(loan.connection()).await {
             Ok(rows) => {
                 loan.give_back();
                 return Ok(rows);
@@ -34,21 +36,26 @@ pub(super) async fn rows<'q>(
                 loan.give_back();
                 migrate(pool).await?;
             }
-            // Not to be serialized; a deadlock. Under "read committed" there is neither.
-            Some("40001" | "40P01") if attempt < TRIES => loan.give_back(),
-            // Nobody knows what has become of it, and another connection may lead elsewhere.
-            _ => return Err(error.into()),
+            // A serialization failure, a deadlock. Neither happens under "read committed".
+            Some("40001" | "40P01") if tries < TRIES => loan.give_back(),
+            // What has become of the query is unknown, and another connection may lead to another server.
+            _ => return Err(failed(error)),
         }
+        tries += 1;
     }
-    Err("PostgreSQL was asked in vain".into())
 }
 
-/// Makes tables and functions that are missing.
-pub(super) async fn migrate(pool: &PgPool) -> Result<(), BoxError> {
+/// Creates the tables and functions that are missing.
+pub(super) async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
     let mut loan = Loan::new(pool).await?;
-    sqlx::raw_sql(SCHEMA).execute(loan.connection()?).await?;
+    let schema = sqlx::raw_sql(SCHEMA);
+    schema.execute(loan.connection()).await.map_err(failed)?;
     loan.give_back();
     Ok(())
+}
+
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    StoreError::unavailable("PostgreSQL failed").with_source(error)
 }
 
 fn code(error: &sqlx::Error) -> Option<String> {
@@ -56,25 +63,23 @@ fn code(error: &sqlx::Error) -> Option<String> {
     Some(code.into_owned())
 }
 
-/// A connection that goes back to its pool only once it is known to be sound.
+/// A connection that goes back to its pool only once it is known to be sound, and is dropped otherwise.
 ///
-/// Otherwise it is closed. One that waits for an answer would keep its place in the pool for as long as the network
-/// takes to notice, and one that leads to a server which has become a standby would lead there forever.
+/// One that waits for an answer would keep its place in the pool for as long as the network takes to notice, and one that
+/// leads to a server which has become a standby would lead there forever. Closing it properly could wait as long.
 struct Loan(Option<PoolConnection<Postgres>>);
 
 impl Loan {
-    async fn new(pool: &PgPool) -> sqlx::Result<Self> {
-        Ok(Self(Some(pool.acquire().await?)))
+    async fn new(pool: &PgPool) -> Result<Self, StoreError> {
+        let connection = pool.acquire().await.map_err(failed)?;
+        Ok(Self(Some(connection)))
     }
 
-    fn connection(&mut self) -> Result<&mut PgConnection, BoxError> {
-        match &mut self.0 {
-            Some(connection) => Ok(connection),
-            None => Err("the connection was given back".into()),
-        }
+    fn connection(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("taken only when the loan ends")
     }
 
-    fn give_back(&mut self) {
+    fn give_back(mut self) {
         self.0 = None;
     }
 }

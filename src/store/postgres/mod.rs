@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tower::BoxError;
 
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreFuture,
+    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
+    StoreFuture,
     sql::{PATIENCE, ceilings, columns, judge, milliseconds, signed},
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// Quotas in PostgreSQL 12 or later, by your own pool of [`sqlx`].
+/// A [`Store`] in PostgreSQL 12 or later, on a pool of the application's own [`sqlx`].
 ///
 /// ```no_run
 /// use sqlx::postgres::PgPoolOptions;
@@ -42,23 +43,23 @@ use crate::{
 ///
 /// # The schema
 ///
-/// Three tables and some functions, all named `storage_guard_…`, in the first schema of the search path. They are made
-/// with the first call that misses them. Where the service may not make them, call [`migrate`](Self::migrate) with a
-/// pool that may, and grant the service the use of tables and functions.
+/// The schema has three tables and some functions, all named `storage_guard_…`, in the first schema of the search path.
+/// They are created by the first call that misses them. If the service has no right to create them, call
+/// [`migrate`](Self::migrate) with a pool that has, and grant the service the use of the tables and functions.
 ///
 /// # Calls
 ///
-/// Each is one statement, and one round trip. What the pool does on its own comes on top, such as the test of each
-/// connection before it is handed out. Nobody's locks outlive a statement, so a process that stops keeps no other one
-/// waiting. Holds expire by the server's clock.
+/// Each call is one statement, and one round trip. The pool may add its own, such as the test of each connection before it
+/// is handed out. No lock outlives a statement, so a process that stops delays no other one. Holds expire by the clock of
+/// the server.
 ///
-/// Leave the isolation level at "read committed". With a stricter one nothing goes wrong, and calls for the same scope
-/// fail when there are many at the same time.
+/// Leave the isolation level at "read committed". A stricter one breaks no limit, but many concurrent calls for the same
+/// scope fail under it.
 ///
 /// # When the server is away
 ///
-/// Each call fails after five seconds at the latest. Connections of failed calls are closed and not given back to the
-/// pool, so that it has new ones as soon as there is a server, the same or another.
+/// Each call fails after five seconds at the latest. Connections of failed calls are closed rather than given back to the
+/// pool, so that the pool has new ones as soon as there is a server, the same or another.
 ///
 /// # Bounds
 ///
@@ -69,63 +70,64 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Quotas in the database of this pool. Asks nothing yet.
+    /// A store in the database of this pool. Sends nothing yet.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
     }
 
-    /// Makes tables and functions that are missing. It is done when needed, and may be done before.
+    /// Creates the tables and functions that are missing.
+    ///
+    /// Calls do this by themselves when it is needed. Call it where the service itself has no right to.
     ///
     /// # Errors
     ///
     /// When the server is away, or does not allow it.
-    pub async fn migrate(&self) -> Result<(), BoxError> {
+    pub async fn migrate(&self) -> Result<(), StoreError> {
         in_time(loan::migrate(&self.pool)).await
     }
 
     async fn rows<'q>(
         &self,
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
-    ) -> Result<Vec<PgRow>, BoxError> {
+    ) -> Result<Vec<PgRow>, StoreError> {
         in_time(loan::rows(&self.pool, query)).await
     }
 
-    async fn reserved(&self, asked: &Reserve) -> Result<Reserved, QuotaError> {
-        if asked.scopes.is_empty() {
+    async fn set_aside(&self, reserve: &Reserve) -> Result<Reserved, QuotaError> {
+        if reserve.scopes.is_empty() {
             return Ok(Reserved::default());
         }
-        let need = asked.amount.max(asked.expected);
-        let [hard_bytes, hard_objects, ..] = columns(asked.default);
+        let need = reserve.amount.max(reserve.expected);
+        let [hard_bytes, hard_objects, ..] = columns(reserve.default);
         let query = || {
             sqlx::query(
                 "SELECT * FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
-            .bind(asked.id.to_string())
-            .bind(names(&asked.scopes))
-            .bind(milliseconds(asked.time_to_live))
-            .bind(signed(asked.amount.bytes))
-            .bind(signed(asked.amount.objects))
+            .bind(reserve.id.to_string())
+            .bind(names(&reserve.scopes))
+            .bind(milliseconds(reserve.time_to_live))
+            .bind(signed(reserve.amount.bytes))
+            .bind(signed(reserve.amount.objects))
             .bind(i64::try_from(need.bytes).ok())
             .bind(i64::try_from(need.objects).ok())
             .bind(hard_bytes)
             .bind(hard_objects)
         };
-        let rows = self.rows(query).await.map_err(QuotaError::Unavailable)?;
-        let (is_reserved, standing) =
-            read_standing(&rows).map_err(|error| QuotaError::Unavailable(error.into()))?;
-        let reserved = judge(asked, &standing)?;
-        if !is_reserved || standing.len() < asked.scopes.len() {
-            // Somebody has changed the function.
-            let error = "PostgreSQL has refused what fits";
-            return Err(QuotaError::Unavailable(error.into()));
+        let rows = self.rows(query).await?;
+        let (is_reserved, accounts) = read_accounts(&rows).map_err(unreadable)?;
+        let reserved = judge(reserve, &accounts)?;
+        if !is_reserved || accounts.len() < reserve.scopes.len() {
+            // The function in the database is not the one of the schema.
+            let error = "PostgreSQL has refused what fits: its functions were changed";
+            return Err(StoreError::unreadable(error).into());
         }
         Ok(reserved)
     }
 }
 
 impl Store for PostgresStore {
-    fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
-        Box::pin(self.reserved(asked))
+    fn reserve<'a>(&'a self, reserve: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+        Box::pin(self.set_aside(reserve))
     }
 
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
@@ -181,8 +183,8 @@ impl Store for PostgresStore {
             ) AS held LEFT JOIN storage_guard_accounts AS account ON account.key = sha256($1)";
         Box::pin(async {
             let rows = self.rows(|| sqlx::query(ACCOUNT).bind(name(scope))).await?;
-            let account = rows.first().map(|row| read_account(row, 0)).transpose()?;
-            account.ok_or_else(|| "PostgreSQL has answered nothing".into())
+            let row = rows.first().ok_or_else(no_row)?;
+            read_account(row, 0).map_err(unreadable)
         })
     }
 
@@ -221,7 +223,7 @@ impl Store for PostgresStore {
     }
 
     fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>> {
-        // Asked for now and then, and used changes all the time: no index is worth it.
+        // Usage changes with each request, and this is called rarely, so an index would cost more than it saves.
         const LARGEST: &str = "
             SELECT account.scope, account.used_bytes, account.used_objects, account.has_limits,
                 account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects,
@@ -241,7 +243,10 @@ impl Store for PostgresStore {
                 .rows(|| sqlx::query(LARGEST).bind(limit(count)))
                 .await?;
             rows.iter()
-                .map(|row| Ok((read_scope(row, 0)?, read_account(row, 1)?)))
+                .map(|row| {
+                    let account = read_account(row, 1).map_err(unreadable)?;
+                    Ok((read_scope(row, 0)?, account))
+                })
                 .collect()
         })
     }
@@ -273,7 +278,7 @@ impl Store for PostgresStore {
     }
 }
 
-/// Settlements, one element for each and each of its scopes.
+/// The columns of settlements: one element for each settlement and scope.
 #[derive(Default)]
 struct Parts<'a> {
     ids: Vec<String>,
@@ -292,7 +297,7 @@ impl<'a> Parts<'a> {
         let mut charged = HashSet::new();
         for settlement in settlements {
             let Settlement { id, scopes, .. } = settlement;
-            // The first one of an id that is more than a release counts.
+            // Of several settlements of one id, the first that is more than a release counts.
             let (change, keep) = match settlement.is_remembered() && charged.insert(*id) {
                 true => (settlement.change, settlement.keep),
                 false => (Change::ZERO, None),
@@ -315,12 +320,20 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The pool waits for longer than a request may, and a server that hangs forever.
-async fn in_time<T>(work: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+/// Bounds a call: the pool waits for longer than a request may, and a server that hangs waits forever.
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     match timeout(PATIENCE, work).await {
         Ok(result) => result,
-        Err(_) => Err("PostgreSQL did not answer in time".into()),
+        Err(_) => Err(StoreError::timed_out("PostgreSQL did not answer in time")),
     }
+}
+
+fn unreadable(error: impl Into<BoxError>) -> StoreError {
+    StoreError::unreadable("PostgreSQL has answered in a form that is not ours").with_source(error)
+}
+
+fn no_row() -> StoreError {
+    StoreError::unreadable("PostgreSQL has answered without a row")
 }
 
 fn name(scope: &Scope) -> &[u8] {
@@ -335,13 +348,13 @@ fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn read_standing(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {
-    let standing: sqlx::Result<_> = rows.iter().map(|row| read_account(row, 1)).collect();
+fn read_accounts(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {
+    let accounts: sqlx::Result<_> = rows.iter().map(|row| read_account(row, 1)).collect();
     let is_reserved = rows.first().map(|row| row.try_get(0)).transpose()?;
-    Ok((is_reserved.unwrap_or(false), standing?))
+    Ok((is_reserved.unwrap_or(false), accounts?))
 }
 
-/// Used, whether there are limits, these, and held. All but what is held may be missing.
+/// Usage, whether there are limits, the limits, and what is held. All but the last may be NULL.
 fn read_account(row: &PgRow, from: usize) -> sqlx::Result<Account> {
     let number = |column| row.try_get::<Option<i64>, _>(from + column);
     let limits = ceilings([number(3)?, number(4)?, number(5)?, number(6)?]);
@@ -356,7 +369,7 @@ fn read_account(row: &PgRow, from: usize) -> sqlx::Result<Account> {
     })
 }
 
-/// None of ours is below zero.
+/// No amount of ours is below zero.
 fn read_amount(row: &PgRow, from: usize) -> sqlx::Result<Amount> {
     let (bytes, objects): (i64, i64) = (row.try_get(from)?, row.try_get(from + 1)?);
     Ok(Amount::new(
@@ -365,17 +378,19 @@ fn read_amount(row: &PgRow, from: usize) -> sqlx::Result<Amount> {
     ))
 }
 
-fn read_scope(row: &PgRow, column: usize) -> Result<Scope, BoxError> {
-    let name: Vec<u8> = row.try_get(column)?;
-    Ok(String::from_utf8(name)?.into())
+fn read_scope(row: &PgRow, column: usize) -> Result<Scope, StoreError> {
+    let name: Vec<u8> = row.try_get(column).map_err(unreadable)?;
+    let name = String::from_utf8(name).map_err(unreadable)?;
+    Ok(name.into())
 }
 
-fn read_hold(row: &PgRow) -> Result<HoldEntry, BoxError> {
-    let (id, lives): (String, i64) = (row.try_get(1)?, row.try_get(4)?);
+fn read_hold(row: &PgRow) -> Result<HoldEntry, StoreError> {
+    let text: String = row.try_get(1).map_err(unreadable)?;
+    let lives: i64 = row.try_get(4).map_err(unreadable)?;
     Ok(HoldEntry {
-        id: id.parse()?,
+        id: text.parse().map_err(unreadable)?,
         scope: read_scope(row, 0)?,
-        amount: read_amount(row, 2)?,
+        amount: read_amount(row, 2).map_err(unreadable)?,
         expires_in: Duration::from_millis(lives.max(0).unsigned_abs()),
     })
 }

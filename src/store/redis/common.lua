@@ -1,7 +1,7 @@
--- What the scripts share. It stands in front of each of them.
+-- Functions that the scripts share. This file is prepended to each of them.
 --
 -- A Lua number is a double: exact up to 2^53, and a quota may be larger. So a figure is two numbers, each of them exact:
--- figure = high * 10^10 + low, with 0 <= low < 10^10. It is stored as plain decimal digits, which anybody can read.
+-- figure = high * 10^10 + low, with 0 <= low < 10^10. It is stored as plain decimal digits.
 
 local BASE = 1e10
 
@@ -43,7 +43,7 @@ end
 local ZERO = {0, 0}
 -- The range of a signed number of 64 bits. Usage stops at its ends.
 local MOST, LEAST = parse('9223372036854775807'), parse('-9223372036854775808')
--- A limit that stands for none.
+-- Stands for unlimited.
 local UNLIMITED = parse('18446744073709551615')
 
 local function within_range(a)
@@ -55,7 +55,7 @@ local function within_range(a)
   return a
 end
 
--- An amount, or a change: bytes and objects. What is not there is zero.
+-- Reads an amount or a change: bytes and objects. A missing field is zero.
 local function amount(text)
   if not text then
     return {ZERO, ZERO}
@@ -76,7 +76,7 @@ local function difference(a, b)
   return {add(a[1], negative(b[1])), add(a[2], negative(b[2]))}
 end
 
--- Zero leaves nothing behind: an account without a field is gone.
+-- Writes a field, or deletes it if it is zero: an account without fields is gone.
 local function put(account, field)
   local value = text(account[field])
   if value == '0 0' then
@@ -86,7 +86,7 @@ local function put(account, field)
   end
 end
 
--- Ends a hold. Whether there was one: `held` is to be put then.
+-- Ends a hold. Returns whether there was one; the caller puts `held` then.
 local function release(account, id)
   local held = redis.call('HGET', account.key, id)
   redis.call('ZREM', account.expiry, id)
@@ -98,7 +98,7 @@ local function release(account, id)
   return true
 end
 
--- Sets that much more aside for a hold: `held` is to be put then.
+-- Adds to a hold. The caller puts `held`.
 local function hold(account, id, more, ends)
   local held = sum(amount(redis.call('HGET', account.key, id)), more)
   redis.call('HSET', account.key, id, text(held))
@@ -106,13 +106,13 @@ local function hold(account, id, more, ends)
   account.held = sum(account.held, more)
 end
 
--- In milliseconds, by Redis' clock and nobody else's.
+-- The time in milliseconds, by the clock of this node.
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The account of a scope, without the holds whose time has passed.
+-- Loads the account of a scope, and deletes the holds that have expired.
 local function load(key, expiry, now)
   local dead = redis.call('ZRANGEBYSCORE', expiry, '-inf', now)
   local found = redis.call('HMGET', key, 'used', 'held', 'limits')

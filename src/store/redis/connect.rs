@@ -11,17 +11,17 @@ use redis::{
     io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
-use tower::BoxError;
 
 use super::{
+    super::StoreError,
     RedisStore,
     script::{Failure, PATIENCE, ask},
 };
 
-/// How long one attempt to connect may take: two of them fit into our patience.
+/// How long one attempt to connect may take: two of them fit into the patience of a call.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// A connection to a server or to a cluster, as [`RedisStore::connect`] makes it. It connects again by itself.
+/// The connection that [`RedisStore::connect`] makes, to a server or to a cluster. It reconnects by itself.
 #[derive(Clone)]
 pub struct RedisConnection(Inner);
 
@@ -32,25 +32,25 @@ enum Inner {
 }
 
 impl RedisStore<RedisConnection> {
-    /// A store at a URL.
+    /// Connects to the server or cluster at a URL.
     ///
-    /// | URL | of |
+    /// | URL | connects to |
     /// |---|---|
     /// | `redis://user:password@host:6379/0` | a server, and the number of its database. The host is enough |
     /// | `redis+unix:///run/redis.sock` | a server on this machine |
-    /// | `redis+cluster://user:password@one:6379,two:6379` | a cluster, and some of its nodes. One is enough, if it is up |
+    /// | `redis+cluster://user:password@one:6379,two:6379` | a cluster, by some of its nodes. One that is up is enough |
     ///
-    /// `rediss` is `redis` over TLS, for which your own `redis` needs one of its features, such as `tokio-rustls-comp`.
-    /// `valkey` and `valkeys` are the same as `redis` and `rediss`.
+    /// `rediss` is `redis` over TLS. Enable a TLS feature of `redis` in your own `Cargo.toml` for it, such as
+    /// `tokio-rustls-comp`. `valkey` and `valkeys` are the same as `redis` and `rediss`.
     ///
-    /// A connection that is lost is made again by itself, as soon as a call finds that there is somebody. On Linux, one
-    /// whose other end has vanished without a word is given up after five seconds too.
+    /// A lost connection is made again as soon as a call finds the server up. On Linux, a connection whose other end has
+    /// vanished without a word is given up after five seconds.
     ///
     /// # Errors
     ///
-    /// After five seconds at the most: when this is no such URL, nobody is there, or whoever is there does not let us in. No
-    /// error contains the password.
-    pub async fn connect(url: &str) -> Result<Self, BoxError> {
+    /// When the URL is wrong, the server does not answer within five seconds, or it rejects the user. No error contains the
+    /// password.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Ok(Self::new(RedisConnection(connect(url).await?)))
     }
 }
@@ -76,11 +76,11 @@ async fn to_server(url: &str) -> Result<Inner, Failure> {
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(PATIENCE))
-        // Whoever calls next tries again, and is told why it fails rather than that it takes long.
+        // The next call tries again. With more retries, calls would time out instead of reporting why they fail.
         .set_number_of_retries(1);
     let manager = ConnectionManager::new_with_config(client, config).await;
     let mut manager = manager.map_err(Failure::NoConnection)?;
-    // Who has no password is not refused before the first command.
+    // A wrong password is only rejected at the first command.
     ask::<Value>(&cmd("TIME"), &mut manager).await?;
     Ok(Inner::Server(manager))
 }
@@ -96,7 +96,7 @@ async fn to_cluster(nodes: Vec<String>) -> Result<Inner, Failure> {
     Ok(Inner::Cluster(connection.map_err(Failure::NoConnection)?))
 }
 
-/// Without them, the system sends to a machine that has vanished for a quarter of an hour.
+/// By default the operating system retries for a quarter of an hour when a machine has vanished.
 fn tcp_settings() -> TcpSettings {
     let settings = TcpSettings::default().set_nodelay(true);
     #[cfg(target_os = "linux")]
@@ -104,7 +104,7 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// The URL of each node, if this is one of a cluster.
+/// The URL of each node, if this is the URL of a cluster.
 fn nodes(url: &str) -> Option<Vec<String>> {
     let (scheme, rest) = url.split_once("+cluster://")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -145,7 +145,7 @@ impl ConnectionLike for RedisConnection {
     }
 }
 
-/// Without where it leads, and as whom.
+/// Omits the address and the user.
 impl fmt::Debug for RedisConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConnection").finish_non_exhaustive()

@@ -1,5 +1,5 @@
--- What is held in a scope.
--- KEYS: its account, and when its holds end. ARGV: how many at the most.
+-- Returns the holds in a scope.
+-- KEYS: its account, and the expiry of its holds. ARGV: how many to return at most.
 
 local now = clock()
 load(KEYS[1], KEYS[2], now)

@@ -1,31 +1,31 @@
-//! How keys are named.
+//! The names and contents of keys.
 //!
 //! | key | type | what is in it |
 //! |---|---|---|
-//! | `quota:{acme}account:user:{acme}:42` | hash | a scope: see below |
-//! | `quota:{acme}expiry:user:{acme}:42` | sorted set | its holds, by when they end: milliseconds since 1970, by Redis' clock |
-//! | `quota:{acme}settled:<id>` | string | that this is settled; gone after a day |
+//! | `quota:{acme}account:user:{acme}:42` | hash | the account of a scope: see below |
+//! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis |
+//! | `quota:{acme}settled:<id>` | string | empty: this id is settled. Expires after a day |
 //!
 //! | field of the hash | what is in it |
 //! |---|---|
-//! | `used` | bytes and objects stored. Not there: none |
-//! | `held` | bytes and objects set aside: the sum of its holds, some of which may have ended |
-//! | `limits` | its own: hard bytes, hard objects, soft bytes, soft objects; `-` is no limit. Not there: it has none |
+//! | `used` | bytes and objects stored. Missing if zero |
+//! | `held` | bytes and objects set aside: the sum of the holds, some of which may have expired |
+//! | `limits` | the limits of its own: hard bytes, hard objects, soft bytes, soft objects; `-` is unlimited. Missing if it has none |
 //! | `<id>` | bytes and objects of one hold |
 //!
-//! A figure is in plain decimal digits, two or four of them with a space between them. What is zero is not there, so
-//! a scope that has nothing leaves nothing.
+//! Figures are plain decimal digits, two or four of them with spaces between. A field that is zero is deleted, so a scope
+//! that has nothing leaves no key.
 
 use crate::{scope::Scope, store::HoldId};
 
-/// What a key is of.
+/// What a key holds.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum KeyKind {
     Account,
     Expiry,
 }
 
-impl Kind {
+impl KeyKind {
     fn name(self) -> &'static str {
         match self {
             Self::Account => "account:",
@@ -40,27 +40,27 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn of(&self, kind: Kind, scope: &Scope) -> String {
+    pub(super) fn of(&self, kind: KeyKind, scope: &Scope) -> String {
         let (prefix, tag, kind) = (&self.prefix, tag(scope), kind.name());
         format!("{prefix}{{{tag}}}{kind}{}", scope.as_str())
     }
 
-    /// Where it stands that something is settled, beside this scope.
+    /// The key that marks an id as settled, in the slot of this scope.
     pub(super) fn settled(&self, id: HoldId, scope: &Scope) -> String {
         let (prefix, tag) = (&self.prefix, tag(scope));
         format!("{prefix}{{{tag}}}settled:{id}")
     }
 
-    /// Whose key this is, if it is one of ours.
-    pub(super) fn scope(&self, kind: Kind, key: &[u8]) -> Option<Scope> {
+    /// The scope of a key, if the key is one of ours.
+    pub(super) fn scope(&self, kind: KeyKind, key: &[u8]) -> Option<Scope> {
         let key = str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
         let (found, name) = key.strip_prefix('{')?.split_once('}')?;
         let scope = Scope::from(name.strip_prefix(kind.name())?);
         (tag(&scope) == found).then_some(scope)
     }
 
-    /// A pattern of Redis' that all keys of a kind match, and few others.
-    pub(super) fn pattern(&self, kind: Kind) -> String {
+    /// A glob pattern that all keys of a kind match, and few others.
+    pub(super) fn pattern(&self, kind: KeyKind) -> String {
         let mut pattern = String::new();
         for character in self.prefix.chars() {
             if matches!(character, '*' | '?' | '[' | ']' | '\\') {
@@ -71,7 +71,7 @@ impl Keys {
         pattern + "{*}" + kind.name() + "*"
     }
 
-    /// Keys that nobody uses, in many slots; in one slot where all keys are.
+    /// Unused keys in many slots, or in the one slot that the prefix puts all keys into.
     pub(super) fn unused(&self) -> impl Iterator<Item = String> {
         let count = match hash_tag(&self.prefix) {
             Some(_) => 1,
@@ -81,9 +81,9 @@ impl Keys {
     }
 }
 
-/// The part of a scope's name that says where it is kept in a cluster.
+/// The hash tag of a scope's keys.
 ///
-/// It contains no `}`: so no two scopes have the same key, and all keys of one have the same slot.
+/// It contains no `}`, so no two scopes have the same key, and all keys of a scope have the same slot.
 pub(super) fn tag(scope: &Scope) -> &str {
     let name = scope.as_str();
     match hash_tag(name) {
@@ -93,7 +93,7 @@ pub(super) fn tag(scope: &Scope) -> &str {
     }
 }
 
-/// As Redis finds it: between the first `{` and the first `}` after it, unless that is nothing.
+/// The hash tag in a name: the text between the first `{` and the first `}` after it, unless it is empty.
 fn hash_tag(name: &str) -> Option<&str> {
     let (_, rest) = name.split_once('{')?;
     let (tag, _) = rest.split_once('}')?;
@@ -152,17 +152,17 @@ mod tests {
             let mut all = HashSet::new();
             for name in names() {
                 let scope = Scope::from(name);
-                let account = keys.of(Kind::Account, &scope);
-                let expiry = keys.of(Kind::Expiry, &scope);
+                let account = keys.of(KeyKind::Account, &scope);
+                let expiry = keys.of(KeyKind::Expiry, &scope);
                 let settled = keys.settled(HoldId::unique(), &scope);
                 assert_eq!(slot(&account), slot(&expiry), "{account}");
                 assert_eq!(slot(&account), slot(&settled), "{account}");
                 assert_eq!(
-                    keys.scope(Kind::Account, account.as_bytes()),
+                    keys.scope(KeyKind::Account, account.as_bytes()),
                     Some(scope.clone())
                 );
-                assert_eq!(keys.scope(Kind::Expiry, account.as_bytes()), None);
-                assert_eq!(keys.scope(Kind::Expiry, expiry.as_bytes()), Some(scope));
+                assert_eq!(keys.scope(KeyKind::Expiry, account.as_bytes()), None);
+                assert_eq!(keys.scope(KeyKind::Expiry, expiry.as_bytes()), Some(scope));
                 assert!(all.insert(account) && all.insert(expiry));
             }
         }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn scopes_that_share_a_hash_tag_share_a_slot() {
         let keys = keys("quota:");
-        let slot = |name: &str| slot(&keys.of(Kind::Account, &name.into()));
+        let slot = |name: &str| slot(&keys.of(KeyKind::Account, &name.into()));
         assert_eq!(slot("user:{acme}:42"), slot("tenant:{acme}"));
         assert_eq!(slot("acme"), slot("tenant:{acme}"));
         assert_ne!(slot("user:42"), slot("tenant:acme"));
@@ -187,9 +187,9 @@ mod tests {
             b"other:{acme}account:acme",
             b"quota:{acme}account:\xff",
         ] {
-            assert_eq!(keys.scope(Kind::Account, key), None);
+            assert_eq!(keys.scope(KeyKind::Account, key), None);
         }
-        let pattern = self::keys("a*b[c]?\\").pattern(Kind::Account);
+        let pattern = self::keys("a*b[c]?\\").pattern(KeyKind::Account);
         assert_eq!(pattern, "a\\*b\\[c\\]\\?\\\\{*}account:*");
     }
 }

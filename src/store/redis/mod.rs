@@ -13,16 +13,16 @@ use std::{
 };
 
 use redis::{aio::ConnectionLike, cmd};
-use tower::BoxError;
 
 pub use self::connect::RedisConnection;
 use self::{
-    keys::{Keys, Kind, tag},
+    keys::{KeyKind, Keys, tag},
     scan::Walk,
     script::{ACCOUNT, Call, Failure, HOLDS, RENEW, RESERVE, SETTLE, all, ask},
 };
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreError,
+    StoreFuture,
 };
 use crate::{
     amount::Amount,
@@ -31,14 +31,14 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How long Redis remembers what is settled. Nobody asks again after so long.
+/// How long Redis remembers what is settled. A settlement is not asked for again after so long.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a hold may live: a century, which leaves sums of milliseconds exact.
+/// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How many settlements one script may settle, and how many holds it may renew.
+/// How many settlements, or renewals, one script may make.
 const BATCH: usize = 64;
 
-/// Keeps quotas in Redis or Valkey: a [`Store`] for [`StoredQuota`](super::StoredQuota).
+/// A [`Store`] in Redis or Valkey, on one server or in a cluster.
 ///
 /// ```no_run
 /// use tower_storage_guard::{
@@ -57,15 +57,19 @@ const BATCH: usize = 64;
 ///
 /// # The connection
 ///
-/// [`connect`](Self::connect) makes one from a URL. [`new`](Self::new) takes yours: any that can be cloned. One that connects
-/// again by itself lets quotas recover by themselves: a `ConnectionManager`, or the connection of a `ClusterClient`. A
-/// `MultiplexedConnection` does not, once it is lost. What is slow is given up after five seconds, or earlier where the
-/// connection says so. When its machine vanishes without a word, a connection of your own lasts for as long as your system
-/// tries, which may be a quarter of an hour: `redis::io::tcp::TcpSettings` bound that.
+/// [`connect`](Self::connect) makes a connection from a URL. [`new`](Self::new) takes one of your own, of any type that can
+/// be cloned:
+///
+/// - A `ConnectionManager`, or the connection of a `ClusterClient`, reconnects by itself. The quota recovers with it.
+/// - A `MultiplexedConnection` does not reconnect once it is lost.
+///
+/// Each call fails after five seconds at the latest, or earlier if the connection says so. If the machine of the server
+/// vanishes without a word, a connection of your own lasts for as long as the operating system tries, which may be a
+/// quarter of an hour. `redis::io::tcp::TcpSettings` bounds that.
 ///
 /// ```no_run
 /// use redis::{Client, aio::{ConnectionManager, ConnectionManagerConfig}};
-/// use tower_storage_guard::quota::RedisStore;
+/// use tower_storage_guard::store::RedisStore;
 ///
 /// # fn start() -> Result<(), Box<dyn std::error::Error>> {
 /// // The service may start before Redis does.
@@ -76,60 +80,60 @@ const BATCH: usize = 64;
 /// # }
 /// ```
 ///
-/// Each call is a script, or one plain command. Redis loads a script when it is first called, and again after a restart
-/// or a failover, where that has lost it. There is nothing to set up. A user of Redis' that may do only what is needed has
+/// Each call is a script, or one plain command. A script is loaded by its first call, and again after a restart or a
+/// failover that has lost it, so there is nothing to set up. The least that a Redis user needs is
 /// `~quota:* +@read +@write +@scripting +time +cluster|slots`.
 ///
 /// # How to name scopes
 ///
-/// Redis Cluster runs a script only on keys of one slot, and the *hash tag* of a scope decides on its slot: what is between
-/// the first `{` and the first `}` after it, or the whole name where there is none. So **scopes that one request charges
+/// A Redis cluster runs a script only on keys of one slot. The *hash tag* of a scope decides on its slot: the text between
+/// the first `{` and the first `}` after it, or the whole name if there is none. So **scopes that one request charges must
 /// share a hash tag**:
 ///
 /// | scopes | in a cluster |
 /// |---|---|
 /// | `user:{acme}:42`, `tenant:{acme}` | together, on one node |
 /// | `user:42` | by itself, on any node |
-/// | `user:42`, `tenant:acme` | [`QuotaError::Unavailable`], whose source says why: Redis' `CROSSSLOT` |
+/// | `user:42`, `tenant:acme` | [`QuotaError::Unavailable`], with `CROSSSLOT` of Redis as a source |
 ///
-/// What a whole tenant does is then done by one node. Without a cluster, names do not matter. A [prefix](Self::prefix)
-/// with a hash tag, as in `{quota}:`, keeps everything on one node of a cluster, and then they do not matter either.
+/// All requests of a tenant are then decided by one node. Without a cluster, names do not matter. A
+/// [prefix](Self::prefix) with a hash tag, such as `{quota}:`, keeps all scopes on one node of a cluster, and names do not
+/// matter either.
 ///
 /// # What a cluster does differently
 ///
 /// [`settle`](Store::settle) and [`renew`](Store::renew) are one atomic step for each hash tag, not for the whole call.
-/// Every settlement is in one step, and settled once. Only a change without a hold can have scopes with different hash
-/// tags there: it is charged hash tag by hash tag, in each of them once.
+/// Each settlement is one step, and settled once. Only a change without a hold can have scopes with different hash tags
+/// there: it is charged by hash tag, once in each.
 ///
 /// # Versions
 ///
-/// The tests run on Redis 7.0, alone and as a cluster, and have run on Valkey 8.0. Redis 5 and 6 have
-/// the commands that are used, and are not tested.
+/// The tests run on Redis 7.0, alone and as a cluster, and have run on Valkey 8.0. Redis 5 and 6 have the commands that are
+/// used, and are not tested.
 ///
 /// # What Redis promises
 ///
-/// * **Evicting keys is forgetting quotas.** Set `maxmemory-policy noeviction`. When memory is full then, nothing more is
-///   set aside: [`QuotaError::Unavailable`].
-/// * What is not on Redis' disk is lost with its process. `appendonly yes` loses a second at the most, and
+/// * **Evicting keys is forgetting quotas.** Set `maxmemory-policy noeviction`. When memory is full, nothing more is set
+///   aside then: [`QuotaError::Unavailable`].
+/// * What is not on the disk of Redis is lost with its process. `appendonly yes` loses a second at the most, and
 ///   `appendfsync always` nothing.
-/// * Replicas follow a moment later. A failover may forget what was answered in that moment: holds, and charges too. What is
-///   wrong then is put right by [`set_used`](Store::set_used).
-/// * Only Redis' clock counts, of the node that has the scope.
+/// * Replicas follow a moment later. A failover may forget the holds and charges that were answered in that moment.
+///   [`Admin::rescan`](super::Admin::rescan) puts usage right.
+/// * Holds expire by the clock of the node that has the scope.
 ///
 /// # Cost
 ///
-/// A reservation is one round trip, and so is a settlement of what waits with the same hash tag. In memory, a scope takes
-/// 130 to 170 bytes, a hold 210 to 260 in each scope, and a charge 205 to 230, as it is remembered for a day: so many were
-/// measured with short names in Redis 7.0 and Valkey 8.0. What a killed process held in a scope is thrown away when that scope
-/// is used or looked at again.
+/// A reservation is one round trip, and so is a settlement of everything that waits with the same hash tag. In memory, a
+/// scope takes 130 to 170 bytes, a hold 210 to 260 in each scope, and a charge 205 to 230 for a day, as it is remembered:
+/// measured with short names in Redis 7.0 and Valkey 8.0. What a killed process held in a scope is deleted when that scope
+/// is next used or looked at.
 ///
-/// [`largest`](Store::largest), and [`holds`](Store::holds) of any scope, have no index: they `SCAN` all keys of all
-/// nodes, a thousand in one step. `largest` asks for the usage of every scope besides. They are for a person who looks, not
-/// for every request: a million scopes took `largest` 6 to 15 seconds in a release build, and a minute in a debug build, on a
-/// machine of two cores that had more to do. They see what has been there all the time, and may miss what comes or moves to
-/// another node meanwhile.
+/// [`largest`](Store::largest), and [`holds`](Store::holds) of all scopes, have no index: they `SCAN` all keys of all
+/// nodes, a thousand in one step, and `largest` asks for the usage of every scope as well. They are for administration, and
+/// not for every request: with a million scopes, `largest` took 6 to 15 seconds in a release build, on two busy cores. They
+/// see what was there all the time, and may miss what comes or moves to another node meanwhile.
 ///
-/// Figures are exact, to the last byte: 64 bits, and not the 53 of a number in Lua.
+/// Figures are exact to the last byte: they have 64 bits, where a number in Lua has 53.
 #[derive(Clone)]
 pub struct RedisStore<C> {
     connection: C,
@@ -137,7 +141,7 @@ pub struct RedisStore<C> {
 }
 
 impl<C> RedisStore<C> {
-    /// A store at the other end of this connection. It asks nothing yet.
+    /// A store at the other end of this connection. Sends nothing yet.
     pub fn new(connection: C) -> Self {
         let keys = Keys {
             prefix: "quota:".into(),
@@ -145,10 +149,9 @@ impl<C> RedisStore<C> {
         Self { connection, keys }
     }
 
-    /// What all its keys begin with. Stores with different prefixes share nothing. It must not contain `{}`, which Redis
-    /// takes for a hash tag that is none.
+    /// Sets what all keys begin with. Stores with different prefixes share nothing.
     ///
-    /// Defaults to `quota:`.
+    /// It must not contain `{}`, since Redis then ignores the hash tags of the scopes. Defaults to `quota:`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.keys.prefix = prefix.into();
@@ -160,7 +163,7 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// A call with the account of each scope, and when its holds end.
+    /// A call with two keys for each scope: its account, and the expiry of its holds.
     fn call<'a>(
         &self,
         function: &'static script::Function,
@@ -176,20 +179,20 @@ where
     }
 
     fn pair(&self, scope: &Scope) -> [String; 2] {
-        [Kind::Account, Kind::Expiry].map(|kind| self.keys.of(kind, scope))
+        [KeyKind::Account, KeyKind::Expiry].map(|kind| self.keys.of(kind, scope))
     }
 
-    async fn set_aside(&self, asked: &Reserve) -> Result<Reserved, QuotaError> {
-        let required = asked.amount.max(asked.expected);
+    async fn set_aside(&self, reserve: &Reserve) -> Result<Reserved, QuotaError> {
+        let required = reserve.amount.max(reserve.expected);
         let args = vec![
-            asked.id.to_string(),
-            milliseconds(asked.time_to_live),
-            text::of_amount(asked.amount),
+            reserve.id.to_string(),
+            milliseconds(reserve.time_to_live),
+            text::of_amount(reserve.amount),
             text::of_amount(required),
-            text::of_ceilings(asked.default),
+            text::of_ceilings(reserve.default),
         ];
-        let call = self.call(&RESERVE, &asked.scopes, args);
-        // A scope by its number, and three figures of it.
+        let call = self.call(&RESERVE, &reserve.scopes, args);
+        // The number of a scope, and three figures.
         type Found = (usize, String, String, String);
         let (refusal, warnings): (Option<Found>, Vec<Found>) = call
             .run(self.connection.clone())
@@ -198,7 +201,7 @@ where
         let scope = |number: usize| {
             let scope = number
                 .checked_sub(1)
-                .and_then(|index| asked.scopes.iter().nth(index));
+                .and_then(|index| reserve.scopes.iter().nth(index));
             scope
                 .cloned()
                 .ok_or_else(|| unavailable(Failure::NotOurs(number.to_string())))
@@ -224,7 +227,7 @@ where
     }
 
     async fn end(&self, settlements: &[Settlement]) -> Result<(), Failure> {
-        // Those that have the same hash tags are settled together.
+        // Settlements with the same hash tags are made together.
         let mut groups: BTreeMap<BTreeSet<&str>, Vec<Part<'_>>> = BTreeMap::new();
         for settlement in settlements {
             let part = Part::whole(settlement);
@@ -302,7 +305,7 @@ where
                 args: vec![milliseconds(time_to_live)],
             };
             for (id, scope) in holds {
-                call.keys.push(self.keys.of(Kind::Expiry, scope));
+                call.keys.push(self.keys.of(KeyKind::Expiry, scope));
                 call.args.push(id.to_string());
             }
             let connection = self.connection.clone();
@@ -321,17 +324,19 @@ where
     /// One command for a scope's account.
     async fn change(&self, name: &str, scope: &Scope, fields: &[&str]) -> Result<(), Failure> {
         let mut command = cmd(name);
-        command.arg(self.keys.of(Kind::Account, scope)).arg(fields);
+        command
+            .arg(self.keys.of(KeyKind::Account, scope))
+            .arg(fields);
         ask(&command, &mut self.connection.clone()).await
     }
 
     async fn top(&self, count: usize) -> Result<Vec<(Scope, Account)>, Failure> {
         let mut top = HashMap::new();
-        let mut walk = Walk::start(self.connection.clone(), &self.keys, Kind::Account).await?;
+        let mut walk = Walk::start(self.connection.clone(), &self.keys, KeyKind::Account).await?;
         while let Some(scopes) = walk.next().await? {
             let used = walk.used(&scopes).await?;
             top.extend(used.into_iter().map(|(scope, used)| (scope, used.bytes)));
-            // Not all of a million are kept.
+            // Bounds what is kept of a million scopes.
             if top.len() > count.saturating_mul(2).saturating_add(1_000) {
                 top = largest(top, count).into_iter().collect();
             }
@@ -356,7 +361,7 @@ where
             return ask(scope.clone()).await;
         }
         let (mut holds, mut seen) = (Vec::new(), HashSet::new());
-        let mut walk = Walk::start(self.connection.clone(), &self.keys, Kind::Expiry).await?;
+        let mut walk = Walk::start(self.connection.clone(), &self.keys, KeyKind::Expiry).await?;
         while holds.len() < count
             && let Some(scopes) = walk.next().await?
         {
@@ -372,7 +377,7 @@ where
     }
 }
 
-/// A settlement, or as much of it as has one hash tag.
+/// A settlement, or the part of it with one hash tag.
 struct Part<'a> {
     id: HoldId,
     change: Change,
@@ -403,10 +408,10 @@ impl<'a> Part<'a> {
     }
 }
 
-/// In one step, where Redis can: a process that ends halfway must not leave half of a charge.
+/// Settles in one step, so that a process that ends halfway leaves no half of a charge.
 ///
-/// Where a cluster cannot, nothing has been set aside either. What is charged without a hold is charged part by part then:
-/// it has happened, and an error would be no use.
+/// A cluster cannot do that for scopes with different hash tags. There is no hold in such scopes, only a change without one,
+/// which has happened: it is charged part by part.
 async fn settle<C>(connection: C, together: Call, apart: Vec<Call>) -> Result<(), Failure>
 where
     C: ConnectionLike + Clone,
@@ -447,26 +452,26 @@ fn largest(used: HashMap<Scope, i64>, count: usize) -> Vec<(Scope, i64)> {
     all
 }
 
-/// No hold lives for no time at all.
+/// In milliseconds, and at least one.
 fn milliseconds(duration: Duration) -> String {
     let at_least = Duration::from_millis(1);
     duration.clamp(at_least, LONGEST).as_millis().to_string()
 }
 
 fn unavailable(failure: Failure) -> QuotaError {
-    QuotaError::Unavailable(failure.into())
+    StoreError::from(failure).into()
 }
 
 impl<C> Store for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+    fn reserve<'a>(&'a self, reserve: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
         Box::pin(async move {
-            if asked.scopes.is_empty() {
+            if reserve.scopes.is_empty() {
                 return Ok(Reserved::default());
             }
-            self.set_aside(asked).await
+            self.set_aside(reserve).await
         })
     }
 
@@ -527,7 +532,7 @@ where
 fn boxed<'a, T: 'a>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'a,
 ) -> StoreFuture<'a, T> {
-    Box::pin(async move { work.await.map_err(BoxError::from) })
+    Box::pin(async move { work.await.map_err(StoreError::from) })
 }
 
 impl<C> fmt::Debug for RedisStore<C> {

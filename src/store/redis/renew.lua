@@ -1,5 +1,5 @@
--- Lets holds live on. Those that are gone stay gone.
--- KEYS: when the holds of a scope end. ARGV: their time to live; for each key a hold.
+-- Prolongs holds. Those that are gone stay gone.
+-- KEYS: for each hold the expiry of its scope's holds. ARGV: the time to live, then the holds.
 
 local now = clock()
 for number, expiry in ipairs(KEYS) do

@@ -1,12 +1,12 @@
 -- Sets an amount aside in every scope, or in none.
--- KEYS: of each scope its account, and when its holds end.
--- ARGV: the hold, its time to live, the amount, what must fit, the limits by default.
--- Answers what is refused (the scope's number, the resource's, the limit, what is counted) or nothing, and the accounts
--- that have passed a soft limit.
+-- KEYS: of each scope its account, and the expiry of its holds.
+-- ARGV: the hold, its time to live, the amount, what must fit, the default limits.
+-- Returns what is refused (the number of the scope, that of the resource, the limit, what is counted) or false, and the
+-- accounts that have passed a soft limit.
 
 local id, time_to_live, asked, required = ARGV[1], ARGV[2], amount(ARGV[3]), amount(ARGV[4])
 
--- No limit is `-`.
+-- Reads limits, of which `-` is unlimited.
 local function limits(text)
   local read = {}
   for limit in string.gmatch(text, '%S+') do
@@ -29,7 +29,7 @@ for scope = 1, #KEYS / 2 do
   local before = counted(account)
   for resource = 1, 2 do
     local limit, need = hard[resource] or UNLIMITED, required[resource]
-    -- More than can be charged, whatever the limit.
+    -- No more can be charged than this, whatever the limit.
     if less(MOST, need) and less(MOST, limit) then
       limit = MOST
     end

@@ -1,5 +1,5 @@
--- One step through all keys of a node.
--- KEYS: one that this node has, so that clients of a cluster ask this node. It is not read.
--- ARGV: where to go on, which keys, how many to look at.
+-- Scans some keys of a node.
+-- KEYS: a key that belongs to this node, so that the client of a cluster calls this node. It is not read.
+-- ARGV: the cursor, the pattern, how many keys to scan.
 
 return redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])

@@ -1,8 +1,8 @@
-//! Finding scopes.
+//! Walks over all scopes.
 //!
-//! There is no index: it would have to be in one slot with every scope that it lists. So all keys are gone through, of
-//! every node. No client does that with plain commands alone on any kind of connection: a cluster's own sends a `SCAN`
-//! anywhere. So a script does it, and the key that it names says on which node.
+//! There is no index: it would have to be in one slot with every scope that it lists. So a walk scans all keys of every
+//! node. A plain `SCAN` does not do it, because the connection of a cluster sends it to any node. So the `SCAN` is in a
+//! script, whose key selects the node.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,25 +15,25 @@ use redis::{
 };
 
 use super::{
-    keys::{Keys, Kind},
+    keys::{KeyKind, Keys},
     script::{Call, Failure, SCAN, all, ask, in_time},
     text,
 };
 use crate::{quota::Change, scope::Scope};
 
-/// How many keys a node looks at in one step. Nobody else is served meanwhile: less than a millisecond.
+/// How many keys a node scans in one step. The node serves no other client meanwhile, for less than a millisecond.
 const STEP: usize = 1_000;
 
-/// A walk over the scopes that have a key of this kind. A scope may come twice.
+/// A walk over the scopes that have a key of one kind. It may return a scope twice.
 pub(super) struct Walk<'a, C> {
     connection: C,
     keys: &'a Keys,
-    kind: Kind,
-    /// A key of each node that is still to be gone through, the current one last.
+    kind: KeyKind,
+    /// A key of each node that is still to be scanned, the current one last.
     nodes: Vec<String>,
-    /// Where to go on in the last of them.
+    /// Where to go on in the current node.
     cursor: String,
-    /// How many scopes can be asked for in one go: in a cluster each is somewhere else.
+    /// How many scopes fit in one pipeline: in a cluster each is on another node.
     together: usize,
 }
 
@@ -41,7 +41,7 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
     pub(super) async fn start(
         mut connection: C,
         keys: &'a Keys,
-        kind: Kind,
+        kind: KeyKind,
     ) -> Result<Self, Failure> {
         let nodes = nodes(&mut connection, keys).await?;
         Ok(Self {
@@ -54,7 +54,7 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
         })
     }
 
-    /// Some more, or none of this step. None when all have been.
+    /// The scopes of the next step, which may be none. `None` at the end of the walk.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Scope>>, Failure> {
         let Some(node) = self.nodes.last() else {
             return Ok(None);
@@ -79,7 +79,7 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
         Ok(Some(scopes.collect()))
     }
 
-    /// What is stored by each of these. Who stores nothing is left out.
+    /// The usage of each of these scopes, without those that use nothing.
     pub(super) async fn used(&self, scopes: &[Scope]) -> Result<Vec<(Scope, Change)>, Failure>
     where
         C: Send + 'static,
@@ -88,7 +88,7 @@ impl<'a, C: ConnectionLike + Clone> Walk<'a, C> {
         for scopes in scopes.chunks(self.together) {
             let mut asked = pipe();
             for scope in scopes {
-                let account = self.keys.of(Kind::Account, scope);
+                let account = self.keys.of(KeyKind::Account, scope);
                 asked.cmd("HGET").arg(account).arg("used");
             }
             work.push(used(self.connection.clone(), asked, scopes.to_vec()));
@@ -111,7 +111,7 @@ async fn used(
         .collect()
 }
 
-/// A key of each node. None where there is no cluster.
+/// A key of each node. `None` without a cluster.
 async fn nodes(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
@@ -145,8 +145,8 @@ async fn nodes(
     Ok(Some(found.into_values().collect()))
 }
 
-/// Slots, and the id of the node that has them: of the first slot, the last one, the primary, and its replicas. A node
-/// is its address, its port, its id, and more.
+/// The slots in a row, and the id of their node. A row is the first slot, the last slot, the primary and its replicas. A
+/// node is its address, its port, its id, and more.
 fn range(row: &[Value]) -> Option<(RangeInclusive<u16>, &[u8])> {
     let [
         Value::Int(first),

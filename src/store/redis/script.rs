@@ -1,4 +1,4 @@
-//! Asking Redis.
+//! Calls to Redis.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -11,12 +11,14 @@ use tokio::{
     time::timeout,
 };
 
-/// How long Redis may take for one answer. A client may be more patient, and a cluster's is: it tries again and again.
+use super::super::{StoreError, StoreErrorKind};
+
+/// How long Redis may take for one answer. Clients may wait longer: that of a cluster retries several times.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// How many are asked side by side.
+/// How many calls run concurrently.
 const ABREAST: usize = 64;
 
-/// What Redis runs in one step.
+/// A script, which Redis runs in one step.
 pub(super) struct Function {
     code: &'static str,
     hash: LazyLock<String>,
@@ -39,7 +41,7 @@ pub(super) static ACCOUNT: Function = function!("common.lua", "account.lua");
 pub(super) static HOLDS: Function = function!("common.lua", "holds.lua");
 pub(super) static SCAN: Function = function!("scan.lua");
 
-/// Why there is no answer.
+/// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("Redis has not answered for {} seconds", PATIENCE.as_secs())]
@@ -62,15 +64,41 @@ pub(super) enum Failure {
     NoConnection(#[source] RedisError),
     #[error("Redis failed")]
     Redis(#[from] RedisError),
-    #[error("Redis has answered something else")]
+    #[error("Redis has answered in a form that is not ours")]
     Odd(#[from] ParsingError),
-    #[error("what Redis has is not ours: {0:?}")]
+    #[error("Redis holds something that is not ours: {0:?}")]
     NotOurs(String),
     #[error("the runtime has ended")]
     Over(#[from] JoinError),
 }
 
-/// A function, and whom it concerns.
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        let kind = match failure {
+            Failure::Late => StoreErrorKind::TimedOut,
+            Failure::Apart(_) | Failure::Elsewhere(_) | Failure::Url(_) => {
+                StoreErrorKind::Misconfigured
+            }
+            Failure::Odd(_) | Failure::NotOurs(_) => StoreErrorKind::Unreadable,
+            Failure::NoConnection(_) | Failure::Redis(_) | Failure::Over(_) => {
+                StoreErrorKind::Unavailable
+            }
+        };
+        let error = Self::new(kind, failure.to_string());
+        match failure {
+            Failure::Late | Failure::NotOurs(_) => error,
+            Failure::Odd(source) => error.with_source(source),
+            Failure::Over(source) => error.with_source(source),
+            Failure::Apart(source)
+            | Failure::Elsewhere(source)
+            | Failure::Url(source)
+            | Failure::NoConnection(source)
+            | Failure::Redis(source) => error.with_source(source),
+        }
+    }
+}
+
+/// A call of a function.
 pub(super) struct Call {
     pub(super) function: &'static Function,
     pub(super) keys: Vec<String>,
@@ -85,7 +113,7 @@ impl Call {
         let Function { code, hash } = self.function;
         let loaded = self.command("EVALSHA", hash);
         match ask(&loaded, &mut connection).await {
-            // It has been restarted, or another node has taken over. This loads it, where the keys are.
+            // The server was restarted, or another node has taken over. EVAL loads the script where the keys are.
             Err(Failure::Redis(error))
                 if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) =>
             {
@@ -125,7 +153,7 @@ pub(super) async fn in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> 
         })
 }
 
-/// Does all of them, some side by side, whatever becomes of the others. In no order.
+/// Runs all of these, some concurrently, whether or not others fail. Returns the results in no order.
 pub(super) async fn all<F, T>(work: impl IntoIterator<Item = F>) -> Vec<Result<T, Failure>>
 where
     F: Future<Output = Result<T, Failure>> + Send + 'static,

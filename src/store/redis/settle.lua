@@ -1,7 +1,7 @@
--- Ends holds, charges, and keeps what other holds are to have. Each settlement counts once, by its mark.
--- KEYS: of each settlement its mark; then of each of its scopes its account, and when its holds end.
--- ARGV: how long marks stay; of each settlement its id, its change, the hold to keep or nothing, that one's amount and time
--- to live, the number of its scopes.
+-- Ends holds, charges, and sets the holds to keep. Each settlement is made once, by its mark.
+-- KEYS: of each settlement its mark; then of each of its scopes its account, and the expiry of its holds.
+-- ARGV: how long marks stay; of each settlement its id, its change, the hold to keep or nothing, the amount and time to live
+-- of that, the number of its scopes.
 
 local now, key = clock(), 1
 for argument = 2, #ARGV, 6 do
@@ -9,11 +9,11 @@ for argument = 2, #ARGV, 6 do
   local kept, more, ends = ARGV[argument + 2], amount(ARGV[argument + 3]), now + ARGV[argument + 4]
   local count = tonumber(ARGV[argument + 5])
   local mark, accounts = KEYS[key], {}
-  -- All are read before anything is written: what cannot be read settles nothing.
+  -- All accounts are read before anything is written, so that one that cannot be read leaves the settlement undone.
   for scope = 1, count do
     accounts[scope] = load(KEYS[key + 2 * scope - 1], KEYS[key + 2 * scope], now)
   end
-  -- What takes no memory comes first: a script that has written may go on writing when memory is full.
+  -- What takes no memory is written first: when memory is full, a script may go on writing once it has written.
   for _, account in ipairs(accounts) do
     if release(account, id) then
       put(account, 'held')

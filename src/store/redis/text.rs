@@ -1,4 +1,4 @@
-//! Figures as Redis has them: decimal digits. See [`keys`](super::keys).
+//! Figures in decimal digits, as they are stored in Redis. See [`keys`](super::keys).
 
 use std::str::FromStr;
 
@@ -33,7 +33,7 @@ pub(super) fn change(text: &str) -> Result<Change, Failure> {
     Ok(Change { bytes, objects })
 }
 
-/// Usage and holds together may be more than fits.
+/// Reads a figure, clamped: the sum of usage and holds may be more than fits.
 pub(super) fn figure(text: &str) -> Option<u64> {
     let figure = u128::from_str(text).ok()?;
     Some(u64::try_from(figure).unwrap_or(u64::MAX))

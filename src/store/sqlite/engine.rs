@@ -1,4 +1,4 @@
-//! The connection, and all that may happen to its file.
+//! The connection, and everything that may happen to its file.
 
 use std::{
     fs,
@@ -8,20 +8,19 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
-use tower::BoxError;
 
-use super::super::sql::milliseconds;
+use super::super::{StoreError, sql::milliseconds};
 
 const SCHEMA: &str = include_str!("schema.sql");
-/// Of the schema. Kept in the file.
+/// The version of the schema, which is kept in the file.
 const VERSION: i64 = 1;
 
-/// What a step does, and what it may cost.
+/// What a step does, and so how durable it has to be.
 #[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum StepKind {
     /// Writes nothing.
-    Look,
-    /// Writes what may be lost with the power, as its request is lost too. The disk need not be waited for.
+    Read,
+    /// Writes what a power failure may take, as the request is lost with it. The disk is not waited for.
     Hold,
     /// Writes what must not be lost.
     Charge,
@@ -29,7 +28,7 @@ pub(super) enum Kind {
 
 pub(super) struct Engine {
     path: PathBuf,
-    /// None after a failure that another connection may not have.
+    /// None after a failure that a new connection may not have.
     open: Option<Open>,
 }
 
@@ -39,7 +38,7 @@ struct Open {
 }
 
 impl Engine {
-    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, BoxError> {
+    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, StoreError> {
         let path = path.to_owned();
         let mut engine = Self { path, open: None };
         engine.connection(deadline)?;
@@ -50,51 +49,48 @@ impl Engine {
         &self.path
     }
 
-    /// Runs `work` in one transaction, with the time. Twice where a new connection may help.
+    /// Runs `work` in one transaction, with the time. Runs it twice if a new connection may help.
     pub(super) fn run<T>(
         &mut self,
-        kind: Kind,
+        kind: StepKind,
         deadline: Instant,
         work: impl Fn(&Transaction<'_>, i64) -> rusqlite::Result<T>,
-    ) -> Result<T, BoxError> {
-        match self.attempt(kind, deadline, &work) {
-            // Tables that somebody has dropped, or a file that was swapped: opening it heals that.
+    ) -> Result<T, StoreError> {
+        let attempt = match self.attempt(kind, deadline, &work) {
+            // The tables were dropped or the file was replaced. Opening the file creates what is missing.
             Err(Failure::Broken(_)) => {
                 self.open = None;
                 self.attempt(kind, deadline, &work)
             }
             result => result,
+        };
+        if let Err(Failure::Broken(_)) = attempt {
+            self.open = None;
         }
-        .map_err(|failure| match failure {
-            Failure::Passing(error) => error,
-            Failure::Broken(error) => {
-                self.open = None;
-                error
-            }
-        })
+        Ok(attempt?)
     }
 
     fn attempt<T>(
         &mut self,
-        kind: Kind,
+        kind: StepKind,
         deadline: Instant,
         work: &impl Fn(&Transaction<'_>, i64) -> rusqlite::Result<T>,
     ) -> Result<T, Failure> {
         let connection = self.connection(deadline)?;
         connection.busy_timeout(rest(deadline))?;
-        // Neither lets a crash of the process lose anything.
+        // With either, a crash of the process loses nothing.
         let synchronous = match kind {
-            Kind::Look | Kind::Hold => "NORMAL",
-            Kind::Charge => "FULL",
+            StepKind::Read | StepKind::Hold => "NORMAL",
+            StepKind::Charge => "FULL",
         };
         connection.pragma_update(None, "synchronous", synchronous)?;
-        // Whoever is going to write locks first: one who has read cannot wait for the lock.
+        // A step that writes uses BEGIN IMMEDIATE: SQLite does not wait when a read transaction upgrades.
         let behavior = match kind {
-            Kind::Look => TransactionBehavior::Deferred,
-            Kind::Hold | Kind::Charge => TransactionBehavior::Immediate,
+            StepKind::Read => TransactionBehavior::Deferred,
+            StepKind::Hold | StepKind::Charge => TransactionBehavior::Immediate,
         };
         let transaction = connection.transaction_with_behavior(behavior)?;
-        // After the wait for the lock.
+        // The time is read after the wait for the lock.
         let output = work(&transaction, now())?;
         transaction.commit()?;
         Ok(output)
@@ -103,13 +99,17 @@ impl Engine {
     /// The connection, to the file that is there now.
     fn connection(&mut self, deadline: Instant) -> Result<&mut Connection, Failure> {
         let open = match self.open.take() {
-            // One that has been deleted would be written to in vain.
+            // Writes to a file that was deleted would be lost.
             Some(open) if identity(&self.path).is_ok_and(|file| file == open.file) => open,
             // Closed first: SQLite must not have one file open twice.
             old => {
                 drop(old);
                 let connection = connect(&self.path, deadline)?;
-                let file = identity(&self.path).map_err(|error| Failure::Broken(error.into()))?;
+                let file = identity(&self.path).map_err(|error| {
+                    let error =
+                        StoreError::unavailable("cannot read the quota's file").with_source(error);
+                    Failure::Broken(error)
+                })?;
                 Open { connection, file }
             }
         };
@@ -118,36 +118,53 @@ impl Engine {
 }
 
 enum Failure {
-    /// Somebody else has locked the file, or the disk is full. No new connection helps, and this one can still look.
-    Passing(BoxError),
-    /// Whatever else.
-    Broken(BoxError),
+    /// The file is locked, or the disk is full. A new connection would not help, and this one can still read.
+    Passing(StoreError),
+    /// Any other failure.
+    Broken(StoreError),
 }
 
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => {
-                Self::Passing(error.into())
+                Self::Passing(failed(error))
             }
-            _ => Self::Broken(error.into()),
+            _ => Self::Broken(failed(error)),
         }
     }
 }
 
-impl From<Failure> for BoxError {
+impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         let (Failure::Passing(error) | Failure::Broken(error)) = failure;
         error
     }
 }
 
-/// Whether quotas are in the file already. Writes nothing to it.
-pub(super) fn look(path: &Path, deadline: Instant) -> Result<(), BoxError> {
-    if !fs::metadata(path)?.is_file() {
-        return Err("it is no file".into());
+fn failed(error: rusqlite::Error) -> StoreError {
+    StoreError::unavailable("SQLite failed").with_source(error)
+}
+
+/// Checks that there are quotas in the file. Writes nothing to it.
+pub(super) fn check(path: &Path, deadline: Instant) -> Result<(), StoreError> {
+    let file = fs::metadata(path).map_err(|error| {
+        StoreError::misconfigured("cannot read the quota's file").with_source(error)
+    })?;
+    if !file.is_file() {
+        return Err(StoreError::misconfigured(
+            "the path of the quota's file leads to no file",
+        ));
     }
-    // With leave to write: to read the log, an index of it may have to be made.
+    let holds_quotas = holds_quotas(path, deadline).map_err(failed)?;
+    match holds_quotas {
+        true => Ok(()),
+        false => Err(StoreError::misconfigured("there are no quotas in the file")),
+    }
+}
+
+fn holds_quotas(path: &Path, deadline: Instant) -> rusqlite::Result<bool> {
+    // Opened for writing, because the index of the log may have to be created to read the log.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(rest(deadline))?;
@@ -158,16 +175,13 @@ pub(super) fn look(path: &Path, deadline: Instant) -> Result<(), BoxError> {
         |row| row.get(0),
     )?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    match tables == 3 && version > 0 {
-        true => Ok(()),
-        false => Err("there are no quotas in the file".into()),
-    }
+    Ok(tables == 3 && version > 0)
 }
 
 fn connect(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
     loop {
         match prepared(path, deadline) {
-            // SQLite does not wait by itself for others that prepare the same file.
+            // SQLite does not wait by itself while another connection prepares the same file.
             Err(Failure::Passing(_)) if !rest(deadline).is_zero() => {
                 thread::sleep(Duration::from_millis(10));
             }
@@ -179,21 +193,23 @@ fn connect(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
 fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(rest(deadline))?;
-    // Who reads does not wait for who writes, and a commit is one write to the log.
+    // With a log, readers do not wait for writers, and a commit is one write.
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         let error = format!("the quota's file cannot have a log beside it: its mode is {mode}");
-        return Err(Failure::Broken(error.into()));
+        return Err(Failure::Broken(StoreError::misconfigured(error)));
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > VERSION {
-        let error = format!("the quota's file is of version {version}, and {VERSION} is known");
-        return Err(Failure::Broken(error.into()));
+        let error = format!(
+            "the quota's file is of version {version}, and this version of the crate reads up to {VERSION}"
+        );
+        return Err(Failure::Broken(StoreError::unreadable(error)));
     }
     transaction.execute_batch(SCHEMA)?;
-    // Nothing is written where all is there.
+    // Nothing is written if nothing is missing.
     if version < VERSION {
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
@@ -205,7 +221,7 @@ fn rest(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// Milliseconds since 1970, by the machine's clock.
+/// Milliseconds since 1970, by the clock of the machine.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     milliseconds(since.unwrap_or_default())
@@ -222,7 +238,7 @@ fn identity(path: &Path) -> std::io::Result<Identity> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Elsewhere no file is deleted while it is open.
+/// Elsewhere a file cannot be deleted while it is open.
 #[cfg(not(unix))]
 type Identity = ();
 

@@ -1,4 +1,4 @@
-//! What is done within a transaction.
+//! The steps of a store, each within a transaction.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,41 +14,31 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How long a settlement may be repeated, in milliseconds.
+/// How long settlements are remembered, in milliseconds.
 const REMEMBERED: i64 = 24 * 60 * 60 * 1_000;
-/// How much old is thrown away in one step: more than one step brings.
+/// How many old rows one settlement deletes: more than one settlement adds.
 const SWEPT: i64 = 128;
 
 pub(super) fn reserve(
     tx: &Transaction<'_>,
     now: i64,
-    asked: &Reserve,
+    reserve: &Reserve,
 ) -> Result<std::result::Result<Reserved, Exceeded>> {
-    let scopes = asked.scopes.iter();
-    let standing: Result<Vec<_>> = scopes.map(|scope| account(tx, now, scope)).collect();
-    let judged = judge(asked, &standing?);
-    if judged.is_ok() {
-        let &Reserve {
-            id,
-            amount,
-            time_to_live,
-            ..
-        } = asked;
-        let held = Keep {
-            id,
-            amount,
-            time_to_live,
-        };
-        hold(tx, now, &asked.scopes, held)?;
+    let scopes = reserve.scopes.iter();
+    let accounts: Result<Vec<_>> = scopes.map(|scope| account(tx, now, scope)).collect();
+    let decision = judge(reserve, &accounts?);
+    if decision.is_ok() {
+        let held = Keep::new(reserve.id, reserve.amount, reserve.time_to_live);
+        hold(tx, now, &reserve.scopes, held)?;
     }
-    Ok(judged)
+    Ok(decision)
 }
 
-/// That much more in each of these scopes.
+/// Adds to a hold in each of these scopes.
 fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<()> {
     let id = held.id.to_string();
     let expires = now.saturating_add(milliseconds(held.time_to_live));
-    // What has expired is gone, and does not grow.
+    // An expired hold is gone, and does not grow.
     let mut hold = tx.prepare_cached(
         "INSERT INTO holds (scope, id, bytes, objects, expires) VALUES (?1, ?2, ?3, ?4, ?5)
         ON CONFLICT DO UPDATE SET
@@ -96,7 +86,7 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
     sweep(tx, now)
 }
 
-/// Throws away some of what counts no more.
+/// Deletes some of the rows that no longer count.
 fn sweep(tx: &Transaction<'_>, now: i64) -> Result<()> {
     tx.prepare_cached(
         "DELETE FROM holds WHERE (scope, id) IN
@@ -130,7 +120,7 @@ pub(super) fn renew(
     Ok(())
 }
 
-/// Used, whether there are limits, and these.
+/// Usage, whether there are limits, and the limits.
 const ACCOUNT: &str =
     "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects";
 
@@ -141,7 +131,7 @@ pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<A
     })
 }
 
-/// What is held costs a look at each hold.
+/// The sum of what is held would read every hold.
 fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
     let account = tx
         .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"))?
@@ -170,7 +160,7 @@ fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
     .query_row(params![scope.as_str(), now], |row| amount(row, 0, 1))
 }
 
-/// None of ours is below zero.
+/// No amount of ours is below zero.
 fn amount(row: &Row<'_>, bytes: usize, objects: usize) -> Result<Amount> {
     let (bytes, objects): (i64, i64) = (row.get(bytes)?, row.get(objects)?);
     Ok(Amount::new(
@@ -215,7 +205,7 @@ pub(super) fn set_used(tx: &Transaction<'_>, scope: &Scope, used: Change) -> Res
     forget_empty(tx, scope)
 }
 
-/// Scopes that use nothing, and have no limits of their own, leave nothing.
+/// Deletes the row of a scope that uses nothing and has no limits.
 fn forget_empty(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
     tx.prepare_cached(
         "DELETE FROM accounts
@@ -230,7 +220,7 @@ pub(super) fn largest(
     now: i64,
     count: usize,
 ) -> Result<Vec<(Scope, Account)>> {
-    // Asked for now and then, and used changes all the time: no index is worth it.
+    // Usage changes with each request, and this is called rarely, so an index would cost more than it saves.
     let mut largest = tx.prepare(&format!(
         "SELECT {ACCOUNT}, scope FROM accounts WHERE used_bytes <> 0 OR used_objects <> 0
         ORDER BY used_bytes DESC, scope LIMIT ?1"

@@ -1,4 +1,4 @@
-//! The task that settles, and keeps holds alive.
+//! The tasks that settle holds, and renew them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,149 +11,151 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{HoldId, Journal, Settlement, Store, journal::Noted};
 use crate::{quota::Change, scope::Scopes};
 
-/// How many are settled in one step.
+/// How many settlements are sent to the store in one call.
 const BATCH: usize = 64;
-/// How long a store may take for one step before it is tried again.
+/// How long a store may take for one call before it is called again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// The first pause after a failure. It doubles up to the longest.
+/// The first pause after a failure. It doubles up to the longest one.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Hands settlements to the task, and tells it which holds are alive.
-pub(super) struct Keeper {
-    state: Arc<State>,
+/// The handle of the two tasks: takes settlements, and knows which holds are alive.
+///
+/// There are two tasks, so that a settlement that the store cannot take does not delay renewals.
+pub(super) struct Settler {
+    queue: Arc<Queue>,
 }
 
 #[derive(Default)]
-struct State {
+struct Queue {
     work: Mutex<Work>,
-    /// There is something to settle, or nobody is left to bring any.
+    /// There is something to settle, or the handle was dropped.
     bell: Notify,
-    /// Here until all is settled.
-    journal: Option<Arc<Journal>>,
+    /// Kept open until all is settled.
+    journal: Option<Journal>,
 }
 
 struct Unsettled {
     settlement: Settlement,
     /// Whether it is in the journal.
     is_noted: bool,
-    /// Who waits for it.
     done: oneshot::Sender<()>,
 }
 
 #[derive(Default)]
 struct Work {
-    queue: VecDeque<Unsettled>,
-    /// Taken off the queue, and not confirmed yet.
+    waiting: VecDeque<Unsettled>,
+    /// How many were taken off the queue, and are not confirmed yet.
     under_way: usize,
     alive: HashMap<HoldId, Scopes>,
+    /// Whether the handle was dropped.
     is_over: bool,
 }
 
-impl Keeper {
+impl Settler {
     pub(super) fn start<S: Store>(
         store: Arc<S>,
         time_to_live: Duration,
-        journal: Option<Arc<Journal>>,
+        mut journal: Option<Journal>,
     ) -> Self {
-        let left = journal.as_ref().map(|journal| {
+        let left = journal.as_mut().map(|journal| {
             journal.start();
             journal.left()
         });
-        let state = Arc::new(State {
+        let queue = Arc::new(Queue {
             journal,
-            ..State::default()
+            ..Queue::default()
         });
         for settlement in left.into_iter().flatten() {
-            drop(state.settle(settlement, true));
+            drop(queue.push(settlement, true));
         }
-        tokio::spawn(settle(Arc::clone(&state), Arc::clone(&store)));
-        tokio::spawn(renew(Arc::downgrade(&state), store, time_to_live));
-        Self { state }
+        tokio::spawn(settle(Arc::clone(&queue), Arc::clone(&store)));
+        tokio::spawn(renew(Arc::downgrade(&queue), store, time_to_live));
+        Self { queue }
     }
 
-    /// A hold is about to be made: it is renewed until it is settled.
-    pub(super) fn keep(&self, id: HoldId, scopes: &Scopes) {
-        self.state.work().alive.insert(id, scopes.clone());
+    /// Renews a hold until it is settled. Called before the store is asked for it.
+    pub(super) fn keep_alive(&self, id: HoldId, scopes: &Scopes) {
+        self.queue.work().alive.insert(id, scopes.clone());
     }
 
-    /// Whether a hold has not been ended.
-    pub(super) fn keeps(&self, id: HoldId) -> bool {
-        self.state.work().alive.contains_key(&id)
+    /// Whether a hold is renewed, and so has not been ended.
+    pub(super) fn is_alive(&self, id: HoldId) -> bool {
+        self.queue.work().alive.contains_key(&id)
     }
 
-    /// There is no such hold.
+    /// Stops renewing a hold that the store does not have.
     pub(super) fn forget(&self, id: HoldId) {
-        self.state.work().alive.remove(&id);
+        self.queue.work().alive.remove(&id);
     }
 
-    /// Settles, sooner or later.
+    /// Settles, as soon as the store takes it.
     pub(super) fn settle(&self, settlement: Settlement) -> Settled {
         let mut is_noted = false;
-        if let Some(journal) = &self.state.journal {
+        if let Some(journal) = &self.queue.journal {
             let Settlement {
                 id, scopes, change, ..
             } = &settlement;
-            // A release can be lost: what is held expires.
+            // A release may be lost, since holds expire.
             if *change != Change::ZERO && !scopes.is_empty() {
-                // The store is asked meanwhile. A charge is safe when it is in one of the two: to wait for the first before
-                // asking the other would make that later, not safer.
+                // The store is asked meanwhile. A charge is safe once either of the two has it, so waiting for the journal
+                // would only delay it.
                 drop(journal.note(*id, scopes, *change));
                 is_noted = true;
             }
         }
-        self.state.settle(settlement, is_noted)
+        self.queue.push(settlement, is_noted)
     }
 
-    /// The same for what was noted in the journal one by one, under this id.
+    /// Settles what was noted in the journal piece by piece under this id.
     pub(super) fn settle_noted(&self, settlement: Settlement) -> Settled {
-        self.state.settle(settlement, true)
+        self.queue.push(settlement, true)
     }
 
-    /// Notes a part of what will be settled under this id. None without a journal, or a change.
+    /// Notes a part of what will be settled under this id. None without a journal, or without a change.
     pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Option<Noted> {
-        let journal = self.state.journal.as_ref()?;
+        let journal = self.queue.journal.as_ref()?;
         (change != Change::ZERO).then(|| journal.note(id, scopes, change))
     }
 
     pub(super) fn unsettled(&self) -> usize {
-        let work = self.state.work();
-        work.queue.len() + work.under_way
+        let work = self.queue.work();
+        work.waiting.len() + work.under_way
     }
 
-    /// Whether a kill would lose nothing that is to be charged.
+    /// Whether a kill would lose no charge.
     pub(super) fn is_journaled(&self) -> bool {
-        match &self.state.journal {
+        match &self.queue.journal {
             Some(journal) => journal.is_written(),
             None => self.unsettled() == 0,
         }
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Settler {
     fn drop(&mut self) {
-        self.state.work().is_over = true;
-        self.state.bell.notify_one();
+        self.queue.work().is_over = true;
+        self.queue.bell.notify_one();
     }
 }
 
-impl State {
+impl Queue {
     fn work(&self) -> MutexGuard<'_, Work> {
-        // Plain values, whole between any two statements.
+        // Plain values that are consistent between any two statements.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn settle(&self, settlement: Settlement, is_noted: bool) -> Settled {
+    fn push(&self, settlement: Settlement, is_noted: bool) -> Settled {
         let (done, settled) = oneshot::channel();
         let mut work = self.work();
         work.alive.remove(&settlement.id);
-        work.queue.push_back(Unsettled {
+        work.waiting.push_back(Unsettled {
             settlement,
             is_noted,
             done,
@@ -166,7 +168,7 @@ impl State {
         }
     }
 
-    /// The store has taken all that was under way.
+    /// The store has taken everything that was under way.
     fn confirm(&self, batch: Vec<Unsettled>) {
         self.work().under_way = 0;
         if let Some(journal) = &self.journal {
@@ -174,27 +176,27 @@ impl State {
             journal.done(noted.map(|one| one.settlement.id));
         }
         for Unsettled { done, .. } in batch {
-            // Its request may be gone.
+            // The receiver may be gone, with its request.
             let _ = done.send(());
         }
     }
 
-    /// Puts what was under way behind all the others.
+    /// Puts what was under way behind everything that waits.
     fn put_back(&self, batch: Vec<Unsettled>) {
         let mut work = self.work();
         work.under_way = 0;
-        work.queue.extend(batch);
+        work.waiting.extend(batch);
     }
 
-    /// What is to be settled next, up to so many. None when nothing is left, and nothing will come.
+    /// The next settlements, up to so many. None when there are none left, and none can come.
     async fn next(&self, most: usize) -> Option<Vec<Unsettled>> {
         loop {
             {
                 let mut work = self.work();
-                let count = work.queue.len().min(most);
+                let count = work.waiting.len().min(most);
                 if count > 0 {
                     work.under_way = count;
-                    return Some(work.queue.drain(..count).collect());
+                    return Some(work.waiting.drain(..count).collect());
                 }
                 if work.is_over {
                     return None;
@@ -205,35 +207,35 @@ impl State {
     }
 }
 
-/// Until all is settled, and nobody is left to bring more.
-async fn settle<S: Store>(state: Arc<State>, store: Arc<S>) {
+/// Settles until the queue is empty and the handle was dropped.
+async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>) {
     let (mut most, mut pause) = (BATCH, PAUSE);
-    while let Some(batch) = state.next(most).await {
+    while let Some(batch) = queue.next(most).await {
         let settlements: Vec<_> = batch.iter().map(|one| one.settlement.clone()).collect();
         let settled = timeout(PATIENCE, store.settle(&settlements)).await;
         if matches!(settled, Ok(Ok(()))) {
-            state.confirm(batch);
+            queue.confirm(batch);
             (most, pause) = (BATCH, PAUSE);
         } else {
-            // By their ids they are settled once, however often the store is asked. One that it can never take must
-            // not hold up the others: from here on they go one by one, and those that fail go last.
-            state.put_back(batch);
-            tokio::time::sleep(pause).await;
+            // Settlements are idempotent, so asking again is safe. One that the store can never take must not hold up the
+            // others: from here on they go one by one, and those that fail go to the end of the queue.
+            queue.put_back(batch);
+            sleep(pause).await;
             most = 1;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }
 
-/// Renews what is alive, three times in its time to live.
-async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Duration) {
+/// Renews the holds that are alive, three times in their time to live.
+async fn renew<S: Store>(queue: Weak<Queue>, store: Arc<S>, time_to_live: Duration) {
     let every = time_to_live / 3;
     let mut next = Instant::now() + every;
     loop {
         sleep_until(next).await;
-        let Some(state) = state.upgrade() else { return };
+        let Some(queue) = queue.upgrade() else { return };
         let (alive, is_over): (Vec<_>, _) = {
-            let work = state.work();
+            let work = queue.work();
             let alive = work.alive.iter();
             (
                 alive.map(|(id, scopes)| (*id, scopes.clone())).collect(),
@@ -243,7 +245,7 @@ async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Durati
         if is_over && alive.is_empty() {
             return;
         }
-        drop(state);
+        drop(queue);
         let mut pause = PAUSE;
         while !alive.is_empty()
             && !matches!(
@@ -251,9 +253,9 @@ async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Durati
                 Ok(Ok(()))
             )
         {
-            tokio::time::sleep(pause).await;
+            sleep(pause).await;
             pause = (pause * 2).min(every);
-            // Older than the next renewal is of no use.
+            // The next renewal is due, with fresh holds.
             if Instant::now() > next + every {
                 break;
             }
@@ -262,8 +264,10 @@ async fn renew<S: Store>(state: Weak<State>, store: Arc<S>, time_to_live: Durati
     }
 }
 
-/// Ready once the store has settled; for what was taken of a lease, once it is in the journal if there is one. It may be
-/// dropped: it is settled all the same.
+/// Resolves once the store has taken a settlement. A charge to a lease resolves once it is in the journal, if there is
+/// one.
+///
+/// Dropping it cancels nothing: the settlement is made all the same.
 #[derive(Default)]
 pub struct Settled {
     store: Option<oneshot::Receiver<()>>,
@@ -276,7 +280,7 @@ impl Settled {
         Self::default()
     }
 
-    /// Ready once that is noted, too.
+    /// Waits for the journal as well.
     pub(super) fn and(self, journal: Option<Noted>) -> Self {
         Self { journal, ..self }
     }
@@ -291,7 +295,7 @@ impl Future for Settled {
             self.journal = None;
         }
         if let Some(settled) = &mut self.store {
-            // Without an answer the runtime has gone, and nobody is left to wait.
+            // An error means that the runtime has shut down, so there is nothing to wait for.
             let _ = ready!(Pin::new(settled).poll(cx));
             self.store = None;
         }
