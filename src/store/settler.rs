@@ -17,7 +17,7 @@ use tokio::{
 use super::{HoldId, Journal, Settlement, Store, journal::Noted};
 use crate::{quota::Change, scope::Scopes};
 
-/// How many settlements are sent to the store in one call.
+/// How many settlements one call to the store has at most.
 const BATCH: usize = 64;
 /// How long a store may take for one call before it is called again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -188,7 +188,7 @@ impl Queue {
         work.waiting.extend(batch);
     }
 
-    /// The next settlements, up to so many. None when there are none left, and none can come.
+    /// The next settlements, up to `most`. None when the queue is empty and the handle was dropped.
     async fn next(&self, most: usize) -> Option<Vec<Unsettled>> {
         loop {
             {

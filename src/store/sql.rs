@@ -9,7 +9,7 @@ use crate::{
     scope::Scope,
 };
 
-/// The largest number that an engine can count to. A limit above it is as good as none.
+/// The largest number that an engine can count to. A limit above it has no effect.
 const COUNTABLE: u64 = i64::MAX as u64;
 
 /// How long an engine may take for one call.

@@ -42,7 +42,7 @@ impl Folder {
         over(self.store(), self.journal())
     }
 
-    /// Waits until whoever had it open has written all.
+    /// Waits until the journal is closed, with everything written.
     async fn journal_again(&self) -> Journal {
         let began = Instant::now();
         loop {
@@ -140,7 +140,7 @@ async fn a_process_that_is_killed_at_any_step_charges_once() {
         return stop_at(step, &Folder(folder.into())).await;
     }
     for (step, used, replayed) in [
-        // Nobody has been told that it is stored.
+        // The upload was not answered.
         ("held", 0, 0),
         ("charged", 0, 0),
         ("noted", 17, 2),

@@ -1,4 +1,4 @@
-//! Leases: never a byte over, nobody refused for what idles, hardly any round trips.
+//! Leases: never a byte over, no refusal for what idles, few round trips.
 
 use std::{
     collections::HashMap,
@@ -71,7 +71,7 @@ async fn in_the_steady_state_a_hundred_requests_cost_one_round_trip() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hardly_anybody_asks_and_nothing_is_leased() {
+async fn few_requests_lease_nothing() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, line) = node(&reference, Limits::bytes(1 << 50));
     let every = Duration::from_secs(1);
@@ -103,7 +103,7 @@ async fn what_idles_is_back_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn before_anybody_is_refused_this_node_gives_back_what_idles() {
+async fn before_a_refusal_this_node_gives_back_what_idles() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
@@ -228,11 +228,11 @@ async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_takes_nobody_elses_lease() {
+async fn a_refused_request_takes_no_lease_away() {
     let trips = trips_beside("user", ["user", "full"].into(), 1).await;
     assert!(
         trips < 100,
-        "{trips} round trips, for a limit of somebody else's"
+        "{trips} round trips, for a limit of another scope"
     );
     let trips = trips_beside("user", "user".into(), 1 << 41).await;
     assert!(
@@ -242,7 +242,7 @@ async fn who_is_refused_takes_nobody_elses_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_who_are_refused_do_not_wait_for_each_other() {
+async fn refused_requests_do_not_wait_for_each_other() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(100));
     let all = take(&quota, "user", 100).await.expect("it fits");
@@ -408,9 +408,9 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
     }
 }
 
-/// One request at a time: whoever is refused although it fits is let in a second later.
+/// One request at a time: one that is refused although it fits is let in a second later.
 #[tokio::test(start_paused = true)]
-async fn whoever_is_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
+async fn a_request_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
     let mut refused_for_idle = 0;
     for seed in 0..20 {
         let (reference, limit) = (Arc::new(ReferenceStore::default()), 3_000);
@@ -430,7 +430,7 @@ async fn whoever_is_refused_for_what_idles_elsewhere_is_let_in_a_second_later() 
                             sleep(Duration::from_secs(1)).await;
                             take(quota, scopes.clone(), bytes)
                                 .await
-                                .expect("it fits, and nobody else asks")
+                                .expect("it fits, and there is no other request")
                         }
                         Err(_) => continue,
                     };

@@ -131,7 +131,7 @@ async fn a_charge_whose_answer_is_lost_counts_once() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn a_server_that_hangs_is_no_refusal_and_keeps_nobody_for_long() {
+async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -174,7 +174,7 @@ async fn a_server_that_is_killed_and_restarted_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn what_is_missing_is_made_by_whoever_misses_it() {
+async fn missing_tables_and_functions_are_created_by_the_next_call() {
     let server = Server::new();
     let (store, pool) = (server.store(), server.pool());
     let many = async || {
@@ -283,7 +283,7 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
 /// All that locks, in all orders, by many at once.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn nobody_waits_in_a_circle() {
+async fn concurrent_steps_never_deadlock() {
     let server = Server::new();
     let store = server.store();
     let tasks = (0..24).map(|seed| {
@@ -351,7 +351,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
     charged
 }
 
-/// With any isolation the limit holds. Under a strict one some are told that nobody knows.
+/// The limit holds with any isolation. Under a strict one, some requests are not decided.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
 async fn stricter_isolation_breaks_nothing() {

@@ -1,4 +1,4 @@
-//! What the SQL engines promise on top: there are no names and no figures that they cannot keep.
+//! What the SQL engines promise on top of the contract: they can keep any name and any figure.
 
 use std::time::{Duration, Instant};
 
@@ -118,7 +118,7 @@ pub(crate) async fn recovers<S: Store>(store: &S, scope: &str, within: Duration)
     }
 }
 
-/// Asks for room, and is told that nobody knows, in time.
+/// Asserts that a reservation is not decided, and that this is known in time.
 pub(crate) async fn is_away<S: Store>(store: &S) {
     let start = Instant::now();
     let answer = hold(store, "away", 1, u64::MAX).await;

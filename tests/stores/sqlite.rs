@@ -151,7 +151,7 @@ async fn processes_that_race_never_pass_the_limit() {
 }
 
 #[tokio::test]
-async fn a_process_that_stops_with_the_lock_keeps_nobody_for_long() {
+async fn a_process_that_stops_with_the_lock_delays_others_only_briefly() {
     if let Some(path) = part() {
         let connection = Connection::open(path).unwrap();
         connection.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -162,7 +162,7 @@ async fn a_process_that_stops_with_the_lock_keeps_nobody_for_long() {
     let store = file.open();
     settle(&store, HoldId::unique(), "user", 7).await;
     let child = Process::start(
-        "sqlite::a_process_that_stops_with_the_lock_keeps_nobody_for_long",
+        "sqlite::a_process_that_stops_with_the_lock_delays_others_only_briefly",
         file.path().to_str().unwrap(),
     );
     child.stop();
@@ -249,7 +249,7 @@ async fn a_tool_does_not_make_what_it_was_to_look_at() {
     assert!(refused(file.0.path()).contains("no file"));
     fs::write(file.path(), "").unwrap();
     assert!(refused(&file.path()).contains("no quotas"));
-    // What belongs to somebody else, who has versions too.
+    // A file of another program, which has a version too.
     file.raw()
         .execute_batch("CREATE TABLE accounts (id); PRAGMA user_version = 1")
         .unwrap();

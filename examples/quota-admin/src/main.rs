@@ -161,7 +161,7 @@ impl From<OwnLimits> for Option<Ceilings> {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let wrong = match &cli.store {
-        Place::Memory => Some("nobody can look into the memory of another process"),
+        Place::Memory => Some("a tool cannot look into the memory of another process"),
         Place::Sqlite(path) if path.as_os_str().is_empty() => Some("sqlite: needs a path here"),
         _ => None,
     };
@@ -178,7 +178,7 @@ async fn run(cli: Cli) -> Result<(), BoxError> {
     let done = execute(&admin, cli.command, cli.json).await;
     let output = done.map_err(|error| cli.store.error(&*error))?;
     match io::stdout().write_all(output.as_bytes()) {
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }

@@ -140,7 +140,7 @@ impl Handle {
         (account.used.bytes, account.held.bytes)
     }
 
-    /// Ends the run unless so many bytes are used and held.
+    /// Ends the run unless these bytes are used and held.
     pub(super) async fn expect_figures(&self, when: &str, scope: &str, figures: (i64, u64)) {
         let what = format!("bytes used and held in `{scope}` {when}");
         self.expect(&what, self.figures(scope).await, figures);

@@ -1,4 +1,4 @@
-//! The files of a journal: two segments that take turns, and a lock.
+//! The files of a journal: two segments that alternate, and a lock.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,14 +15,14 @@ use super::{
 
 pub(super) struct Segments {
     files: [File; 2],
-    /// The newest that is whole is in this file.
+    /// The index of the newest segment that is whole.
     newest: usize,
     generation: u64,
-    /// Where to write on. Nowhere until a segment is begun, and after a failure: it may have left half a record.
+    /// Where to append. None before a segment is begun, and after a failure, which may have left half a record.
     end: Option<End>,
-    /// What each file has of the disk, however little is in it.
+    /// How much of the disk is allocated for each file.
     size: u64,
-    // Unlocked when all the others are closed.
+    // Declared last, so that it is unlocked after the other files are closed.
     _lock: File,
 }
 
@@ -30,12 +30,12 @@ pub(super) struct Segments {
 struct End {
     head: Head,
     at: u64,
-    /// From here on another one is to be begun.
+    /// Where to begin another segment.
     limit: u64,
 }
 
 impl Segments {
-    /// Opens what is there, makes what is missing, and reads what is outstanding.
+    /// Opens the files, creates those that are missing, and reads the outstanding charges.
     pub(super) fn open(directory: &Path, size: u64) -> io::Result<(Self, Outstanding)> {
         fs::create_dir_all(directory)?;
         let lock = open(&directory.join("journal.lock"))?;
@@ -77,7 +77,7 @@ impl Segments {
         Ok((segments, outstanding))
     }
 
-    /// Writes behind what is there. Says whether it could: otherwise a segment is to be begun.
+    /// Appends records. Returns whether it could: otherwise a segment has to be begun.
     pub(super) fn append(&mut self, records: &[Record]) -> bool {
         let Some(end) = self.end else { return false };
         let bytes = end.head.append(records);
@@ -87,7 +87,7 @@ impl Segments {
         is_written
     }
 
-    /// Begins another segment, with all that is outstanding. The one before counts until this is written.
+    /// Begins another segment with all outstanding charges. The previous segment counts until this one is whole.
     pub(super) fn begin(&mut self, outstanding: &Outstanding) -> io::Result<()> {
         self.end = None;
         let head = Head {
@@ -98,13 +98,13 @@ impl Segments {
         let (at, next) = (bytes.len() as u64, 1 - self.newest);
         let file = &mut self.files[next];
         if at <= self.size && file.metadata()?.len() > self.size {
-            // It has grown, and need not any more.
+            // The file has grown, and the room is no longer needed.
             file.set_len(self.size)?;
         }
         file.rewind()?;
         file.write_all(&bytes)?;
         (self.newest, self.generation) = (next, head.generation);
-        // However much is outstanding, there is room for as much again: it is not copied with every write.
+        // Room for as much again, so that outstanding charges are not copied with every write.
         let limit = self.size.max(at.saturating_mul(2));
         self.end = Some(End { head, at, limit });
         Ok(())
@@ -117,14 +117,14 @@ fn open(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Takes so much of the disk for a file, in which only the beginning may count.
+/// Allocates this much of the disk for a file.
 fn set_aside(file: &mut File, size: u64) -> io::Result<()> {
     let length = file.metadata()?.len();
     if length >= size {
         return Ok(());
     }
     match file.allocate(size) {
-        // Some filesystems cannot. What is written they must keep somewhere.
+        // The filesystem cannot allocate, so zeros are written.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             file.seek(io::SeekFrom::Start(length))?;
             io::copy(&mut io::repeat(0).take(size - length), file).map(drop)
@@ -135,7 +135,7 @@ fn set_aside(file: &mut File, size: u64) -> io::Result<()> {
 
 #[cfg(test)]
 impl Segments {
-    /// As if a segment had been begun in this file.
+    /// Appends to this file, as if a segment had been begun in it.
     pub(super) fn that_go_on_in(mut self, file: File) -> Self {
         let head = Head {
             generation: self.generation,

@@ -352,10 +352,10 @@ async fn many_note_at_once_and_each_counts_once() {
     assert_eq!((journal.left().len(), sum(&journal.left())), (8, 4_000));
 }
 
-/// A pipe that nobody reads is a disk that hangs.
+/// A pipe without a reader stands for a disk that hangs.
 #[cfg(unix)]
 #[tokio::test]
-async fn nobody_waits_for_a_disk_that_hangs() {
+async fn a_disk_that_hangs_is_not_waited_for() {
     use std::{io::Read, os::fd::OwnedFd};
 
     let directory = tempdir().unwrap();
@@ -389,7 +389,7 @@ async fn nobody_waits_for_a_disk_that_hangs() {
 }
 
 #[test]
-fn without_its_runtime_nobody_waits() {
+fn a_journal_without_its_runtime_is_not_waited_for() {
     let directory = tempdir().unwrap();
     let mut journal = Journal::open(directory.path()).unwrap();
     let runtime = || {

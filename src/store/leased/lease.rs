@@ -17,7 +17,7 @@ use crate::{
 pub(super) const WINDOW: Duration = Duration::from_millis(400);
 /// How many requests within two windows make a scope worth a lease.
 const HOT: u32 = 8;
-/// A lease takes at most one part in so many of what is left, so that other nodes find some too.
+/// The share of what is left that a lease takes at most, as its denominator. The rest is for other nodes.
 const SHARE: u64 = 8;
 /// How long a scope has no lease after a refusal.
 const QUIET: Duration = Duration::from_secs(1);

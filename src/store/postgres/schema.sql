@@ -1,16 +1,16 @@
 -- Quotas in PostgreSQL, in the first schema of the search path. Amounts are bytes and objects; times are the server's.
--- Run as a whole, as often as anything is missing: whatever is there stays.
+-- Run as a whole whenever something is missing. What exists stays.
 --
--- Names of scopes are bytes, for text can be without neither a NUL nor an encoding. They are read with
+-- Names of scopes are bytes, because text cannot contain a NUL and depends on the encoding of the database. Read them with
 -- `convert_from(scope, 'UTF8')`. Rows are found by a digest, as an index has no room for long names.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
--- One at a time: what is "not there" may be so for two.
+-- One at a time: IF NOT EXISTS races with itself.
 SELECT pg_advisory_xact_lock(507, 1);
 
--- What each scope has stored, and its own limits if it has any. Used may be below zero for a while. In a limit NULL is
--- unlimited, and a negative number stands for the one above 2^63 that has the same bits.
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
+-- unlimited, and a negative one stands for the number above 2^63 with the same bits.
 CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     key bytea GENERATED ALWAYS AS (sha256(scope)) STORED PRIMARY KEY,
     scope bytea NOT NULL,
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     soft_objects bigint
 );
 
--- What each hold has set aside in each of its scopes. What has expired counts no more, and is thrown away in time.
+-- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
 CREATE TABLE IF NOT EXISTS storage_guard_holds (
     key bytea GENERATED ALWAYS AS (sha256(scope)) STORED,
     id uuid NOT NULL,
@@ -35,30 +35,31 @@ CREATE TABLE IF NOT EXISTS storage_guard_holds (
 );
 CREATE INDEX IF NOT EXISTS storage_guard_holds_expires ON storage_guard_holds (expires);
 
--- What has been charged, and may be asked for again. Kept for a day.
+-- The ids that were settled, so that each is charged once. Kept for a day.
 CREATE TABLE IF NOT EXISTS storage_guard_settled (
     id uuid PRIMARY KEY,
     settled timestamptz NOT NULL
 );
 CREATE INDEX IF NOT EXISTS storage_guard_settled_settled ON storage_guard_settled (settled);
 
--- The functions have the number of their version in their names, so that old and new processes get along.
+-- Function names contain a version, so that processes of an older and a newer version can share the database.
 --
--- Why nobody waits in a circle: whoever changes a scope's holds or usage locks its account first, all accounts in the
--- order of their keys, and then ids in their order. Whoever renews or sweeps holds without that lock waits for nobody:
--- renewing leaves out what others have locked, as they are ending it or making it live longer; sweeping comes last.
+-- Why there are no deadlocks: a function that changes holds or usage locks the accounts first, in the order of their keys,
+-- and then ids in their order. A function that renews or sweeps holds without those locks waits for no lock: renewing skips
+-- locked rows, which are being ended or prolonged, and sweeping skips them too, as the last step.
 
--- Locks accounts until the transaction ends, and makes those that are missing.
+-- Locks accounts until the transaction ends, and creates those that are missing.
 CREATE OR REPLACE FUNCTION storage_guard_1_lock(names bytea[]) RETURNS void
 LANGUAGE sql AS $$
-    -- It changes nothing, and locks all the same: in one step, so that nobody can remove the row before it is locked.
+    -- The update changes nothing, and locks all the same. In one statement, so that the row cannot be removed before it is
+    -- locked.
     INSERT INTO storage_guard_accounts AS account (scope)
     SELECT DISTINCT ON (sha256(name)) name FROM unnest(names) AS name ORDER BY sha256(name)
     ON CONFLICT (key) DO UPDATE SET used_bytes = account.used_bytes WHERE false
 $$;
 
--- Sets an amount aside in all of these scopes, or in none. One row for each, in their order: whether it was done, and
--- where the scope stood before. A need of NULL is more than can be counted.
+-- Sets an amount aside in all of these scopes, or in none. Returns a row for each, in their order: whether it was done, and
+-- the account before. A need of NULL is more than can be counted.
 CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     hold_id uuid, names bytea[], milliseconds bigint,
     more_bytes bigint, more_objects bigint,
@@ -77,12 +78,12 @@ DECLARE
     moment timestamptz;
 BEGIN
     PERFORM storage_guard_1_lock(names);
-    -- After the wait for the lock. From here on each statement sees all that was done before.
+    -- Read after the wait for the lock. From here on each statement sees everything that was done before.
     moment := clock_timestamp();
     RETURN QUERY
     WITH standing AS (
         SELECT place, name, account.*, held.bytes AS held_bytes, held.objects AS held_objects,
-            -- Sums have no bounds.
+            -- These sums are numeric, and have no bounds.
             greatest(account.used_bytes, 0) + held.bytes AS counted_bytes,
             greatest(account.used_objects, 0) + held.objects AS counted_objects,
             CASE WHEN account.has_limits THEN account.hard_bytes ELSE default_bytes END AS most_bytes,
@@ -105,7 +106,7 @@ BEGIN
         INSERT INTO storage_guard_holds AS hold (id, scope, bytes, objects, expires)
         SELECT hold_id, name, more_bytes, more_objects, moment + milliseconds * interval '1 millisecond'
         FROM standing, verdict WHERE fits
-        -- What has expired is gone, and does not grow.
+        -- An expired hold is gone, and does not grow.
         ON CONFLICT (key, id) DO UPDATE SET
             bytes = CASE WHEN hold.expires > moment THEN hold.bytes ELSE 0 END + excluded.bytes,
             objects = CASE WHEN hold.expires > moment THEN hold.objects ELSE 0 END + excluded.objects,
@@ -117,8 +118,8 @@ BEGIN
 END
 $$;
 
--- Ends holds, charges what was not charged before, and sets what is kept of them. One element for each settlement and
--- scope: what stands at the same place belongs together. An id has one change and one hold that is kept, or neither.
+-- Ends holds, charges what was not charged before, and sets the holds to keep. The arrays have one element for each
+-- settlement and scope. An id has one change and one hold to keep, or neither.
 CREATE OR REPLACE FUNCTION storage_guard_1_settle(
     ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[],
     kept_ids uuid[], kept_bytes bigint[], kept_objects bigint[], kept_milliseconds bigint[]
@@ -162,13 +163,13 @@ BEGIN
         used_objects = least(greatest(account.used_objects + change.objects, least_of_all), most)
     FROM change WHERE account.key = change.key;
 
-    -- Scopes that use nothing, hold nothing and have no limits of their own leave nothing.
+    -- A scope that uses nothing, holds nothing and has no limits of its own leaves no row.
     DELETE FROM storage_guard_accounts AS account
     WHERE account.key IN (SELECT sha256(name) FROM unnest(names) AS name)
         AND account.used_bytes = 0 AND account.used_objects = 0 AND NOT account.has_limits
         AND NOT EXISTS (SELECT FROM storage_guard_holds AS hold WHERE hold.key = account.key);
 
-    -- Some of what counts no more, of any scope: more than one step brings.
+    -- Deletes some of the rows that no longer count, of any scope: more than one settlement adds.
     DELETE FROM storage_guard_holds WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM storage_guard_holds WHERE expires <= moment
         ORDER BY expires LIMIT 128 FOR UPDATE SKIP LOCKED
@@ -180,7 +181,7 @@ BEGIN
 END
 $$;
 
--- Lets holds live so long from now on, if they do still. One element for each hold and scope.
+-- Prolongs holds that have not expired. The arrays have one element for each hold and scope.
 CREATE OR REPLACE FUNCTION storage_guard_1_renew(ids uuid[], names bytea[], milliseconds bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE

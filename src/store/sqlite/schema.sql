@@ -1,8 +1,8 @@
 -- Quotas in an SQLite file. Amounts are bytes and objects; times are milliseconds since 1970 by the machine's clock.
--- Run whenever the file is opened: whatever is there stays.
+-- Run whenever the file is opened. What exists stays.
 
--- What each scope has stored, and its own limits if it has any. Used may be below zero for a while. In a limit NULL is
--- unlimited, and a negative number stands for the one above 2^63 that has the same bits.
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
+-- unlimited, and a negative one stands for the number above 2^63 with the same bits.
 CREATE TABLE IF NOT EXISTS accounts (
     scope TEXT NOT NULL PRIMARY KEY,
     used_bytes INTEGER NOT NULL DEFAULT 0,
@@ -14,8 +14,8 @@ CREATE TABLE IF NOT EXISTS accounts (
     soft_objects INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- What each hold has set aside in each of its scopes. What has expired counts no more, and is thrown away in time.
--- By scope first, as all that is held in one is added up for every request.
+-- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
+-- The key begins with the scope, as every request adds up what is held in its scopes.
 CREATE TABLE IF NOT EXISTS holds (
     scope TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS holds (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holds_expires ON holds (expires);
 
--- What has been charged, and may be asked for again. Kept for a day.
+-- The ids that were settled, so that each is charged once. Kept for a day.
 CREATE TABLE IF NOT EXISTS settled (
     id TEXT NOT NULL PRIMARY KEY,
     settled INTEGER NOT NULL

@@ -19,7 +19,7 @@ use tower_storage_guard::{
 use self::server::{Cluster, Server};
 use super::{exceeded, figures, hold, reserve, settle};
 
-/// Why nobody can tell: the whole chain.
+/// The error of a call that was not decided, and its sources.
 fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
     match answer {
         Err(QuotaError::Unavailable(error)) => {
@@ -287,7 +287,7 @@ async fn a_user_of_redis_may_do_what_the_docs_say_and_nothing_else() {
     conformance::run(connect().await, connect().await).await;
 }
 
-/// Why there is no store: the whole chain.
+/// The error of a connection that is not made, and its sources.
 async fn not_connected(url: &str) -> String {
     let began = Instant::now();
     let error = RedisStore::connect(url).await.expect_err(url);

@@ -170,7 +170,7 @@ fn a_machine_that_vanishes_without_a_word_is_given_up() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_node_that_is_away_stops_nobody_but_its_own_scopes() {
+async fn a_node_that_is_away_stops_only_its_own_scopes() {
     let mut cluster = Cluster::start().await;
     let store = cluster.store().await;
     // By their slots: 5061, 866 and 12182.

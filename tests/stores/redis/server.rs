@@ -44,7 +44,7 @@ impl Cluster {
         cluster
     }
 
-    /// A node without slots that knows nobody.
+    /// A node without slots, which is in no cluster yet.
     pub(super) fn node() -> Server {
         let bus = free_port().to_string();
         Server::with(&[
