@@ -81,7 +81,7 @@ apart:
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
 	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
 # What brings more than a classifier.
-MECHANISMS = axum postgres quick-xml redis-store rustix sqlite stored tonic tonic-health
+MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
 # No feature changes what another does, and none is needed.
 features:
@@ -101,7 +101,7 @@ package:
 	cd $(PACKAGED) && $(CARGO) build --examples --features axum
 	cd $(PACKAGED) && rm Cargo.lock && RUSTC_BOOTSTRAP=1 $(CARGO) -Z direct-minimal-versions generate-lockfile
 	cd $(PACKAGED) && $(CARGO) check --lib --no-default-features
-	cd $(PACKAGED) && $(CARGO) check --lib --features axum,quick-xml,stored,tonic-health
+	cd $(PACKAGED) && $(CARGO) check --lib --features axum,store,tonic-health,webdav
 
 # Long runs, which are no part of `test`. RocksDB's takes many minutes to compile, and needs Debian's clang and libclang-dev.
 soak: tools

@@ -309,7 +309,7 @@ impl<Q> StorageGuardLayer<Q> {
         self.set_answers(|answers| answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect, such as `Dav` of feature `quick-xml`. The first that hears a request answers it. Where
+    /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. Where
     /// none does, [`Grpc`] answers remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.

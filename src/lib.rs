@@ -118,15 +118,15 @@
 //!
 //! | feature | brings | for |
 //! |---|---|---|
-//! | `rustix` (default) | nothing new: fs4 has it | inodes |
+//! | `inodes` (default) | nothing new: fs4 depends on rustix already | inodes, and btrfs, which counts what is written only when it commits |
 //! | `axum` | axum-core | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
 //! | `tonic` | tonic without its server, tonic-types, prost | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
-//! | `quick-xml` | quick-xml | the dialect of WebDAV: `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
-//! | `sqlite` | rusqlite with SQLite built in | quotas that outlive the process, for the processes of one machine: `quota::SqliteStore` |
-//! | `postgres` | sqlx's PostgreSQL | the same for many machines: `quota::PostgresStore` |
-//! | `redis-store` | redis | the same in Redis or Valkey: `quota::RedisStore` |
-//! | `stored` | nothing new | the same in a `quota::Store` of your own |
+//! | `webdav` | quick-xml | the WebDAV dialect, `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
+//! | `store-sqlite` | rusqlite with SQLite built in | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
+//! | `store-postgres` | sqlx's PostgreSQL | the same for several machines: `store::PostgresStore` |
+//! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
+//! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -158,6 +158,8 @@ mod rpc;
 mod scope;
 mod service;
 mod steps;
+#[cfg(feature = "store")]
+pub mod store;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;

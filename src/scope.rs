@@ -193,6 +193,24 @@ impl From<fmt::Arguments<'_>> for Scope {
     }
 }
 
+/// The hasher of maps that are keyed by [`Scope`]: returns the keyed hash that the scope carries.
+#[derive(Default)]
+pub(crate) struct PassThrough(u64);
+
+impl Hasher for PassThrough {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a scope hashes itself as one u64");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Collects formatted text, on the stack as long as it is short.
 #[derive(Default)]
 struct Buffer {

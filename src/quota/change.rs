@@ -38,30 +38,15 @@ impl Change {
     }
 
     /// `self` followed by `other`. Stops at the ends of [`i64`].
-    pub(super) fn then(self, other: Self) -> Self {
+    pub(crate) fn then(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
             objects: self.objects.saturating_add(other.objects),
         }
     }
 
-    /// What it adds beyond that amount.
-    #[cfg(feature = "stored")]
-    pub(super) fn beyond(self, amount: Amount) -> Self {
-        (self.gain() - amount).into()
-    }
-
-    /// The rest of it, where `part` is charged by somebody else.
-    #[cfg(feature = "stored")]
-    pub(super) fn without(self, part: Self) -> Self {
-        Self {
-            bytes: self.bytes.saturating_sub(part.bytes),
-            objects: self.objects.saturating_sub(part.objects),
-        }
-    }
-
     /// What it adds; what it takes away counts as zero.
-    pub(super) fn gain(self) -> Amount {
+    pub(crate) fn gain(self) -> Amount {
         Amount::new(gain(self.bytes), gain(self.objects))
     }
 }

@@ -50,14 +50,14 @@ impl Limits {
 /// Limits as two plain numbers, the largest of which stands for "unlimited": no sum of ours can
 /// pass it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Ceiling(pub(super) Amount);
+pub(crate) struct Ceiling(pub(crate) Amount);
 
 impl Ceiling {
     /// Whether `need` fits on top of what is `counted` already.
     ///
     /// Without a limit too, all that is counted must stay countable. Figures of holds therefore
     /// never saturate, and come out even when they are released.
-    pub(super) fn admit(
+    pub(crate) fn admit(
         self,
         scope: &Scope,
         counted: Amount,

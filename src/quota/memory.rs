@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::{Pending, Ready, ready},
-    hash::{BuildHasherDefault, Hasher},
+    hash::BuildHasherDefault,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,7 +15,7 @@ use std::{
 use super::{Answer, Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
 use crate::{
     amount::Amount,
-    scope::{Scope, Scopes},
+    scope::{PassThrough, Scope, Scopes},
 };
 
 /// Keeps limits and usage in this process, for up to millions of scopes.
@@ -367,24 +367,6 @@ impl Account {
 
     fn is_empty(&self) -> bool {
         self.used == Change::ZERO && self.held.is_zero() && self.ceiling.is_none()
-    }
-}
-
-/// Takes the hash that a [`Scope`] carries as it is.
-#[derive(Default)]
-pub(super) struct PassThrough(u64);
-
-impl Hasher for PassThrough {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a scope hashes itself as one u64");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 

@@ -6,7 +6,7 @@
 //! | [`MemoryQuota`] | this process | all requests of this process |
 //! | [`CollectionQuota`](crate::collection::CollectionQuota) | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
-//! | `StoredQuota` | a `Store`: a file of SQLite (feature `sqlite`), PostgreSQL (`postgres`), Redis or Valkey (`redis-store`), or your own (`stored`); they outlive the process | all requests of all processes |
+//! | `store::StoredQuota` | an SQLite file (feature `store-sqlite`), PostgreSQL (`store-postgres`), Redis or Valkey (`store-redis`), or your own store (`store`); they outlive the process | all requests of all processes |
 //! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |
 //! | your own [`QuotaSource`] | anywhere | whatever it promises |
 //!
@@ -39,21 +39,9 @@ mod limits;
 mod memory;
 mod none;
 mod source;
-#[cfg(feature = "stored")]
-mod stored;
 
-#[cfg(feature = "postgres")]
-pub use self::stored::PostgresStore;
-#[cfg(feature = "sqlite")]
-pub use self::stored::SqliteStore;
-#[cfg(feature = "stored")]
-pub use self::stored::{
-    Account, Admin, Ceilings, HoldEntry, HoldId, Journal, Keep, LeasedHold, LeasedQuota, Rescan,
-    RescanError, Reserve, Reserved, Settled, Settlement, Store, StoreFuture, StoredHold,
-    StoredQuota,
-};
-#[cfg(feature = "redis-store")]
-pub use self::stored::{RedisConnection, RedisStore};
+#[cfg(any(feature = "store-postgres", feature = "store-sqlite"))]
+pub(crate) use self::limits::Ceiling;
 pub use self::{
     answer::{Answer, Answering},
     any::{AnyHold, AnyQuota},

@@ -3,7 +3,7 @@
 //! A [`Refusal`] says what is wrong, and a [`Dialect`] makes the response of it that this client
 //! understands. [`Grpc`] answers remote procedure calls: gRPC, gRPC-Web and Connect. [`Http`] is the
 //! dialect of all clients that speak no other: it answers in JSON, `application/problem+json`, plain
-//! text or HTML, as the client's `Accept` asks. With feature `quick-xml`, `Dav` answers those who speak
+//! text or HTML, as the client's `Accept` asks. With feature `webdav`, `Dav` answers those who speak
 //! WebDAV, where it is [added](crate::StorageGuardLayer::dialect).
 //!
 //! ```
@@ -38,7 +38,7 @@
 
 mod answers;
 mod asked;
-#[cfg(feature = "quick-xml")]
+#[cfg(feature = "webdav")]
 mod dav;
 #[cfg(feature = "tonic")]
 mod details;
@@ -50,7 +50,7 @@ mod negotiate;
 mod value;
 
 pub(crate) use self::answers::Answers;
-#[cfg(feature = "quick-xml")]
+#[cfg(feature = "webdav")]
 pub use self::dav::Dav;
 #[cfg(feature = "tonic")]
 pub(crate) use self::details::status;

@@ -62,7 +62,7 @@ impl Format {
 
 /// Whether a client likes XML best, by the lines of its `Accept`: it names XML, and likes nothing better or as
 /// much that HTTP answers are written in. Those who take anything list XML among the rest.
-#[cfg(feature = "quick-xml")]
+#[cfg(feature = "webdav")]
 pub(super) fn likes_xml_best<'a, I>(accept: impl Fn() -> I) -> bool
 where
     I: Iterator<Item = &'a [u8]>,
@@ -90,7 +90,7 @@ where
 }
 
 /// Whether `/xml` stands in it.
-#[cfg(feature = "quick-xml")]
+#[cfg(feature = "webdav")]
 fn names_xml(line: &[u8]) -> bool {
     let mut subtypes = line.split(|&byte| byte == b'/').skip(1);
     subtypes.any(|subtype| {
@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "quick-xml")]
+    #[cfg(feature = "webdav")]
     #[test]
     fn xml_has_to_be_liked_better_than_anything_of_ours() {
         for (accept, is_best) in [
@@ -475,7 +475,7 @@ mod tests {
             }
 
             // Of equal weights the more specific range decides: that is told above, one by one.
-            #[cfg(feature = "quick-xml")]
+            #[cfg(feature = "webdav")]
             {
                 let xml = [("application", "xml"), ("text", "xml")].map(|xml| weight_of(xml, &ranges)).into_iter().max();
                 let is_named = ranges.iter().any(|(name, _)| name.ends_with("/xml"));

@@ -110,7 +110,7 @@ fn read_at(path: &Path) -> io::Result<Reading> {
     let stats = fs4::statvfs(path)?;
     let reading = Reading::new(stats.available_space(), stats.total_space());
     // fs4 reads no inodes.
-    #[cfg(all(unix, feature = "rustix"))]
+    #[cfg(all(unix, feature = "inodes"))]
     let reading = {
         let inodes = rustix::fs::statvfs(path)?;
         reading.with_inodes(inodes.f_favail, inodes.f_files)
@@ -129,7 +129,7 @@ pub(super) struct Writes {
 
 impl Writes {
     pub(super) fn of(path: &Path) -> Self {
-        #[cfg(all(target_os = "linux", feature = "rustix"))]
+        #[cfg(all(target_os = "linux", feature = "inodes"))]
         {
             // From linux/magic.h. xfs is not among those that write in place, as a reflink shares blocks.
             const BTRFS_SUPER_MAGIC: u32 = 0x9123_683E;
@@ -142,7 +142,7 @@ impl Writes {
                 in_place: matches!(kind, Ok(EXT4_SUPER_MAGIC | TMPFS_MAGIC)),
             }
         }
-        #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+        #[cfg(not(all(target_os = "linux", feature = "inodes")))]
         {
             let _ = path;
             Self::default()
@@ -152,9 +152,9 @@ impl Writes {
 
 /// Has the filesystem commit what was written.
 fn commit(path: &Path) -> io::Result<()> {
-    #[cfg(all(target_os = "linux", feature = "rustix"))]
+    #[cfg(all(target_os = "linux", feature = "inodes"))]
     rustix::fs::syncfs(std::fs::File::open(path)?)?;
-    #[cfg(not(all(target_os = "linux", feature = "rustix")))]
+    #[cfg(not(all(target_os = "linux", feature = "inodes")))]
     let _ = path;
     Ok(())
 }

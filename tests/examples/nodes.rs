@@ -20,7 +20,7 @@ use test_support::{
     postgres, redis,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use tower_storage_guard::quota::Store;
+use tower_storage_guard::store::Store;
 
 use crate::axum_upload::status_line;
 

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use test_support::example::path_of;
 use tower_storage_guard::{
     Amount,
-    quota::{Ceilings, HoldId, Limits, Reserve, SqliteStore, Store},
+    quota::Limits,
+    store::{Ceilings, HoldId, Reserve, SqliteStore, Store},
 };
 
 /// What the tool said, and its exit code.
@@ -74,14 +75,8 @@ impl File {
 }
 
 async fn hold(store: &impl Store, scopes: [&str; 2], bytes: u64) -> HoldId {
-    let asked = Reserve {
-        id: HoldId::unique(),
-        scopes: scopes.into(),
-        amount: Amount::new(bytes, 1),
-        expected: Amount::ZERO,
-        default: Limits::UNLIMITED.into(),
-        time_to_live: std::time::Duration::from_secs(60),
-    };
+    let asked = Reserve::new(HoldId::unique(), scopes, Amount::new(bytes, 1))
+        .with_time_to_live(std::time::Duration::from_secs(60));
     store.reserve(&asked).await.unwrap();
     asked.id
 }
@@ -152,10 +147,7 @@ async fn shows_and_corrects_a_scope() {
     answer(&file.name(), &["limit", "user:1", "--soft-bytes", "9"]);
     let account = file.store.account(&"user:1".into()).await.unwrap();
     assert_eq!(account.used, Amount::bytes(7).into());
-    let own = Ceilings {
-        hard: Limits::UNLIMITED,
-        soft: Limits::bytes(9),
-    };
+    let own = Ceilings::default().with_soft(Limits::bytes(9));
     assert_eq!(account.own, Some(own));
 }
 

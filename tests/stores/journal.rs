@@ -13,10 +13,8 @@ use tempfile::TempDir;
 use test_support::{Dice, eventually};
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, Journal, LeasedQuota, Limits, QuotaHold, QuotaSource, SqliteStore, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaHold, QuotaSource},
+    store::{Journal, LeasedQuota, SqliteStore, Store, StoredQuota},
 };
 
 use super::{
@@ -44,7 +42,7 @@ impl Folder {
         over(self.store(), self.journal())
     }
 
-    /// Waits until whoever had it open has written all.
+    /// Waits until the journal is closed, with everything written.
     async fn journal_again(&self) -> Journal {
         let began = Instant::now();
         loop {
@@ -59,9 +57,10 @@ impl Folder {
 }
 
 fn over<S: Store>(store: S, journal: Journal) -> StoredQuota<S> {
-    StoredQuota::new(store, Limits::bytes(100))
+    StoredQuota::builder(store, Limits::bytes(100))
         .journal(journal)
         .time_to_live(Duration::from_secs(1))
+        .build()
 }
 
 fn bytes(bytes: i64) -> Change {
@@ -141,7 +140,7 @@ async fn a_process_that_is_killed_at_any_step_charges_once() {
         return stop_at(step, &Folder(folder.into())).await;
     }
     for (step, used, replayed) in [
-        // Nobody has been told that it is stored.
+        // The upload was not answered.
         ("held", 0, 0),
         ("charged", 0, 0),
         ("noted", 17, 2),
@@ -239,7 +238,9 @@ async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
 
 /// Uploads of one byte, several at the same time, from budget that is leased.
 async fn upload_on(folder: &Folder) {
-    let quota = StoredQuota::new(folder.store(), Limits::bytes(1 << 40)).journal(folder.journal());
+    let quota = StoredQuota::builder(folder.store(), Limits::bytes(1 << 40))
+        .journal(folder.journal())
+        .build();
     let quota = LeasedQuota::new(quota);
     ready();
     for client in 0..4 {
@@ -334,14 +335,16 @@ fn it_says_what_is_wrong() {
 #[ignore = "needs postgresql"]
 async fn charges_outlive_their_process_while_postgresql_is_away() {
     use test_support::postgres::{Server, pool};
-    use tower_storage_guard::quota::PostgresStore;
+    use tower_storage_guard::store::PostgresStore;
 
     const DOWN: &str = "down";
     if let Some(part) = part() {
         let (port, folder) = part.split_once(' ').unwrap();
         let folder = Folder(folder.into());
         let store = PostgresStore::new(pool(port.parse().unwrap()));
-        let quota = StoredQuota::new(store, Limits::bytes(100)).journal(folder.journal());
+        let quota = StoredQuota::builder(store, Limits::bytes(100))
+            .journal(folder.journal())
+            .build();
         let user = Scopes::from("user");
         let mut holds = Vec::new();
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! Leases: never a byte over, nobody refused for what idles, hardly any round trips.
+//! Leases: never a byte over, no refusal for what idles, few round trips.
 
 use std::{
     collections::HashMap,
@@ -10,24 +10,24 @@ use test_support::Dice;
 use tokio::time::{Instant, advance, sleep};
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::{
-        Change, LeasedHold, LeasedQuota, Limits, QuotaError, QuotaHold, QuotaSource, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    store::{LeasedHold, LeasedQuota, Store, StoredQuota, conformance::ReferenceStore},
 };
 
-use super::{exceeded, figures, line::Line, model::Model};
+use super::{exceeded, figures, line::Line};
 
-type Quota = LeasedQuota<Arc<Line<Model>>>;
-type Hold = LeasedHold<Arc<Line<Model>>>;
+type Quota = LeasedQuota<Arc<Line<ReferenceStore>>>;
+type Hold = LeasedHold<Arc<Line<ReferenceStore>>>;
 
 const LATENCY: Duration = Duration::from_millis(2);
 const LIVES: Duration = Duration::from_secs(30);
 
 /// A node of its own, with its line to the store.
-fn node(store: &Arc<Model>, limits: Limits) -> (Quota, Arc<Line<Model>>) {
+fn node(store: &Arc<ReferenceStore>, limits: Limits) -> (Quota, Arc<Line<ReferenceStore>>) {
     let line = Arc::new(Line::new(Arc::clone(store), LATENCY));
-    let stored = StoredQuota::new(Arc::clone(&line), limits).time_to_live(LIVES);
+    let stored = StoredQuota::builder(Arc::clone(&line), limits)
+        .time_to_live(LIVES)
+        .build();
     (LeasedQuota::new(stored), line)
 }
 
@@ -56,8 +56,8 @@ async fn steady(quota: &Quota, scope: &str, bytes: u64, every: Duration, during:
 #[tokio::test(start_paused = true)]
 async fn in_the_steady_state_a_hundred_requests_cost_one_round_trip() {
     for (per_second, bytes) in [(250, 1_000), (1_000, 50_000), (5_000, 7)] {
-        let model = Arc::new(Model::default());
-        let (quota, line) = node(&model, Limits::bytes(1 << 50));
+        let reference = Arc::new(ReferenceStore::default());
+        let (quota, line) = node(&reference, Limits::bytes(1 << 50));
         let every = Duration::from_secs(1) / per_second;
         steady(&quota, "user", bytes, every, Duration::from_secs(5)).await;
         let before = line.trips();
@@ -71,46 +71,46 @@ async fn in_the_steady_state_a_hundred_requests_cost_one_round_trip() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hardly_anybody_asks_and_nothing_is_leased() {
-    let model = Arc::new(Model::default());
-    let (quota, line) = node(&model, Limits::bytes(1 << 50));
+async fn few_requests_lease_nothing() {
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, line) = node(&reference, Limits::bytes(1 << 50));
     let every = Duration::from_secs(1);
     steady(&quota, "user", 10, every, Duration::from_secs(20)).await;
     // One to set it aside, one to charge it.
     assert_eq!(line.trips(), 40);
-    assert_eq!(figures(&*model, "user").await, (200, 0));
+    assert_eq!(figures(&*reference, "user").await, (200, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_idles_is_back_within_a_second() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(1 << 40));
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(1 << 40));
     let every = Duration::from_millis(1);
     let requests = steady(&quota, "user", 1_000, every, Duration::from_secs(3)).await;
     let stored = requests as i64 * 1_000;
     let long = take(&quota, "user", 1_000).await.unwrap();
-    let (used, held) = figures(&*model, "user").await;
+    let (used, held) = figures(&*reference, "user").await;
     assert!(used < stored && held > 1_000, "{used} used, {held} held");
     sleep(Duration::from_secs(1)).await;
     // What is under way stays, and all else is told.
-    let (used, held) = figures(&*model, "user").await;
+    let (used, held) = figures(&*reference, "user").await;
     assert_eq!(held - 1_000, (stored - used) as u64, "nothing is free");
     sleep(Duration::from_millis(400)).await;
-    assert_eq!(figures(&*model, "user").await, (stored, 1_000));
+    assert_eq!(figures(&*reference, "user").await, (stored, 1_000));
     drop(long);
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(figures(&*model, "user").await, (stored, 0));
+    assert_eq!(figures(&*reference, "user").await, (stored, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn before_anybody_is_refused_this_node_gives_back_what_idles() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(1_000_000));
+async fn before_a_refusal_this_node_gives_back_what_idles() {
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
         store(&quota, "user", 1_000).await;
     }
     sleep(Duration::from_millis(10)).await;
-    let (used, held) = figures(&*model, "user").await;
+    let (used, held) = figures(&*reference, "user").await;
     assert!(held as i64 > 40_000 - used, "something is leased");
     // All the rest, to the byte, and then not one more.
     let all = take(&quota, "user", 960_000).await.expect("it fits");
@@ -127,9 +127,9 @@ async fn before_anybody_is_refused_this_node_gives_back_what_idles() {
 
 #[tokio::test(start_paused = true)]
 async fn what_another_node_leases_is_there_a_second_later() {
-    let model = Arc::new(Model::default());
-    let (one, _) = node(&model, Limits::bytes(1_000_000));
-    let (other, _) = node(&model, Limits::bytes(1_000_000));
+    let reference = Arc::new(ReferenceStore::default());
+    let (one, _) = node(&reference, Limits::bytes(1_000_000));
+    let (other, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
         store(&one, "user", 1_000).await;
     }
@@ -142,9 +142,9 @@ async fn what_another_node_leases_is_there_a_second_later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_not_renewed_gives_nothing_away() {
-    let model = Arc::new(Model::default());
-    let (one, line) = node(&model, Limits::bytes(1_000_000));
-    let (other, _) = node(&model, Limits::bytes(1_000_000));
+    let reference = Arc::new(ReferenceStore::default());
+    let (one, line) = node(&reference, Limits::bytes(1_000_000));
+    let (other, _) = node(&reference, Limits::bytes(1_000_000));
     let busy = Duration::from_millis(1);
     steady(&one, "user", 10, busy, Duration::from_secs(2)).await;
     let slow = take(&one, "user", 10).await.expect("it fits");
@@ -164,8 +164,8 @@ async fn a_lease_that_is_not_renewed_gives_nothing_away() {
     }
     assert!(let_in > 0);
     // Its lease is over by the store's clock as well: the other node may have all but what is known.
-    let (used, held) = figures(&*model, "user").await;
-    assert_eq!(held, 0, "{:?}", model.holds(None, 9).await);
+    let (used, held) = figures(&*reference, "user").await;
+    assert_eq!(held, 0, "{:?}", reference.holds(None, 9).await);
     let all = take(&other, "user", 1_000_000 - used as u64)
         .await
         .expect("it fits");
@@ -176,40 +176,40 @@ async fn a_lease_that_is_not_renewed_gives_nothing_away() {
     line.cut(false);
     // Its charges are not lost, and what its request holds is held again.
     sleep(Duration::from_secs(4)).await;
-    let (now, held) = figures(&*model, "user").await;
+    let (now, held) = figures(&*reference, "user").await;
     assert!(now > used, "{now} after {used}");
     assert_eq!(held, 1_000_000 - used as u64 + 10);
     exceeded(take(&one, "user", 1).await);
     drop((all, slow));
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(figures(&*model, "user").await, (now, 0));
+    assert_eq!(figures(&*reference, "user").await, (now, 0));
     store(&one, "user", 1_000_000 - now as u64).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_of_owner_leaves_nothing_behind() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(1_000_000));
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
         store(&quota, "user", 1_000).await;
     }
     quota.give_back(&"user".into(), Amount::bytes(500));
     let hold = take(&quota, "user", 100).await.unwrap();
     quota.settled().await;
-    assert_eq!(figures(&*model, "user").await, (39_500, 100));
+    assert_eq!(figures(&*reference, "user").await, (39_500, 100));
     drop(quota);
     hold.commit(Amount::bytes(100).into()).await;
     sleep(Duration::from_millis(100)).await;
-    assert_eq!(figures(&*model, "user").await, (39_600, 0));
+    assert_eq!(figures(&*reference, "user").await, (39_600, 0));
 }
 
 /// How many round trips a thousand requests for `scopes` cost, 250 in a second, while `others` ask for more than there
 /// is once in a second.
 async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
-    let model = Arc::new(Model::default());
-    let (quota, line) = node(&model, Limits::bytes(1 << 40));
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, line) = node(&reference, Limits::bytes(1 << 40));
     let full = Scope::from("full");
-    model
+    reference
         .set_limits(&full, Some(Limits::bytes(0).into()))
         .await
         .unwrap();
@@ -228,11 +228,11 @@ async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_takes_nobody_elses_lease() {
+async fn a_refused_request_takes_no_lease_away() {
     let trips = trips_beside("user", ["user", "full"].into(), 1).await;
     assert!(
         trips < 100,
-        "{trips} round trips, for a limit of somebody else's"
+        "{trips} round trips, for a limit of another scope"
     );
     let trips = trips_beside("user", "user".into(), 1 << 41).await;
     assert!(
@@ -242,9 +242,9 @@ async fn who_is_refused_takes_nobody_elses_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_who_are_refused_do_not_wait_for_each_other() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(100));
+async fn refused_requests_do_not_wait_for_each_other() {
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(100));
     let all = take(&quota, "user", 100).await.expect("it fits");
     let asked = (0..2_000).map(async |number| {
         sleep(Duration::from_millis(number)).await;
@@ -260,8 +260,8 @@ async fn many_who_are_refused_do_not_wait_for_each_other() {
 
 #[tokio::test(start_paused = true)]
 async fn charges_that_cancel_out_leave_nothing_held() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(1_000_000));
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
         store(&quota, "user", 1_000).await;
     }
@@ -272,13 +272,13 @@ async fn charges_that_cancel_out_leave_nothing_held() {
     }
     take(&quota, "user", 960_000).await.expect("it fits");
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(figures(&*model, "user").await, (40_000, 0));
+    assert_eq!(figures(&*reference, "user").await, (40_000, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
-    let model = Arc::new(Model::default());
-    let (quota, _) = node(&model, Limits::bytes(1_000));
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, _) = node(&reference, Limits::bytes(1_000));
     for patience in 1..40 {
         for _ in 0..10 {
             store(&quota, "user", 1).await;
@@ -288,7 +288,7 @@ async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
         let _ = tokio::time::timeout(patience, take(&quota, "user", 900)).await;
         quota.give_back(&"user".into(), Amount::bytes(10));
         sleep(Duration::from_secs(2)).await;
-        assert_eq!(figures(&*model, "user").await, (0, 0), "{patience:?}");
+        assert_eq!(figures(&*reference, "user").await, (0, 0), "{patience:?}");
     }
 }
 
@@ -383,9 +383,9 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
 #[tokio::test(start_paused = true)]
 async fn with_several_nodes_the_sum_never_passes_a_limit() {
     for seed in 0..12 {
-        let model = Arc::new(Model::default());
+        let reference = Arc::new(ReferenceStore::default());
         let limit = [300, 2_000, 6_000][seed as usize % 3];
-        let nodes = [(); 3].map(|()| node(&model, Limits::bytes(limit as u64)));
+        let nodes = [(); 3].map(|()| node(&reference, Limits::bytes(limit as u64)));
         let truth = Arc::new(Truth::default());
         let clients = (0..18).map(|number| {
             let quota = nodes[number % 3].0.clone();
@@ -401,20 +401,20 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
         assert!(let_in > 200, "{let_in} let in, {refused} refused");
         sleep(Duration::from_secs(2)).await;
         for scope in ["user:1", "user:2", "tenant"] {
-            let figures = figures(&*model, scope).await;
+            let figures = figures(&*reference, scope).await;
             assert_eq!(figures, (truth.used(scope), 0), "{scope}, seed {seed}");
         }
-        assert!(model.holds(None, 9).await.unwrap().is_empty());
+        assert!(reference.holds(None, 9).await.unwrap().is_empty());
     }
 }
 
-/// One request at a time: whoever is refused although it fits is let in a second later.
+/// One request at a time: one that is refused although it fits is let in a second later.
 #[tokio::test(start_paused = true)]
-async fn whoever_is_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
+async fn a_request_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
     let mut refused_for_idle = 0;
     for seed in 0..20 {
-        let (model, limit) = (Arc::new(Model::default()), 3_000);
-        let nodes = [(); 3].map(|()| node(&model, Limits::bytes(limit as u64)).0);
+        let (reference, limit) = (Arc::new(ReferenceStore::default()), 3_000);
+        let nodes = [(); 3].map(|()| node(&reference, Limits::bytes(limit as u64)).0);
         let truth = Truth::default();
         let mut dice = Dice::new(seed);
         let mut open: Vec<(Hold, Scopes, u64)> = Vec::new();
@@ -430,7 +430,7 @@ async fn whoever_is_refused_for_what_idles_elsewhere_is_let_in_a_second_later() 
                             sleep(Duration::from_secs(1)).await;
                             take(quota, scopes.clone(), bytes)
                                 .await
-                                .expect("it fits, and nobody else asks")
+                                .expect("it fits, and there is no other request")
                         }
                         Err(_) => continue,
                     };

@@ -9,9 +9,10 @@ use std::{
 };
 
 use tower_storage_guard::{
-    Amount, BoxError, Scope, Scopes,
-    quota::{
-        Account, Ceilings, HoldEntry, HoldId, QuotaError, Reserve, Reserved, Settlement, Store,
+    Amount, Scope, Scopes,
+    quota::QuotaError,
+    store::{
+        Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
         StoreFuture,
     },
 };
@@ -44,7 +45,7 @@ impl<S: Store> Line<S> {
     }
 
     /// Fails on the way there, or on the way back.
-    async fn trip<T>(&self, step: impl Future<Output = T>) -> Result<T, BoxError> {
+    async fn trip<T>(&self, step: impl Future<Output = T>) -> Result<T, StoreError> {
         self.trips.fetch_add(1, Relaxed);
         self.way().await?;
         let answer = step.await;
@@ -52,13 +53,13 @@ impl<S: Store> Line<S> {
         Ok(answer)
     }
 
-    async fn way(&self) -> Result<(), BoxError> {
+    async fn way(&self) -> Result<(), StoreError> {
         // No sleep is shorter than a millisecond.
         if !self.latency.is_zero() {
             tokio::time::sleep(self.latency).await;
         }
         match self.is_cut.load(Relaxed) {
-            true => Err("the line is cut".into()),
+            true => Err(StoreError::unavailable("the line is cut")),
             false => Ok(()),
         }
     }
@@ -66,10 +67,7 @@ impl<S: Store> Line<S> {
 
 impl<S: Store> Store for Line<S> {
     fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
-        Box::pin(async {
-            let answer = self.trip(async { self.store.reserve(asked).await }).await;
-            answer.map_err(QuotaError::Unavailable)?
-        })
+        Box::pin(async { self.trip(async { self.store.reserve(asked).await }).await? })
     }
 
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {

@@ -18,14 +18,12 @@ use tokio::{
 };
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, HoldId, Limits, PostgresStore, QuotaError, QuotaHold, QuotaSource, Reserve,
-        Settlement, Store, StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    store::{HoldId, PostgresStore, Settlement, Store, StoredQuota, conformance},
 };
 
 use super::{
-    conforms, figures, hold,
+    figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -44,7 +42,7 @@ async fn execute(pool: &PgPool, sql: &'static str) {
 async fn it_conforms() {
     let server = Server::new();
     let (one, other) = (Arc::new(server.store()), Arc::new(server.store()));
-    conforms(one.clone(), other).await;
+    conformance::run(one.clone(), other).await;
     sql::no_name_is_too_odd(&*one).await;
     sql::nothing_wraps(&*one).await;
     sql::an_id_counts_once_in_one_step(&*one).await;
@@ -87,10 +85,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
         // The child: holds, charges, and does not live to hear of it.
         let (port, id) = part.split_once(' ').unwrap();
         let store = PostgresStore::new(pool(port.parse().unwrap()));
-        let held = Reserve {
-            time_to_live: LIVES,
-            ..reserve(HoldId::unique(), "user", 80, 100)
-        };
+        let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
         store.reserve(&held).await.unwrap();
         ready();
         loop {
@@ -136,7 +131,7 @@ async fn a_charge_whose_answer_is_lost_counts_once() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn a_server_that_hangs_is_no_refusal_and_keeps_nobody_for_long() {
+async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -179,7 +174,7 @@ async fn a_server_that_is_killed_and_restarted_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn what_is_missing_is_made_by_whoever_misses_it() {
+async fn missing_tables_and_functions_are_created_by_the_next_call() {
     let server = Server::new();
     let (store, pool) = (server.store(), server.pool());
     let many = async || {
@@ -288,7 +283,7 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
 /// All that locks, in all orders, by many at once.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn nobody_waits_in_a_circle() {
+async fn concurrent_steps_never_deadlock() {
     let server = Server::new();
     let store = server.store();
     let tasks = (0..24).map(|seed| {
@@ -316,10 +311,8 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
         let scopes = (0..1 + dice.roll(4)).map(|_| dice.roll(6).to_string());
         let scopes: Scopes = scopes.collect();
         let lives = Duration::from_millis(1 + dice.roll(500));
-        let asked = Reserve {
-            time_to_live: lives,
-            ..reserve(HoldId::unique(), scopes.clone(), 1, 1 << 40)
-        };
+        let reserve = |id, scopes| reserve(id, scopes, 1, 1 << 40).with_time_to_live(lives);
+        let asked = reserve(HoldId::unique(), scopes.clone());
         match dice.roll(6) {
             0..3 => {
                 store.reserve(&asked).await.unwrap();
@@ -327,12 +320,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
             }
             3 if !open.is_empty() => {
                 let (id, scopes) = open[dice.roll(open.len() as u64) as usize].clone();
-                let more = Reserve {
-                    id,
-                    scopes,
-                    ..asked
-                };
-                store.reserve(&more).await.unwrap();
+                store.reserve(&reserve(id, scopes)).await.unwrap();
             }
             4 => store.renew(&open, lives).await.unwrap(),
             _ => {
@@ -340,14 +328,12 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
                 let renewed: Vec<_> = open.iter().rev().cloned().collect();
                 let settlements: Vec<_> = open
                     .iter()
-                    .map(|(id, scopes)| Settlement {
-                        id: *id,
-                        scopes: scopes.clone(),
-                        change: Change {
+                    .map(|(id, scopes)| {
+                        let change = Change {
                             bytes: dice.roll(2) as i64,
                             objects: 0,
-                        },
-                        keep: None,
+                        };
+                        Settlement::new(*id, scopes.clone(), change)
                     })
                     .collect();
                 let (settled, renewed) =
@@ -365,7 +351,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
     charged
 }
 
-/// With any isolation the limit holds. Under a strict one some are told that nobody knows.
+/// The limit holds with any isolation. Under a strict one, some requests are not decided.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
 async fn stricter_isolation_breaks_nothing() {

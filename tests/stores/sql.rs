@@ -1,10 +1,11 @@
-//! What the SQL engines promise on top: there are no names and no figures that they cannot keep.
+//! What the SQL engines promise on top of the contract: they can keep any name and any figure.
 
 use std::time::{Duration, Instant};
 
 use tower_storage_guard::{
     Amount, Scope,
-    quota::{Ceilings, Change, HoldId, Limits, QuotaError, Reserve, Settlement, Store},
+    quota::{Change, Limits, QuotaError},
+    store::{Ceilings, HoldId, Settlement, Store},
 };
 
 use super::{exceeded, figures, hold, reserve, settle};
@@ -33,10 +34,10 @@ pub(crate) async fn no_name_is_too_odd<S: Store>(store: &S) {
 pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
     let all = i64::MAX as u64;
     let user = "wraps";
-    let unlimited = |id, bytes| Reserve {
-        default: Limits::UNLIMITED.into(),
-        time_to_live: Duration::MAX,
-        ..reserve(id, user, bytes, 0)
+    let unlimited = |id, bytes| {
+        reserve(id, user, bytes, 0)
+            .with_default(Limits::UNLIMITED)
+            .with_time_to_live(Duration::MAX)
     };
     let id = HoldId::unique();
     exceeded(store.reserve(&unlimited(id, u64::MAX)).await);
@@ -59,15 +60,11 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         assert_eq!(figures(store, user).await, (used, all));
     }
     settle(store, id, user, 0).await;
-    let twice = [1, 2].map(|_| Settlement {
-        id: HoldId::unique(),
-        scopes: user.into(),
-        change: Change {
-            bytes: i64::MAX,
-            objects: i64::MIN,
-        },
-        keep: None,
-    });
+    let change = Change {
+        bytes: i64::MAX,
+        objects: i64::MIN,
+    };
+    let twice = [1, 2].map(|_| Settlement::new(HoldId::unique(), user, change));
     store.settle(&twice).await.unwrap();
 
     let scope = Scope::from(user);
@@ -77,16 +74,15 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         .unwrap();
     assert_eq!(figures(store, user).await, (i64::MAX, 0));
     for limit in [None, Some(0), Some(u64::MAX), Some(all + 1)] {
-        let limits = Ceilings {
-            hard: Limits {
-                bytes: limit,
-                objects: Some(3),
-            },
-            soft: Limits {
-                bytes: None,
-                objects: limit,
-            },
+        let hard = Limits {
+            bytes: limit,
+            objects: Some(3),
         };
+        let soft = Limits {
+            bytes: None,
+            objects: limit,
+        };
+        let limits = Ceilings::from(hard).with_soft(soft);
         store.set_limits(&scope, Some(limits)).await.unwrap();
         let account = store.account(&scope).await.unwrap();
         assert_eq!(account.own, Some(limits));
@@ -104,12 +100,8 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
 pub(crate) async fn an_id_counts_once_in_one_step<S: Store>(store: &S) {
     let (id, user) = (HoldId::unique(), "twice");
     store.reserve(&reserve(id, user, 5, 10)).await.unwrap();
-    let [release, charge, again] = [0, 3, 3].map(|bytes| Settlement {
-        id,
-        scopes: user.into(),
-        change: Change { bytes, objects: 0 },
-        keep: None,
-    });
+    let [release, charge, again] =
+        [0, 3, 3].map(|bytes| Settlement::new(id, user, Change { bytes, objects: 0 }));
     store.settle(&[release, charge, again]).await.unwrap();
     assert_eq!(figures(store, user).await, (3, 0));
 }
@@ -126,7 +118,7 @@ pub(crate) async fn recovers<S: Store>(store: &S, scope: &str, within: Duration)
     }
 }
 
-/// Asks for room, and is told that nobody knows, in time.
+/// Asserts that a reservation is not decided, and that this is known in time.
 pub(crate) async fn is_away<S: Store>(store: &S) {
     let start = Instant::now();
     let answer = hold(store, "away", 1, u64::MAX).await;

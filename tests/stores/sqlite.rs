@@ -9,10 +9,13 @@ use std::{
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use tower_storage_guard::quota::{HoldId, QuotaError, Reserve, SqliteStore, Store};
+use tower_storage_guard::{
+    quota::QuotaError,
+    store::{HoldId, SqliteStore, Store, conformance},
+};
 
 use super::{
-    conforms, figures, hold,
+    figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -55,7 +58,7 @@ impl File {
 async fn it_conforms() {
     let file = File::new();
     let (one, other) = (Arc::new(file.open()), Arc::new(file.open()));
-    conforms(one.clone(), other).await;
+    conformance::run(one.clone(), other).await;
     sql::no_name_is_too_odd(&*one).await;
     sql::nothing_wraps(&*one).await;
     sql::an_id_counts_once_in_one_step(&*one).await;
@@ -92,10 +95,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
         // The child: holds, charges, and does not live to hear of it.
         let (path, id) = part.split_once(' ').unwrap();
         let (id, store) = (id.parse().unwrap(), SqliteStore::open(path).unwrap());
-        let held = Reserve {
-            time_to_live: LIVES,
-            ..reserve(HoldId::unique(), "user", 80, 100)
-        };
+        let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
         store.reserve(&held).await.unwrap();
         ready();
         loop {
@@ -151,7 +151,7 @@ async fn processes_that_race_never_pass_the_limit() {
 }
 
 #[tokio::test]
-async fn a_process_that_stops_with_the_lock_keeps_nobody_for_long() {
+async fn a_process_that_stops_with_the_lock_delays_others_only_briefly() {
     if let Some(path) = part() {
         let connection = Connection::open(path).unwrap();
         connection.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -162,7 +162,7 @@ async fn a_process_that_stops_with_the_lock_keeps_nobody_for_long() {
     let store = file.open();
     settle(&store, HoldId::unique(), "user", 7).await;
     let child = Process::start(
-        "sqlite::a_process_that_stops_with_the_lock_keeps_nobody_for_long",
+        "sqlite::a_process_that_stops_with_the_lock_delays_others_only_briefly",
         file.path().to_str().unwrap(),
     );
     child.stop();
@@ -249,7 +249,7 @@ async fn a_tool_does_not_make_what_it_was_to_look_at() {
     assert!(refused(file.0.path()).contains("no file"));
     fs::write(file.path(), "").unwrap();
     assert!(refused(&file.path()).contains("no quotas"));
-    // What belongs to somebody else, who has versions too.
+    // A file of another program, which has a version too.
     file.raw()
         .execute_batch("CREATE TABLE accounts (id); PRAGMA user_version = 1")
         .unwrap();
@@ -295,7 +295,8 @@ fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
     };
     use tower_storage_guard::{
         Amount, Scopes,
-        quota::{Limits, QuotaHold, QuotaSource, StoredQuota},
+        quota::{Limits, QuotaHold, QuotaSource},
+        store::StoredQuota,
     };
 
     with_own_mounts(|| {

@@ -26,7 +26,8 @@ use std::{
 use tokio::time::interval;
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
-    quota::{LeasedQuota, QuotaHold, QuotaSource, Store, StoredQuota},
+    quota::{QuotaHold, QuotaSource},
+    store::{LeasedQuota, Store, StoredQuota},
 };
 
 use self::{

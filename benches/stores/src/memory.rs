@@ -6,7 +6,8 @@ use std::path::Path;
 
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{LeasedQuota, Limits, MemoryQuota, QuotaHold, QuotaSource, SqliteStore, StoredQuota},
+    quota::{Limits, MemoryQuota, QuotaHold, QuotaSource},
+    store::{LeasedQuota, SqliteStore, StoredQuota},
 };
 
 /// What a request stores.

@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     Amount, BoxError, Scope,
-    quota::{Account, Admin, Ceilings, Change, HoldEntry, HoldId, Limits, Rescan, Store},
+    quota::{Change, Limits},
+    store::{Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, Store},
 };
 
 use example_support::{
@@ -150,10 +151,9 @@ impl From<OwnLimits> for Option<Ceilings> {
             bytes: bytes.map(|bytes| bytes.as_u64()),
             objects,
         };
-        (!limits.default).then(|| Ceilings {
-            hard: limit(limits.bytes, limits.objects),
-            soft: limit(limits.soft_bytes, limits.soft_objects),
-        })
+        let hard = limit(limits.bytes, limits.objects);
+        let soft = limit(limits.soft_bytes, limits.soft_objects);
+        (!limits.default).then(|| Ceilings::from(hard).with_soft(soft))
     }
 }
 
@@ -161,7 +161,7 @@ impl From<OwnLimits> for Option<Ceilings> {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let wrong = match &cli.store {
-        Place::Memory => Some("nobody can look into the memory of another process"),
+        Place::Memory => Some("a tool cannot look into the memory of another process"),
         Place::Sqlite(path) if path.as_os_str().is_empty() => Some("sqlite: needs a path here"),
         _ => None,
     };
@@ -176,23 +176,12 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<(), BoxError> {
     let admin = Admin::new(cli.store.look_into().await?);
     let done = execute(&admin, cli.command, cli.json).await;
-    let output = done.map_err(|error| cause(&cli.store, &*error))?;
+    let output = done.map_err(|error| cli.store.error(&*error))?;
     match io::stdout().write_all(output.as_bytes()) {
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Which store it is, and why.
-fn cause(place: &Place, error: &(dyn std::error::Error + 'static)) -> BoxError {
-    let mut text = format!("{place}: {error}");
-    let mut source = error.source();
-    while let Some(error) = source {
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    text.into()
 }
 
 async fn execute(
@@ -315,7 +304,7 @@ fn print<T: ?Sized>(
 }
 
 fn account_json((scope, account): &(Scope, Account)) -> Value {
-    let limits = account.own.map(|Ceilings { hard, soft }| {
+    let limits = account.own.map(|Ceilings { hard, soft, .. }| {
         json!({
             "bytes": hard.bytes,
             "objects": hard.objects,
@@ -367,7 +356,7 @@ fn change_json(change: Change) -> Value {
 
 fn account_text((scope, account): &(Scope, Account)) -> String {
     let (limit, soft) = match account.own {
-        Some(Ceilings { hard, soft }) => {
+        Some(Ceilings { hard, soft, .. }) => {
             (limits_text(hard, "unlimited"), limits_text(soft, "none"))
         }
         None => (

@@ -11,7 +11,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 #[cfg(feature = "stored")]
-use tower_storage_guard::{BoxError, quota::Store};
+use tower_storage_guard::{BoxError, store::Store};
 
 /// How long a database may take to answer the first time.
 #[cfg(feature = "postgres")]
@@ -171,7 +171,7 @@ impl Place {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(path) => {
                 let path = path.clone();
-                let open = || tower_storage_guard::quota::SqliteStore::open(path);
+                let open = || tower_storage_guard::store::SqliteStore::open(path);
                 Arc::new(tokio::task::spawn_blocking(open).await??)
             }
             #[cfg(feature = "postgres")]
@@ -181,7 +181,7 @@ impl Place {
             }
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
-                Arc::new(tower_storage_guard::quota::RedisStore::connect(url).await?)
+                Arc::new(tower_storage_guard::store::RedisStore::connect(url).await?)
             }
         }))
     }
@@ -189,7 +189,18 @@ impl Place {
     /// Opens a store that is there already, for a tool to look into.
     pub async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
         let store = self.open_existing().await;
-        store.map_err(|error| format!("{self}: {error}").into())
+        store.map_err(|error| self.error(&*error))
+    }
+
+    /// Which store has failed, and why.
+    pub fn error(&self, error: &(dyn std::error::Error + 'static)) -> BoxError {
+        let mut text = format!("{self}: {error}");
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text.into()
     }
 
     async fn open_existing(&self) -> Result<Arc<dyn Store>, BoxError> {
@@ -198,7 +209,7 @@ impl Place {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(path) => {
                 let path = path.clone();
-                let open = || tower_storage_guard::quota::SqliteStore::open_existing(path);
+                let open = || tower_storage_guard::store::SqliteStore::open_existing(path);
                 Arc::new(tokio::task::spawn_blocking(open).await??)
             }
             #[cfg(feature = "postgres")]
@@ -215,7 +226,7 @@ impl Place {
             // Nothing is made there before it is used.
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
-                Arc::new(tower_storage_guard::quota::RedisStore::connect(url).await?)
+                Arc::new(tower_storage_guard::store::RedisStore::connect(url).await?)
             }
         })
     }
@@ -231,9 +242,9 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, BoxError> {
 }
 
 #[cfg(feature = "postgres")]
-fn pool(options: &PgConnectOptions) -> tower_storage_guard::quota::PostgresStore {
+fn pool(options: &PgConnectOptions) -> tower_storage_guard::store::PostgresStore {
     let pool = PgPoolOptions::new().max_connections(8);
-    tower_storage_guard::quota::PostgresStore::new(pool.connect_lazy_with(options.clone()))
+    tower_storage_guard::store::PostgresStore::new(pool.connect_lazy_with(options.clone()))
 }
 
 #[cfg(test)]

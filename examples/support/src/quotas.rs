@@ -37,11 +37,7 @@ impl Quotas {
         has_leases: bool,
     ) -> Result<Self, BoxError> {
         #[cfg(feature = "stored")]
-        if let Some(store) = place
-            .open()
-            .await
-            .map_err(|error| format!("{place}: {error}"))?
-        {
+        if let Some(store) = place.open().await.map_err(|error| place.error(&*error))? {
             let stored = Stored::open(store, journal, time_to_live, has_leases).await?;
             return Ok(Self {
                 source: stored.source(),

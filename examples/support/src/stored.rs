@@ -8,7 +8,8 @@ use tokio::{
 };
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
-    quota::{Account, AnyQuota, Change, Journal, LeasedQuota, Limits, Store, StoredQuota, Usage},
+    quota::{AnyQuota, Change, Limits, Usage},
+    store::{Account, Journal, LeasedQuota, Store, StoredQuota},
 };
 
 /// How long a caller waits for a charge to reach the store. It gets there all the same.
@@ -30,9 +31,10 @@ impl Stored {
         has_leases: bool,
     ) -> Result<Self, BoxError> {
         let journal = spawn_blocking(|| Journal::open(journal)).await??;
-        let quota = StoredQuota::new(store, Limits::UNLIMITED)
+        let quota = StoredQuota::builder(store, Limits::UNLIMITED)
             .time_to_live(time_to_live)
-            .journal(journal);
+            .journal(journal)
+            .build();
         Ok(Self {
             leased: has_leases.then(|| LeasedQuota::new(quota.clone())),
             quota,
@@ -57,7 +59,7 @@ impl Stored {
     }
 
     pub(crate) async fn usage(&self, scope: &Scope) -> Result<Usage, BoxError> {
-        self.quota.usage(scope).await
+        Ok(self.quota.usage(scope).await?)
     }
 
     pub(crate) async fn charge(&self, scopes: &Scopes, change: Change) {

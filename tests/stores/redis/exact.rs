@@ -4,7 +4,8 @@ use test_support::Dice;
 use tower_storage_guard::{
     Amount,
     fault::Resource,
-    quota::{Ceilings, Change, Exceeded, HoldId, Limits, Store},
+    quota::{Change, Exceeded, Limits},
+    store::{Ceilings, HoldId, Store},
 };
 
 use super::{
@@ -92,10 +93,8 @@ async fn nothing_wraps_at_the_ends() {
     );
     hold(&store, "new", most, u64::MAX).await.unwrap();
 
-    let own = Ceilings {
-        hard: Limits::bytes(u64::MAX).objects(u64::MAX - 1),
-        soft: Limits::bytes(1 << 63),
-    };
+    let own = Ceilings::from(Limits::bytes(u64::MAX).objects(u64::MAX - 1))
+        .with_soft(Limits::bytes(1 << 63));
     store.set_limits(&"own".into(), Some(own)).await.unwrap();
     let used = Amount::new(u64::MAX, 1 << 60);
     store.set_used(&"own".into(), used).await.unwrap();

@@ -12,16 +12,14 @@ use std::{
 use test_support::running::free_port;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::{
-        Ceilings, Change, HoldId, Keep, Limits, QuotaError, RedisStore, Reserve, Settlement, Store,
-        StoredQuota,
-    },
+    quota::{Change, Limits, QuotaError},
+    store::{Ceilings, HoldId, Keep, RedisStore, Settlement, Store, StoredQuota, conformance},
 };
 
 use self::server::{Cluster, Server};
-use super::{conforms, exceeded, figures, hold, reserve, settle};
+use super::{exceeded, figures, hold, reserve, settle};
 
-/// Why nobody can tell: the whole chain.
+/// The error of a call that was not decided, and its sources.
 fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
     match answer {
         Err(QuotaError::Unavailable(error)) => {
@@ -44,7 +42,7 @@ fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
 async fn a_server_conforms() {
     let server = Server::start();
     let (one, other) = (server.store().await, server.store().await);
-    conforms(Arc::new(one), Arc::new(other)).await;
+    conformance::run(Arc::new(one), Arc::new(other)).await;
 }
 
 #[tokio::test]
@@ -52,7 +50,7 @@ async fn a_server_conforms() {
 async fn a_cluster_conforms() {
     let cluster = Cluster::start().await;
     let (one, other) = (cluster.store().await, cluster.store().await);
-    conforms(Arc::new(one), Arc::new(other)).await;
+    conformance::run(Arc::new(one), Arc::new(other)).await;
 }
 
 #[tokio::test]
@@ -102,16 +100,9 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
 
 /// Releases, and keeps so many bytes.
 fn keeping(id: HoldId, scopes: Scopes, bytes: u64) -> Settlement {
-    Settlement {
-        id,
-        scopes,
-        change: Change::ZERO,
-        keep: Some(Keep {
-            id: HoldId::unique(),
-            amount: Amount::bytes(bytes),
-            time_to_live: Duration::from_secs(60),
-        }),
-    }
+    let amount = Amount::bytes(bytes);
+    let keep = Keep::new(HoldId::unique(), amount, Duration::from_secs(60));
+    Settlement::new(id, scopes, Change::ZERO).with_keep(keep)
 }
 
 #[tokio::test]
@@ -120,10 +111,8 @@ async fn what_is_kept_does_not_bring_back_what_has_expired() {
     let server = Server::start();
     let store = server.store().await;
     let kept = keeping(HoldId::unique(), "user".into(), 5);
-    let brief = Reserve {
-        time_to_live: Duration::from_millis(1),
-        ..reserve(kept.keep.unwrap().id, "user", 90, 100)
-    };
+    let brief =
+        reserve(kept.keep.unwrap().id, "user", 90, 100).with_time_to_live(Duration::from_millis(1));
     store.reserve(&brief).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     store.settle(&[kept]).await.unwrap();
@@ -197,12 +186,9 @@ async fn what_is_on_every_node_is_found() {
     let name = |number: u64| Scope::from(format!("user:{number}"));
     let mut settlements = Vec::new();
     for number in 0..3_000 {
-        settlements.push(Settlement {
-            id: HoldId::unique(),
-            scopes: name(number).into(),
-            change: Amount::new(number * 7_919 % 3_001, 1).into(),
-            keep: None,
-        });
+        let amount = Amount::new(number * 7_919 % 3_001, 1);
+        let settlement = Settlement::new(HoldId::unique(), name(number), amount.into());
+        settlements.push(settlement);
     }
     store.settle(&settlements).await.unwrap();
     store.settle(&settlements).await.unwrap();
@@ -269,12 +255,7 @@ async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
         .await
         .unwrap();
     unavailable(hold(&store, scopes(), 1, 100).await);
-    let settlement = Settlement {
-        id: HoldId::unique(),
-        scopes: scopes(),
-        change: Amount::bytes(1).into(),
-        keep: None,
-    };
+    let settlement = Settlement::new(HoldId::unique(), scopes(), Amount::bytes(1).into());
     store.settle(&[settlement]).await.unwrap_err();
     store.account(&"bad".into()).await.unwrap_err();
     assert_eq!(figures(&store, "good").await, (0, 0));
@@ -303,15 +284,15 @@ async fn a_user_of_redis_may_do_what_the_docs_say_and_nothing_else() {
     server.ask::<()>(&user).await.unwrap();
     let url = format!("redis://quotas:secret@127.0.0.1:{}", server.port());
     let connect = async || Arc::new(RedisStore::connect(&url).await.unwrap());
-    conforms(connect().await, connect().await).await;
+    conformance::run(connect().await, connect().await).await;
 }
 
-/// Why there is no store: the whole chain.
+/// The error of a connection that is not made, and its sources.
 async fn not_connected(url: &str) -> String {
     let began = Instant::now();
     let error = RedisStore::connect(url).await.expect_err(url);
     assert!(began.elapsed() < Duration::from_secs(6), "{url}");
-    unavailable::<()>(Err(QuotaError::Unavailable(error)))
+    unavailable::<()>(Err(error.into()))
 }
 
 #[tokio::test]

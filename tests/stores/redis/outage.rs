@@ -10,9 +10,8 @@ use redis::aio::ConnectionManagerConfig;
 use test_support::mounts::with_own_network;
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{
-        Change, HoldId, Limits, QuotaHold, QuotaSource, RedisStore, Settlement, Store, StoredQuota,
-    },
+    quota::{Change, Limits, QuotaHold, QuotaSource},
+    store::{HoldId, RedisStore, Settlement, Store, StoredQuota},
 };
 
 use super::{
@@ -107,12 +106,7 @@ async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() 
         settle(&store, HoldId::unique(), user, 0).await;
         server.signal("-STOP");
         is_away(&store, user).await;
-        let settlement = Settlement {
-            id,
-            scopes: user.into(),
-            change: Amount::bytes(50).into(),
-            keep: None,
-        };
+        let settlement = Settlement::new(id, user, Amount::bytes(50).into());
         let began = Instant::now();
         store.settle(&[settlement]).await.unwrap_err();
         assert!(began.elapsed() < BOUND);
@@ -176,7 +170,7 @@ fn a_machine_that_vanishes_without_a_word_is_given_up() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_node_that_is_away_stops_nobody_but_its_own_scopes() {
+async fn a_node_that_is_away_stops_only_its_own_scopes() {
     let mut cluster = Cluster::start().await;
     let store = cluster.store().await;
     // By their slots: 5061, 866 and 12182.
@@ -190,12 +184,7 @@ async fn a_node_that_is_away_stops_nobody_but_its_own_scopes() {
     hold(&store, here, 5, 100).await.unwrap();
     assert!(began.elapsed() < BOUND);
     // What can be settled is.
-    let charge = |scope: &str| Settlement {
-        id: HoldId::unique(),
-        scopes: scope.into(),
-        change: Amount::bytes(1).into(),
-        keep: None,
-    };
+    let charge = |scope: &str| Settlement::new(HoldId::unique(), scope, Amount::bytes(1).into());
     let both = [charge(there), charge(here)];
     store.settle(&both).await.unwrap_err();
     assert_eq!(figures(&store, here).await, (11, 5));
@@ -252,7 +241,9 @@ const KILLED: &str = "redis::outage::\
 /// Holds, and stores again and again, until it is killed.
 async fn is_killed(url: &str) {
     let store = RedisStore::connect(url).await.unwrap();
-    let quota = StoredQuota::new(store, Limits::UNLIMITED).time_to_live(Duration::from_secs(2));
+    let quota = StoredQuota::builder(store, Limits::UNLIMITED)
+        .time_to_live(Duration::from_secs(2))
+        .build();
     let (scopes, amount) = (of_the_killed(), Amount::new(1 << 20, 1));
     let _held = quota.reserve(&"held".into(), amount, Amount::ZERO).await;
     for _ in 0..4 {

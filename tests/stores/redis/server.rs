@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 pub(super) use test_support::redis::Server;
 use test_support::running::free_port;
-use tower_storage_guard::quota::{RedisConnection, RedisStore};
+use tower_storage_guard::store::{RedisConnection, RedisStore};
 
 /// The store, over a connection that is configured like this.
 pub(super) async fn store_with(
@@ -44,7 +44,7 @@ impl Cluster {
         cluster
     }
 
-    /// A node without slots that knows nobody.
+    /// A node without slots, which is in no cluster yet.
     pub(super) fn node() -> Server {
         let bus = free_port().to_string();
         Server::with(&[

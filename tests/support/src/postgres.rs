@@ -15,7 +15,7 @@ use sqlx::{
 };
 use tempfile::TempDir;
 #[cfg(feature = "stores")]
-use tower_storage_guard::quota::PostgresStore;
+use tower_storage_guard::store::PostgresStore;
 
 use crate::running::{Running, free_port, signal};
 

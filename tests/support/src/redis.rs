@@ -9,7 +9,7 @@ use std::{
 use redis::{Client, FromRedisValue, RedisResult, cmd};
 use tempfile::{NamedTempFile, TempDir};
 #[cfg(feature = "stores")]
-use tower_storage_guard::quota::{RedisConnection, RedisStore};
+use tower_storage_guard::store::{RedisConnection, RedisStore};
 
 use crate::running::{Running, free_port, listens, signal};
 

@@ -4,7 +4,7 @@ mod postgres;
 mod redis;
 mod sqlite;
 
-use tower_storage_guard::{BoxError, quota::Store};
+use tower_storage_guard::{BoxError, store::Store};
 
 pub(crate) use self::{postgres::Postgres, redis::Redis, sqlite::Sqlite};
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use sqlx::{PgPool, Row, postgres::PgPoolOptions};
 use test_support::postgres::{Server, options, program};
-use tower_storage_guard::{BoxError, quota::PostgresStore};
+use tower_storage_guard::{BoxError, store::PostgresStore};
 
 use super::{Engine, FEW, Raw};
 

@@ -19,7 +19,7 @@ use test_support::redis::Server;
 use tokio::task::JoinSet;
 use tower_storage_guard::{
     Amount, BoxError,
-    quota::{RedisConnection, RedisStore, Store},
+    store::{RedisConnection, RedisStore, Store},
 };
 
 use super::{Engine, FEW, Raw};

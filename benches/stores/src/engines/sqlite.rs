@@ -11,7 +11,7 @@ use std::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tower_storage_guard::{BoxError, quota::SqliteStore};
+use tower_storage_guard::{BoxError, store::SqliteStore};
 
 use super::{Engine, FEW, Raw};
 

@@ -1,0 +1,146 @@
+//! How a quota in a store is set up.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{
+    Ceilings, Journal, Store, StoredQuota, records::TIME_TO_LIVE, settler::Settler, source::Shared,
+};
+use crate::{quota::Usage, scope::Scope};
+
+const SECOND: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A function that hears of soft limits.
+pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
+
+/// Sets up a [`StoredQuota`], and starts it once.
+///
+/// ```
+/// # #[cfg(feature = "store-sqlite")] {
+/// use std::time::Duration;
+///
+/// use tower_storage_guard::{
+///     quota::Limits,
+///     store::{Ceilings, Journal, SqliteStore, StoredQuota},
+/// };
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let folder = folder.path();
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let store = SqliteStore::open(folder.join("quota.db"))?;
+/// let limits = Ceilings::from(Limits::bytes(1 << 30)).with_soft(Limits::bytes(900 << 20));
+/// let quota = StoredQuota::builder(store, limits)
+///     .time_to_live(Duration::from_secs(60))
+///     .warn_with(|scope, usage| println!("{scope} uses {} bytes", usage.used.bytes))
+///     .journal(Journal::open(folder.join("journal"))?)
+///     .build();
+/// # drop(quota);
+/// # Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+/// # }).unwrap();
+/// # }
+/// ```
+#[must_use = "nothing is started before `build`"]
+pub struct StoredQuotaBuilder<S> {
+    store: S,
+    default: Ceilings,
+    time_to_live: Duration,
+    warn: Option<Arc<Warn>>,
+    journal: Option<Journal>,
+}
+
+impl<S: Store> StoredQuotaBuilder<S> {
+    pub(super) fn new(store: S, default: Ceilings) -> Self {
+        Self {
+            store,
+            default,
+            time_to_live: TIME_TO_LIVE,
+            warn: None,
+            journal: None,
+        }
+    }
+
+    /// Sets how long a hold outlives its process. Clamped to between a second and a year.
+    ///
+    /// A long time keeps the room of a killed process from others for as long. A short time costs more renewals, and lets
+    /// a process that cannot reach the store lose its holds sooner. Defaults to 30 seconds.
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.time_to_live = time_to_live.clamp(SECOND, YEAR);
+        self
+    }
+
+    /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
+    ///
+    /// Use it to tell users that they should tidy up, before requests are refused. Defaults to doing nothing.
+    pub fn warn_with(mut self, warn: impl Fn(&Scope, &Usage) + Send + Sync + 'static) -> Self {
+        self.warn = Some(Arc::new(warn));
+        self
+    }
+
+    /// Keeps charges in this journal until the store has taken them, and charges what an earlier process left there.
+    ///
+    /// Use it when charges must survive a kill while the store is away. Defaults to none: charges that the store has not
+    /// taken are lost with the process.
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Starts the quota: the tasks that settle and renew holds, and with a journal the one that writes it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn build(self) -> StoredQuota<S> {
+        let store = Arc::new(self.store);
+        let settler = Settler::start(Arc::clone(&store), self.time_to_live, self.journal);
+        StoredQuota {
+            shared: Arc::new(Shared {
+                store,
+                default: self.default,
+                time_to_live: self.time_to_live,
+                warn: self.warn,
+                settler,
+            }),
+        }
+    }
+}
+
+impl<S> fmt::Debug for StoredQuotaBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredQuotaBuilder")
+            .field("default", &self.default)
+            .field("time_to_live", &self.time_to_live)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::{quota::Limits, store::conformance::ReferenceStore};
+
+    #[tokio::test]
+    async fn a_quota_is_started_once_however_it_is_set_up() {
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        let builder = || StoredQuota::builder(ReferenceStore::default(), Limits::UNLIMITED);
+        let plain = StoredQuota::new(ReferenceStore::default(), Limits::UNLIMITED);
+        let of_one = tasks();
+        assert!(of_one > 0);
+        let set_up = builder()
+            .time_to_live(SECOND)
+            .warn_with(|_, _| {})
+            .time_to_live(SECOND * 3);
+        assert_eq!(tasks(), of_one, "a setter starts nothing");
+        let quota = set_up.build();
+        assert_eq!(tasks(), 2 * of_one);
+
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let journaled = builder().journal(journal).time_to_live(SECOND).build();
+        assert_eq!(tasks(), 3 * of_one + 1, "one task more writes the journal");
+        drop((plain, quota, journaled));
+    }
+}

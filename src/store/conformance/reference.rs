@@ -1,0 +1,248 @@
+//! The contract of a store as a program, as simple as can be.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::ready,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::super::{
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
+};
+use crate::{
+    amount::Amount,
+    cause::Resource,
+    quota::{Change, Exceeded, Limits, QuotaError},
+    scope::{Scope, Scopes},
+};
+
+/// The reference that [`run`](super::run) compares stores with: one map under one lock.
+///
+/// Use it in place of a real store in your own tests. It goes by tokio's clock, which a test may pause. It is slow with
+/// many holds, remembers every settlement, and loses everything when it is dropped.
+#[derive(Debug, Default)]
+pub struct ReferenceStore(Mutex<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    own: HashMap<Scope, Ceilings>,
+    used: HashMap<Scope, Change>,
+    holds: HashMap<HoldId, Hold>,
+    settled: HashSet<HoldId>,
+}
+
+#[derive(Debug)]
+struct Hold {
+    scopes: Scopes,
+    amount: Amount,
+    until: Instant,
+}
+
+impl ReferenceStore {
+    /// The tables, without the holds that have expired.
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        tables.holds.retain(|_, hold| hold.until > now);
+        tables
+    }
+}
+
+impl Tables {
+    fn account(&self, scope: &Scope) -> Account {
+        let holds = self.holds.values();
+        let held = holds.filter(|hold| hold.scopes.iter().any(|held| held == scope));
+        Account {
+            own: self.own.get(scope).copied(),
+            used: self.used.get(scope).copied().unwrap_or_default(),
+            held: held.fold(Amount::ZERO, |sum, hold| sum + hold.amount),
+        }
+    }
+
+    fn reserve(&mut self, asked: &Reserve) -> Result<Reserved, QuotaError> {
+        let required = asked.amount.max(asked.expected);
+        let mut warnings = Vec::new();
+        for scope in &asked.scopes {
+            let account = self.account(scope);
+            let limits = account.own.unwrap_or(asked.default);
+            admit(scope, limits.hard, counted(account), required)?;
+            let after = Account {
+                held: account.held + asked.amount,
+                ..account
+            };
+            if passes(limits.soft, counted(account), counted(after)) {
+                warnings.push((scope.clone(), after));
+            }
+        }
+        let held = Keep::new(asked.id, asked.amount, asked.time_to_live);
+        self.hold(&asked.scopes, held);
+        Ok(Reserved::new(warnings))
+    }
+
+    fn hold(&mut self, scopes: &Scopes, held: Keep) {
+        let until = Instant::now() + held.time_to_live;
+        let hold = self.holds.entry(held.id).or_insert_with(|| Hold {
+            scopes: scopes.clone(),
+            amount: Amount::ZERO,
+            until,
+        });
+        hold.amount = hold.amount + held.amount;
+        hold.until = until;
+    }
+
+    fn settle(&mut self, settlement: &Settlement) {
+        let Settlement {
+            id,
+            scopes,
+            change,
+            keep,
+        } = settlement;
+        self.holds.remove(id);
+        if !settlement.is_remembered() || !self.settled.insert(*id) {
+            return;
+        }
+        if let Some(keep) = *keep {
+            self.hold(scopes, keep);
+        }
+        for scope in scopes {
+            let used = self.used.entry(scope.clone()).or_default();
+            *used = used.then(*change);
+        }
+    }
+}
+
+fn counted(account: Account) -> Amount {
+    account.used.gain() + account.held
+}
+
+fn admit(scope: &Scope, limits: Limits, counted: Amount, required: Amount) -> Result<(), Exceeded> {
+    for (resource, limit, counted, required) in [
+        (Resource::Bytes, limits.bytes, counted.bytes, required.bytes),
+        (
+            Resource::Objects,
+            limits.objects,
+            counted.objects,
+            required.objects,
+        ),
+    ] {
+        let limit = limit.unwrap_or(u64::MAX);
+        if required > 0 && u128::from(counted) + u128::from(required) > limit.into() {
+            let scope = scope.clone();
+            return Err(Exceeded::new(scope, resource, limit, counted, required));
+        }
+    }
+    Ok(())
+}
+
+fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
+    let passes = |soft: Option<u64>, before: u64, after: u64| {
+        soft.is_some_and(|soft| before <= soft && after > soft)
+    };
+    passes(soft.bytes, before.bytes, after.bytes)
+        || passes(soft.objects, before.objects, after.objects)
+}
+
+/// A future of what is there already.
+fn now<'a, T: Send + 'a, E: Send + 'a>(answer: Result<T, E>) -> StoreFuture<'a, T, E> {
+    Box::pin(ready(answer))
+}
+
+impl Store for ReferenceStore {
+    fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+        now(self.tables().reserve(asked))
+    }
+
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+        let mut tables = self.tables();
+        for settlement in settlements {
+            tables.settle(settlement);
+        }
+        now(Ok(()))
+    }
+
+    fn renew<'a>(
+        &'a self,
+        holds: &'a [(HoldId, Scopes)],
+        time_to_live: Duration,
+    ) -> StoreFuture<'a, ()> {
+        let mut tables = self.tables();
+        for (id, _) in holds {
+            if let Some(hold) = tables.holds.get_mut(id) {
+                hold.until = Instant::now() + time_to_live;
+            }
+        }
+        now(Ok(()))
+    }
+
+    fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account> {
+        now(Ok(self.tables().account(scope)))
+    }
+
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+        let mut tables = self.tables();
+        match limits {
+            Some(limits) => tables.own.insert(scope.clone(), limits),
+            None => tables.own.remove(scope),
+        };
+        now(Ok(()))
+    }
+
+    fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
+        self.tables().used.insert(scope.clone(), used.into());
+        now(Ok(()))
+    }
+
+    fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>> {
+        let tables = self.tables();
+        let scopes = tables.used.keys().cloned();
+        let mut all: Vec<_> = scopes
+            .map(|scope| (scope.clone(), tables.account(&scope)))
+            .collect();
+        all.sort_by_key(|(_, account)| -account.used.bytes);
+        all.truncate(count);
+        now(Ok(all))
+    }
+
+    fn holds<'a>(
+        &'a self,
+        scope: Option<&'a Scope>,
+        count: usize,
+    ) -> StoreFuture<'a, Vec<HoldEntry>> {
+        let tables = self.tables();
+        let entries = tables.holds.iter().flat_map(|(id, hold)| {
+            let expires_in = hold.until.saturating_duration_since(Instant::now());
+            let scopes = hold.scopes.iter();
+            scopes.map(move |scope| HoldEntry::new(*id, scope.clone(), hold.amount, expires_in))
+        });
+        let wanted = entries.filter(|entry| scope.is_none_or(|scope| *scope == entry.scope));
+        now(Ok(wanted.take(count).collect()))
+    }
+
+    fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
+        let mut tables = self.tables();
+        tables.used.remove(scope);
+        tables.own.remove(scope);
+        now(Ok(()))
+    }
+}
+
+/// Numbers that look random, and are the same in every run. This is SplitMix64.
+pub(super) struct Dice(u64);
+
+impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `end`.
+    pub(super) fn roll(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (number ^ (number >> 31)) % end
+    }
+}

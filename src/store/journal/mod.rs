@@ -1,0 +1,378 @@
+//! Charges on the local disk, until the store has taken them.
+
+mod files;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt, io, mem,
+    path::{Path, PathBuf},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
+
+use self::{
+    files::Segments,
+    segment::{Charge, Outstanding, Record},
+};
+use super::{HoldId, Settlement};
+use crate::{quota::Change, scope::Scopes};
+
+/// How much of the disk each of the two segments takes, in bytes.
+const SIZE: u64 = 1 << 20;
+/// How long a write may take before its charges are no longer waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait before a disk that has failed is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Batching delay for records that a store has confirmed a charge.
+const LAZY: Duration = Duration::from_millis(100);
+
+/// Keeps charges on a disk of this machine until the store has taken them, so that a kill loses none.
+///
+/// What was stored while the store was away, or right before the process died, is charged when the next process opens
+/// the same directory. Each charge counts once, at whichever step the process was killed.
+///
+/// ```
+/// # #[cfg(feature = "store-sqlite")] {
+/// use tower_storage_guard::{
+///     quota::Limits,
+///     store::{Journal, StoredQuota},
+/// };
+/// # use tower_storage_guard::store::SqliteStore;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let directory = folder.path().join("journal");
+/// # let store = SqliteStore::open(folder.path().join("quota.db")).unwrap();
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let quota = StoredQuota::builder(store, Limits::bytes(1 << 30))
+///     .journal(Journal::open(&directory)?)
+///     .build();
+/// assert!(quota.is_journaled());
+/// # Ok::<_, std::io::Error>(())
+/// # }).unwrap();
+/// # }
+/// ```
+///
+/// # The directory
+///
+/// The directory belongs to one process at a time, on a disk of its machine, and to one store. The next process must find
+/// it again: in a container, put it on a persistent volume. It is locked until the last clone of the quota is gone and
+/// all is settled.
+///
+/// It contains two files of 1 MiB each. Their room is allocated when the journal is opened, so that charges can be
+/// written when the disk is full: about ten thousand that the store has not taken. With more, the files grow if they
+/// can. Copy-on-write filesystems such as btrfs and ZFS may have no room for a write all the same.
+///
+/// # What may be lost
+///
+/// - A charge is written right after it is made, together with others, while the store is asked. A process that is killed
+///   in between, within about a millisecond, loses the charge unless the store has it already. An upload has not been
+///   answered by then. What a removal gives back is not waited for.
+/// - Nothing is synced to the disk, as services do not sync what they store either. So the journal survives the process,
+///   and not a crash of the machine.
+/// - While the disk takes no writes, charges are kept in memory only. The disk is tried again every second, and
+///   [`StoredQuota::is_journaled`](super::StoredQuota::is_journaled) tells.
+///
+/// # When it is opened late
+///
+/// Stores remember for a day what they have settled. A process that was killed within a tenth of a second after its store
+/// had confirmed a charge, and is started again more than a day later, charges it once more.
+pub struct Journal {
+    directory: PathBuf,
+    queue: Arc<Queue>,
+    /// None once they are written to.
+    segments: Option<Segments>,
+    left: Vec<HoldId>,
+}
+
+impl Journal {
+    /// Opens the journal in this directory, and creates what is missing. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy) when another process has it open.
+    /// - [`InvalidData`](io::ErrorKind::InvalidData) when another version of this crate wrote it, in another format.
+    /// - Any other error when the files cannot be read or written, or there is no room for them.
+    pub fn open(directory: impl AsRef<Path>) -> io::Result<Self> {
+        let directory = directory.as_ref();
+        Self::with_size(directory, SIZE).map_err(|error| {
+            let what = format!("the journal in {}: {error}", directory.display());
+            io::Error::new(error.kind(), what)
+        })
+    }
+
+    fn with_size(directory: &Path, size: u64) -> io::Result<Self> {
+        let (segments, outstanding) = Segments::open(directory, size)?;
+        let left = outstanding.keys().copied().collect();
+        let state = JournalState {
+            outstanding,
+            must_begin: true,
+            ..JournalState::default()
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+            queue: Arc::new(Queue {
+                state: state.into(),
+                bell: Notify::new(),
+            }),
+            segments: Some(segments),
+            left,
+        })
+    }
+
+    /// Starts the task that writes. Later calls do nothing.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub(super) fn start(&mut self) {
+        if let Some(segments) = self.segments.take() {
+            tokio::spawn(write(Ending(Arc::clone(&self.queue)), segments));
+        }
+    }
+
+    /// The charges that an earlier process has left, and no store has confirmed since.
+    pub(super) fn left(&self) -> Vec<Settlement> {
+        let state = self.queue.state();
+        let left = self.left.iter();
+        left.filter_map(|id| Some(state.outstanding.get(id)?.settlement(*id)))
+            .collect()
+    }
+
+    /// Notes a charge. Charges that are noted under one id add up, and are of the same scopes.
+    ///
+    /// They are written in the order of the calls, whether or not the future is polled.
+    pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Noted {
+        let scopes = scopes.clone();
+        let record = Record::Charge(id, Charge { scopes, change });
+        let mut state = self.queue.state();
+        state.add(record);
+        state.is_behind = true;
+        if state.is_failing {
+            return Noted(None);
+        }
+        let (written, is_written) = oneshot::channel();
+        state.waiting.push(written);
+        state.due = Some(Instant::now());
+        drop(state);
+        self.queue.bell.notify_one();
+        Noted(Some(is_written))
+    }
+
+    /// Forgets all charges that were noted under these ids, because the store has confirmed them.
+    pub(super) fn done(&self, ids: impl IntoIterator<Item = HoldId>) {
+        let mut state = self.queue.state();
+        let mut is_news = false;
+        for id in ids {
+            if state.outstanding.contains_key(&id) {
+                state.add(Record::Done(id));
+                is_news = true;
+            }
+        }
+        if is_news && state.due.is_none() {
+            state.due = Some(Instant::now() + LAZY);
+            drop(state);
+            self.queue.bell.notify_one();
+        }
+    }
+
+    /// Whether a kill would lose no charge that was noted.
+    pub(super) fn is_written(&self) -> bool {
+        let state = self.queue.state();
+        state.outstanding.is_empty() || !(state.is_behind || state.is_catching_up)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.queue.state().is_over = true;
+        self.queue.bell.notify_one();
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal")
+            .field("directory", &self.directory)
+            .field("is_written", &self.is_written())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is to be written.
+struct Queue {
+    state: Mutex<JournalState>,
+    /// Rings when something is due earlier than before.
+    bell: Notify,
+}
+
+#[derive(Default)]
+struct JournalState {
+    outstanding: Outstanding,
+    /// The changes since the last write.
+    records: Vec<Record>,
+    /// Whether appending is of no use, since the next write begins a segment with all that is outstanding.
+    must_begin: bool,
+    /// Resolves the futures of charges that no write has begun with, and of those that are being written.
+    waiting: Vec<oneshot::Sender<()>>,
+    writing: Vec<oneshot::Sender<()>>,
+    /// Whether there are charges that no write has begun with.
+    is_behind: bool,
+    /// Whether there are charges that are being written.
+    is_catching_up: bool,
+    /// When to write.
+    due: Option<Instant>,
+    /// Whether the disk takes no writes, or takes too long. Charges are not waited for then.
+    is_failing: bool,
+    /// Whether the journal was dropped, so that nothing more is noted.
+    is_over: bool,
+}
+
+impl JournalState {
+    fn add(&mut self, record: Record) {
+        if !self.must_begin {
+            self.records.push(record.clone());
+        }
+        record.apply(&mut self.outstanding);
+    }
+
+    /// Returns the futures to resolve, which the caller does after it has given the lock back.
+    fn fail(&mut self) -> Vec<oneshot::Sender<()>> {
+        self.is_failing = true;
+        self.must_begin = true;
+        self.records.clear();
+        self.is_behind |= mem::take(&mut self.is_catching_up);
+        let mut all = mem::take(&mut self.writing);
+        all.append(&mut self.waiting);
+        all
+    }
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, JournalState> {
+        // No code between two statements that belong together can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to write. Returns false when there is nothing, and nothing can come.
+    async fn is_due(&self) -> bool {
+        loop {
+            let due = {
+                let state = self.state();
+                match state.due {
+                    Some(due) if due <= Instant::now() => return true,
+                    // At the end, a disk that fails is given up.
+                    due if state.is_over => return due.is_some() && !state.is_failing,
+                    due => due,
+                }
+            };
+            let rung = self.bell.notified();
+            match due {
+                Some(due) => drop(timeout_at(due, rung).await),
+                None => rung.await,
+            }
+        }
+    }
+
+    /// Writes what there is. Blocks.
+    fn write(&self, segments: &mut Segments) {
+        let records = {
+            let mut state = self.state();
+            state.due = None;
+            state.writing = mem::take(&mut state.waiting);
+            state.is_catching_up = mem::take(&mut state.is_behind);
+            (!state.must_begin).then(|| mem::take(&mut state.records))
+        };
+        let is_written = match records {
+            Some(records) if segments.append(&records) => true,
+            _ => segments.begin(&self.all()).is_ok(),
+        };
+        let mut state = self.state();
+        let told = if is_written {
+            state.is_catching_up = false;
+            if mem::take(&mut state.is_failing) {
+                // Charges that came meanwhile did not ring the bell.
+                state.due = Some(Instant::now());
+            }
+            mem::take(&mut state.writing)
+        } else {
+            state.due = Some(Instant::now() + PAUSE);
+            state.fail()
+        };
+        drop(state);
+        drop(told);
+    }
+
+    /// All that is outstanding, for a new segment. Nothing else has to be written after it.
+    fn all(&self) -> Outstanding {
+        let mut state = self.state();
+        state.records.clear();
+        (state.due, state.must_begin) = (None, false);
+        state.is_catching_up |= mem::take(&mut state.is_behind);
+        let mut waiting = mem::take(&mut state.waiting);
+        state.writing.append(&mut waiting);
+        state.outstanding.clone()
+    }
+}
+
+/// Writes until all is written and the journal was dropped.
+async fn write(ending: Ending, mut segments: Segments) {
+    let Ending(queue) = &ending;
+    while queue.is_due().await {
+        let blocking = Arc::clone(queue);
+        let mut writing = pin!(spawn_blocking(move || {
+            blocking.write(&mut segments);
+            segments
+        }));
+        let written = match timeout(PATIENCE, writing.as_mut()).await {
+            Ok(written) => written,
+            Err(_) => {
+                let told = queue.state().fail();
+                drop(told);
+                writing.await
+            }
+        };
+        // An error means that the runtime shuts down.
+        let Ok(back) = written else { return };
+        segments = back;
+    }
+}
+
+/// Resolves all futures when the task that writes has ended, whatever ended it.
+struct Ending(Arc<Queue>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let told = self.0.state().fail();
+        drop(told);
+    }
+}
+
+/// Resolves once a charge is written, or once the journal has failed and keeps it in memory only.
+///
+/// Dropping it cancels nothing.
+pub(super) struct Noted(Option<oneshot::Receiver<()>>);
+
+impl Future for Noted {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(written) = &mut self.0 else {
+            return Poll::Ready(());
+        };
+        // The sender is dropped, and sends nothing.
+        Pin::new(written)
+            .poll(cx)
+            .map(|_| mem::take(&mut self.0))
+            .map(drop)
+    }
+}

@@ -1,0 +1,413 @@
+//! The lease of one scope: what this node may give away of it, what requests hold, and what was charged.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::super::{Ceilings, HoldId, Keep, Reserve, Settlement};
+use crate::{
+    amount::Amount,
+    cause::Resource,
+    quota::{Change, Exceeded},
+    scope::{Scope, Scopes},
+};
+
+/// How often leases are reviewed. Two windows and a round trip are less than the second after which idle budget is back in
+/// the store.
+pub(super) const WINDOW: Duration = Duration::from_millis(400);
+/// How many requests within two windows make a scope worth a lease.
+const HOT: u32 = 8;
+/// The share of what is left that a lease takes at most, as its denominator. The rest is for other nodes.
+const SHARE: u64 = 8;
+/// How long a scope has no lease after a refusal.
+const QUIET: Duration = Duration::from_secs(1);
+/// After how many windows charges are given to the store.
+const SETTLED_AFTER: u8 = 2;
+
+/// The hold in the store is the sum of `free`, `held`, and what `spent` has added.
+///
+/// That is so until `sure`, by the clock of this node. The clock only measures how much time has passed, so it need not
+/// agree with any other. After `sure`, the store may have given everything to other nodes.
+pub(super) struct Lease {
+    id: HoldId,
+    /// Whether the store may have a hold under this id.
+    is_there: bool,
+    sure: Option<Instant>,
+    /// What the next requests may take.
+    free: Amount,
+    /// What requests under way have taken.
+    held: Amount,
+    /// What has been charged, and the store has not been told.
+    spent: Change,
+    /// Whether there were charges. Those that cancel out have moved room between `free` and `spent` all the same.
+    has_spent: bool,
+    /// For how many windows the store has not been told.
+    windows: u8,
+    /// Whether the hold in the store may differ from what is recorded here.
+    needs_resync: bool,
+    /// How much should be free.
+    target: Amount,
+    /// Whether the reservation under way is the first of this id.
+    is_first: bool,
+    this: Window,
+    last: Window,
+    /// How many requests have the store decide with everything leased given back. Nothing is leased until they are done.
+    pub(super) deciding: u32,
+    quiet: Option<Instant>,
+    /// Whether a task is asking the store for more.
+    pub(super) is_growing: bool,
+    /// Whether a task is giving back to the store what is not needed.
+    pub(super) is_turning: bool,
+    /// Held during every call to the store about this lease.
+    pub(super) gate: Arc<Mutex<()>>,
+}
+
+/// The requests of one window.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    /// How many there were, and how much they took.
+    requests: u32,
+    asked: Amount,
+    /// How much was free all the time.
+    idle: Amount,
+}
+
+/// How much of what is free goes back to the store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Back {
+    /// What was free for a whole window.
+    Idle,
+    All,
+}
+
+/// How much more to lease.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Chunk {
+    pub(super) amount: Amount,
+    /// How much must fit, so that other nodes find some.
+    pub(super) left: Amount,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self {
+            id: HoldId::unique(),
+            is_there: false,
+            sure: None,
+            free: Amount::ZERO,
+            held: Amount::ZERO,
+            spent: Change::ZERO,
+            has_spent: false,
+            windows: 0,
+            needs_resync: false,
+            target: Amount::ZERO,
+            is_first: false,
+            this: Window::default(),
+            last: Window::default(),
+            deciding: 0,
+            quiet: None,
+            is_growing: false,
+            is_turning: false,
+            gate: Arc::default(),
+        }
+    }
+}
+
+impl Lease {
+    /// Counts a request. Returns whether it can be served from what is free.
+    pub(super) fn asked(&mut self, need: Amount, now: Instant) -> bool {
+        self.this.requests = self.this.requests.saturating_add(1);
+        self.expire(now);
+        fits(need, self.free)
+    }
+
+    /// Counts the demand of a request that was let in. A refused one says nothing of what is needed.
+    pub(super) fn let_in(&mut self, demand: Amount) {
+        self.this.asked = self.this.asked + demand;
+    }
+
+    /// Takes a demand from what is free. [`asked`](Self::asked) has returned true.
+    pub(super) fn take(&mut self, demand: Amount) {
+        self.let_in(demand);
+        self.free = self.free - demand;
+        self.held = self.held + demand;
+        self.this.idle = least(self.this.idle, self.free);
+    }
+
+    /// Returns what a request has taken.
+    ///
+    /// The clock is not read here: [`asked`](Self::asked) drops what has expired before it is taken again.
+    pub(super) fn end(&mut self, held: Amount) {
+        self.held = self.held - held;
+        if self.sure.is_some() {
+            self.free = self.free + held;
+        } else {
+            self.needs_resync |= self.is_there;
+        }
+    }
+
+    /// Records a charge, for which room is no longer free.
+    pub(super) fn spend(&mut self, change: Change) {
+        // Saturates: a charge beyond everything that is free is on the disk already.
+        self.free = self.free - change.gain();
+        self.this.idle = least(self.this.idle, self.free);
+        self.spent = self.spent.then(change);
+        self.has_spent |= change != Change::ZERO;
+    }
+
+    /// The id of the hold in the store, and of its charges in the journal.
+    pub(super) fn id(&self) -> HoldId {
+        self.id
+    }
+
+    /// Whether there is anything that the store should know before it refuses a request.
+    pub(super) fn has_anything(&self) -> bool {
+        self.is_there || self.is_growing || self.is_turning || self.has_spent
+    }
+
+    /// Whether the store may have a hold for it.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there
+    }
+
+    /// Whether there are enough requests to be worth a lease.
+    pub(super) fn is_hot(&self) -> bool {
+        self.this.requests.saturating_add(self.last.requests) >= HOT
+    }
+
+    /// Whether more should be leased, before a request finds too little.
+    pub(super) fn is_low(&self) -> bool {
+        self.free.bytes < self.target.bytes / 4 || self.free.objects < self.target.objects / 4
+    }
+
+    /// Whether the store may be asked for more now.
+    pub(super) fn may_grow(&self, now: Instant) -> bool {
+        !self.is_growing
+            && self.deciding == 0
+            && self.is_hot()
+            && self.quiet.is_none_or(|quiet| quiet <= now)
+    }
+
+    /// Leases nothing for a while, because the limit is near or the store is away.
+    pub(super) fn quiet(&mut self, now: Instant) {
+        self.quiet = Some(now + QUIET);
+    }
+
+    /// How much more is needed for about a second.
+    pub(super) fn wants(&mut self, now: Instant) -> Option<Chunk> {
+        if self.deciding > 0 || self.quiet.is_some_and(|quiet| quiet > now) {
+            return None;
+        }
+        self.expire(now);
+        self.is_first = self.sure.is_none();
+        if self.is_first && (self.is_there || self.has_spent || !self.held.is_zero()) {
+            // The store has to be told first what it does not know of the previous hold.
+            self.needs_resync = true;
+            return None;
+        }
+        // A window that has just begun says little.
+        let window = self.last.asked.max(self.this.asked);
+        self.target = target(window);
+        let amount = self.target - self.free;
+        let left = |amount: u64| amount.saturating_mul(SHARE);
+        (!amount.is_zero()).then(|| Chunk {
+            amount,
+            left: Amount::new(left(amount.bytes), left(amount.objects)),
+        })
+    }
+
+    /// A smaller chunk, where the first does not fit. None when it would not be worth a round trip.
+    pub(super) fn wants_less(&self, chunk: Chunk, full: &Exceeded) -> Option<Chunk> {
+        let share = full.limit.saturating_sub(full.used) / SHARE;
+        let requests = u64::from(self.this.requests.saturating_add(self.last.requests)).max(1);
+        let lately = self.this.asked + self.last.asked;
+        let Chunk {
+            mut amount,
+            mut left,
+        } = chunk;
+        let usual = match full.resource {
+            Resource::Objects => {
+                amount.objects = amount.objects.min(share);
+                left.objects = amount.objects;
+                lately.objects / requests
+            }
+            _ => {
+                amount.bytes = amount.bytes.min(share);
+                left.bytes = amount.bytes;
+                lately.bytes / requests
+            }
+        };
+        let is_worth_it = share >= usual.saturating_mul(HOT.into()).max(1);
+        is_worth_it.then_some(Chunk { amount, left })
+    }
+
+    /// The request to send to the store. Until the answer, it is unknown what the store holds.
+    pub(super) fn grow(
+        &mut self,
+        scope: &Scope,
+        chunk: Chunk,
+        default: Ceilings,
+        time_to_live: Duration,
+    ) -> Reserve {
+        self.is_there = true;
+        Reserve {
+            id: self.id,
+            scopes: scope.clone().into(),
+            amount: chunk.amount,
+            expected: chunk.left,
+            default,
+            time_to_live,
+        }
+    }
+
+    /// The store has admitted what was asked for at that time.
+    pub(super) fn grown(
+        &mut self,
+        amount: Amount,
+        asked: Instant,
+        time_to_live: Duration,
+        now: Instant,
+    ) {
+        self.expire(now);
+        let sure = asked + time_to_live;
+        if sure <= now || self.sure.is_none() && !self.is_first {
+            // The store may hold this, and nothing of what it held before.
+            self.needs_resync = true;
+            return;
+        }
+        self.free = self.free + amount;
+        self.sure = Some(sure);
+    }
+
+    /// The store has refused.
+    pub(super) fn not_grown(&mut self) {
+        self.is_there &= !self.is_first;
+    }
+
+    /// The store has failed, and may have made the hold.
+    pub(super) fn lost(&mut self, now: Instant) {
+        self.needs_resync = true;
+        self.quiet(now);
+    }
+
+    /// Begins a new window. Returns whether the store should be told something.
+    pub(super) fn next_window(&mut self, time_to_live: Duration, now: Instant) -> bool {
+        self.expire(now);
+        // As much as a chunk is not idle.
+        let idle = self.this.idle - target(self.this.asked);
+        self.last = Window { idle, ..self.this };
+        self.this = Window {
+            idle: self.free,
+            ..Window::default()
+        };
+        if self.has_spent {
+            self.windows = self.windows.saturating_add(1);
+        }
+        !idle.is_zero()
+            || self.needs_resync
+            || self.windows >= SETTLED_AFTER
+            || self.is_old(time_to_live, now)
+    }
+
+    /// Whether it is to be renewed: three times in its time to live.
+    fn is_old(&self, time_to_live: Duration, now: Instant) -> bool {
+        let sure_until = now + time_to_live * 2 / 3;
+        self.is_there && self.sure.is_none_or(|sure| sure < sure_until)
+    }
+
+    /// Whether it can be forgotten.
+    pub(super) fn is_empty(&self, now: Instant) -> bool {
+        !self.has_anything()
+            && self.held.is_zero()
+            && self.deciding == 0
+            && self.this.requests == 0
+            && self.last.requests == 0
+            && self.quiet.is_none_or(|quiet| quiet <= now)
+            // No call to the store is under way or waits for the gate.
+            && Arc::strong_count(&self.gate) == 1
+    }
+
+    /// The settlement that tells the store what was charged, and how much to hold from now on.
+    pub(super) fn turn(
+        &mut self,
+        scope: &Scope,
+        back: Back,
+        time_to_live: Duration,
+        now: Instant,
+    ) -> Option<Settlement> {
+        self.expire(now);
+        let free = match back {
+            Back::Idle => self.free - self.last.idle,
+            Back::All => Amount::ZERO,
+        };
+        let has_news = free != self.free || self.has_spent || self.needs_resync;
+        if !has_news && !self.is_old(time_to_live, now) {
+            return None;
+        }
+        self.free = free;
+        self.last.idle = Amount::ZERO;
+        self.this.idle = least(self.this.idle, free);
+        self.needs_resync = false;
+        self.has_spent = false;
+        self.windows = 0;
+        let ended = mem::replace(&mut self.id, HoldId::unique());
+        let amount = self.free + self.held;
+        self.is_there = !amount.is_zero();
+        if !self.is_there {
+            // The next reservation is the first of the new id.
+            self.sure = None;
+        }
+        Some(Settlement {
+            id: ended,
+            scopes: Scopes::from(scope.clone()),
+            change: mem::take(&mut self.spent),
+            keep: self.is_there.then_some(Keep {
+                id: self.id,
+                amount,
+                time_to_live,
+            }),
+        })
+    }
+
+    /// The store has taken the settlement that was made at that time.
+    pub(super) fn turned(&mut self, asked: Instant, time_to_live: Duration, now: Instant) {
+        if !self.is_there {
+            return;
+        }
+        let was_sure = self.sure.is_some();
+        self.expire(now);
+        let sure = asked + time_to_live;
+        if now >= sure {
+            self.needs_resync = true;
+        } else if self.sure.is_some() || !was_sure {
+            // If the lease was not sure before, nothing was free, so the settlement is all that the store holds.
+            self.sure = Some(sure);
+        }
+    }
+
+    /// Drops what is free once the store may have given it to others.
+    fn expire(&mut self, now: Instant) {
+        if self.sure.is_some_and(|sure| sure <= now) {
+            self.sure = None;
+            self.free = Amount::ZERO;
+            self.this.idle = Amount::ZERO;
+            self.last.idle = Amount::ZERO;
+            // What requests have taken must be held again.
+            self.needs_resync |= self.is_there;
+        }
+    }
+}
+
+/// How much should be free, by the demand of one window: enough for four.
+fn target(asked: Amount) -> Amount {
+    let four = |amount: u64| amount.saturating_mul(4);
+    Amount::new(four(asked.bytes), four(asked.objects))
+}
+
+fn fits(need: Amount, free: Amount) -> bool {
+    need.bytes <= free.bytes && need.objects <= free.objects
+}
+
+fn least(one: Amount, other: Amount) -> Amount {
+    Amount::new(one.bytes.min(other.bytes), one.objects.min(other.objects))
+}

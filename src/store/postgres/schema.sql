@@ -1,0 +1,199 @@
+-- Quotas in PostgreSQL, in the first schema of the search path. Amounts are bytes and objects; times are the server's.
+-- Run as a whole whenever something is missing. What exists stays.
+--
+-- Names of scopes are bytes, because text cannot contain a NUL and depends on the encoding of the database. Read them with
+-- `convert_from(scope, 'UTF8')`. Rows are found by a digest, as an index has no room for long names.
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+-- One at a time: IF NOT EXISTS races with itself.
+SELECT pg_advisory_xact_lock(507, 1);
+
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
+-- unlimited, and a negative one stands for the number above 2^63 with the same bits.
+CREATE TABLE IF NOT EXISTS storage_guard_accounts (
+    key bytea GENERATED ALWAYS AS (sha256(scope)) STORED PRIMARY KEY,
+    scope bytea NOT NULL,
+    used_bytes bigint NOT NULL DEFAULT 0,
+    used_objects bigint NOT NULL DEFAULT 0,
+    has_limits boolean NOT NULL DEFAULT false,
+    hard_bytes bigint,
+    hard_objects bigint,
+    soft_bytes bigint,
+    soft_objects bigint
+);
+
+-- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
+CREATE TABLE IF NOT EXISTS storage_guard_holds (
+    key bytea GENERATED ALWAYS AS (sha256(scope)) STORED,
+    id uuid NOT NULL,
+    scope bytea NOT NULL,
+    bytes bigint NOT NULL,
+    objects bigint NOT NULL,
+    expires timestamptz NOT NULL,
+    PRIMARY KEY (key, id)
+);
+CREATE INDEX IF NOT EXISTS storage_guard_holds_expires ON storage_guard_holds (expires);
+
+-- The ids that were settled, so that each is charged once. Kept for a day.
+CREATE TABLE IF NOT EXISTS storage_guard_settled (
+    id uuid PRIMARY KEY,
+    settled timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS storage_guard_settled_settled ON storage_guard_settled (settled);
+
+-- Function names contain a version, so that processes of an older and a newer version can share the database.
+--
+-- Why there are no deadlocks: a function that changes holds or usage locks the accounts first, in the order of their keys,
+-- and then ids in their order. A function that renews or sweeps holds without those locks waits for no lock: renewing skips
+-- locked rows, which are being ended or prolonged, and sweeping skips them too, as the last step.
+
+-- Locks accounts until the transaction ends, and creates those that are missing.
+CREATE OR REPLACE FUNCTION storage_guard_1_lock(names bytea[]) RETURNS void
+LANGUAGE sql AS $$
+    -- The update changes nothing, and locks all the same. In one statement, so that the row cannot be removed before it is
+    -- locked.
+    INSERT INTO storage_guard_accounts AS account (scope)
+    SELECT DISTINCT ON (sha256(name)) name FROM unnest(names) AS name ORDER BY sha256(name)
+    ON CONFLICT (key) DO UPDATE SET used_bytes = account.used_bytes WHERE false
+$$;
+
+-- Sets an amount aside in all of these scopes, or in none. Returns a row for each, in their order: whether it was done, and
+-- the account before. A need of NULL is more than can be counted.
+CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
+    hold_id uuid, names bytea[], milliseconds bigint,
+    more_bytes bigint, more_objects bigint,
+    need_bytes bigint, need_objects bigint,
+    default_bytes bigint, default_objects bigint
+) RETURNS TABLE (
+    is_reserved boolean,
+    used_bytes bigint, used_objects bigint, has_limits boolean,
+    hard_bytes bigint, hard_objects bigint, soft_bytes bigint, soft_objects bigint,
+    held_bytes bigint, held_objects bigint
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    countable CONSTANT bigint := 9223372036854775807;
+    moment timestamptz;
+BEGIN
+    PERFORM storage_guard_1_lock(names);
+    -- Read after the wait for the lock. From here on each statement sees everything that was done before.
+    moment := clock_timestamp();
+    RETURN QUERY
+    WITH standing AS (
+        SELECT place, name, account.*, held.bytes AS held_bytes, held.objects AS held_objects,
+            -- These sums are numeric, and have no bounds.
+            greatest(account.used_bytes, 0) + held.bytes AS counted_bytes,
+            greatest(account.used_objects, 0) + held.objects AS counted_objects,
+            CASE WHEN account.has_limits THEN account.hard_bytes ELSE default_bytes END AS most_bytes,
+            CASE WHEN account.has_limits THEN account.hard_objects ELSE default_objects END AS most_objects
+        FROM unnest(names) WITH ORDINALITY AS asked (name, place)
+        JOIN storage_guard_accounts AS account ON account.key = sha256(name)
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(hold.bytes), 0) AS bytes, coalesce(sum(hold.objects), 0) AS objects
+            FROM storage_guard_holds AS hold WHERE hold.key = account.key AND hold.expires > moment
+        ) AS held
+    ), verdict AS (
+        SELECT bool_and(coalesce(
+            (need_bytes = 0 OR counted_bytes + need_bytes
+                <= CASE WHEN most_bytes >= 0 THEN most_bytes ELSE countable END)
+            AND (need_objects = 0 OR counted_objects + need_objects
+                <= CASE WHEN most_objects >= 0 THEN most_objects ELSE countable END),
+            false
+        )) AS fits FROM standing
+    ), made AS (
+        INSERT INTO storage_guard_holds AS hold (id, scope, bytes, objects, expires)
+        SELECT hold_id, name, more_bytes, more_objects, moment + milliseconds * interval '1 millisecond'
+        FROM standing, verdict WHERE fits
+        -- An expired hold is gone, and does not grow.
+        ON CONFLICT (key, id) DO UPDATE SET
+            bytes = CASE WHEN hold.expires > moment THEN hold.bytes ELSE 0 END + excluded.bytes,
+            objects = CASE WHEN hold.expires > moment THEN hold.objects ELSE 0 END + excluded.objects,
+            expires = excluded.expires
+    )
+    SELECT fits, used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
+        least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint
+    FROM standing, verdict ORDER BY place;
+END
+$$;
+
+-- Ends holds, charges what was not charged before, and sets the holds to keep. The arrays have one element for each
+-- settlement and scope. An id has one change and one hold to keep, or neither.
+CREATE OR REPLACE FUNCTION storage_guard_1_settle(
+    ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[],
+    kept_ids uuid[], kept_bytes bigint[], kept_objects bigint[], kept_milliseconds bigint[]
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    most CONSTANT numeric := 9223372036854775807;
+    least_of_all CONSTANT numeric := -9223372036854775808;
+    moment timestamptz;
+BEGIN
+    PERFORM storage_guard_1_lock(names);
+    moment := clock_timestamp();
+    DELETE FROM storage_guard_holds AS hold
+    USING unnest(ids, names) AS asked (id, name)
+    WHERE hold.key = sha256(asked.name) AND hold.id = asked.id;
+
+    WITH asked AS (
+        SELECT * FROM unnest(
+            ids, names, change_bytes, change_objects, kept_ids, kept_bytes, kept_objects, kept_milliseconds
+        ) AS asked (id, name, bytes, objects, kept, held_bytes, held_objects, milliseconds)
+        WHERE bytes <> 0 OR objects <> 0 OR kept IS NOT NULL
+    ), fresh AS (
+        INSERT INTO storage_guard_settled (id, settled)
+        SELECT DISTINCT asked.id, moment FROM asked ORDER BY asked.id
+        ON CONFLICT DO NOTHING RETURNING id
+    ), made AS (
+        INSERT INTO storage_guard_holds AS hold (id, scope, bytes, objects, expires)
+        SELECT asked.kept, asked.name, asked.held_bytes, asked.held_objects,
+            moment + asked.milliseconds * interval '1 millisecond'
+        FROM asked JOIN fresh ON fresh.id = asked.id WHERE asked.kept IS NOT NULL
+        ON CONFLICT (key, id) DO UPDATE SET
+            bytes = CASE WHEN hold.expires > moment THEN hold.bytes ELSE 0 END + excluded.bytes,
+            objects = CASE WHEN hold.expires > moment THEN hold.objects ELSE 0 END + excluded.objects,
+            expires = excluded.expires
+    ), change AS (
+        SELECT sha256(asked.name) AS key, sum(asked.bytes) AS bytes, sum(asked.objects) AS objects
+        FROM asked JOIN fresh ON fresh.id = asked.id GROUP BY 1
+    )
+    UPDATE storage_guard_accounts AS account SET
+        used_bytes = least(greatest(account.used_bytes + change.bytes, least_of_all), most),
+        used_objects = least(greatest(account.used_objects + change.objects, least_of_all), most)
+    FROM change WHERE account.key = change.key;
+
+    -- A scope that uses nothing, holds nothing and has no limits of its own leaves no row.
+    DELETE FROM storage_guard_accounts AS account
+    WHERE account.key IN (SELECT sha256(name) FROM unnest(names) AS name)
+        AND account.used_bytes = 0 AND account.used_objects = 0 AND NOT account.has_limits
+        AND NOT EXISTS (SELECT FROM storage_guard_holds AS hold WHERE hold.key = account.key);
+
+    -- Deletes some of the rows that no longer count, of any scope: more than one settlement adds.
+    DELETE FROM storage_guard_holds WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM storage_guard_holds WHERE expires <= moment
+        ORDER BY expires LIMIT 128 FOR UPDATE SKIP LOCKED
+    ));
+    DELETE FROM storage_guard_settled WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM storage_guard_settled WHERE settled <= moment - interval '1 day'
+        ORDER BY settled LIMIT 128 FOR UPDATE SKIP LOCKED
+    ));
+END
+$$;
+
+-- Prolongs holds that have not expired. The arrays have one element for each hold and scope.
+CREATE OR REPLACE FUNCTION storage_guard_1_renew(ids uuid[], names bytea[], milliseconds bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    UPDATE storage_guard_holds SET expires = moment + milliseconds * interval '1 millisecond'
+    WHERE ctid = ANY (ARRAY(
+        SELECT hold.ctid FROM unnest(ids, names) AS asked (id, name)
+        JOIN storage_guard_holds AS hold ON hold.key = sha256(asked.name) AND hold.id = asked.id
+        WHERE hold.expires > moment FOR UPDATE OF hold SKIP LOCKED
+    ));
+END
+$$;
+
+COMMIT;

@@ -1,0 +1,310 @@
+//! What passes between a quota and its store.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    num::ParseIntError,
+    str::FromStr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    amount::Amount,
+    quota::{Change, Limits, Usage},
+    scope::{Scope, Scopes},
+};
+
+/// How long a hold lives by default, unless it is renewed.
+pub(super) const TIME_TO_LIVE: Duration = Duration::from_secs(30);
+
+/// Identifies a hold, or a change without one. Unique among all processes and over time.
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct HoldId(u128);
+
+impl HoldId {
+    /// A new id.
+    pub fn unique() -> Self {
+        static PROCESS: LazyLock<u64> = LazyLock::new(random);
+        static NUMBER: LazyLock<AtomicU64> = LazyLock::new(|| random().into());
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self(u128::from(*PROCESS) << 64 | u128::from(number))
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_le_bytes(bytes))
+    }
+}
+
+/// From the randomness of the operating system, which keys every map of the standard library.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Writes 32 hexadecimal digits.
+impl fmt::Display for HoldId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for HoldId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for HoldId {
+    type Err = ParseIntError;
+
+    fn from_str(digits: &str) -> Result<Self, Self::Err> {
+        u128::from_str_radix(digits, 16).map(Self)
+    }
+}
+
+/// A request to set something aside.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Reserve {
+    /// The hold that is made, or added to.
+    pub id: HoldId,
+    /// The scopes to charge: all of them, or none. Each is in here once.
+    pub scopes: Scopes,
+    /// How much to set aside in each scope.
+    pub amount: Amount,
+    /// How much must fit in each scope without being set aside. Less than `amount` says nothing.
+    pub expected: Amount,
+    /// The limits of scopes that have none of their own.
+    pub default: Ceilings,
+    /// How long the hold lives from now on, unless it is renewed.
+    pub time_to_live: Duration,
+}
+
+impl Reserve {
+    /// A request for an amount in scopes that are unlimited by default, for 30 seconds.
+    pub fn new(id: HoldId, scopes: impl Into<Scopes>, amount: Amount) -> Self {
+        Self {
+            id,
+            scopes: scopes.into(),
+            amount,
+            expected: Amount::ZERO,
+            default: Ceilings::default(),
+            time_to_live: TIME_TO_LIVE,
+        }
+    }
+
+    /// Sets [`expected`](Self::expected).
+    #[must_use]
+    pub fn with_expected(mut self, expected: Amount) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    /// Sets [`default`](Self::default).
+    #[must_use]
+    pub fn with_default(mut self, default: impl Into<Ceilings>) -> Self {
+        self.default = default.into();
+        self
+    }
+
+    /// Sets [`time_to_live`](Self::time_to_live).
+    #[must_use]
+    pub fn with_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.time_to_live = time_to_live;
+        self
+    }
+}
+
+/// The answer to a [`Reserve`] that was admitted.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Reserved {
+    /// The scopes that have passed their soft limit by this hold, and their accounts after it.
+    pub warnings: Vec<(Scope, Account)>,
+}
+
+impl Reserved {
+    /// An answer with these warnings.
+    pub fn new(warnings: Vec<(Scope, Account)>) -> Self {
+        Self { warnings }
+    }
+}
+
+/// A hard limit that is enforced, and a soft limit that is only reported.
+///
+/// ```
+/// use tower_storage_guard::{quota::Limits, store::Ceilings};
+///
+/// let ceilings = Ceilings::from(Limits::bytes(100)).with_soft(Limits::bytes(80));
+/// assert_eq!(ceilings.hard, Limits::bytes(100));
+/// assert_eq!(ceilings.soft, Limits::bytes(80));
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub struct Ceilings {
+    /// The limits that are enforced.
+    pub hard: Limits,
+    /// The limits whose passing is reported, by [`warn_with`](super::StoredQuotaBuilder::warn_with).
+    pub soft: Limits,
+}
+
+impl Ceilings {
+    /// Sets the limits whose passing is reported. Defaults to none.
+    #[must_use]
+    pub const fn with_soft(mut self, soft: Limits) -> Self {
+        self.soft = soft;
+        self
+    }
+}
+
+impl From<Limits> for Ceilings {
+    fn from(hard: Limits) -> Self {
+        Self {
+            hard,
+            soft: Limits::UNLIMITED,
+        }
+    }
+}
+
+/// The end of a hold, or a change without one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settlement {
+    /// The hold, and the key by which the settlement is idempotent.
+    pub id: HoldId,
+    /// The scopes to charge.
+    pub scopes: Scopes,
+    /// By how much the usage of each scope changes.
+    pub change: Change,
+    /// A hold that takes the place of the ended one.
+    pub keep: Option<Keep>,
+}
+
+impl Settlement {
+    /// Ends a hold and charges a change.
+    pub fn new(id: HoldId, scopes: impl Into<Scopes>, change: Change) -> Self {
+        Self {
+            id,
+            scopes: scopes.into(),
+            change,
+            keep: None,
+        }
+    }
+
+    /// Sets [`keep`](Self::keep).
+    #[must_use]
+    pub fn with_keep(mut self, keep: Keep) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
+    /// A settlement that does nothing. It comes through the queue behind all earlier ones.
+    pub(super) fn nothing() -> Self {
+        Self::new(HoldId::unique(), Scopes::NONE, Change::ZERO)
+    }
+
+    /// Whether a store must remember the id, since the settlement must not be made twice.
+    ///
+    /// A plain release need not be remembered: releasing twice does no harm.
+    pub fn is_remembered(&self) -> bool {
+        self.change != Change::ZERO || self.keep.is_some()
+    }
+}
+
+/// A hold that goes on under another id, in the same step that ends the first one.
+///
+/// It is set whatever the limits say, and also where the first hold has expired: its owner has given the amount to
+/// requests already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Keep {
+    /// The new hold. If it exists already, the amount is added to it.
+    pub id: HoldId,
+    /// How much it holds in each scope.
+    pub amount: Amount,
+    /// How long it lives from now on, unless it is renewed.
+    pub time_to_live: Duration,
+}
+
+impl Keep {
+    /// A hold of an amount, for a time.
+    pub fn new(id: HoldId, amount: Amount, time_to_live: Duration) -> Self {
+        Self {
+            id,
+            amount,
+            time_to_live,
+        }
+    }
+}
+
+/// The limits and figures of a scope in a store.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Account {
+    /// The limits of its own.
+    pub own: Option<Ceilings>,
+    /// How much is stored. Below zero while a removal is counted before the charge of what it removes.
+    pub used: Change,
+    /// How much is set aside.
+    pub held: Amount,
+}
+
+impl Account {
+    /// An account without limits of its own.
+    pub fn new(used: Change, held: Amount) -> Self {
+        Self {
+            own: None,
+            used,
+            held,
+        }
+    }
+
+    /// Sets [`own`](Self::own).
+    #[must_use]
+    pub fn with_own(mut self, own: Option<Ceilings>) -> Self {
+        self.own = own;
+        self
+    }
+
+    /// The account as it is enforced, where these are the default limits.
+    pub fn usage(&self, default: Ceilings) -> Usage {
+        Usage {
+            limits: self.own.unwrap_or(default).hard,
+            used: self.used.gain(),
+            held: self.held,
+        }
+    }
+}
+
+/// One hold, in one of its scopes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct HoldEntry {
+    /// The hold.
+    pub id: HoldId,
+    /// One of its scopes.
+    pub scope: Scope,
+    /// How much it holds there.
+    pub amount: Amount,
+    /// How long it lives from now on, unless it is renewed.
+    pub expires_in: Duration,
+}
+
+impl HoldEntry {
+    /// A hold of an amount in a scope, and how long it lives.
+    pub fn new(id: HoldId, scope: Scope, amount: Amount, expires_in: Duration) -> Self {
+        Self {
+            id,
+            scope,
+            amount,
+            expires_in,
+        }
+    }
+}

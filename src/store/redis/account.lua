@@ -1,0 +1,5 @@
+-- Returns the account of a scope.
+-- KEYS: its account, and the expiry of its holds.
+
+local account = load(KEYS[1], KEYS[2], clock())
+return {text(account.used), text(account.held), account.limits}

@@ -1,0 +1,134 @@
+-- Functions that the scripts share. This file is prepended to each of them.
+--
+-- A Lua number is a double: exact up to 2^53, and a quota may be larger. So a figure is two numbers, each of them exact:
+-- figure = high * 10^10 + low, with 0 <= low < 10^10. It is stored as plain decimal digits.
+
+local BASE = 1e10
+
+local function figure(high, low)
+  local carry = math.floor(low / BASE)
+  return {high + carry, low - carry * BASE}
+end
+
+local function negative(a)
+  return figure(-a[1], -a[2])
+end
+
+local function parse(text)
+  local sign, digits = string.match(text, '^(%-?)(%d+)$')
+  local parsed = figure(tonumber(string.sub(digits, 1, -11)) or 0, tonumber(string.sub(digits, -10)))
+  if sign == '-' then
+    return negative(parsed)
+  end
+  return parsed
+end
+
+local function digits(a)
+  if a[1] < 0 then
+    return '-' .. digits(negative(a))
+  elseif a[1] == 0 then
+    return string.format('%.0f', a[2])
+  end
+  return string.format('%.0f%010.0f', a[1], a[2])
+end
+
+local function add(a, b)
+  return figure(a[1] + b[1], a[2] + b[2])
+end
+
+local function less(a, b)
+  return a[1] < b[1] or a[1] == b[1] and a[2] < b[2]
+end
+
+local ZERO = {0, 0}
+-- The range of a signed number of 64 bits. Usage stops at its ends.
+local MOST, LEAST = parse('9223372036854775807'), parse('-9223372036854775808')
+-- Stands for unlimited.
+local UNLIMITED = parse('18446744073709551615')
+
+local function within_range(a)
+  if less(MOST, a) then
+    return MOST
+  elseif less(a, LEAST) then
+    return LEAST
+  end
+  return a
+end
+
+-- Reads an amount or a change: bytes and objects. A missing field is zero.
+local function amount(text)
+  if not text then
+    return {ZERO, ZERO}
+  end
+  local bytes, objects = string.match(text, '^(%S+) (%S+)$')
+  return {parse(bytes), parse(objects)}
+end
+
+local function text(amount)
+  return digits(amount[1]) .. ' ' .. digits(amount[2])
+end
+
+local function sum(a, b)
+  return {add(a[1], b[1]), add(a[2], b[2])}
+end
+
+local function difference(a, b)
+  return {add(a[1], negative(b[1])), add(a[2], negative(b[2]))}
+end
+
+-- Writes a field, or deletes it if it is zero: an account without fields is gone.
+local function put(account, field)
+  local value = text(account[field])
+  if value == '0 0' then
+    redis.call('HDEL', account.key, field)
+  else
+    redis.call('HSET', account.key, field, value)
+  end
+end
+
+-- Ends a hold. Returns whether there was one; the caller puts `held` then.
+local function release(account, id)
+  local held = redis.call('HGET', account.key, id)
+  redis.call('ZREM', account.expiry, id)
+  if not held then
+    return false
+  end
+  redis.call('HDEL', account.key, id)
+  account.held = difference(account.held, amount(held))
+  return true
+end
+
+-- Adds to a hold. The caller puts `held`.
+local function hold(account, id, more, ends)
+  local held = sum(amount(redis.call('HGET', account.key, id)), more)
+  redis.call('HSET', account.key, id, text(held))
+  redis.call('ZADD', account.expiry, ends, id)
+  account.held = sum(account.held, more)
+end
+
+-- The time in milliseconds, by the clock of this node.
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Loads the account of a scope, and deletes the holds that have expired.
+local function load(key, expiry, now)
+  local dead = redis.call('ZRANGEBYSCORE', expiry, '-inf', now)
+  local found = redis.call('HMGET', key, 'used', 'held', 'limits')
+  local account = {
+    key = key,
+    expiry = expiry,
+    used = amount(found[1]),
+    held = amount(found[2]),
+    limits = found[3] or '',
+  }
+  for _, id in ipairs(dead) do
+    release(account, id)
+  end
+  if #dead > 0 then
+    put(account, 'held')
+  end
+  return account
+end
+

@@ -1,0 +1,267 @@
+//! A quota source over a store.
+
+use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
+
+use super::{
+    Admin, Ceilings, HoldId, Reserve, Settlement, Store, StoreError, StoredQuotaBuilder,
+    builder::Warn,
+    settler::{Settled, Settler},
+};
+use crate::{
+    amount::Amount,
+    quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
+    scope::{Scope, Scopes},
+};
+
+/// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
+///
+/// A handle: clones share everything. It needs a tokio runtime, on which it renews and settles holds.
+///
+/// Use it as it is where each request can afford a round trip to the store, and behind a
+/// [`LeasedQuota`](super::LeasedQuota) where it cannot.
+///
+/// # Holds
+///
+/// A hold is in the store before its request is let in. It lives for the
+/// [time to live](StoredQuotaBuilder::time_to_live), and is renewed three times as often. So a process that is killed
+/// frees what it held within that time.
+///
+/// A process that is stopped, or cannot reach the store, for longer loses its holds. What its requests store is charged
+/// all the same, because it is on the disk. Only then may usage pass a limit.
+///
+/// # When the store is away
+///
+/// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
+/// the store is back. Until then the answer waits for as long as the layer's
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process, and in the
+/// [journal](StoredQuotaBuilder::journal) if there is one.
+pub struct StoredQuota<S> {
+    pub(super) shared: Arc<Shared<S>>,
+}
+
+pub(super) struct Shared<S> {
+    pub(super) store: Arc<S>,
+    /// The limits of scopes that have none of their own.
+    pub(super) default: Ceilings,
+    /// Of holds.
+    pub(super) time_to_live: Duration,
+    pub(super) warn: Option<Arc<Warn>>,
+    pub(super) settler: Settler,
+}
+
+impl<S: Store> StoredQuota<S> {
+    /// Quotas with these limits for every scope that has none of its own, and default settings.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
+        Self::builder(store, default).build()
+    }
+
+    /// Quotas with these limits for every scope that has none of its own, and settings.
+    pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
+        StoredQuotaBuilder::new(store, default.into())
+    }
+
+    /// The store.
+    pub fn store(&self) -> &S {
+        &self.shared.store
+    }
+
+    /// An [`Admin`] of the store, to look at accounts and correct them.
+    pub fn admin(&self) -> Admin<Arc<S>> {
+        Admin::new(Arc::clone(&self.shared.store))
+    }
+
+    /// Returns the limits and figures of a scope.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, StoreError> {
+        let account = self.shared.store.account(&scope.into()).await?;
+        Ok(account.usage(self.shared.default))
+    }
+
+    /// Charges a change that was made without a reservation, such as a DELETE. It has happened, so it is never refused.
+    ///
+    /// The future is ready once the store has taken the charge. It may be dropped: the change is charged all the same.
+    pub fn adjust(&self, scopes: impl Into<Scopes>, change: Change) -> Settled {
+        let settlement = Settlement::new(HoldId::unique(), scopes, change);
+        self.shared.settler.settle(settlement)
+    }
+
+    /// A hold of nothing, which is not in the store yet.
+    pub(super) fn hold(&self, scopes: &Scopes) -> StoredHold<S> {
+        StoredHold {
+            shared: Arc::clone(&self.shared),
+            id: HoldId::unique(),
+            scopes: scopes.clone(),
+            is_there: false,
+        }
+    }
+
+    /// Returns how many settlements the store has not taken yet.
+    pub fn unsettled(&self) -> usize {
+        self.shared.settler.unsettled()
+    }
+
+    /// Returns whether all charges that the store has not taken yet are in the
+    /// [journal](StoredQuotaBuilder::journal), so that a kill would lose none.
+    ///
+    /// Without a journal, this is whether there are no such charges. With a journal it is false for a moment after each
+    /// charge, and for as long as the disk of the journal takes no writes.
+    pub fn is_journaled(&self) -> bool {
+        self.shared.settler.is_journaled()
+    }
+}
+
+impl<S: Store> QuotaSource for StoredQuota<S> {
+    type Future = Pin<Box<dyn Future<Output = Result<StoredHold<S>, QuotaError>> + Send>>;
+    type Hold = StoredHold<S>;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        let hold = self.hold(scopes);
+        if demand.max(expected).is_zero() {
+            // Zero always fits.
+            return Answer::Now(Ok(hold));
+        }
+        Answer::Later(Box::pin(async move {
+            let mut hold = hold;
+            let reserve = hold.begin(demand, expected);
+            match hold.shared.decide(reserve).await {
+                Ok(()) => Ok(hold),
+                Err(error) => Err(hold.refused(error)),
+            }
+        }))
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        let change = Change::between(Amount::ZERO, amount);
+        drop(self.adjust(scopes.clone(), change));
+    }
+}
+
+/// What a [`StoredQuota`] has set aside for one request.
+pub struct StoredHold<S: Store> {
+    shared: Arc<Shared<S>>,
+    id: HoldId,
+    scopes: Scopes,
+    /// Whether the store may have it.
+    is_there: bool,
+}
+
+impl<S: Store> StoredHold<S> {
+    /// The request to send to the store. From here on the store may have the hold, and dropping this settles it.
+    pub(super) fn begin(&mut self, amount: Amount, expected: Amount) -> Reserve {
+        self.is_there = true;
+        self.shared.settler.keep_alive(self.id, &self.scopes);
+        Reserve {
+            id: self.id,
+            scopes: self.scopes.clone(),
+            amount,
+            expected,
+            default: self.shared.default,
+            time_to_live: self.shared.time_to_live,
+        }
+    }
+
+    /// Drops the hold of a refused request. There is nothing to release where the store has refused it.
+    pub(super) fn refused(mut self, error: QuotaError) -> QuotaError {
+        if let QuotaError::Exceeded(_) = error {
+            self.is_there = false;
+            self.shared.settler.forget(self.id);
+        }
+        error
+    }
+
+    /// Whether the store may have it.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there
+    }
+
+    fn end(&mut self, change: Change) -> Settled {
+        if mem::take(&mut self.is_there) || change != Change::ZERO {
+            let settlement = Settlement::new(self.id, self.scopes.clone(), change);
+            self.shared.settler.settle(settlement)
+        } else {
+            Settled::nothing()
+        }
+    }
+}
+
+impl<S: Store> Shared<S> {
+    /// Reserves. A refusal counts only if the store knew of everything that this process has released.
+    async fn decide(&self, reserve: Reserve) -> Result<(), QuotaError> {
+        // Read before the call: the store may decide without a release, and learn of it before it answers.
+        let was_behind = self.settler.unsettled() > 0;
+        match self.set_aside(reserve.clone()).await {
+            Err(QuotaError::Exceeded(_)) if was_behind || self.settler.unsettled() > 0 => {
+                // Comes through the queue behind all earlier settlements.
+                self.settler.settle(Settlement::nothing()).await;
+                self.set_aside(reserve).await
+            }
+            decided => decided,
+        }
+    }
+
+    pub(super) async fn set_aside(&self, reserve: Reserve) -> Result<(), QuotaError> {
+        let reserved = self.store.reserve(&reserve).await?;
+        if let Some(warn) = &self.warn {
+            for (scope, account) in &reserved.warnings {
+                warn(scope, &account.usage(self.default));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Store> QuotaHold for StoredHold<S> {
+    type Commit = Settled;
+    type Grow = Pin<Box<dyn Future<Output = Result<(), QuotaError>> + Send>>;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        let (reserve, shared) = (self.begin(more, Amount::ZERO), Arc::clone(&self.shared));
+        Box::pin(async move { shared.decide(reserve).await })
+    }
+
+    fn commit(mut self, change: Change) -> Settled {
+        self.end(change)
+    }
+}
+
+impl<S: Store> Drop for StoredHold<S> {
+    fn drop(&mut self) {
+        if self.is_there {
+            drop(self.end(Change::ZERO));
+        }
+    }
+}
+
+impl<S> Clone for StoredQuota<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S> fmt::Debug for StoredQuota<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredQuota")
+            .field("default", &self.shared.default)
+            .field("time_to_live", &self.shared.time_to_live)
+            .field("unsettled", &self.shared.settler.unsettled())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> fmt::Debug for StoredHold<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredHold")
+            .field("id", &self.id)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,248 @@
+//! The connection, and everything that may happen to its file.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::super::{StoreError, sql::milliseconds};
+
+const SCHEMA: &str = include_str!("schema.sql");
+/// The version of the schema, which is kept in the file.
+const VERSION: i64 = 1;
+
+/// What a step does, and so how durable it has to be.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum StepKind {
+    /// Writes nothing.
+    Read,
+    /// Writes what a power failure may take, as the request is lost with it. The disk is not waited for.
+    Hold,
+    /// Writes what must not be lost.
+    Charge,
+}
+
+pub(super) struct Engine {
+    path: PathBuf,
+    /// None after a failure that a new connection may not have.
+    open: Option<Open>,
+}
+
+struct Open {
+    connection: Connection,
+    file: Identity,
+}
+
+impl Engine {
+    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        let mut engine = Self { path, open: None };
+        engine.connection(deadline)?;
+        Ok(engine)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work` in one transaction, with the time. Runs it twice if a new connection may help.
+    pub(super) fn run<T>(
+        &mut self,
+        kind: StepKind,
+        deadline: Instant,
+        work: impl Fn(&Transaction<'_>, i64) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let attempt = match self.attempt(kind, deadline, &work) {
+            // The tables were dropped or the file was replaced. Opening the file creates what is missing.
+            Err(Failure::Broken(_)) => {
+                self.open = None;
+                self.attempt(kind, deadline, &work)
+            }
+            result => result,
+        };
+        if let Err(Failure::Broken(_)) = attempt {
+            self.open = None;
+        }
+        Ok(attempt?)
+    }
+
+    fn attempt<T>(
+        &mut self,
+        kind: StepKind,
+        deadline: Instant,
+        work: &impl Fn(&Transaction<'_>, i64) -> rusqlite::Result<T>,
+    ) -> Result<T, Failure> {
+        let connection = self.connection(deadline)?;
+        connection.busy_timeout(rest(deadline))?;
+        // With either, a crash of the process loses nothing.
+        let synchronous = match kind {
+            StepKind::Read | StepKind::Hold => "NORMAL",
+            StepKind::Charge => "FULL",
+        };
+        connection.pragma_update(None, "synchronous", synchronous)?;
+        // A step that writes uses BEGIN IMMEDIATE: SQLite does not wait when a read transaction upgrades.
+        let behavior = match kind {
+            StepKind::Read => TransactionBehavior::Deferred,
+            StepKind::Hold | StepKind::Charge => TransactionBehavior::Immediate,
+        };
+        let transaction = connection.transaction_with_behavior(behavior)?;
+        // The time is read after the wait for the lock.
+        let output = work(&transaction, now())?;
+        transaction.commit()?;
+        Ok(output)
+    }
+
+    /// The connection, to the file that is there now.
+    fn connection(&mut self, deadline: Instant) -> Result<&mut Connection, Failure> {
+        let open = match self.open.take() {
+            // Writes to a file that was deleted would be lost.
+            Some(open) if identity(&self.path).is_ok_and(|file| file == open.file) => open,
+            // Closed first: SQLite must not have one file open twice.
+            old => {
+                drop(old);
+                let connection = connect(&self.path, deadline)?;
+                let file = identity(&self.path).map_err(|error| {
+                    let error =
+                        StoreError::unavailable("cannot read the quota's file").with_source(error);
+                    Failure::Broken(error)
+                })?;
+                Open { connection, file }
+            }
+        };
+        Ok(&mut self.open.insert(open).connection)
+    }
+}
+
+enum Failure {
+    /// The file is locked, or the disk is full. A new connection would not help, and this one can still read.
+    Passing(StoreError),
+    /// Any other failure.
+    Broken(StoreError),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => {
+                Self::Passing(failed(error))
+            }
+            _ => Self::Broken(failed(error)),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        let (Failure::Passing(error) | Failure::Broken(error)) = failure;
+        error
+    }
+}
+
+fn failed(error: rusqlite::Error) -> StoreError {
+    StoreError::unavailable("SQLite failed").with_source(error)
+}
+
+/// Checks that there are quotas in the file. Writes nothing to it.
+pub(super) fn check(path: &Path, deadline: Instant) -> Result<(), StoreError> {
+    let file = fs::metadata(path).map_err(|error| {
+        StoreError::misconfigured("cannot read the quota's file").with_source(error)
+    })?;
+    if !file.is_file() {
+        return Err(StoreError::misconfigured(
+            "the path of the quota's file leads to no file",
+        ));
+    }
+    let holds_quotas = holds_quotas(path, deadline).map_err(failed)?;
+    match holds_quotas {
+        true => Ok(()),
+        false => Err(StoreError::misconfigured("there are no quotas in the file")),
+    }
+}
+
+fn holds_quotas(path: &Path, deadline: Instant) -> rusqlite::Result<bool> {
+    // Opened for writing, because the index of the log may have to be created to read the log.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(rest(deadline))?;
+    let tables: i64 = connection.query_row(
+        "SELECT count(*) FROM sqlite_master
+        WHERE type = 'table' AND name IN ('accounts', 'holds', 'settled')",
+        [],
+        |row| row.get(0),
+    )?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(tables == 3 && version > 0)
+}
+
+fn connect(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
+    loop {
+        match prepared(path, deadline) {
+            // SQLite does not wait by itself while another connection prepares the same file.
+            Err(Failure::Passing(_)) if !rest(deadline).is_zero() => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(rest(deadline))?;
+    // With a log, readers do not wait for writers, and a commit is one write.
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        let error = format!("the quota's file cannot have a log beside it: its mode is {mode}");
+        return Err(Failure::Broken(StoreError::misconfigured(error)));
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > VERSION {
+        let error = format!(
+            "the quota's file is of version {version}, and this version of the crate reads up to {VERSION}"
+        );
+        return Err(Failure::Broken(StoreError::unreadable(error)));
+    }
+    transaction.execute_batch(SCHEMA)?;
+    // Nothing is written if nothing is missing.
+    if version < VERSION {
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    transaction.commit()?;
+    Ok(connection)
+}
+
+fn rest(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Milliseconds since 1970, by the clock of the machine.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    milliseconds(since.unwrap_or_default())
+}
+
+/// Which file it is.
+#[cfg(unix)]
+type Identity = (u64, u64);
+
+#[cfg(unix)]
+fn identity(path: &Path) -> std::io::Result<Identity> {
+    use std::os::unix::fs::MetadataExt;
+
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Elsewhere a file cannot be deleted while it is open.
+#[cfg(not(unix))]
+type Identity = ();
+
+#[cfg(not(unix))]
+fn identity(path: &Path) -> std::io::Result<Identity> {
+    fs::metadata(path).map(drop)
+}

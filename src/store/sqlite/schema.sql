@@ -1,0 +1,34 @@
+-- Quotas in an SQLite file. Amounts are bytes and objects; times are milliseconds since 1970 by the machine's clock.
+-- Run whenever the file is opened. What exists stays.
+
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
+-- unlimited, and a negative one stands for the number above 2^63 with the same bits.
+CREATE TABLE IF NOT EXISTS accounts (
+    scope TEXT NOT NULL PRIMARY KEY,
+    used_bytes INTEGER NOT NULL DEFAULT 0,
+    used_objects INTEGER NOT NULL DEFAULT 0,
+    has_limits INTEGER NOT NULL DEFAULT 0,
+    hard_bytes INTEGER,
+    hard_objects INTEGER,
+    soft_bytes INTEGER,
+    soft_objects INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
+-- The key begins with the scope, as every request adds up what is held in its scopes.
+CREATE TABLE IF NOT EXISTS holds (
+    scope TEXT NOT NULL,
+    id TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    objects INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    PRIMARY KEY (scope, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS holds_expires ON holds (expires);
+
+-- The ids that were settled, so that each is charged once. Kept for a day.
+CREATE TABLE IF NOT EXISTS settled (
+    id TEXT NOT NULL PRIMARY KEY,
+    settled INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS settled_settled ON settled (settled);

@@ -1,0 +1,284 @@
+//! The steps of a store, each within a transaction.
+
+use std::{collections::HashMap, time::Duration};
+
+use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
+
+use super::super::{
+    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
+    sql::{ceilings, columns, judge, milliseconds, signed},
+};
+use crate::{
+    amount::Amount,
+    quota::{Change, Exceeded},
+    scope::{Scope, Scopes},
+};
+
+/// How long settlements are remembered, in milliseconds.
+const REMEMBERED: i64 = 24 * 60 * 60 * 1_000;
+/// How many old rows one settlement deletes: more than one settlement adds.
+const SWEPT: i64 = 128;
+
+pub(super) fn reserve(
+    tx: &Transaction<'_>,
+    now: i64,
+    reserve: &Reserve,
+) -> Result<std::result::Result<Reserved, Exceeded>> {
+    let scopes = reserve.scopes.iter();
+    let accounts: Result<Vec<_>> = scopes.map(|scope| account(tx, now, scope)).collect();
+    let decision = judge(reserve, &accounts?);
+    if decision.is_ok() {
+        let held = Keep::new(reserve.id, reserve.amount, reserve.time_to_live);
+        hold(tx, now, &reserve.scopes, held)?;
+    }
+    Ok(decision)
+}
+
+/// Adds to a hold in each of these scopes.
+fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<()> {
+    let id = held.id.to_string();
+    let expires = now.saturating_add(milliseconds(held.time_to_live));
+    // An expired hold is gone, and does not grow.
+    let mut hold = tx.prepare_cached(
+        "INSERT INTO holds (scope, id, bytes, objects, expires) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT DO UPDATE SET
+            bytes = iif(expires > ?6, bytes, 0) + excluded.bytes,
+            objects = iif(expires > ?6, objects, 0) + excluded.objects,
+            expires = excluded.expires",
+    )?;
+    let (bytes, objects) = (signed(held.amount.bytes), signed(held.amount.objects));
+    for scope in scopes {
+        hold.execute(params![scope.as_str(), id, bytes, objects, expires, now])?;
+    }
+    Ok(())
+}
+
+pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement]) -> Result<()> {
+    let mut release = tx.prepare_cached("DELETE FROM holds WHERE scope = ?1 AND id = ?2")?;
+    let mut remember =
+        tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
+    let mut changes: HashMap<&Scope, Change> = HashMap::new();
+    for settlement in settlements {
+        let Settlement {
+            id,
+            scopes,
+            change,
+            keep,
+        } = settlement;
+        let id = id.to_string();
+        for scope in scopes {
+            release.execute(params![scope.as_str(), id])?;
+        }
+        if settlement.is_remembered() && remember.execute(params![id, now])? > 0 {
+            for scope in scopes {
+                let sum = changes.entry(scope).or_default();
+                *sum = sum.then(*change);
+            }
+            if let Some(kept) = *keep {
+                hold(tx, now, scopes, kept)?;
+            }
+        }
+    }
+    for (scope, change) in changes {
+        let used = without_held(tx, scope)?.used;
+        set_used(tx, scope, used.then(change))?;
+    }
+    sweep(tx, now)
+}
+
+/// Deletes some of the rows that no longer count.
+fn sweep(tx: &Transaction<'_>, now: i64) -> Result<()> {
+    tx.prepare_cached(
+        "DELETE FROM holds WHERE (scope, id) IN
+            (SELECT scope, id FROM holds WHERE expires <= ?1 ORDER BY expires LIMIT ?2)",
+    )?
+    .execute(params![now, SWEPT])?;
+    tx.prepare_cached(
+        "DELETE FROM settled WHERE id IN
+            (SELECT id FROM settled WHERE settled <= ?1 ORDER BY settled LIMIT ?2)",
+    )?
+    .execute(params![now - REMEMBERED, SWEPT])?;
+    Ok(())
+}
+
+pub(super) fn renew(
+    tx: &Transaction<'_>,
+    now: i64,
+    holds: &[(HoldId, Scopes)],
+    time_to_live: Duration,
+) -> Result<()> {
+    let mut renew = tx.prepare_cached(
+        "UPDATE holds SET expires = ?3 WHERE scope = ?1 AND id = ?2 AND expires > ?4",
+    )?;
+    let expires = now.saturating_add(milliseconds(time_to_live));
+    for (id, scopes) in holds {
+        let id = id.to_string();
+        for scope in scopes {
+            renew.execute(params![scope.as_str(), id, expires, now])?;
+        }
+    }
+    Ok(())
+}
+
+/// Usage, whether there are limits, and the limits.
+const ACCOUNT: &str =
+    "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects";
+
+pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
+    Ok(Account {
+        held: held(tx, now, scope)?,
+        ..without_held(tx, scope)?
+    })
+}
+
+/// The sum of what is held would read every hold.
+fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
+    let account = tx
+        .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"))?
+        .query_row([scope.as_str()], read_account)
+        .optional()?;
+    Ok(account.unwrap_or_default())
+}
+
+fn read_account(row: &Row<'_>) -> Result<Account> {
+    let limits = ceilings([row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?]);
+    Ok(Account {
+        own: row.get::<_, bool>(2)?.then_some(limits),
+        used: Change {
+            bytes: row.get(0)?,
+            objects: row.get(1)?,
+        },
+        held: Amount::ZERO,
+    })
+}
+
+fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
+    tx.prepare_cached(
+        "SELECT coalesce(sum(bytes), 0), coalesce(sum(objects), 0) FROM holds
+        WHERE scope = ?1 AND expires > ?2",
+    )?
+    .query_row(params![scope.as_str(), now], |row| amount(row, 0, 1))
+}
+
+/// No amount of ours is below zero.
+fn amount(row: &Row<'_>, bytes: usize, objects: usize) -> Result<Amount> {
+    let (bytes, objects): (i64, i64) = (row.get(bytes)?, row.get(objects)?);
+    Ok(Amount::new(
+        bytes.max(0).unsigned_abs(),
+        objects.max(0).unsigned_abs(),
+    ))
+}
+
+pub(super) fn set_limits(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    limits: Option<Ceilings>,
+) -> Result<()> {
+    let [hard_bytes, hard_objects, soft_bytes, soft_objects] =
+        limits.map(columns).unwrap_or_default();
+    tx.execute(
+        "INSERT INTO accounts (scope, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        ON CONFLICT DO UPDATE SET
+            has_limits = excluded.has_limits,
+            hard_bytes = excluded.hard_bytes, hard_objects = excluded.hard_objects,
+            soft_bytes = excluded.soft_bytes, soft_objects = excluded.soft_objects",
+        params![
+            scope.as_str(),
+            limits.is_some(),
+            hard_bytes,
+            hard_objects,
+            soft_bytes,
+            soft_objects
+        ],
+    )?;
+    forget_empty(tx, scope)
+}
+
+pub(super) fn set_used(tx: &Transaction<'_>, scope: &Scope, used: Change) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO accounts (scope, used_bytes, used_objects) VALUES (?1, ?2, ?3)
+        ON CONFLICT DO UPDATE SET
+            used_bytes = excluded.used_bytes, used_objects = excluded.used_objects",
+    )?
+    .execute(params![scope.as_str(), used.bytes, used.objects])?;
+    forget_empty(tx, scope)
+}
+
+/// Deletes the row of a scope that uses nothing and has no limits.
+fn forget_empty(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
+    tx.prepare_cached(
+        "DELETE FROM accounts
+        WHERE scope = ?1 AND used_bytes = 0 AND used_objects = 0 AND NOT has_limits",
+    )?
+    .execute([scope.as_str()])?;
+    Ok(())
+}
+
+pub(super) fn largest(
+    tx: &Transaction<'_>,
+    now: i64,
+    count: usize,
+) -> Result<Vec<(Scope, Account)>> {
+    // Usage changes with each request, and this is called rarely, so an index would cost more than it saves.
+    let mut largest = tx.prepare(&format!(
+        "SELECT {ACCOUNT}, scope FROM accounts WHERE used_bytes <> 0 OR used_objects <> 0
+        ORDER BY used_bytes DESC, scope LIMIT ?1"
+    ))?;
+    let rows = largest.query_map([limit(count)], |row| {
+        let scope = Scope::from(row.get::<_, String>(7)?);
+        let account = Account {
+            held: held(tx, now, &scope)?,
+            ..read_account(row)?
+        };
+        Ok((scope, account))
+    })?;
+    rows.collect()
+}
+
+pub(super) fn holds(
+    tx: &Transaction<'_>,
+    now: i64,
+    scope: Option<&Scope>,
+    count: usize,
+) -> Result<Vec<HoldEntry>> {
+    let of_scope = if scope.is_some() {
+        "scope = ?3"
+    } else {
+        "?3 IS NULL"
+    };
+    let mut holds = tx.prepare(&format!(
+        "SELECT id, scope, bytes, objects, expires - ?1 FROM holds
+        WHERE expires > ?1 AND {of_scope} LIMIT ?2"
+    ))?;
+    let rows = holds.query_map(
+        params![now, limit(count), scope.map(Scope::as_str)],
+        |row| {
+            let id = row.get::<_, String>(0)?.parse::<HoldId>();
+            let not_ours = |error| {
+                rusqlite::Error::FromSqlConversionFailure(
+                    0,
+                    rusqlite::types::Type::Text,
+                    Box::new(error),
+                )
+            };
+            let lives = row.get::<_, i64>(4)?.max(0).unsigned_abs();
+            Ok(HoldEntry {
+                id: id.map_err(not_ours)?,
+                scope: row.get::<_, String>(1)?.into(),
+                amount: amount(row, 2, 3)?,
+                expires_in: Duration::from_millis(lives),
+            })
+        },
+    )?;
+    rows.collect()
+}
+
+fn limit(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+pub(super) fn remove(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
+    tx.execute("DELETE FROM accounts WHERE scope = ?1", [scope.as_str()])?;
+    Ok(())
+}
