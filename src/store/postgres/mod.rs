@@ -22,7 +22,6 @@ use crate::{
     quota::{Change, QuotaError},
     scope::{Scope, Scopes},
 };
-use tower::BoxError;
 
 /// A [`Store`] in PostgreSQL 12 or later, on a pool of the application's own [`sqlx`].
 ///
