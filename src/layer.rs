@@ -1,13 +1,12 @@
 //! [`StorageGuardLayer`] and its settings.
 
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, request, response};
 use tower::Layer;
 
 use crate::{
-    body::Responder,
     cause::Cause,
     config::ConfigError,
     demand::Demand,
@@ -18,10 +17,9 @@ use crate::{
     price::Price,
     quota::{NoQuota, QuotaSource},
     refusal::{Answers, Asked, Dialect, Grpc, Http, Refusal},
-    rpc::Calls,
     scope::Scopes,
     service::StorageGuard,
-    steps::Steps,
+    settings::{HttpSettings, PriceBy, Priced, Settings},
 };
 
 /// Guards a service: sets storage aside before a request is let in, and answers when there is none.
@@ -67,41 +65,6 @@ use crate::{
 #[must_use]
 pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,
-}
-
-/// Decides by a request's head.
-type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
-/// Decides by an answer's head.
-type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
-/// Prices a request, given what its head declares.
-type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
-
-/// What a layer reserves from, and how it does so over HTTP.
-pub(crate) struct Settings<Q> {
-    pub(crate) guard: Guard<Q>,
-    pub(crate) http: HttpSettings,
-}
-
-/// What is HTTP's own among the settings.
-#[derive(Clone, Default)]
-pub(crate) struct HttpSettings {
-    pub(crate) scopes: Option<Choose<Scopes>>,
-    pub(crate) applies: Option<Choose<bool>>,
-    pub(crate) calls: Calls,
-    pub(crate) price: Option<PriceBy>,
-    pub(crate) hints: Hints,
-    pub(crate) steps: Option<Arc<dyn Steps>>,
-    pub(crate) success: Option<Judge>,
-    pub(crate) classifier: Classifier,
-    pub(crate) responder: Arc<Responder>,
-}
-
-/// How a request is priced, where its headers do not decide.
-#[derive(Clone)]
-pub(crate) enum PriceBy {
-    At(Pricing<Price>),
-    Later(Pricing<Priced>),
 }
 
 impl<Q> StorageGuardLayer<Q> {
@@ -391,22 +354,5 @@ impl<Q> Clone for StorageGuardLayer<Q> {
 impl<Q> fmt::Debug for StorageGuardLayer<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.settings.fmt(f)
-    }
-}
-
-impl<Q> Clone for Settings<Q> {
-    fn clone(&self) -> Self {
-        Self {
-            guard: self.guard.clone(),
-            http: self.http.clone(),
-        }
-    }
-}
-
-impl<Q> fmt::Debug for Settings<Q> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StorageGuardLayer")
-            .field("guard", &self.guard)
-            .finish_non_exhaustive()
     }
 }

@@ -157,6 +157,7 @@ mod reservation;
 mod rpc;
 mod scope;
 mod service;
+mod settings;
 mod steps;
 #[cfg(feature = "store")]
 pub mod store;

@@ -16,11 +16,12 @@ use crate::{
     future::{Held, ResponseFuture},
     guard::Guard,
     head::{self, is_write},
-    layer::{PriceBy, Settings, StorageGuardLayer},
+    layer::StorageGuardLayer,
     price::Price,
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
     scope::Scopes,
+    settings::{PriceBy, Settings},
     steps::FoundStep,
 };
 

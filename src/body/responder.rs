@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use http::Response;
-
-use super::{ResponseBody, Unread, drain::drain};
-use crate::refusal::{Answers, Asked, Refusal};
+use super::{Unread, drain::drain};
+use crate::refusal::Answers;
 
 /// The settings of refusals.
 #[derive(Clone, Debug)]
@@ -28,21 +26,8 @@ impl Default for Responder {
 }
 
 impl Responder {
-    /// The response to a request that is refused. What is left unread of its body is drained.
-    pub(crate) fn refuse<R>(
-        &self,
-        refusal: Refusal,
-        asked: &Asked,
-        unread: Option<Unread>,
-    ) -> Response<ResponseBody<R>> {
-        self.drain(unread);
-        self.answers
-            .answer(refusal, asked)
-            .map(ResponseBody::refusal)
-    }
-
     /// Drains what is left unread, beside the answer.
-    pub(super) fn drain(&self, unread: Option<Unread>) {
+    pub(crate) fn drain(&self, unread: Option<Unread>) {
         if let Some(unread) = unread {
             drain(unread, self.drain_bytes, self.drain_time);
         }

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Watch},
-    layer::Settings,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     reservation::Outcome,
+    settings::Settings,
     steps::Heard,
     time::Bound,
 };

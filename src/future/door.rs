@@ -17,12 +17,12 @@ use crate::{
     body::{Exchange, HttpReservation, MeteredBody, Unread, WhenDropped},
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
-    layer::{Priced, Settings},
     price::{Kind, Price},
     quota::QuotaSource,
     refused::Refused,
     reservation::{BoxFuture, Reservation, ReservationOps, Terms},
     scope::Scopes,
+    settings::{Priced, Settings},
     steps::{Draw, Visit},
 };
 

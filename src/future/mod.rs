@@ -23,12 +23,12 @@ use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Unread},
     cause::{Cause, Fault, Resource},
     demand::Demand,
-    layer::{Priced, Settings},
     price::Price,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     reservation::BoxFuture,
     scope::Scopes,
+    settings::{Priced, Settings},
     steps::Visit,
     time::Bound,
     volume::{Look, Volume},
@@ -330,7 +330,12 @@ fn answer<R, Q>(
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    settings.http.responder.refuse(refusal, asked, unread)
+    let responder = &settings.http.responder;
+    responder.drain(unread);
+    responder
+        .answers
+        .answer(refusal, asked)
+        .map(ResponseBody::refusal)
 }
 
 impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>

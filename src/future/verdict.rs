@@ -10,10 +10,10 @@ use http::{
 use crate::{
     cause::Fault,
     fault::{self, Source},
-    layer::Settings,
     refusal::{Asked, Refusal},
     refused::Refused,
     rpc::{self, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS},
+    settings::Settings,
 };
 
 /// The refusal behind a service's error.

@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    context::Rules,
     shared::{Attachment, Shared, VolumeClaim},
+    tickets::Tickets,
 };
 use crate::{
     amount::Amount,
@@ -21,30 +21,8 @@ use crate::{
     refused::Refused,
     time::within,
     volume::{Shortfall, Volume},
-    wait_queue::{Short, Shortage, Ticket},
+    wait_queue::{Short, Shortage},
 };
-
-/// The reservation's places in the queues for more.
-#[derive(Debug)]
-pub(super) struct Tickets {
-    volume: Option<Ticket>,
-    quota: Ticket,
-}
-
-impl Tickets {
-    /// Places for a reservation with a claim on this volume.
-    pub(super) fn new(volume: Option<&Volume>, rules: &Rules) -> Self {
-        Self {
-            volume: volume.map(|volume| volume.filesystem().queue.ticket()),
-            quota: rules.quota_queue.ticket(),
-        }
-    }
-
-    pub(super) fn reinstate(&self) {
-        self.quota.reinstate();
-        self.volume.iter().for_each(Ticket::reinstate);
-    }
-}
 
 impl<Q, X> Shared<Q, X>
 where

@@ -7,6 +7,7 @@ mod meter;
 mod ops;
 mod pending;
 mod shared;
+mod tickets;
 
 use std::{fmt, iter, sync::Arc};
 

@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     context::Context,
-    growth::Tickets,
     hooks::{EndHook, Outcome},
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
     pending::{self, Pending},
+    tickets::Tickets,
 };
 use crate::{
     amount::Amount,

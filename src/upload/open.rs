@@ -5,8 +5,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
-use super::{Step, registry::Registry};
+use super::Step;
 use crate::reservation::{BoxFuture, Outcome, ReservationOps};
+
+/// Where an upload is kept while it is open.
+pub(super) trait Keeper: Send + Sync {
+    /// Ends this upload, if it is the one of its key.
+    fn forget(&self, upload: &Arc<Upload>);
+
+    /// Begins to count its time, if no part is in flight.
+    fn rest(&self, upload: &Arc<Upload>);
+}
 
 /// An upload that is open.
 pub(crate) struct Upload {
@@ -14,7 +23,7 @@ pub(crate) struct Upload {
     reservation: Arc<dyn ReservationOps>,
     /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
     before: u64,
-    registry: Weak<Registry>,
+    registry: Weak<dyn Keeper>,
     /// Where it is in the registry, once it is there.
     key: OnceLock<Arc<str>>,
     state: Mutex<State>,
@@ -93,7 +102,7 @@ impl Upload {
     pub(super) fn new(
         reservation: Arc<dyn ReservationOps>,
         step: &Step,
-        registry: Weak<Registry>,
+        registry: Weak<dyn Keeper>,
     ) -> Self {
         Self {
             reservation,
@@ -137,7 +146,7 @@ impl Upload {
         self.key.get_or_init(|| Arc::clone(key));
     }
 
-    fn registry(&self) -> Option<Arc<Registry>> {
+    fn registry(&self) -> Option<Arc<dyn Keeper>> {
         self.registry.upgrade()
     }
 

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Step,
-    open::{Draw, Upload},
+    open::{Draw, Keeper, Upload},
 };
 use crate::reservation::ReservationOps;
 
@@ -110,25 +110,6 @@ impl Registry {
         self.state().remove(key)
     }
 
-    /// Ends this upload, if it is the one of its key.
-    pub(super) fn forget(&self, upload: &Arc<Upload>) {
-        let mut state = self.state();
-        let key = state.find(upload).and(upload.key());
-        let gone = key.and_then(|key| state.remove(key));
-        drop(state);
-        // Releasing is others' code: not under the lock.
-        drop(gone);
-    }
-
-    /// Begins to count its time, if no part is in flight.
-    pub(super) fn rest(&self, upload: &Arc<Upload>) {
-        let mut state = self.state();
-        if upload.is_idle() && state.set_due(upload) {
-            self.next_due_changed.notify_one();
-        }
-        self.keep_time(&mut state);
-    }
-
     /// Starts the task that expires uploads, unless it runs. It may have ended with the runtime of an earlier request.
     fn keep_time(&self, state: &mut State) {
         if state.task.as_ref().is_none_or(JoinHandle::is_finished)
@@ -165,6 +146,25 @@ impl Registry {
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain entries, whole between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper for Registry {
+    fn forget(&self, upload: &Arc<Upload>) {
+        let mut state = self.state();
+        let key = state.find(upload).and(upload.key());
+        let gone = key.and_then(|key| state.remove(key));
+        drop(state);
+        // Releasing is others' code: not under the lock.
+        drop(gone);
+    }
+
+    fn rest(&self, upload: &Arc<Upload>) {
+        let mut state = self.state();
+        if upload.is_idle() && state.set_due(upload) {
+            self.next_due_changed.notify_one();
+        }
+        self.keep_time(&mut state);
     }
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use http::{StatusCode, request, response};
 
-use super::{Draw, Drawn, Outcome, Protocol, Step, Upload, Uploads, location::resolve, part::Part};
+use super::{
+    Draw, Drawn, Outcome, Protocol, Step, Upload, Uploads, location::resolve, open::Keeper,
+    part::Part,
+};
 use crate::{
     body::Exchange,
     demand::Demand,

@@ -2,28 +2,31 @@
 
 use crate::order::Exception;
 
-/// From bottom to top. A module imports from lower layers only. Names that are no modules yet are ignored.
+/// From bottom to top. A module imports from lower layers only.
 pub const LAYERS: &[&[&str]] = &[
+    // The vocabulary.
     &["amount", "atomic"],
-    &["scope"],
-    // Cause, Resource, Fault.
-    &["cause", "fault::cause"],
-    &["blocking", "outage", "time"],
-    &["demand"],
-    &["price"],
-    // The wait queue.
-    &["line"],
+    &["cause", "config", "outage", "scope", "time"],
+    &["decide", "demand", "refused", "tree"],
+    // The core: what can be set aside, and what is.
+    &["wait_queue"],
     &["quota"],
     &["volume"],
-    &["guard", "reservation"],
-    &["classify", "fault"],
-    &["rpc"],
+    &["reservation"],
+    &["guard"],
+    // What can be built from the core alone.
+    &["collection", "fault", "store"],
+    // HTTP.
+    &["head", "price", "rpc"],
     &["refusal"],
     &["body"],
+    &["steps"],
+    &["settings"],
     &["future"],
     &["layer", "service"],
+    // Protocols.
     &["dav", "upload"],
-    &["quota::stored", "store"],
+    // Frameworks.
     &["axum", "tonic"],
 ];
 
