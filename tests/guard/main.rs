@@ -8,6 +8,7 @@ mod by_hand;
 mod clients_that_leave;
 mod collections;
 mod cuts;
+mod dialects;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod disks;
 mod growth;
