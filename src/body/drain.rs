@@ -5,14 +5,18 @@ use std::{
     time::Duration,
 };
 
-use super::Unread;
+use sync_wrapper::SyncWrapper;
+
+use super::{Rest, Unread};
 use crate::time::Bound;
 
 /// A request body that is read and thrown away behind an answer, so that the answer arrives.
 ///
 /// Closing a connection on a client that is still sending makes its kernel drop what we sent.
 pub(crate) struct Drain {
-    body: Unread,
+    /// It is only polled, never shared, so that an answer which holds it is `Sync` whatever the body is.
+    body: SyncWrapper<Rest>,
+    is_reset: bool,
     bytes: u64,
     time: Bound,
     idle: Bound,
@@ -29,11 +33,13 @@ const HOLD_OFF: Duration = Duration::from_secs(1);
 
 impl Drain {
     /// At most so many bytes, and for so long.
-    pub(crate) fn new(body: Unread, bytes: u64, time: Duration) -> Option<Self> {
-        let most = if body.is_reset { HOLD_OFF } else { time };
+    pub(crate) fn new(unread: Unread, bytes: u64, time: Duration) -> Option<Self> {
+        let Unread { body, is_reset } = unread;
+        let most = if is_reset { HOLD_OFF } else { time };
         let time = time.min(most);
-        (!body.body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
-            body,
+        (!body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
+            body: SyncWrapper::new(body),
+            is_reset,
             bytes,
             time: Bound::new(time),
             idle: Bound::new(IDLE),
@@ -50,7 +56,7 @@ impl Drain {
             return None;
         }
         // HTTP/2 is better reset than kept waiting for the end.
-        Some(self).filter(|drain| !drain.body.is_reset)
+        Some(self).filter(|drain| !drain.is_reset)
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -61,7 +67,7 @@ impl Drain {
             return Poll::Ready(());
         }
         for _ in 0..FRAMES_AT_ONCE {
-            match self.body.body.as_mut().poll_discard(cx) {
+            match self.body.get_mut().as_mut().poll_discard(cx) {
                 Poll::Ready(Some(bytes)) if bytes < self.bytes => self.bytes -= bytes,
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return self.idle.poll(cx),

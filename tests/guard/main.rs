@@ -3,6 +3,7 @@
 mod allocations;
 #[cfg(feature = "axum")]
 mod arrival;
+mod bounds;
 mod by_hand;
 #[cfg(feature = "axum")]
 mod clients_that_leave;
