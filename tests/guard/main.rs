@@ -16,6 +16,8 @@ mod growth;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+#[cfg(feature = "axum")]
+mod limits;
 mod price;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
