@@ -3,6 +3,7 @@
 mod allocations;
 #[cfg(feature = "axum")]
 mod arrival;
+mod bare_hyper;
 mod bounds;
 mod by_hand;
 #[cfg(feature = "axum")]
