@@ -296,6 +296,9 @@ impl<Q> StorageGuardLayer<Q> {
 
     /// Sets a renderer of your own. Where it returns None, the dialect renders.
     ///
+    /// With a renderer, [`Asked::uri`] is there in every refusal, so each request costs the copy of its URI. A
+    /// [`dialect`](Self::dialect) that is told by the path costs that only for the requests that it hears.
+    ///
     /// Defaults to none.
     pub fn render_with<F>(self, render: F) -> Self
     where

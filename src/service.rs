@@ -79,8 +79,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
         let http = &settings.http;
-        let asked = Asked::hear(&request, &http.responder.answers);
         let (head, body) = request.into_parts();
+        let asked = Asked::hear(&head, &http.responder.answers);
         let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
         let applies = match &http.applies {
             // What is set aside waits for it, whatever others like it are.

@@ -21,6 +21,43 @@ pin_project! {
     /// grow. The error is then [`Refused`].
     ///
     /// The body of a request that is not guarded passes untouched.
+    ///
+    /// It is `Send` and `Sync` where `B` and its data are.
+    ///
+    /// # Its error
+    ///
+    /// The error is a [`BoxError`]: that of `B` as it is, or a [`Refused`]. axum finds the error of a body limit
+    /// (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so that a type of this crate's around it
+    /// would turn a 413 into a 400. For the same reason, put tower-http's `RequestBodyLimit` and the guard into one
+    /// `ServiceBuilder`: each `Router::layer` whose layer changes the type of the body is one level more.
+    ///
+    /// For a service that wants an error of a concrete type, one line in between makes it:
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body::Body;
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_storage_guard::{BoxError, MeteredBody, StorageGuardLayer, Volume};
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("reading the request failed")]
+    /// struct ReadError(#[source] BoxError);
+    ///
+    /// async fn store<B: Body<Error = ReadError>>(_: Request<B>) -> Result<Response<String>, Infallible> {
+    ///     Ok(Response::default())
+    /// }
+    ///
+    /// # fn main() -> Result<(), BoxError> {
+    /// let service = service_fn(store)
+    ///     .map_request(|request: Request<MeteredBody<Full<Bytes>>>| request.map(|body| body.map_err(ReadError)));
+    /// let service = StorageGuardLayer::new(Volume::open(std::env::temp_dir())?).layer(service);
+    /// # drop(service.oneshot(Request::new(Full::default())));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub struct MeteredBody<B>
     where
         B: Body,
@@ -116,6 +153,7 @@ where
     B::Error: Into<BoxError>,
 {
     type Data = B::Data;
+    // No type of this crate's: see above.
     type Error = BoxError;
 
     fn poll_frame(

@@ -1,7 +1,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use super::{Asked, Dialect, Grpc, Http, Refusal};
 use crate::{cause::Cause, config::ConfigError};
@@ -66,11 +66,16 @@ impl Answers {
     }
 
     /// The index of the first dialect of the user's that hears the request.
-    pub(super) fn dialect_for(&self, method: &Method, headers: &HeaderMap) -> Option<u32> {
+    pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
         (0..)
             .zip(&self.dialects)
-            .find(|(_, dialect)| dialect.hears(method, headers))
+            .find(|(_, dialect)| dialect.hears(head))
             .map(|(index, _)| index)
+    }
+
+    /// Whether a renderer of the user's sees every refusal.
+    pub(super) fn has_renderer(&self) -> bool {
+        self.renderer.is_some()
     }
 
     /// The response to a request that is refused.
@@ -163,12 +168,13 @@ mod tests {
         Fault::new(Cause::QuotaExceeded, Resource::Bytes).into()
     }
 
-    fn put(path: &str) -> Request<()> {
-        Request::put(path).body(()).unwrap()
+    fn ask(method: &str) -> Parts {
+        let request = Request::builder().method(method);
+        request.body(()).unwrap().into_parts().0
     }
 
     fn answer(answers: &Answers, refusal: Refusal) -> Response<Bytes> {
-        answers.answer(refusal, &Asked::hear(&put("/"), answers))
+        answers.answer(refusal, &Asked::hear(&ask("PUT"), answers))
     }
 
     /// Hears a method of its name, and answers with a status of its own.
@@ -178,8 +184,8 @@ mod tests {
     }
 
     impl Dialect for Tongue {
-        fn hears(&self, method: &Method, _: &HeaderMap) -> bool {
-            method.as_str() == self.method
+        fn hears(&self, head: &Parts) -> bool {
+            head.method.as_str() == self.method
         }
 
         fn render(&self, refusal: &Refusal, _: &Asked) -> Response<Bytes> {
@@ -301,10 +307,7 @@ mod tests {
         });
         answers.set_retry_after(Cause::DiskFull, Duration::from_secs(5));
 
-        let ask = |method: &str| {
-            let request = Request::builder().method(method).body(()).unwrap();
-            answers.answer(disk_full(), &Asked::hear(&request, &answers))
-        };
+        let ask = |method: &str| answers.answer(disk_full(), &Asked::hear(&ask(method), &answers));
         let dav = ask("MKCOL");
         assert_eq!(
             (dav.status().as_u16(), &dav.body()[..]),
@@ -370,12 +373,10 @@ mod tests {
     fn head_is_answered_without_content() {
         let answers = Answers::default();
         let ask = |method: Method| {
-            let request = Request::builder()
-                .method(method)
-                .header("accept", "text/html")
-                .body(())
-                .unwrap();
-            answers.answer(disk_full(), &Asked::hear(&request, &answers))
+            let mut head = ask(method.as_str());
+            let html = HeaderValue::from_static("text/html");
+            head.headers.insert("accept", html);
+            answers.answer(disk_full(), &Asked::hear(&head, &answers))
         };
         let (head, get) = (ask(Method::HEAD), ask(Method::GET));
         assert_eq!(head.status(), get.status());
@@ -392,11 +393,10 @@ mod tests {
                 .problem_types("https://example.com/")
                 .unwrap(),
         );
-        let mut request = put("/");
-        request
-            .headers_mut()
-            .insert("accept", "application/problem+json".parse().unwrap());
-        let response = answers.answer(disk_full(), &Asked::hear(&request, &answers));
+        let mut head = ask("PUT");
+        let problem = HeaderValue::from_static("application/problem+json");
+        head.headers.insert("accept", problem);
+        let response = answers.answer(disk_full(), &Asked::hear(&head, &answers));
         assert!(
             response
                 .body()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
 };
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -82,8 +82,8 @@ impl Grpc {
 }
 
 impl Dialect for Grpc {
-    fn hears(&self, method: &Method, headers: &HeaderMap) -> bool {
-        Rpc::of(method, headers).is_some()
+    fn hears(&self, head: &Parts) -> bool {
+        Rpc::of(&head.method, &head.headers).is_some()
     }
 
     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes> {
@@ -198,7 +198,8 @@ mod tests {
             .body(())
             .unwrap();
         let answers = Answers::default();
-        answers.answer(refusal.clone(), &Asked::hear(&request, &answers))
+        let (head, ()) = request.into_parts();
+        answers.answer(refusal.clone(), &Asked::hear(&head, &answers))
     }
 
     #[test]

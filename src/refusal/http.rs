@@ -4,7 +4,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, Uri, header::CONTENT_TYPE};
+use http::{HeaderValue, Response, Uri, header::CONTENT_TYPE, request::Parts};
 
 use super::{Asked, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format};
 use crate::config::ConfigError;
@@ -74,7 +74,7 @@ impl Http {
 }
 
 impl Dialect for Http {
-    fn hears(&self, _: &Method, _: &HeaderMap) -> bool {
+    fn hears(&self, _: &Parts) -> bool {
         true
     }
 
