@@ -137,6 +137,23 @@ impl Answers {
     }
 }
 
+impl Asked {
+    /// Keeps what answering the request will take.
+    ///
+    /// Every request comes through here, and hardly any is refused. So what costs time is left for
+    /// later: `Accept` is not read, and the content type is not looked up for plain HTTP, which has no
+    /// use for it. The URI is several reference-counted parts, and only what the user renders can see it.
+    pub(crate) fn hear(head: &Parts, answers: &Answers) -> Self {
+        match answers.dialect_for(head) {
+            None if answers.has_renderer() => {
+                Self::keep(&head.method, head.version, &head.headers).with_uri(&head.uri)
+            }
+            None => Self::keep(&head.method, head.version, &head.headers),
+            dialect => Self::from(head).for_dialect(dialect),
+        }
+    }
+}
+
 impl fmt::Debug for Answers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Answers")

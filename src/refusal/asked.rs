@@ -7,7 +7,7 @@ use http::{
     request::Parts,
 };
 
-use super::{Answers, Refusal};
+use super::Refusal;
 use crate::rpc::Rpc;
 
 /// A way to tell a client that its request is refused.
@@ -152,25 +152,13 @@ struct Rare {
 }
 
 impl Asked {
-    /// Keeps what answering the request will take.
-    ///
-    /// Every request comes through here, and hardly any is refused. So what costs time is left for
-    /// later: `Accept` is not read, and the content type is not looked up for plain HTTP, which has no
-    /// use for it. The URI is several reference-counted parts, and only what the user renders can see it.
-    pub(crate) fn hear(head: &Parts, answers: &Answers) -> Self {
-        match answers.dialect_for(head) {
-            None if answers.has_renderer() => {
-                Self::keep(&head.method, head.version, &head.headers).with_uri(&head.uri)
-            }
-            None => Self::keep(&head.method, head.version, &head.headers),
-            dialect => Self {
-                dialect,
-                ..head.into()
-            },
-        }
+    /// For the user's dialect of this index.
+    pub(super) fn for_dialect(mut self, dialect: Option<u32>) -> Self {
+        self.dialect = dialect;
+        self
     }
 
-    fn keep(method: &Method, version: Version, headers: &HeaderMap) -> Self {
+    pub(super) fn keep(method: &Method, version: Version, headers: &HeaderMap) -> Self {
         let (rpc, content_type) = Rpc::of(method, headers).unzip();
         let (line, rare) = if rpc.is_some() {
             (content_type, None)
@@ -210,7 +198,7 @@ impl Asked {
         asked
     }
 
-    fn with_uri(mut self, uri: &Uri) -> Self {
+    pub(super) fn with_uri(mut self, uri: &Uri) -> Self {
         self.rare.get_or_insert_default().uri = Some(uri.clone());
         self
     }
@@ -291,6 +279,7 @@ impl From<&Parts> for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::refusal::Answers;
 
     fn head(accept: &[&'static str]) -> Parts {
         let request = Request::put("/photos/1?draft").header(CONTENT_TYPE, "image/png");

@@ -7,7 +7,7 @@ use prost::Message as _;
 use tonic::{Code, Status, metadata::BinaryMetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _, pb};
 
-use super::{Refusal, grpc, json::Object};
+use super::{Refusal, code::Code as OurCode, json::Object};
 
 /// The `domain` of reasons, unless the user has one.
 const DOMAIN: &str = env!("CARGO_PKG_NAME");
@@ -26,7 +26,7 @@ pub(crate) fn status(refusal: &Refusal, domain: Option<&str>) -> Status {
     if let Some(after) = refusal.retry_after() {
         details.set_retry_info(Some(after));
     }
-    let code = Code::from(grpc::code(refusal));
+    let code = Code::from(OurCode::of(refusal).number as i32);
     Status::with_error_details(code, refusal.message(), details)
 }
 

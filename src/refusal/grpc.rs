@@ -3,13 +3,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE, request::Parts};
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::{Asked, Dialect, Refusal, RefusalKind, json::Object};
+use super::{Asked, Dialect, Refusal, code::Code, json::Object};
 use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 
 /// The dialect of remote procedure calls: gRPC, gRPC-Web and Connect.
@@ -124,34 +122,6 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 fn grpc_message(text: &str) -> HeaderValue {
     let encoded = utf8_percent_encode(text, ENCODED).to_string();
     HeaderValue::try_from(encoded).expect("it is printable ASCII")
-}
-
-/// What a refusal is called. The numbers are gRPC's, names and statuses Connect's.
-struct Code {
-    number: u16,
-    name: &'static str,
-    status: StatusCode,
-}
-
-impl Code {
-    const fn of(refusal: &Refusal) -> Self {
-        let (number, name, status) = match refusal.kind() {
-            RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
-            RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),
-            RefusalKind::InvalidLength => (3, "invalid_argument", StatusCode::BAD_REQUEST),
-        };
-        Self {
-            number,
-            name,
-            status,
-        }
-    }
-}
-
-/// The gRPC code of a refusal.
-#[cfg(feature = "tonic")]
-pub(super) const fn code(refusal: &Refusal) -> i32 {
-    Code::of(refusal).number as i32
 }
 
 /// The last message of a stream in Connect: a flag, the length, and the error.

@@ -38,6 +38,7 @@
 
 mod answers;
 mod asked;
+mod code;
 #[cfg(feature = "webdav")]
 mod dav;
 #[cfg(feature = "tonic")]

@@ -1,0 +1,27 @@
+//! The codes of gRPC and Connect.
+
+use http::StatusCode;
+
+use super::{Refusal, RefusalKind};
+
+/// What a refusal is called. The numbers are gRPC's, names and statuses Connect's.
+pub(super) struct Code {
+    pub(super) number: u16,
+    pub(super) name: &'static str,
+    pub(super) status: StatusCode,
+}
+
+impl Code {
+    pub(super) const fn of(refusal: &Refusal) -> Self {
+        let (number, name, status) = match refusal.kind() {
+            RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
+            RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),
+            RefusalKind::InvalidLength => (3, "invalid_argument", StatusCode::BAD_REQUEST),
+        };
+        Self {
+            number,
+            name,
+            status,
+        }
+    }
+}
