@@ -138,6 +138,8 @@ impl<Q> StorageGuardLayer<Q> {
     /// The layer belongs inside authentication, whose result is in the request's extensions then. Charge
     /// the owner of the target; where that is not the caller, say [`Scope::undisclosed`](crate::Scope).
     ///
+    /// A scope owns its name: return `Scope::from(head.uri.path())`, which copies, and not the path itself.
+    ///
     /// Defaults to nobody.
     pub fn scope_by<F, T>(self, scopes: F) -> Self
     where

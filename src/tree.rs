@@ -17,6 +17,11 @@ pub enum Depth {
 }
 
 /// Where a WebDAV service keeps its files: what there is, and how large.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how large files are",
+    label = "not a `Tree`",
+    note = "use `Folder` for files in a directory, or implement `Tree`"
+)]
 pub trait Tree: Send + Sync + 'static {
     /// What is at a path: bytes of files, and objects, which are files and collections. None where nothing
     /// is.

@@ -26,7 +26,8 @@ pin_project! {
     ///
     /// # Its error
     ///
-    /// The error is a [`BoxError`]: that of `B` as it is, or a [`Refused`]. axum finds the error of a body limit
+    /// The error is a [`BoxError`]: that of `B`, in the same box, or a [`Refused`]. Only that of a remote procedure call
+    /// is in an error without a source, because tonic takes a reset for the end of the stream. axum finds the error of a body limit
     /// (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so that a type of this crate's around it
     /// would turn a 413 into a 400. For the same reason, put tower-http's `RequestBodyLimit` and the guard into one
     /// `ServiceBuilder`: each `Router::layer` whose layer changes the type of the body is one level more.

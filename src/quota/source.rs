@@ -19,6 +19,12 @@ use crate::{amount::Amount, scope::Scopes};
 ///
 /// [`QuotaError::Unavailable`] says that the source could not decide. That is an outage and not a
 /// full quota: the client must not be told that the quota is full.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a quota source",
+    label = "not a quota source",
+    note = "use `MemoryQuota::new(limits)`, `CollectionQuota`, or with feature `stored` `StoredQuota`",
+    note = "or ask your own accounts with `quota_fn` or `quota_future`, or implement `QuotaSource`"
+)]
 pub trait QuotaSource {
     /// The record of what is set aside for one request.
     type Hold: QuotaHold;
@@ -39,6 +45,11 @@ pub trait QuotaSource {
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not hold what a quota source has set aside",
+    label = "not a `QuotaHold`",
+    note = "implement `QuotaHold`, whose `Drop` releases what `commit` has not charged; `quota_fn` needs none"
+)]
 pub trait QuotaHold: Send + 'static {
     /// Resolves once more is set aside.
     type Grow: Future<Output = Result<(), QuotaError>> + Send + 'static;

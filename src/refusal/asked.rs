@@ -118,6 +118,11 @@ use crate::rpc::Rpc;
 /// # Ok(())
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a dialect",
+    label = "not a `Dialect`",
+    note = "implement `Dialect`, or answer with a closure in `render_with`"
+)]
 pub trait Dialect: Send + Sync + 'static {
     /// Whether the client that sent this head speaks the dialect.
     ///

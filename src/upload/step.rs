@@ -35,6 +35,11 @@ use http::{request, response};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how uploads come in several requests",
+    label = "not a `Protocol`",
+    note = "use `Chunks` or `Resumable`, or implement `Protocol`"
+)]
 pub trait Protocol: Send + Sync + 'static {
     /// What a request is to an upload. None for those that are no part of any.
     ///

@@ -41,6 +41,11 @@ impl Reading {
 }
 
 /// Something that can say how full it is. It is asked on a thread of its own, and may take its time.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot say how full a store is",
+    label = "not a `Probe`",
+    note = "use `Volume::open` for a directory, or implement `Probe`"
+)]
 pub trait Probe: Send + 'static {
     /// Takes a reading now. It must hold everything whose write had ended when this was called.
     ///
