@@ -119,7 +119,8 @@
 //! | `store-sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
 //! | `store-postgres` | sqlx's PostgreSQL, `tokio` | the same for several machines: `store::PostgresStore` |
 //! | `store-redis` | redis, `tokio` | the same in Redis or Valkey: `store::RedisStore` |
-//! | `store` | `tokio` | the same in a store of your own: `store::Store` |
+//! | `store` | `tokio`, crc32fast | the same in a store of your own: `store::Store` |
+//! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
