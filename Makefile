@@ -81,7 +81,7 @@ apart:
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
 	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
 # What brings more than a classifier.
-MECHANISMS = tokio axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
+MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
 # No feature changes what another does, and none is needed.
 features:

@@ -63,7 +63,8 @@ use axum_core::{
 };
 use http::{HeaderValue, StatusCode, header::CACHE_CONTROL, request::Parts};
 
-use crate::{BoxError, Readiness, Reservation, fault::Source};
+use crate::{fault::Source, reservation::Reservation, volume::Readiness};
+use tower::BoxError;
 
 /// Any error of a handler's.
 ///

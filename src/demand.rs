@@ -1,27 +1,10 @@
-//! What a request wants to store.
+//! What is to be stored, and what that replaces.
 
-use http::{
-    HeaderMap, Method,
-    header::{CONTENT_LENGTH, HeaderName},
-};
-use http_body::SizeHint;
+use std::{fs::Metadata, ops::Range};
 
 use crate::amount::Amount;
 
-/// Headers that tell how long an upload will be, beside Content-Length.
-///
-/// `x-expected-entity-length` is sent by macOS, `oc-total-length` by ownCloud and Nextcloud,
-/// `x-amz-decoded-content-length` with aws-chunked bodies, and `upload-length` by tus 1.0 and the IETF's
-/// resumable uploads. `x-upload-length` is for gRPC, where no call has a Content-Length.
-const HINTS: [HeaderName; 5] = [
-    HeaderName::from_static("x-expected-entity-length"),
-    HeaderName::from_static("oc-total-length"),
-    HeaderName::from_static("x-amz-decoded-content-length"),
-    HeaderName::from_static("upload-length"),
-    HeaderName::from_static("x-upload-length"),
-];
-
-/// What a request wants to store, and what that replaces.
+/// What is to be stored, and what that replaces.
 ///
 /// ```
 /// use tower_storage_guard::{Amount, Demand};
@@ -37,35 +20,49 @@ pub struct Demand {
     copied: u64,
     moved: Amount,
     replaced: Amount,
+    reach: Reach,
+}
+
+/// How bytes that are stored become bytes on the volume.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Reach {
+    percent: u32,
+    /// Bytes that find blocks of their own there already.
+    in_place: u64,
 }
 
 impl Demand {
-    /// A known number of bytes, and one object.
-    pub const fn known(bytes: u64) -> Self {
+    const fn new(bytes: Option<u64>, expected: u64) -> Self {
         Self {
-            bytes: Some(bytes),
-            expected: bytes,
+            bytes,
+            expected,
             objects: 1,
             copied: 0,
             moved: Amount::ZERO,
             replaced: Amount::ZERO,
+            reach: Reach::PLAIN,
         }
     }
 
-    /// A number of bytes that shows only when the body is read, and one object.
+    /// A known number of bytes, and one object.
+    pub const fn known(bytes: u64) -> Self {
+        Self::new(Some(bytes), bytes)
+    }
+
+    /// A number of bytes that shows only while they are stored, and one object.
+    ///
+    /// A first [grant](crate::Guard::grants) is set aside, and the reservation grows.
     pub const fn unknown() -> Self {
-        Self {
-            bytes: None,
-            expected: 0,
-            objects: 1,
-            copied: 0,
-            moved: Amount::ZERO,
-            replaced: Amount::ZERO,
-        }
+        Self::new(None, 0)
+    }
+
+    /// Nothing at all. It always fits.
+    pub const fn nothing() -> Self {
+        Self::known(0).with_objects(0)
     }
 
     /// Sets what is to come in all, in bytes, as far as the client says. It must fit, but only the known
-    /// bytes are set aside; where they are unknown, this is, up to the layer's cap.
+    /// bytes are set aside; where they are unknown, this is, up to the guard's [cap](crate::Guard::hint_cap).
     #[must_use]
     pub const fn expecting(mut self, bytes: u64) -> Self {
         if bytes > self.expected {
@@ -79,11 +76,6 @@ impl Demand {
     pub const fn with_objects(mut self, objects: u64) -> Self {
         self.objects = objects;
         self
-    }
-
-    /// Nothing at all. It always fits.
-    pub const fn nothing() -> Self {
-        Self::known(0).with_objects(0)
     }
 
     /// Adds what the service writes by itself, beside the body: a COPY, for one.
@@ -112,10 +104,46 @@ impl Demand {
 
     /// Sets what it replaces. Scopes are charged for the difference only.
     ///
-    /// The volume is asked for all of it: the old content stays on the disk until the new is there.
+    /// The volume is asked for all of it: the old content stays on the disk until the new is there. Where it does not, see
+    /// [`Self::in_place`].
     #[must_use]
     pub const fn replacing(mut self, replaced: Amount) -> Self {
         self.replaced = replaced;
+        self
+    }
+
+    /// Sets what is written in place, over content that is there: it makes no object, and both the scopes and the volume are
+    /// asked for the difference only.
+    ///
+    /// Use it for a file that is opened and written over, not for one that is renamed into the place of another. The volume
+    /// gives credit only where its filesystem writes in place: ext4 and tmpfs (feature `inodes`). A copy-on-write
+    /// filesystem such as btrfs needs new blocks for the same content, and on one that is not known, that is assumed.
+    ///
+    /// ```no_run
+    /// use tower_storage_guard::{Demand, InPlace};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let old = std::fs::metadata("disk.img")?;
+    /// // 64 KiB in the middle of a file that is there.
+    /// let patch = Demand::known(64 << 10).in_place(InPlace::range(&old, 1 << 20..(1 << 20) + (64 << 10)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub const fn in_place(mut self, old: InPlace) -> Self {
+        self.objects = 0;
+        self.replaced = Amount::bytes(old.content);
+        self.reach.in_place = old.allocated;
+        self
+    }
+
+    /// Sets how many bytes reach the volume for each hundred that are stored: 210 where a write-ahead log holds each page
+    /// once more, 300 for three replicas on the same volume. Scopes are charged without it.
+    ///
+    /// Defaults to 100.
+    #[must_use]
+    pub const fn volume_percent(mut self, percent: u32) -> Self {
+        self.reach.percent = percent;
         self
     }
 
@@ -149,259 +177,173 @@ impl Demand {
         self.replaced
     }
 
-    /// Reads the demand from a request's head.
-    pub(crate) fn declared(
-        method: &Method,
-        headers: &HeaderMap,
-        body: &SizeHint,
-        hints: &Hints,
-    ) -> Result<Self, InvalidLength> {
-        let demand = match content_length(headers)?.or(body.exact()) {
-            Some(bytes) => Self::known(bytes),
-            None => Self::unknown(),
+    /// How its bytes reach the volume. Only where that writes in place, what is there already counts.
+    pub(crate) const fn reach(&self, writes_in_place: bool) -> Reach {
+        let mut reach = self.reach;
+        if !writes_in_place {
+            reach.in_place = 0;
+        }
+        reach
+    }
+}
+
+impl Reach {
+    /// Each byte once.
+    pub(crate) const PLAIN: Self = Self {
+        percent: 100,
+        in_place: 0,
+    };
+
+    /// Bytes on the volume for so many that are stored. Never too few.
+    #[inline]
+    pub(crate) const fn on_volume(self, stored: u64) -> u64 {
+        let written = if self.percent == 100 {
+            stored
+        } else {
+            let exact = (stored as u128 * self.percent as u128).div_ceil(100);
+            if exact > u64::MAX as u128 {
+                u64::MAX
+            } else {
+                exact as u64
+            }
         };
-        Ok(demand
-            .expecting(
-                hints
-                    .largest(headers)
-                    .map_or(0, |hint| hint.saturating_sub(before(headers))),
-            )
-            .with_objects(objects_made_by(method)))
+        written.saturating_sub(self.in_place)
     }
-}
 
-/// Whether a method is guarded unless the user decides: those that write.
-///
-/// DELETE is not: it is how people make room.
-#[inline]
-pub(crate) fn is_write(method: &Method) -> bool {
-    match *method {
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE => false,
-        Method::POST | Method::PUT | Method::PATCH => true,
-        // RFC 4918 (WebDAV), RFC 4791 (CalDAV).
-        _ => matches!(
-            method.as_str(),
-            "MKCOL" | "MKCALENDAR" | "COPY" | "MOVE" | "PROPPATCH" | "LOCK"
-        ),
-    }
-}
-
-fn objects_made_by(method: &Method) -> u64 {
-    match *method {
-        Method::PUT | Method::POST => 1,
-        _ => u64::from(matches!(method.as_str(), "MKCOL" | "MKCALENDAR" | "COPY")),
-    }
-}
-
-/// A Content-Length that is not a number. It cannot be trusted to mean anything, so it is answered 400
-/// (RFC 9110, section 8.6).
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct InvalidLength;
-
-/// RFC 9110, section 8.6: a list of one and the same number counts as that number.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidLength> {
-    let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        for part in value.as_bytes().split(|byte| *byte == b',') {
-            let part = decimal(part).ok_or(InvalidLength)?;
-            if *length.get_or_insert(part) != part {
-                return Err(InvalidLength);
+    /// The most bytes that can be stored in so many on the volume. Never too many.
+    pub(crate) const fn stored_in(self, on_volume: u64) -> u64 {
+        let written = on_volume.saturating_add(self.in_place);
+        match self.percent {
+            100 => written,
+            0 => u64::MAX,
+            percent => {
+                let exact = written as u128 * 100 / percent as u128;
+                if exact > u64::MAX as u128 {
+                    u64::MAX
+                } else {
+                    exact as u64
+                }
             }
         }
     }
-    Ok(length)
 }
 
-/// The headers that tell how long an upload will be, beside Content-Length.
-#[derive(Clone, Debug)]
-pub(crate) struct Hints {
-    names: Vec<HeaderName>,
-    /// A bit for the length of each name, in bytes. Hardly any request has a hint, and this tells most
-    /// other headers apart without looking at their names.
-    lengths: u64,
-}
-
-impl Hints {
-    pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
-        let names: Vec<_> = names.into_iter().collect();
-        let lengths = names.iter().fold(0, |bits, name| bits | bit(name));
-        Self { names, lengths }
-    }
-
-    /// The largest of the hints that are numbers.
-    fn largest(&self, headers: &HeaderMap) -> Option<u64> {
-        headers
-            .iter()
-            .filter(|(name, _)| bit(name) & self.lengths != 0 && self.names.contains(name))
-            .filter_map(|(_, value)| decimal(value.as_bytes()))
-            .max()
-    }
-}
-
-/// How much of an upload came in earlier requests. A hint tells of the whole of it.
+/// Content that is there, and will be written over in place. See [`Demand::in_place`].
 ///
-/// `upload-offset` is of tus 1.0 and the IETF's resumable uploads, `oc-chunk-offset` of ownCloud.
-#[cold]
-fn before(headers: &HeaderMap) -> u64 {
-    ["upload-offset", "oc-chunk-offset"]
-        .iter()
-        .filter_map(|name| headers.get(*name))
-        .filter_map(|value| decimal(value.as_bytes()))
-        .max()
-        .unwrap_or(0)
+/// It is read off the file's metadata, so that it never claims more blocks than the file has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct InPlace {
+    content: u64,
+    allocated: u64,
 }
 
-fn bit(name: &HeaderName) -> u64 {
-    1 << (name.as_str().len() % 64)
-}
+impl InPlace {
+    /// All of a file, from its beginning.
+    pub fn whole(old: &Metadata) -> Self {
+        Self {
+            content: old.len(),
+            allocated: allocated(old).min(old.len()),
+        }
+    }
 
-/// Those of [`HINTS`].
-impl Default for Hints {
-    fn default() -> Self {
-        Self::new(HINTS)
+    /// A range of a file, in bytes. What is behind the file's end is not there. Where the file has holes, it is not known
+    /// whether the range is one of them, and no block counts.
+    pub fn range(old: &Metadata, range: Range<u64>) -> Self {
+        let content = range.end.min(old.len()).saturating_sub(range.start);
+        let has_holes = allocated(old) < old.len();
+        Self {
+            content,
+            allocated: if has_holes { 0 } else { content },
+        }
     }
 }
 
-/// Digits and nothing else, white space around them aside. A number too large for us is still one: it
-/// saturates, and fits nowhere.
-pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
-    let digits = value.trim_ascii();
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0u64, |number, digit| {
-        let digit = char::from(*digit).to_digit(10)?;
-        Some(number.saturating_mul(10).saturating_add(u64::from(digit)))
-    })
+/// Bytes of the file's own blocks.
+fn allocated(file: &Metadata) -> u64 {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::blocks(file).saturating_mul(512);
+    #[cfg(not(unix))]
+    return {
+        let _ = file;
+        0
+    };
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn declared(headers: &[(&str, &str)], body: SizeHint) -> Result<Demand, InvalidLength> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let name: HeaderName = name.parse().unwrap();
-            map.append(name, HeaderValue::from_str(value).unwrap());
-        }
-        Demand::declared(&Method::PUT, &map, &body, &Hints::default())
-    }
-
-    fn bytes(headers: &[(&str, &str)]) -> Result<(Option<u64>, u64), InvalidLength> {
-        declared(headers, SizeHint::default()).map(|demand| (demand.bytes(), demand.expected()))
-    }
-
-    #[test]
-    fn content_length_is_taken_at_its_word() {
-        assert_eq!(bytes(&[("content-length", "0")]), Ok((Some(0), 0)));
-        assert_eq!(bytes(&[("content-length", "42")]), Ok((Some(42), 42)));
-        let twice = [("content-length", "42"), ("content-length", "42, 42")];
-        assert_eq!(bytes(&twice), Ok((Some(42), 42)));
-        // Too large to be counted is still a number, and fits nowhere.
-        let huge = bytes(&[("content-length", "99999999999999999999999")]);
-        assert_eq!(huge, Ok((Some(u64::MAX), u64::MAX)));
-    }
-
-    #[test]
-    fn a_malformed_content_length_is_invalid() {
-        for value in [
-            "", "-1", "+1", "1.0", "0x10", "ten", "4 2", "42, 43", "42,", "1_000",
-        ] {
-            let declared = bytes(&[("content-length", value)]);
-            assert_eq!(declared, Err(InvalidLength), "{value:?}");
-        }
-        let two = [("content-length", "42"), ("content-length", "43")];
-        assert_eq!(bytes(&two), Err(InvalidLength));
-    }
-
-    #[test]
-    fn without_one_the_body_may_know() {
-        let exact = declared(&[], SizeHint::with_exact(7)).unwrap();
-        assert_eq!(exact.bytes(), Some(7));
-        let unknown = declared(&[], SizeHint::default()).unwrap();
-        assert_eq!(unknown.bytes(), None);
-    }
-
-    #[test]
-    fn the_largest_hint_counts_and_malformed_ones_do_not() {
-        for name in HINTS {
-            assert_eq!(bytes(&[(name.as_str(), "9")]), Ok((None, 9)), "{name}");
-            for value in ["-9", "", "nine", "+9"] {
-                assert_eq!(bytes(&[(name.as_str(), value)]), Ok((None, 0)), "{value:?}");
-            }
-        }
-        let all = [
-            ("content-length", "10"),
-            ("oc-total-length", "30"),
-            ("upload-length", "20"),
-            ("x-expected-entity-length", "many"),
-        ];
-        assert_eq!(bytes(&all), Ok((Some(10), 30)));
-        // Content-Length counts beside hints, and is what comes with this request.
-        let smaller = [
-            ("content-length", "10"),
-            ("x-amz-decoded-content-length", "9"),
-        ];
-        assert_eq!(bytes(&smaller), Ok((Some(10), 10)));
-    }
-
-    #[test]
-    fn methods_that_write_are_guarded_and_some_make_an_object() {
-        let of = |method: &str| {
-            let method: Method = method.parse().unwrap();
-            (is_write(&method), objects_made_by(&method))
-        };
-        for method in ["PUT", "POST", "MKCOL", "MKCALENDAR", "COPY"] {
-            assert_eq!(of(method), (true, 1), "{method}");
-        }
-        for method in ["PATCH", "MOVE", "PROPPATCH", "LOCK"] {
-            assert_eq!(of(method), (true, 0), "{method}");
-        }
-        for method in [
-            "GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PROPFIND", "REPORT", "UNLOCK", "put",
-        ] {
-            assert_eq!(of(method), (false, 0), "{method}");
-        }
-    }
-
     proptest! {
+        /// What is claimed is enough for what is stored, and what is stored in a claim fits into it.
         #[test]
-        fn any_number_is_read_as_it_is(length: u64, hint: u64) {
-            let (length_text, hint_text) = (length.to_string(), hint.to_string());
-            let headers = [
-                ("content-length", length_text.as_str()),
-                ("upload-length", hint_text.as_str()),
-            ];
-            prop_assert_eq!(bytes(&headers), Ok((Some(length), length.max(hint))));
+        fn bytes_reach_the_volume_and_back(
+            stored in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>(), room in any::<u64>()
+        ) {
+            let reach = Reach { percent, in_place };
+            let exact = (u128::from(stored) * u128::from(percent)).div_ceil(100);
+            let needed = exact.saturating_sub(in_place.into());
+            // Beyond what can be counted it stops, and fits nowhere.
+            let most = u128::from(u64::MAX - in_place);
+            prop_assert_eq!(u128::from(reach.on_volume(stored)), needed.min(most));
+            let fits = reach.stored_in(room);
+            prop_assert!(reach.on_volume(fits) <= room, "{fits} bytes do not fit");
         }
 
+        /// More that is stored never takes less.
         #[test]
-        fn no_header_is_too_odd(value in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let Ok(value) = HeaderValue::from_bytes(&value) else { return Ok(()) };
-            let text = String::from_utf8_lossy(value.as_bytes()).trim().to_string();
-            let is_list = text.split(',').all(|part| {
-                let part = part.trim_matches(['\t', ' ']);
-                !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
-            });
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_LENGTH, value);
-            let hint = SizeHint::default();
-            let demand = Demand::declared(&Method::PUT, &headers, &hint, &Hints::default());
-            if !is_list {
-                prop_assert_eq!(demand, Err(InvalidLength));
+        fn a_growth_never_shrinks_the_claim(less in any::<u64>(), more in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>()) {
+            let reach = Reach { percent, in_place };
+            prop_assert!(reach.on_volume(less.min(more)) <= reach.on_volume(less.max(more)));
+        }
+    }
+
+    #[test]
+    fn only_blocks_that_are_there_count() {
+        use std::io::{Seek, SeekFrom, Write};
+
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 10_000]).unwrap();
+        file.sync_all().unwrap();
+        let dense = file.metadata().unwrap();
+        assert_eq!(
+            InPlace::whole(&dense),
+            InPlace {
+                content: 10_000,
+                allocated: 10_000
             }
-        }
+        );
+        let range = InPlace::range(&dense, 9_000..12_000);
+        assert_eq!(
+            range,
+            InPlace {
+                content: 1_000,
+                allocated: 1_000
+            }
+        );
+        assert_eq!(InPlace::range(&dense, 20_000..30_000).content, 0);
 
-        #[test]
-        fn amounts_saturate(a: u64, b: u64) {
-            let (x, y) = (Amount::new(a, b), Amount::new(b, a));
-            prop_assert_eq!((x + y).bytes, a.saturating_add(b));
-            prop_assert_eq!((x - y).objects, b.saturating_sub(a));
-            prop_assert_eq!(x.max(y).bytes, a.max(b));
-        }
+        file.seek(SeekFrom::Start(1 << 30)).unwrap();
+        file.write_all(b"end").unwrap();
+        file.sync_all().unwrap();
+        let sparse = file.metadata().unwrap();
+        assert!(InPlace::whole(&sparse).allocated < 1 << 20);
+        assert_eq!(InPlace::range(&sparse, 0..1_000).allocated, 0);
+    }
+
+    #[test]
+    fn what_is_in_place_makes_no_object() {
+        let old = InPlace {
+            content: 100,
+            allocated: 60,
+        };
+        let demand = Demand::known(100).in_place(old);
+        assert_eq!(
+            (demand.objects(), demand.replaced()),
+            (0, Amount::bytes(100))
+        );
+        assert_eq!(demand.reach(true).on_volume(100), 40);
+        assert_eq!(demand.reach(false).on_volume(100), 100);
     }
 }

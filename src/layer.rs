@@ -1,23 +1,25 @@
 //! [`StorageGuardLayer`] and its settings.
 
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, request, response};
-use tower::{BoxError, Layer};
+use tower::Layer;
 
 use crate::{
-    Demand, Outage, Price, Scopes, StorageGuard, Volume,
-    body::{Drain, Unread},
-    dav::Dav,
-    demand::Hints,
-    fault::{Cause, Classifier},
-    line::Line,
-    quota::{NoQuota, QuotaError},
-    refusal::{Answers, Asked, ConfigError, Dialect, Grpc, Http, Refusal},
-    rpc::Calls,
-    time::within,
-    upload::Uploads,
+    cause::Cause,
+    config::ConfigError,
+    demand::Demand,
+    fault::Classifier,
+    guard::Guard,
+    head::Hints,
+    outage::Outage,
+    price::Price,
+    quota::{NoQuota, QuotaSource},
+    refusal::{Answers, Asked, Dialect, Grpc, Http, Refusal},
+    scope::Scopes,
+    service::StorageGuard,
+    settings::{HttpSettings, PriceBy, Priced, Settings},
 };
 
 /// Guards a service: sets storage aside before a request is let in, and answers when there is none.
@@ -65,131 +67,69 @@ pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,
 }
 
-/// Decides by a request's head.
-type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
-/// Decides by an answer's head.
-type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
-/// Prices a request, given what its head declares.
-type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
+impl<Q> StorageGuardLayer<Q> {
+    /// Reserves from a [`Guard`], or from a volume: then each request that writes must find room on it.
+    ///
+    /// Give clones of one guard to several layers and to jobs beside them, and they share what it guards.
+    pub fn new(guard: impl Into<Guard<Q>>) -> Self {
+        Self::with(guard.into(), HttpSettings::default())
+    }
 
-/// Everything that a layer was told.
-#[derive(Clone)]
-pub(crate) struct Settings<Q> {
-    pub(crate) volume: Option<Volume>,
-    pub(crate) quota: Q,
-    pub(crate) quota_timeout: Duration,
-    pub(crate) quota_outage: Outage,
-    pub(crate) quota_line: Arc<Line>,
-    pub(crate) scopes: Option<Choose<Scopes>>,
-    pub(crate) applies: Option<Choose<bool>>,
-    pub(crate) calls: Calls,
-    pub(crate) price: Option<PriceBy>,
-    pub(crate) hints: Hints,
-    pub(crate) hint_cap: u64,
-    pub(crate) grants: Grants,
-    pub(crate) patience: Duration,
-    pub(crate) uploads: Option<Uploads>,
-    pub(crate) success: Option<Judge>,
-    pub(crate) classifier: Classifier,
-    pub(crate) answers: Answers,
-    pub(crate) drain_bytes: u64,
-    pub(crate) drain_time: Duration,
-}
-
-/// How a request is priced, where its headers do not decide.
-#[derive(Clone)]
-pub(crate) enum PriceBy {
-    At(Pricing<Price>),
-    Later(Pricing<Priced>),
-}
-
-/// What uploads of unknown length are given at a time, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Grants {
-    pub(crate) first: u64,
-    most: u64,
-}
-
-impl Grants {
-    /// A quarter more each time: what is drawn and not needed stays small beside what is.
-    pub(crate) fn next(self, reserved: u64) -> u64 {
-        (reserved / 4).clamp(self.first, self.most)
+    fn with(guard: Guard<Q>, http: HttpSettings) -> Self {
+        Self {
+            settings: Arc::new(Settings { guard, http }),
+        }
     }
 }
 
-impl StorageGuardLayer {
-    /// Guards a volume. Each request that writes must find room on it.
-    pub fn new(volume: Volume) -> Self {
-        Self::with(Some(volume), NoQuota)
+impl<Q: QuotaSource> StorageGuardLayer<Q> {
+    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
+    pub fn quota_only(quota: Q) -> Self {
+        Self::new(Guard::quota_only(quota))
+    }
+}
+
+/// Settings of the guard, as [`Guard`] has them.
+impl<Q: Clone> StorageGuardLayer<Q> {
+    /// Sets [`Guard::patience`].
+    pub fn patience(self, patience: Duration) -> Self {
+        self.set_guard(|guard| guard.patience(patience))
+    }
+
+    /// Sets [`Guard::quota_timeout`].
+    pub fn quota_timeout(self, timeout: Duration) -> Self {
+        self.set_guard(|guard| guard.quota_timeout(timeout))
+    }
+
+    /// Sets [`Guard::quota_outage`].
+    pub fn quota_outage(self, outage: Outage) -> Self {
+        self.set_guard(|guard| guard.quota_outage(outage))
+    }
+
+    /// Sets [`Guard::grants`].
+    pub fn grants(self, first: u64, most: u64) -> Self {
+        self.set_guard(|guard| guard.grants(first, most))
+    }
+
+    /// Sets [`Guard::hint_cap`].
+    pub fn hint_cap(self, bytes: u64) -> Self {
+        self.set_guard(|guard| guard.hint_cap(bytes))
+    }
+
+    fn set_guard(mut self, set: impl FnOnce(Guard<Q>) -> Guard<Q>) -> Self {
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.guard = set(settings.guard.clone());
+        self
     }
 }
 
 impl<Q> StorageGuardLayer<Q> {
-    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
-    pub fn quota_only(quota: Q) -> Self {
-        Self::with(None, quota)
-    }
-
-    fn with(volume: Option<Volume>, quota: Q) -> Self {
-        Self {
-            settings: Arc::new(Settings {
-                volume,
-                quota,
-                quota_timeout: Duration::from_secs(2),
-                quota_outage: Outage::Refuse,
-                quota_line: Arc::default(),
-                scopes: None,
-                applies: None,
-                calls: Calls::default(),
-                price: None,
-                hints: Hints::default(),
-                hint_cap: 1 << 30,
-                grants: Grants {
-                    first: 64 << 10,
-                    most: 16 << 20,
-                },
-                patience: Duration::from_millis(500),
-                uploads: None,
-                success: None,
-                classifier: Classifier::default(),
-                answers: Answers::default(),
-                drain_bytes: 1 << 30,
-                drain_time: Duration::from_secs(30),
-            }),
-        }
-    }
-}
-
-impl<Q: Clone> StorageGuardLayer<Q> {
-    /// Sets the keeper of limits and usage per scope. [`Self::scope_by`] says whom it charges.
+    /// Sets the source of limits and usage per scope. [`Self::scope_by`] says which scopes it charges.
     ///
-    /// Defaults to none.
-    pub fn quota<R>(self, quota: R) -> StorageGuardLayer<R> {
-        let settings = Arc::unwrap_or_clone(self.settings);
-        StorageGuardLayer {
-            settings: Arc::new(Settings {
-                volume: settings.volume,
-                quota,
-                quota_timeout: settings.quota_timeout,
-                quota_outage: settings.quota_outage,
-                quota_line: settings.quota_line,
-                scopes: settings.scopes,
-                applies: settings.applies,
-                calls: settings.calls,
-                price: settings.price,
-                hints: settings.hints,
-                hint_cap: settings.hint_cap,
-                grants: settings.grants,
-                patience: settings.patience,
-                uploads: settings.uploads,
-                success: settings.success,
-                classifier: settings.classifier,
-                answers: settings.answers,
-                drain_bytes: settings.drain_bytes,
-                drain_time: settings.drain_time,
-            }),
-        }
+    /// Defaults to that of the guard, or none.
+    pub fn quota<R: QuotaSource>(self, quota: R) -> StorageGuardLayer<R> {
+        let Settings { guard, http } = Arc::unwrap_or_clone(self.settings);
+        StorageGuardLayer::with(guard.quota(quota), http)
     }
 
     /// Sets whom a request is charged to: one scope, several, or none. With several, all have room or
@@ -205,20 +145,6 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         T: Into<Scopes>,
     {
         self.set(|settings| settings.scopes = Some(Arc::new(move |head| scopes(head).into())))
-    }
-
-    /// Sets how long a quota source may take, for each of its answers.
-    ///
-    /// Defaults to two seconds.
-    pub fn quota_timeout(self, timeout: Duration) -> Self {
-        self.set(|settings| settings.quota_timeout = timeout)
-    }
-
-    /// Sets what happens to requests when the quota source fails, or takes too long.
-    ///
-    /// Defaults to [`Outage::Refuse`].
-    pub fn quota_outage(self, outage: Outage) -> Self {
-        self.set(|settings| settings.quota_outage = outage)
     }
 
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
@@ -252,7 +178,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         mut self,
         names: impl IntoIterator<Item = T>,
     ) -> Result<Self, ConfigError> {
-        let calls = &mut Arc::make_mut(&mut self.settings).calls;
+        let calls = &mut Arc::make_mut(&mut self.settings).http.calls;
         for name in names {
             calls.name(name.as_ref())?;
         }
@@ -290,20 +216,6 @@ impl<Q: Clone> StorageGuardLayer<Q> {
         })
     }
 
-    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
-    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
-    pub fn webdav(self, dav: Dav) -> Self {
-        self.applies_when(|head| Dav::applies(&head.method))
-            .price_by_async(move |head, demand| dav.price(head, demand))
-    }
-
-    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
-    ///
-    /// Defaults to each request by itself.
-    pub fn uploads(self, uploads: &Uploads) -> Self {
-        self.set(|settings| settings.uploads = Some(uploads.clone()))
-    }
-
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
     /// counts; those that are not numbers are ignored.
     ///
@@ -315,36 +227,6 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|settings| settings.hints = Hints::new(names))
-    }
-
-    /// Sets the most bytes that are set aside on the word of a hint alone, when there is no
-    /// Content-Length. A larger hint must fit, but the rest is set aside as it comes.
-    ///
-    /// Defaults to 1 GiB.
-    pub fn hint_cap(self, bytes: u64) -> Self {
-        self.set(|settings| settings.hint_cap = bytes)
-    }
-
-    /// Sets what an upload of unknown length is given at the door, and the most that it is given at a time
-    /// later, in bytes. In between, it is given a quarter of what it has.
-    ///
-    /// Defaults to 64 KiB and 16 MiB. Neither is less than one byte, nor the most less than the first.
-    pub fn grants(self, first: u64, most: u64) -> Self {
-        let first = first.max(1);
-        self.set(|settings| {
-            settings.grants = Grants {
-                first,
-                most: most.max(first),
-            }
-        })
-    }
-
-    /// Sets how long a request may wait for room that others in flight are about to give back, before it
-    /// is refused. Where nobody can give any, it does not wait.
-    ///
-    /// Defaults to half a second.
-    pub fn patience(self, patience: Duration) -> Self {
-        self.set(|settings| settings.patience = patience)
     }
 
     /// Sets which answers mean that the request was carried out, so that what it stored is charged.
@@ -376,8 +258,9 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// When the status is not an error, 4xx or 5xx.
     pub fn status(mut self, cause: Cause, status: StatusCode) -> Result<Self, ConfigError> {
-        let settings = Arc::make_mut(&mut self.settings);
-        settings.answers.set_status(cause, status)?;
+        let http = &mut Arc::make_mut(&mut self.settings).http;
+        let responder = Arc::make_mut(&mut http.responder);
+        responder.answers.set_status(cause, status)?;
         Ok(self)
     }
 
@@ -386,7 +269,7 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     /// Defaults to none: a client must not repeat by itself a request that was answered 507, when it was a
     /// user's (RFC 4918, section 11.5).
     pub fn retry_after(self, cause: Cause, after: Duration) -> Self {
-        self.set(|settings| settings.answers.set_retry_after(cause, after))
+        self.set_answers(|answers| answers.set_retry_after(cause, after))
     }
 
     /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. Where
@@ -394,31 +277,34 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {
-        self.set(|settings| settings.answers.push_dialect(dialect))
+        self.set_answers(|answers| answers.push_dialect(dialect))
     }
 
     /// Sets how [`Grpc`] answers.
     ///
     /// Defaults to [`Grpc::default`].
     pub fn grpc(self, grpc: Grpc) -> Self {
-        self.set(|settings| settings.answers.set_grpc(grpc))
+        self.set_answers(|answers| answers.set_grpc(grpc))
     }
 
     /// Sets how [`Http`] answers.
     ///
     /// Defaults to [`Http::default`].
     pub fn http(self, http: Http) -> Self {
-        self.set(|settings| settings.answers.set_http(http))
+        self.set_answers(|answers| answers.set_http(http))
     }
 
     /// Sets a renderer of your own. Where it returns None, the dialect renders.
+    ///
+    /// With a renderer, [`Asked::uri`] is there in every refusal, so each request costs the copy of its URI. A
+    /// [`dialect`](Self::dialect) that is told by the path costs that only for the requests that it hears.
     ///
     /// Defaults to none.
     pub fn render_with<F>(self, render: F) -> Self
     where
         F: Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync + 'static,
     {
-        self.set(|settings| settings.answers.set_renderer(render))
+        self.set_answers(|answers| answers.set_renderer(render))
     }
 
     /// Sets how much of a refused upload is read and thrown away behind the answer, in bytes, and for how
@@ -426,21 +312,29 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     ///
     /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
     ///
-    /// On a tokio runtime, and with feature `tokio`, this happens on a task beside the answer. Otherwise
-    /// the answer's end waits for it, and a client that stops sending at the sight of the status, such as
-    /// curl, sees that end late.
+    /// This happens on a task beside the answer. Outside of a tokio runtime nothing is read.
     ///
     /// Defaults to 1 GiB and 30 seconds. With 0 of either, nothing is read.
     pub fn drain(self, bytes: u64, time: Duration) -> Self {
-        self.set(|settings| {
-            settings.drain_bytes = bytes;
-            settings.drain_time = time;
+        self.set(|http| {
+            let responder = Arc::make_mut(&mut http.responder);
+            responder.drain_bytes = bytes;
+            responder.drain_time = time;
         })
     }
 
-    fn set(mut self, set: impl FnOnce(&mut Settings<Q>)) -> Self {
-        set(Arc::make_mut(&mut self.settings));
+    /// What this layer reserves from.
+    pub fn guard(&self) -> &Guard<Q> {
+        &self.settings.guard
+    }
+
+    pub(crate) fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
+        set(&mut Arc::make_mut(&mut self.settings).http);
         self
+    }
+
+    fn set_answers(self, set: impl FnOnce(&mut Answers)) -> Self {
+        self.set(|http| set(&mut Arc::make_mut(&mut http.responder).answers))
     }
 }
 
@@ -464,38 +358,4 @@ impl<Q> fmt::Debug for StorageGuardLayer<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.settings.fmt(f)
     }
-}
-
-impl<Q> fmt::Debug for Settings<Q> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StorageGuardLayer")
-            .field("volume", &self.volume)
-            .field("grants", &self.grants)
-            .field("patience", &self.patience)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<Q> Settings<Q> {
-    /// Drains what is left unread behind an answer. Returned where that has to hold the answer's end back.
-    pub(crate) fn drain(&self, unread: Option<Unread>) -> Option<Drain> {
-        unread
-            .and_then(|body| Drain::new(body, self.drain_bytes, self.drain_time))
-            .and_then(Drain::start)
-    }
-
-    /// The answer of a quota source, in time.
-    pub(crate) async fn bounded<T>(
-        &self,
-        answer: impl Future<Output = Result<T, QuotaError>>,
-    ) -> Result<T, QuotaError> {
-        within(self.quota_timeout, answer)
-            .await
-            .unwrap_or_else(|| Err(too_late()))
-    }
-}
-
-/// What a quota source that takes too long is taken to have said.
-pub(crate) fn too_late() -> QuotaError {
-    QuotaError::Unavailable(BoxError::from("the quota source did not answer in time"))
 }

@@ -74,7 +74,7 @@
 //! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
 //!    exact fit is let in. Otherwise: 507 `disk_full`.
 //! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](quota::CollectionQuota) that is full.
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](dav::CollectionQuota) that is full.
 //!
 //! A body whose length nobody said is let in on a small grant, and must find room to grow. A body that
 //! cannot is cut, and the answer is 507 whatever the inner service says.
@@ -106,20 +106,27 @@
 //! - Layer it inside authentication, so that nobody learns of storage who may not store (RFC 4918, section
 //!   8.1), and inside whatever adds headers for browsers (CORS), so that its refusals have them.
 //!
+//! # Runtime
+//!
+//! The guard runs on tokio. Refused uploads are drained on tasks beside their answers, and every wait is bounded by tokio's
+//! timer, so a test can pause it. The runtime must have its timer enabled, as that of `#[tokio::main]` has.
+//!
+//! Bodies and [`Reservation`]s may be used and dropped on threads that have no runtime. Such a thread has no timer: a bound
+//! is only checked when something else wakes the task. A request that is refused outside of a runtime is dropped unread.
+//!
 //! # Features
 //!
 //! | feature | brings | for |
 //! |---|---|---|
 //! | `inodes` (default) | nothing new: fs4 depends on rustix already | inodes, and btrfs, which counts what is written only when it commits |
-//! | `tokio` | tokio's `rt` and `time` | refused uploads are drained on a task beside their answers, and timers can be paused by a test. Without it, the end of a refusal waits for the drain, and a thread of our own keeps time. The runtime must have its timer enabled |
-//! | `axum` | axum-core, `tokio` | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
-//! | `tonic` | tonic without its server, tonic-types, prost, `tokio` | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
+//! | `axum` | axum-core | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
+//! | `tonic` | tonic without its server, tonic-types, prost | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
 //! | `webdav` | quick-xml | the WebDAV dialect, `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
-//! | `store-sqlite` | rusqlite with SQLite built in, `tokio` | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
-//! | `store-postgres` | sqlx's PostgreSQL, `tokio` | the same for several machines: `store::PostgresStore` |
-//! | `store-redis` | redis, `tokio` | the same in Redis or Valkey: `store::RedisStore` |
-//! | `store` | `tokio`, crc32fast | the same in a store of your own: `store::Store` |
+//! | `store-sqlite` | rusqlite with SQLite built in | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
+//! | `store-postgres` | sqlx's PostgreSQL | the same for several machines: `store::PostgresStore` |
+//! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
+//! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -129,39 +136,52 @@ mod amount;
 mod atomic;
 #[cfg(feature = "axum")]
 pub mod axum;
-mod blocking;
 mod body;
+mod cause;
+mod collection;
+mod config;
 pub mod dav;
+mod decide;
 mod demand;
 pub mod fault;
 mod future;
+mod guard;
+mod head;
 mod layer;
-mod line;
+
 mod outage;
 mod price;
 pub mod quota;
 pub mod refusal;
+mod refused;
 mod reservation;
 mod rpc;
 mod scope;
 mod service;
+mod settings;
+mod steps;
 #[cfg(feature = "store")]
 pub mod store;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+mod tree;
 pub mod upload;
 pub mod volume;
+mod wait_queue;
 
 pub use self::{
     amount::Amount,
     body::{MeteredBody, ResponseBody},
-    demand::Demand,
+    config::ConfigError,
+    demand::{Demand, InPlace},
     future::ResponseFuture,
+    guard::{Guard, TryReserveError},
     layer::StorageGuardLayer,
     outage::Outage,
     price::Price,
-    reservation::{Refused, Reservation},
+    refused::{Figures, Reason, Refused},
+    reservation::Reservation,
     scope::{Scope, Scopes},
     service::StorageGuard,
     volume::{Headroom, Probe, Readiness, Reading, Volume},

@@ -1,8 +1,6 @@
-//! What a request costs, and whom.
+//! What a request costs, and who is charged for it.
 
-use std::{fmt, sync::Arc};
-
-use crate::{Amount, Demand, Scopes, upload::Drawn};
+use crate::{amount::Amount, demand::Demand, reservation::StartHook, scope::Scopes};
 
 /// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
 ///
@@ -23,7 +21,7 @@ pub struct Price {
     pub(crate) scopes: Option<Scopes>,
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) kind: Kind,
-    pub(crate) during: Option<During>,
+    pub(crate) on_start: Option<StartHook>,
 }
 
 /// What a price is worth.
@@ -31,45 +29,12 @@ pub struct Price {
 pub(crate) enum Kind {
     /// What the demand says.
     Known,
-    /// Nobody knows.
+    /// It cannot be found out.
     Unknown,
     /// Nothing is set aside, and the body has no bound.
     Free,
-    /// A part of an upload.
-    Part(Drawn),
-}
-
-/// What is begun right before the inner service is called, and told once the request has ended and all it
-/// gives back is given back.
-#[derive(Clone)]
-pub(crate) struct During(Arc<dyn Fn() -> Underway + Send + Sync>);
-
-pub(crate) type Underway = Box<dyn FnOnce(Ending) + Send>;
-
-/// How a request has ended.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ending {
-    pub(crate) success: bool,
-    /// Bytes of its body that were read.
-    pub(crate) received: u64,
-    /// Bytes that it has stored.
-    pub(crate) stored: u64,
-}
-
-impl During {
-    pub(crate) fn new(begin: impl Fn() -> Underway + Send + Sync + 'static) -> Self {
-        Self(Arc::new(begin))
-    }
-
-    pub(crate) fn begin(&self) -> Underway {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for During {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("During").finish_non_exhaustive()
-    }
+    /// Another reservation holds `bytes` for it. Of these, `unclaimed` are to be claimed on the volume once more.
+    Covered { bytes: u64, unclaimed: u64 },
 }
 
 impl Price {
@@ -90,11 +55,12 @@ impl Price {
         }
     }
 
-    /// What is drawn from an upload. Nobody is charged for it beside that.
-    pub(crate) fn part(demand: Demand, drawn: Drawn) -> Self {
+    /// What another reservation holds for it, which alone is charged. Of `bytes`, `unclaimed` are to be claimed on the
+    /// volume once more.
+    pub(crate) fn covered(demand: Demand, bytes: u64, unclaimed: u64) -> Self {
         Self {
             scopes: Some(Scopes::NONE),
-            kind: Kind::Part(drawn),
+            kind: Kind::Covered { bytes, unclaimed },
             ..demand.into()
         }
     }
@@ -106,9 +72,9 @@ impl Price {
         self
     }
 
-    /// Sets what is to know that the request is under way.
-    pub(crate) fn during(mut self, during: Option<During>) -> Self {
-        self.during = during;
+    /// Sets what runs when the request is let in.
+    pub(crate) fn on_start(mut self, hook: Option<StartHook>) -> Self {
+        self.on_start = hook;
         self
     }
 
@@ -131,7 +97,7 @@ impl From<Demand> for Price {
             scopes: None,
             gives_back: Vec::new(),
             kind: Kind::Known,
-            during: None,
+            on_start: None,
         }
     }
 }

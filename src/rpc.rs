@@ -5,7 +5,7 @@ use http::{
     header::{CONTENT_TYPE, HeaderName},
 };
 
-use crate::refusal::ConfigError;
+use crate::config::ConfigError;
 
 /// How a call is carried.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

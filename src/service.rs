@@ -1,7 +1,7 @@
 //! [`StorageGuard`]: the way of a request.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -12,14 +12,17 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    Price, Scopes, StorageGuardLayer, Volume,
     body::{MeteredBody, ResponseBody},
-    demand::{Demand, is_write},
     future::{Held, ResponseFuture},
-    layer::{PriceBy, Settings},
+    guard::Guard,
+    head::{self, is_write},
+    layer::StorageGuardLayer,
+    price::Price,
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
-    upload::FoundStep,
+    scope::Scopes,
+    settings::{PriceBy, Settings},
+    steps::FoundStep,
 };
 
 /// A service under guard. See [`StorageGuardLayer`].
@@ -29,14 +32,12 @@ pub struct StorageGuard<S, Q = NoQuota> {
     settings: Arc<Settings<Q>>,
 }
 
-impl<S> StorageGuard<S> {
-    /// A layer that guards a volume.
-    pub fn layer(volume: Volume) -> StorageGuardLayer {
-        StorageGuardLayer::new(volume)
-    }
-}
-
 impl<S, Q> StorageGuard<S, Q> {
+    /// A layer that reserves from a guard, or from a volume.
+    pub fn layer(guard: impl Into<Guard<Q>>) -> StorageGuardLayer<Q> {
+        StorageGuardLayer::new(guard)
+    }
+
     pub(crate) fn new(inner: S, settings: Arc<Settings<Q>>) -> Self {
         Self { inner, settings }
     }
@@ -77,17 +78,17 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let settings = Arc::clone(&self.settings);
-        let asked = Asked::hear(&request, &settings.answers);
+        let http = &settings.http;
         let (head, body) = request.into_parts();
-        let uploads = settings.uploads.as_ref();
-        let step = uploads.and_then(|uploads| uploads.step(&head));
-        let applies = match &settings.applies {
+        let asked = Asked::hear(&head, &http.responder.answers);
+        let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
+        let applies = match &http.applies {
             // What is set aside waits for it, whatever others like it are.
-            _ if step.as_ref().is_some_and(FoundStep::is_of_open_upload) => true,
+            _ if step.as_ref().is_some_and(|step| step.is_open()) => true,
             Some(applies) => applies(&head),
             None => asked
                 .rpc()
-                .and_then(|_| settings.calls.guard(head.uri.path()))
+                .and_then(|_| http.calls.guard(head.uri.path()))
                 .unwrap_or_else(|| is_write(&head.method)),
         };
         if !applies {
@@ -96,7 +97,7 @@ where
         }
         // The clone may not be ready: it stays, and the one that is ready goes with the request.
         let clone = self.inner.clone();
-        let service = std::mem::replace(&mut self.inner, clone);
+        let service = mem::replace(&mut self.inner, clone);
         let held = Held {
             service,
             head,
@@ -113,34 +114,35 @@ fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
     mut asked: Asked,
     mut held: Held<S, B>,
-    step: Option<FoundStep>,
+    step: Option<Box<dyn FoundStep>>,
 ) -> ResponseFuture<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
     B: Body + Send + 'static,
     Q: QuotaSource + Send + Sync + 'static,
 {
+    let http = &settings.http;
     let head = &held.head;
     let length = held.body.size_hint();
-    let declared = Demand::declared(&head.method, &head.headers, &length, &settings.hints);
+    let declared = head::declared(&head.method, &head.headers, &length, &http.hints);
     let Ok(mut demand) = declared else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };
     if let Some(visit) = step.and_then(|step| step.visit(demand)) {
-        asked.set_tus(visit.is_tus());
+        visit.mark(&mut asked);
         let whole = visit.whole(demand);
-        held.visit = Some(Box::new(visit));
+        held.visit = Some(visit);
         match whole {
             Some(whole) => demand = whole,
-            None => return ResponseFuture::upload(settings, asked, held, demand),
+            None => return ResponseFuture::drawn(settings, asked, held, demand),
         }
     }
     let head = &held.head;
-    let scopes = match &settings.scopes {
+    let scopes = match &http.scopes {
         None => Scopes::NONE,
         Some(scopes) => scopes(head),
     };
-    match &settings.price {
+    match &http.price {
         None => {
             let price = Price::from(demand);
             ResponseFuture::reserve(settings, asked, held, scopes, price)

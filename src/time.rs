@@ -1,63 +1,36 @@
-//! Waiting, with or without a runtime.
-//!
-//! Nothing on the way of an ordinary request waits: these timers exist only once something is late.
+//! Bounds on waiting.
 
 use std::{
-    fmt,
+    future::poll_fn,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
 
-/// Ready after a while.
-pub(crate) struct Sleep(Kind);
-
-enum Kind {
-    /// Tokio's own, so that a test can pause it.
-    #[cfg(feature = "tokio")]
-    Tokio(std::pin::Pin<Box<tokio::time::Sleep>>),
-    Thread(thread::Sleep),
-}
-
-impl Sleep {
-    pub(crate) fn new(after: Duration) -> Self {
-        #[cfg(feature = "tokio")]
-        if tokio::runtime::Handle::try_current().is_ok() {
-            return Self(Kind::Tokio(Box::pin(tokio::time::sleep(after))));
-        }
-        Self(Kind::Thread(thread::Sleep::new(after)))
-    }
-
-    /// On no runtime: for what may outlive it.
-    pub(crate) fn on_thread(after: Duration) -> Self {
-        Self(Kind::Thread(thread::Sleep::new(after)))
-    }
-
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            #[cfg(feature = "tokio")]
-            Kind::Tokio(sleep) => sleep.as_mut().poll(cx),
-            Kind::Thread(sleep) => sleep.poll(cx),
-        }
-    }
-}
-
-impl fmt::Debug for Sleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep").finish_non_exhaustive()
-    }
-}
+use tokio::{
+    runtime::Handle,
+    task::unconstrained,
+    time::{Instant, Sleep, sleep},
+};
 
 /// A bound on how long something may stay pending. Its timer is made at the first wait.
 #[derive(Debug)]
 pub(crate) struct Bound {
     after: Duration,
     /// Boxed, because nearly every bound is moved around and never waits.
-    sleep: Option<Box<Sleep>>,
+    timer: Option<Box<Timer>>,
+}
+
+#[derive(Debug)]
+enum Timer {
+    Runtime(Pin<Box<Sleep>>),
+    /// Outside of a runtime no timer wakes the task. The clock is checked whenever something else does.
+    Clock(Instant),
 }
 
 impl Bound {
     pub(crate) const fn new(after: Duration) -> Self {
-        Self { after, sleep: None }
+        Self { after, timer: None }
     }
 
     pub(crate) const fn after(&self) -> Duration {
@@ -65,181 +38,107 @@ impl Bound {
     }
 
     /// Ready when the time is up. Counts from the first call.
+    ///
+    /// # Panics
+    ///
+    /// Within a runtime whose timer is not enabled.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let after = self.after;
-        self.sleep
-            .get_or_insert_with(|| Box::new(Sleep::new(after)))
-            .poll(cx)
+        let timer = self.timer.get_or_insert_with(|| {
+            Box::new(match Handle::try_current() {
+                Ok(_) => Timer::Runtime(Box::pin(sleep(after))),
+                Err(_) => Timer::Clock(Instant::now()),
+            })
+        });
+        match &mut **timer {
+            // A future that uses up tokio's cooperative budget on every poll must not outlive its bound.
+            Timer::Runtime(sleep) => pin!(unconstrained(sleep.as_mut())).poll(cx),
+            Timer::Clock(began) if began.elapsed() >= after => Poll::Ready(()),
+            Timer::Clock(_) => Poll::Pending,
+        }
     }
 }
 
 /// `future`, or None if it takes longer than the bound.
 pub(crate) async fn within<F: Future>(after: Duration, future: F) -> Option<F::Output> {
-    let mut future = std::pin::pin!(future);
+    let mut future = pin!(future);
     let mut bound = Bound::new(after);
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        bound.poll(cx).map(|()| None)
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => bound.poll(cx).map(|()| None),
     })
     .await
 }
 
-/// One thread that wakes whoever's time has come.
-mod thread {
-    use std::{
-        collections::BTreeMap,
-        sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
-        task::{Context, Poll, Waker},
-        thread,
-        time::{Duration, Instant},
-    };
-
-    /// When, and which of those that are due at that instant.
-    type Key = (Instant, u64);
-
-    #[derive(Default)]
-    struct Timers {
-        sleeping: BTreeMap<Key, Waker>,
-        made: u64,
-        started: bool,
-    }
-
-    static TIMERS: LazyLock<Mutex<Timers>> = LazyLock::new(Mutex::default);
-    static CHANGED: Condvar = Condvar::new();
-
-    fn timers() -> MutexGuard<'static, Timers> {
-        // Nothing panics while it is held but a waker's clone, which leaves the map whole.
-        TIMERS.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) struct Sleep {
-        due: Instant,
-        key: Option<Key>,
-    }
-
-    impl Sleep {
-        pub(super) fn new(after: Duration) -> Self {
-            let now = Instant::now();
-            Self {
-                // As good as for ever where the clock cannot count so far.
-                due: now
-                    .checked_add(after)
-                    .unwrap_or_else(|| now + Duration::from_secs(86_400 * 365)),
-                key: None,
-            }
-        }
-
-        pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-            if Instant::now() >= self.due {
-                return Poll::Ready(());
-            }
-            let mut timers = timers();
-            let key = *self.key.get_or_insert_with(|| {
-                timers.made += 1;
-                (self.due, timers.made)
-            });
-            timers.sleeping.insert(key, cx.waker().clone());
-            if !timers.started {
-                timers.started = thread::Builder::new()
-                    .name("storage-guard-timer".into())
-                    .spawn(run)
-                    .is_ok();
-            }
-            drop(timers);
-            CHANGED.notify_one();
-            Poll::Pending
-        }
-    }
-
-    impl Drop for Sleep {
-        fn drop(&mut self) {
-            if let Some(key) = self.key {
-                timers().sleeping.remove(&key);
-            }
-        }
-    }
-
-    fn run() {
-        let mut timers = timers();
-        loop {
-            let now = Instant::now();
-            let later = timers.sleeping.split_off(&(now, u64::MAX));
-            let due = std::mem::replace(&mut timers.sleeping, later);
-            if !due.is_empty() {
-                drop(timers);
-                due.into_values().for_each(Waker::wake);
-                timers = self::timers();
-                continue;
-            }
-            let next = timers.sleeping.keys().next().map(|(due, _)| *due - now);
-            timers = match next {
-                Some(left) => {
-                    CHANGED
-                        .wait_timeout(timers, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-                None => CHANGED.wait(timers).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::Arc,
-        task::{Wake, Waker},
-        thread::{self, Thread},
-        time::Instant,
-    };
+    use std::{future::pending, task::Waker, thread};
 
-    use super::{thread::Sleep, *};
+    use tokio::task::consume_budget;
 
-    struct Unpark(Thread);
+    use super::*;
 
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn poll(bound: &mut Bound) -> Poll<()> {
+        bound.poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    /// Without a runtime: asleep until somebody wakes this thread.
-    fn wait(mut sleep: Sleep) {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut cx = Context::from_waker(&waker);
-        while sleep.poll(&mut cx).is_pending() {
-            thread::park_timeout(Duration::from_secs(60));
-        }
+    #[tokio::test(start_paused = true)]
+    async fn a_bound_counts_from_its_first_poll() {
+        let mut bound = Bound::new(HOUR);
+        tokio::time::advance(HOUR).await;
+        assert_eq!(poll(&mut bound), Poll::Pending);
+        tokio::time::advance(HOUR).await;
+        assert_eq!(poll(&mut bound), Poll::Ready(()));
     }
 
-    #[test]
-    fn the_timer_thread_wakes_in_time_and_in_order() {
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_longer_is_given_up() {
+        assert_eq!(within(HOUR, async { 7 }).await, Some(7));
         let began = Instant::now();
-        // One that is never polled again, and one that is dropped, are in nobody's way.
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut forgotten = Sleep::new(Duration::from_millis(1));
-        assert!(forgotten.poll(&mut cx).is_pending());
-        let mut dropped = Sleep::new(Duration::from_secs(3_600));
-        assert!(dropped.poll(&mut cx).is_pending());
-        drop(dropped);
+        assert_eq!(within(HOUR, pending::<()>()).await, None);
+        assert_eq!(began.elapsed().as_secs(), HOUR.as_secs());
+    }
 
-        let later = thread::spawn(|| wait(Sleep::new(Duration::from_millis(60))));
-        wait(Sleep::new(Duration::from_millis(20)));
-        let sooner = began.elapsed();
-        later.join().unwrap();
-        assert!(sooner >= Duration::from_millis(20));
-        assert!(began.elapsed() >= Duration::from_millis(60));
-        assert!(began.elapsed() < Duration::from_secs(30), "nobody woke us");
-        assert!(forgotten.poll(&mut cx).is_ready());
+    #[tokio::test]
+    async fn a_future_that_is_never_idle_is_given_up() {
+        let busy = async {
+            loop {
+                consume_budget().await;
+            }
+        };
+        let busy: Option<()> = within(Duration::from_millis(20), busy).await;
+        assert_eq!(busy, None);
     }
 
     #[test]
-    fn a_sleep_as_good_as_for_ever_is_one() {
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(Sleep::new(Duration::MAX).poll(&mut cx).is_pending());
-        assert!(Sleep::new(Duration::ZERO).poll(&mut cx).is_ready());
+    fn outside_of_a_runtime_the_clock_is_checked_at_each_poll() {
+        let mut bound = Bound::new(Duration::from_millis(20));
+        assert_eq!(poll(&mut bound), Poll::Pending);
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(poll(&mut bound), Poll::Ready(()));
+    }
+
+    #[tokio::test]
+    async fn a_bound_as_good_as_for_ever_is_one() {
+        assert_eq!(poll(&mut Bound::new(Duration::MAX)), Poll::Pending);
+        let outside = || poll(&mut Bound::new(Duration::MAX));
+        assert_eq!(thread::spawn(outside).join().unwrap(), Poll::Pending);
+    }
+
+    #[test]
+    fn a_bound_may_be_polled_and_dropped_outside_of_the_runtime_that_it_began_in() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let mut bound = Bound::new(HOUR);
+        runtime.block_on(async {
+            assert_eq!(poll(&mut bound), Poll::Pending);
+        });
+        assert_eq!(poll(&mut bound), Poll::Pending);
+        drop(runtime);
+        drop(bound);
     }
 }

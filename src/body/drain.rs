@@ -1,22 +1,10 @@
-//! What has to be drained behind an answer.
+//! Drains the rest of a refused request beside its answer, so that the answer arrives.
 
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::poll_fn, time::Duration};
 
-use super::Unread;
-use crate::time::Bound;
+use tokio::{runtime::Handle, task::consume_budget, time::timeout};
 
-/// A request body that is read and thrown away behind an answer, so that the answer arrives.
-///
-/// Closing a connection on a client that is still sending makes its kernel drop what we sent.
-pub(crate) struct Drain {
-    body: Unread,
-    bytes: u64,
-    time: Bound,
-    idle: Bound,
-}
+use super::{Rest, Unread};
 
 /// How long a client may stall. It may have stopped sending at the sight of the answer, and keep the
 /// connection: curl when the answer has not ended, Node's `http` for its pool. As nginx's
@@ -27,48 +15,27 @@ const IDLE: Duration = Duration::from_secs(5);
 /// come at once, curl 7.88 discards the answer, though RFC 9113 (section 8.1) says not to.
 const HOLD_OFF: Duration = Duration::from_secs(1);
 
-impl Drain {
-    /// At most so many bytes, and for so long.
-    pub(crate) fn new(body: Unread, bytes: u64, time: Duration) -> Option<Self> {
-        let most = if body.is_reset { HOLD_OFF } else { time };
-        let time = time.min(most);
-        (!body.body.is_done() && bytes > 0 && !time.is_zero()).then(|| Self {
-            body,
-            bytes,
-            time: Bound::new(time),
-            idle: Bound::new(IDLE),
-        })
+/// Starts a task that reads and discards a request body, at most so many bytes and for so long.
+///
+/// Closing a connection on a client that is still sending makes its kernel drop what the server sent. The task runs beside
+/// the answer, so that this is sent whole, with its length. Outside of a tokio runtime the body is dropped.
+pub(crate) fn drain(unread: Unread, bytes: u64, time: Duration) {
+    let Unread { body, is_reset } = unread;
+    let time = if is_reset { time.min(HOLD_OFF) } else { time };
+    if body.is_done() || bytes == 0 || time.is_zero() {
+        return;
     }
-
-    /// Drains beside the answer, which can then be sent whole, with its length. Where there is no
-    /// runtime to do so, the drain is returned, to hold the answer's end back.
-    pub(crate) fn start(self) -> Option<Self> {
-        #[cfg(feature = "tokio")]
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let mut drain = self;
-            runtime.spawn(std::future::poll_fn(move |cx| drain.poll(cx)));
-            return None;
-        }
-        // HTTP/2 is better reset than kept waiting for the end.
-        Some(self).filter(|drain| !drain.body.is_reset)
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move { timeout(time, discard(body, bytes)).await });
     }
+}
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+async fn discard(mut body: Rest, mut left: u64) {
+    while let Ok(Some(bytes)) = timeout(IDLE, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
+        && bytes < left
+    {
+        left -= bytes;
         // A client on the same machine can keep the body ready for ever. Let others run in between.
-        const FRAMES_AT_ONCE: usize = 32;
-
-        if self.time.poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        for _ in 0..FRAMES_AT_ONCE {
-            match self.body.body.as_mut().poll_discard(cx) {
-                Poll::Ready(Some(bytes)) if bytes < self.bytes => self.bytes -= bytes,
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.idle.poll(cx),
-            }
-            self.idle = Bound::new(IDLE);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        consume_budget().await;
     }
 }

@@ -6,8 +6,8 @@ use http_body::{Frame, SizeHint};
 
 use super::web::{self, WebReader};
 use crate::{
-    refusal::{Asked, Refusal},
-    reservation::Charged,
+    refusal::{Answers, Asked},
+    refused::Refused,
     rpc::{self, GRPC_STATUS, Rpc},
 };
 
@@ -124,7 +124,7 @@ impl Ending {
     }
 
     /// What says that the request was refused after all. None where there is no place for it.
-    pub(super) fn refusal(&self, cell: &dyn Charged, refusal: &Refusal) -> Option<Last> {
+    pub(super) fn refusal(&self, answers: &Answers, refused: &Refused) -> Option<Last> {
         let asked = match self {
             Self::Length { .. } => return None,
             Self::Trailers(asked) => asked,
@@ -132,7 +132,8 @@ impl Ending {
             Self::Web(_) => return None,
         };
         // The headers of a Trailers-Only answer are its trailers.
-        let mut trailers = cell.answer(refusal.clone(), asked).into_parts().0.headers;
+        let answer = answers.answer(refused.clone().into(), asked);
+        let mut trailers = answer.into_parts().0.headers;
         trailers.remove(CONTENT_TYPE);
         trailers.get(GRPC_STATUS)?;
         Some(match self {

@@ -2,7 +2,9 @@
 
 mod drain;
 mod ending;
+mod exchange;
 mod request;
+mod responder;
 mod response;
 mod watch;
 mod web;
@@ -15,7 +17,13 @@ use std::{
 use bytes::Buf;
 use http_body::Body;
 
-pub(crate) use self::{drain::Drain, ending::Ending, request::WhenDropped, watch::Watch};
+pub(crate) use self::{
+    ending::Ending,
+    exchange::{BodyEnd, Exchange, HttpReservation},
+    request::WhenDropped,
+    responder::Responder,
+    watch::Watch,
+};
 pub use self::{request::MeteredBody, response::ResponseBody};
 
 /// A request body that nobody reads any more, to be drained so that the answer arrives.

@@ -10,19 +10,54 @@ use std::{
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
-use super::{Rest, Unread};
-use crate::{
-    refusal::Refusal,
-    reservation::{BodyEnd, Charged, Later, Refused},
-};
+use super::{BodyEnd, Exchange, Rest, Unread};
+use crate::{refused::Refused, reservation::BoxFuture};
 
 pin_project! {
     /// A request body that is counted as it is read, and cut when it passes what is set aside and cannot
     /// grow. The error is then [`Refused`].
     ///
     /// The body of a request that is not guarded passes untouched.
+    ///
+    /// It is `Send` and `Sync` where `B` and its data are.
+    ///
+    /// # Its error
+    ///
+    /// The error is a [`BoxError`]: that of `B` as it is, or a [`Refused`]. axum finds the error of a body limit
+    /// (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so that a type of this crate's around it
+    /// would turn a 413 into a 400. For the same reason, put tower-http's `RequestBodyLimit` and the guard into one
+    /// `ServiceBuilder`: each `Router::layer` whose layer changes the type of the body is one level more.
+    ///
+    /// For a service that wants an error of a concrete type, one line in between makes it:
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body::Body;
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_storage_guard::{BoxError, MeteredBody, StorageGuardLayer, Volume};
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("reading the request failed")]
+    /// struct ReadError(#[source] BoxError);
+    ///
+    /// async fn store<B: Body<Error = ReadError>>(_: Request<B>) -> Result<Response<String>, Infallible> {
+    ///     Ok(Response::default())
+    /// }
+    ///
+    /// # fn main() -> Result<(), BoxError> {
+    /// let service = service_fn(store)
+    ///     .map_request(|request: Request<MeteredBody<Full<Bytes>>>| request.map(|body| body.map_err(ReadError)));
+    /// let service = StorageGuardLayer::new(Volume::open(std::env::temp_dir())?).layer(service);
+    /// # drop(service.oneshot(Request::new(Full::default())));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub struct MeteredBody<B>
     where
         B: Body,
@@ -46,7 +81,7 @@ pin_project! {
 struct Metered<B: Body> {
     /// None once it has ended. Boxed so that it can be handed on, to be drained.
     body: Option<Pin<Box<B>>>,
-    cell: Arc<dyn Charged>,
+    exchange: Arc<dyn Exchange>,
     received: u64,
     /// As far as the meter was last seen to reach.
     reserved: u64,
@@ -60,7 +95,7 @@ struct Metered<B: Body> {
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
-type Growth = Later<Result<(), Refused>>;
+type Growth = SyncFuture<BoxFuture<Result<(), Refused>>>;
 
 /// What becomes of the rest of a body that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,7 +118,12 @@ impl<B: Body> MeteredBody<B> {
     }
 
     /// A metered body.
-    pub(crate) fn new(body: B, cell: Arc<dyn Charged>, drain: WhenDropped, is_call: bool) -> Self
+    pub(crate) fn new(
+        body: B,
+        exchange: Arc<dyn Exchange>,
+        drain: WhenDropped,
+        is_call: bool,
+    ) -> Self
     where
         B: Send + 'static,
     {
@@ -91,8 +131,8 @@ impl<B: Body> MeteredBody<B> {
         let mut metered = Metered {
             body: Some(Box::pin(body)),
             received: 0,
-            reserved: cell.meter().reserved(),
-            cell,
+            reserved: exchange.meter().reserved(),
+            exchange,
             growing: None,
             drain,
             is_call,
@@ -113,6 +153,7 @@ where
     B::Error: Into<BoxError>,
 {
     type Data = B::Data;
+    // No type of this crate's: see above.
     type Error = BoxError;
 
     fn poll_frame(
@@ -152,9 +193,9 @@ where
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        if self.cell.meter().is_closed() {
+        if self.exchange.meter().is_closed() {
             // The answer came first, and with it the end of the reservation.
-            let refused = Refused::new(self.cell.refusal().unwrap_or_else(Refusal::unavailable));
+            let refused = self.exchange.refused().unwrap_or_else(Refused::unavailable);
             self.give_up();
             return Poll::Ready(Some(Err(refused.into())));
         }
@@ -175,7 +216,7 @@ where
             },
             Some(Err(error)) => {
                 self.body = None;
-                self.cell.body_ended(BodyEnd::Failed);
+                self.exchange.body_ended(BodyEnd::Failed);
                 let error = error.into();
                 Poll::Ready(Some(Err(if self.is_call {
                     BrokenOff { error }.into()
@@ -195,7 +236,7 @@ where
     fn has_room_for(&mut self, data: &B::Data) -> bool {
         let received = self.received.saturating_add(data.remaining() as u64);
         if received > self.reserved {
-            self.reserved = self.cell.meter().reserved();
+            self.reserved = self.exchange.meter().reserved();
             if received > self.reserved {
                 return false;
             }
@@ -212,8 +253,8 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let received = self.received.saturating_add(length(&frame));
         let need = received - self.reserved;
-        let want = need.max(self.cell.next_grant());
-        let growth = Arc::clone(&self.cell).grow(need, want);
+        let want = need.max(self.exchange.next_grant());
+        let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
         self.growing = Some(Box::new((frame, growth)));
         self.poll_growth(cx)
     }
@@ -227,20 +268,20 @@ where
         let Some(mut growing) = self.growing.take() else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(grown) = growing.1.as_mut().poll(cx) else {
+        let Poll::Ready(grown) = Pin::new(&mut growing.1).poll(cx) else {
             self.growing = Some(growing);
             return Poll::Pending;
         };
         let (frame, _) = *growing;
         Poll::Ready(Some(match grown {
             Ok(()) => {
-                self.reserved = self.cell.meter().reserved();
+                self.reserved = self.exchange.meter().reserved();
                 self.pass(self.received.saturating_add(length(&frame)));
                 Ok(frame)
             }
             Err(refused) => {
                 let unread = self.take_rest();
-                self.cell.cut(&refused, unread);
+                self.exchange.cut(&refused, unread);
                 self.end(None);
                 Err(refused.into())
             }
@@ -251,7 +292,7 @@ where
     #[inline]
     fn pass(&mut self, received: u64) {
         self.received = received;
-        self.cell.meter().set_received(received);
+        self.exchange.meter().set_received(received);
         // A consumer may leave it at that and never poll again.
         if self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
             self.end(None);
@@ -263,7 +304,7 @@ impl<B: Body> Metered<B> {
     fn end(&mut self, unread: Option<Unread>) {
         self.body = None;
         self.growing = None;
-        self.cell.body_ended(BodyEnd::Read(unread));
+        self.exchange.body_ended(BodyEnd::Read(unread));
     }
 
     /// Ends it before its end. What is left goes to whoever answers.

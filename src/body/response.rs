@@ -1,9 +1,9 @@
-//! The response body: the inner service's, or a refusal with a drain behind it.
+//! The response body: the inner service's, or a refusal.
 
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use super::{Drain, Watch};
+use super::Watch;
 
 pin_project! {
     /// The body of an answer that went through the guard.
@@ -26,7 +26,7 @@ pin_project! {
     enum Kind<B> {
         Inner { #[pin] body: B },
         Watched { #[pin] body: B, watch: Watch },
-        Refusal { content: Option<Bytes>, drain: Option<Drain> },
+        Refusal { content: Bytes },
     }
 }
 
@@ -45,13 +45,10 @@ impl<B> ResponseBody<B> {
         }
     }
 
-    /// A refusal's content, and what has to be drained behind it.
-    pub(crate) fn refusal(content: Bytes, drain: Option<Drain>) -> Self {
+    /// A refusal's content.
+    pub(crate) fn refusal(content: Bytes) -> Self {
         Self {
-            kind: Kind::Refusal {
-                content: Some(content).filter(|content| !content.is_empty()),
-                drain,
-            },
+            kind: Kind::Refusal { content },
         }
     }
 }
@@ -72,15 +69,10 @@ where
         match self.project().kind.project() {
             KindProj::Inner { body } => body.poll_frame(cx).map_err(Into::into),
             KindProj::Watched { body, watch } => watch.poll_frame(body, cx),
-            KindProj::Refusal { content, drain } => {
-                if let Some(content) = content.take() {
-                    return Poll::Ready(Some(Ok(Frame::data(content.into()))));
-                }
-                if let Some(draining) = drain {
-                    ready!(draining.poll(cx));
-                    *drain = None;
-                }
-                Poll::Ready(None)
+            KindProj::Refusal { content } => {
+                let content = std::mem::take(content);
+                let frame = (!content.is_empty()).then(|| Ok(Frame::data(content.into())));
+                Poll::Ready(frame)
             }
         }
     }
@@ -89,7 +81,7 @@ where
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
             Kind::Watched { body, watch } => watch.is_end_stream(body),
-            Kind::Refusal { content, drain } => content.is_none() && drain.is_none(),
+            Kind::Refusal { content } => content.is_empty(),
         }
     }
 
@@ -97,11 +89,7 @@ where
         match &self.kind {
             Kind::Inner { body } => body.size_hint(),
             Kind::Watched { body, watch } => watch.size_hint(body),
-            // With its length known, HTTP/1 takes the answer as sent, and drops it before the drain.
-            Kind::Refusal { drain: Some(_), .. } => SizeHint::default(),
-            Kind::Refusal { content, .. } => {
-                SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64))
-            }
+            Kind::Refusal { content } => SizeHint::with_exact(content.len() as u64),
         }
     }
 }

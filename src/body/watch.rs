@@ -8,20 +8,19 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    Drain,
+    Exchange, Responder,
     ending::{Ending, Last, Read},
 };
-use crate::{
-    refusal::Refusal,
-    reservation::{Charged, Later, Refused},
-};
+use crate::{refused::Refused, reservation::BoxFuture};
 
 /// Ends a reservation when both directions have ended.
 pub(crate) struct Watch {
-    cell: Arc<dyn Charged>,
+    exchange: Arc<dyn Exchange>,
+    responder: Arc<Responder>,
     ending: Ending,
     state: State,
 }
@@ -30,21 +29,24 @@ enum State {
     Open,
     /// The last frame is held back until the charge is committed.
     Settling {
-        settled: Later<()>,
+        settled: SyncFuture<BoxFuture<()>>,
         last: Option<Last>,
     },
     /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
     Rest,
-    /// Refused, and what is left of the request is still being drained: only then is it sure to arrive.
-    Draining(Drain),
     Done,
 }
 
 impl Watch {
     /// Watches an answer that ends so.
-    pub(crate) fn new(cell: Arc<dyn Charged>, ending: Ending) -> Self {
+    pub(crate) fn new(
+        exchange: Arc<dyn Exchange>,
+        responder: Arc<Responder>,
+        ending: Ending,
+    ) -> Self {
         Self {
-            cell,
+            exchange,
+            responder,
             ending,
             state: State::Open,
         }
@@ -53,7 +55,7 @@ impl Watch {
     pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
         match self.state {
             // It has to be polled once more, to settle.
-            State::Open | State::Settling { .. } | State::Draining(_) => false,
+            State::Open | State::Settling { .. } => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
         }
@@ -80,7 +82,7 @@ impl Watch {
         match &mut self.state {
             State::Open => {}
             State::Settling { settled, last } => {
-                ready!(settled.as_mut().poll(cx));
+                ready!(Pin::new(settled).poll(cx));
                 let last = last.take();
                 return Poll::Ready(self.settled(last));
             }
@@ -91,23 +93,18 @@ impl Watch {
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            State::Draining(drain) => {
-                ready!(drain.poll(cx));
-                self.state = State::Done;
-                return Poll::Ready(None);
-            }
             State::Done => return Poll::Ready(None),
         }
-        if let Some(refusal) = self.cell.refusal() {
-            return Poll::Ready(Some(self.cut(refusal)));
+        if let Some(refused) = self.exchange.refused() {
+            return Poll::Ready(Some(self.cut(refused)));
         }
         let Poll::Ready(frame) = body.poll_frame(cx) else {
-            self.cell.watch(cx.waker());
+            self.exchange.watch(cx.waker());
             // Cut in the meantime, with nobody to wake.
-            let Some(refusal) = self.cell.refusal() else {
+            let Some(refused) = self.exchange.refused() else {
                 return Poll::Pending;
             };
-            return Poll::Ready(Some(self.cut(refusal)));
+            return Poll::Ready(Some(self.cut(refused)));
         };
         match frame {
             Some(Ok(frame)) => match self.ending.read(frame) {
@@ -116,8 +113,8 @@ impl Watch {
             },
             Some(Err(error)) => {
                 // Its error may be the cut's, where it reads the request and passes on what it gets.
-                if let Some(refusal) = self.cell.refusal() {
-                    return Poll::Ready(Some(self.cut(refusal)));
+                if let Some(refused) = self.exchange.refused() {
+                    return Poll::Ready(Some(self.cut(refused)));
                 }
                 self.settle_failed();
                 Poll::Ready(Some(Err(error.into())))
@@ -134,11 +131,12 @@ impl Watch {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<D>, BoxError>>> {
         // Cut in this very poll, where the answer reads the request.
-        if let Some(refusal) = self.cell.refusal() {
-            return Poll::Ready(Some(self.cut(refusal)));
+        if let Some(refused) = self.exchange.refused() {
+            return Poll::Ready(Some(self.cut(refused)));
         }
-        let mut settled = Arc::clone(&self.cell).answer_ended(success);
-        if settled.as_mut().poll(cx).is_pending() {
+        let settled = Arc::clone(&self.exchange).answer_ended(success);
+        let mut settled = SyncFuture::new(settled);
+        if Pin::new(&mut settled).poll(cx).is_pending() {
             self.state = State::Settling { settled, last };
             return Poll::Pending;
         }
@@ -158,23 +156,20 @@ impl Watch {
 
     /// The head is out and said nothing of this. What is left is to end in the refusal, where the answer
     /// has a place for it, and in error where it has none.
-    fn cut<D: From<Bytes>>(&mut self, refusal: Refusal) -> Result<Frame<D>, BoxError> {
-        let Some(last) = self.ending.refusal(&*self.cell, &refusal) else {
+    fn cut<D: From<Bytes>>(&mut self, refused: Refused) -> Result<Frame<D>, BoxError> {
+        let Some(last) = self.ending.refusal(&self.responder.answers, &refused) else {
             self.settle_failed();
-            return Err(Refused::new(refusal).into());
+            return Err(refused.into());
         };
-        // Before it is settled: nobody drains anything behind that.
-        let drain = self.cell.drain();
+        // Settling drops what is left unread.
+        self.responder.drain(self.exchange.take_unread());
         self.settle_failed();
-        if let Some(drain) = drain {
-            self.state = State::Draining(drain);
-        }
         Ok(last.into_frame())
     }
 
     fn settle_failed(&mut self) {
         self.state = State::Done;
-        drop(Arc::clone(&self.cell).answer_ended(false));
+        drop(Arc::clone(&self.exchange).answer_ended(false));
     }
 }
 
@@ -182,7 +177,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         if let State::Open | State::Settling { .. } = self.state {
             let success = self.ending.is_success_when_dropped();
-            drop(Arc::clone(&self.cell).answer_ended(success));
+            drop(Arc::clone(&self.exchange).answer_ended(success));
         }
     }
 }

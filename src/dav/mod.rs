@@ -39,9 +39,7 @@
 //! # }
 //! ```
 
-mod figures;
 mod path;
-mod tree;
 
 use std::{
     fmt, io,
@@ -55,16 +53,15 @@ use http::{
     header::{CONTENT_RANGE, HeaderName},
     request,
 };
+use tokio::runtime::Handle;
 
-pub use self::{
-    figures::DavQuota,
-    tree::{Depth, Folder, Tree},
-};
 use crate::{
-    Amount, Demand, Price, Scopes, blocking,
-    price::During,
-    quota::{After, CollectionQuota},
-    time::within,
+    amount::Amount, collection::After, demand::Demand, head::is_write, layer::StorageGuardLayer,
+    price::Price, reservation::StartHook, scope::Scopes, time::within,
+};
+pub use crate::{
+    collection::{CollectionHold, CollectionQuota, DavQuota},
+    tree::{Depth, Folder, Tree},
 };
 
 const DEPTH: HeaderName = HeaderName::from_static("depth");
@@ -141,12 +138,12 @@ impl Dav {
     }
 
     /// Whether a request is priced: those that write, and those that remove.
-    pub(crate) fn applies(method: &Method) -> bool {
-        crate::demand::is_write(method) || *method == Method::DELETE
+    fn applies(method: &Method) -> bool {
+        is_write(method) || *method == Method::DELETE
     }
 
     /// What a request costs.
-    pub(crate) fn price(
+    fn price(
         &self,
         head: &request::Parts,
         demand: Demand,
@@ -161,17 +158,22 @@ impl Dav {
             };
             let is_removal = asked.verb == Verb::Delete;
             let touched = asked.touched();
-            let measured = blocking::run(move || asked.price(&*tree, demand));
+            // Measuring blocks. Outside of a runtime nothing is measured.
+            let measured = async {
+                let runtime = Handle::try_current().map_err(io::Error::other)?;
+                let price = move || asked.price(&*tree, demand);
+                runtime.spawn_blocking(price).await?
+            };
             let (price, is_uncounted) = match within(timeout, measured).await {
                 Some(Ok(price)) => (price, false),
                 _ if is_removal => (Price::free(), true),
                 _ => return Price::unknown(),
             };
-            price.during(collections.map(|collections| {
-                During::new(move || {
+            price.on_start(collections.map(|collections| {
+                StartHook::new(move || {
                     let places = touched.iter().map(|(path, after)| (&**path, *after));
                     let visit = collections.enter(&places.collect::<Vec<_>>(), is_uncounted);
-                    Box::new(move |ending| visit.end(ending.success))
+                    Box::new(move |outcome| visit.end(outcome.success))
                 })
             }))
         }
@@ -187,6 +189,15 @@ impl Dav {
         };
         let collections = collections.scopes(path);
         collections.iter().chain(&scopes).cloned().collect()
+    }
+}
+
+impl<Q> StorageGuardLayer<Q> {
+    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
+    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
+    pub fn webdav(self, dav: Dav) -> Self {
+        self.applies_when(|head| Dav::applies(&head.method))
+            .price_by_async(move |head, demand| dav.price(head, demand))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use http::Uri;
+use percent_encoding::percent_decode_str;
 
 /// The path in a tree of a URL's path. None where it leads elsewhere.
 pub(super) fn of(path: &str, prefix: &str) -> Option<PathBuf> {
@@ -32,21 +33,13 @@ pub(super) fn in_header(value: &[u8]) -> Option<String> {
     Some(uri.path().to_owned())
 }
 
-/// Percent-decoded (RFC 3986, section 2.1).
+/// Percent-decoded (RFC 3986, section 2.1). None where a `%` is not followed by two digits, and where a NUL is in it.
 fn decoded(segment: &str) -> Option<PathBuf> {
-    let mut bytes = Vec::with_capacity(segment.len());
-    let mut rest = segment.as_bytes();
-    while let Some((byte, behind)) = rest.split_first() {
-        rest = behind;
-        if *byte != b'%' {
-            bytes.push(*byte);
-            continue;
-        }
-        let (digits, behind) = rest.split_first_chunk::<2>()?;
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        bytes.push((digit(digits[0])? * 16 + digit(digits[1])?) as u8);
-        rest = behind;
+    let is_escape = |after: &str| after.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    if !segment.split('%').skip(1).all(is_escape) {
+        return None;
     }
+    let bytes: Vec<u8> = percent_decode_str(segment).collect();
     if bytes.contains(&0) {
         return None;
     }

@@ -8,11 +8,12 @@ use std::{
 use tower::BoxError;
 
 use super::{
-    Fault,
-    library::{LIBRARIES, Library, OfType, of_type},
-    memory::{Memory, STICKY, Said, Sticky},
+    libraries::{LIBRARIES, STICKY},
+    library::{Library, OfType, of_type},
+    memory::{Memory, Said, Sticky},
+    verdict::Verdict,
 };
-use crate::quota::QuotaError;
+use crate::{cause::Fault, quota::QuotaError};
 
 /// Finds the storage failure in an error, if there is one.
 ///
@@ -233,15 +234,6 @@ impl fmt::Debug for Classifier {
     }
 }
 
-/// What a function says about one error.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
-    /// This is a storage failure.
-    Fault(Fault),
-    /// This is none, and neither is anything inside of it: a veto.
-    NotOurs,
-}
-
 /// The storage failure in `error`, by a default [`Classifier`] that all callers share, with its memory.
 ///
 /// ```
@@ -299,7 +291,7 @@ mod tests {
     use std::{io, sync::Mutex};
 
     use super::*;
-    use crate::fault::{Cause, Resource};
+    use crate::cause::{Cause, Resource};
 
     const DISK_FULL: Fault = Fault::new(Cause::DiskFull, Resource::Bytes);
     const TABLE_FULL: Fault = Fault::new(Cause::DatabaseFull, Resource::Bytes);

@@ -42,10 +42,8 @@ mod tests {
     use std::{io, sync::Arc};
 
     use super::*;
-    use crate::{
-        BoxError,
-        fault::{Cause, Classifier},
-    };
+    use crate::{cause::Cause, fault::Classifier};
+    use tower::BoxError;
 
     fn journal(kind: io::ErrorKind) -> fjall::Error {
         io::Error::from(kind).into()

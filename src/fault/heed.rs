@@ -59,10 +59,8 @@ mod tests {
     use std::{io, sync::Arc};
 
     use super::*;
-    use crate::{
-        BoxError,
-        fault::{Classifier, classify},
-    };
+    use crate::fault::{Classifier, classify};
+    use tower::BoxError;
 
     fn cause(error: impl Into<BoxError>) -> Option<Cause> {
         classify(&*error.into()).map(|fault| fault.cause)

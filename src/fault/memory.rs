@@ -27,14 +27,6 @@ pub(super) enum Said {
     FailedBefore,
 }
 
-/// Every engine whose feature is on.
-pub(super) const STICKY: &[Sticky] = &[
-    #[cfg(feature = "fjall")]
-    super::fjall::said,
-    #[cfg(feature = "redb")]
-    super::redb::said,
-];
-
 /// What engines last failed for, as far as one classifier has seen it.
 pub(super) struct Memory(Vec<Engine>);
 

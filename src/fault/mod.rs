@@ -67,7 +67,6 @@
 mod async_nats;
 #[cfg(feature = "aws-smithy-types")]
 mod aws_smithy_types;
-mod cause;
 mod classifier;
 #[cfg(feature = "clickhouse")]
 mod clickhouse;
@@ -80,6 +79,7 @@ mod heed;
 mod io;
 #[cfg(feature = "lettre")]
 mod lettre;
+mod libraries;
 mod library;
 mod memory;
 #[cfg(feature = "mongodb")]
@@ -122,13 +122,15 @@ mod tantivy;
 mod tiberius;
 #[cfg(feature = "tokio-postgres")]
 mod tokio_postgres;
+mod verdict;
 
 #[cfg(feature = "tonic")]
 pub(crate) use self::classifier::common;
 pub(crate) use self::classifier::find;
 pub use self::{
-    cause::{Cause, Fault, Resource},
-    classifier::{Classifier, Verdict, classify},
+    classifier::{Classifier, classify},
     rocksdb::rocksdb,
     source::Source,
+    verdict::Verdict,
 };
+pub use crate::cause::{Cause, Fault, Resource};

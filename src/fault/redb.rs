@@ -112,10 +112,8 @@ mod tests {
     use std::{io, sync::Arc};
 
     use super::*;
-    use crate::{
-        BoxError,
-        fault::{Cause, Classifier},
-    };
+    use crate::{cause::Cause, fault::Classifier};
+    use tower::BoxError;
 
     type Kind = fn(StorageError) -> BoxError;
 

@@ -33,9 +33,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        BoxError,
-        fault::{Cause, Classifier, classify},
+        cause::Cause,
+        fault::{Classifier, classify},
     };
+    use tower::BoxError;
 
     fn failure(code: i32) -> rusqlite::Error {
         rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some("text".into()))

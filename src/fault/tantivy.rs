@@ -76,9 +76,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        BoxError,
-        fault::{Cause, Classifier, classify},
+        cause::Cause,
+        fault::{Classifier, classify},
     };
+    use tower::BoxError;
 
     /// An I/O error in every error of tantivy's that has one.
     fn wrapped(kind: io::ErrorKind) -> Vec<BoxError> {

@@ -1,5 +1,7 @@
 //! The inner service has answered: the refusal, a commit, a watch over the rest, or nothing more to do.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body;
 use tower::Service;
@@ -10,12 +12,12 @@ use super::{
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Watch},
-    layer::Settings,
-    price,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
+    reservation::Outcome,
+    settings::Settings,
+    steps::Heard,
     time::Bound,
-    upload::Answered,
 };
 
 /// What an answer leads to.
@@ -48,11 +50,14 @@ where
         guarded: Option<Guarded<Q>>,
         answered: Result<Response<R>, S::Error>,
     ) -> Next<S, B, Q, R> {
-        // Whoever reads the body turns its error into anything: not the answer tells of a cut, but the cell.
-        let cut = guarded.as_ref().and_then(|guarded| guarded.cell.refused());
+        // Handlers may map a body error to any response, so a cut is detected through the reservation, not the response.
+        let cut = guarded
+            .as_ref()
+            .and_then(|guarded| guarded.reservation.why_cut())
+            .map(Refusal::from);
         let fail = |guarded: Option<&Guarded<Q>>, refusal: Refusal, headers: HeaderMap| {
-            let cell = guarded.map(|guarded| &guarded.cell);
-            Next::Wait(Self::failed(settings, cell, refusal, headers))
+            let reservation = guarded.map(|guarded| &guarded.reservation);
+            Next::Wait(Self::failed(settings, reservation, refusal, headers))
         };
         let response = match answered {
             Ok(response) => response,
@@ -76,31 +81,31 @@ where
         }
         if response.status() == StatusCode::MULTI_STATUS {
             // RFC 4918, section 13: of a DELETE or a MOVE, that some of it is still there.
-            guarded.cell.keep_all();
+            guarded.reservation.state().keep_all();
         }
         if let Some(ending) = Ending::of_call(asked, response.headers()) {
             // A refusal in its place would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
-            let response = of_upload_once_ended(&mut guarded, response);
-            return watched(response, guarded, ending);
+            let response = hear_once_ended(&mut guarded, response);
+            return watched(settings, response, guarded, ending);
         }
-        let ended = match guarded.cell.end_if_read() {
+        let ended = match guarded.reservation.end_if_read() {
             // Cut just now, by another thread.
-            Err(refusal) => return fail(Some(&guarded), refusal, without_body(response)),
+            Err(refused) => return fail(Some(&guarded), refused.into(), without_body(response)),
             Ok(ended) => ended,
         };
         let Some(ended) = ended else {
             // Still being read behind the answer. Both have to end.
             let ending = Ending::of_content(&response.body().size_hint());
-            let response = of_upload_once_ended(&mut guarded, response);
-            return watched(response, guarded, ending);
+            let response = hear_once_ended(&mut guarded, response);
+            return watched(settings, response, guarded, ending);
         };
-        let (response, answered) = of_upload(&mut guarded, response);
-        let settled = answered.and_then(Answered::succeeded);
+        let (response, heard) = hear(&mut guarded, response);
+        let settled = heard.and_then(|heard| heard.succeeded());
         match (ended.into_commit(), settled) {
             (Some((hold, change)), _) => Next::Wait(Self::Commit {
                 commit: hold.commit(change),
-                time: Bound::new(settings.quota_timeout),
+                time: Bound::new(settings.guard.context.rules.quota_timeout),
                 response: Some(response),
             }),
             (None, Some(settled)) => Next::Wait(Self::Complete {
@@ -112,34 +117,34 @@ where
     }
 }
 
-/// What the answer says of the upload that the request is part of.
-fn of_upload<Q: QuotaSource, R>(
+/// What the answer says of the larger thing that the request is a step of.
+fn hear<Q: QuotaSource, R>(
     guarded: &mut Guarded<Q>,
     response: Response<R>,
-) -> (Response<R>, Option<Answered>) {
+) -> (Response<R>, Option<Box<dyn Heard>>) {
     let Some(visit) = guarded.visit.take() else {
         return (response, None);
     };
     let (head, body) = response.into_parts();
-    let answered = visit.hear(&head);
-    (Response::from_parts(head, body), Some(answered))
+    let heard = visit.hear(&head);
+    (Response::from_parts(head, body), Some(heard))
 }
 
 /// The same, to count when the request has ended.
-fn of_upload_once_ended<Q: QuotaSource, R>(
+fn hear_once_ended<Q: QuotaSource, R>(
     guarded: &mut Guarded<Q>,
     response: Response<R>,
 ) -> Response<R> {
-    let (response, answered) = of_upload(guarded, response);
-    let Some(answered) = answered else {
+    let (response, heard) = hear(guarded, response);
+    let Some(heard) = heard else {
         return response;
     };
-    let waits = Box::new(move |ending| drop(answered.end(ending)));
-    if let Err(ended) = guarded.cell.when_ended(waits) {
+    let hook = Box::new(move |outcome| drop(heard.end(outcome)));
+    if let Err(hook) = guarded.reservation.on_end(hook) {
         // The handler has committed it just now.
-        ended(price::Ending {
+        hook(Outcome {
             success: true,
-            ..price::Ending::default()
+            ..Outcome::default()
         });
     }
     response
@@ -155,6 +160,7 @@ where
 }
 
 fn watched<S, B, R, Q>(
+    settings: &Settings<Q>,
     response: Response<R>,
     guarded: Guarded<Q>,
     ending: Ending,
@@ -164,7 +170,8 @@ where
     B: Body,
     Q: QuotaSource + Send + Sync + 'static,
 {
-    let watch = Watch::new(guarded.hand_on(), ending);
+    let responder = Arc::clone(&settings.http.responder);
+    let watch = Watch::new(guarded.hand_on(), responder, ending);
     Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))
 }
 

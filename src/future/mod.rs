@@ -20,15 +20,17 @@ use tower::{BoxError, Service};
 pub(crate) use self::door::Held;
 use self::{answered::Next, door::Door, verdict::carry_over};
 use crate::{
-    Demand, Price, Scopes,
-    body::{MeteredBody, ResponseBody, Unread},
-    fault::{Cause, Fault, Resource},
-    layer::{Priced, Settings},
+    body::{HttpReservation, MeteredBody, ResponseBody, Unread},
+    cause::{Cause, Fault, Resource},
+    demand::Demand,
+    price::Price,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::{Cell, Later},
+    reservation::BoxFuture,
+    scope::Scopes,
+    settings::{Priced, Settings},
+    steps::Visit,
     time::Bound,
-    upload::Visit,
     volume::{Look, Volume},
 };
 
@@ -68,7 +70,7 @@ pin_project! {
             response: Option<S::Response>,
         },
         /// The same, of an upload that is complete. Boxed, as hardly any request is the last of several.
-        Complete { settled: Later<bool>, response: Option<S::Response> },
+        Complete { settled: BoxFuture<bool>, response: Option<S::Response> },
         /// It was a fault, or the body was cut.
         Failed { failed: Option<Box<Failed>> },
         Done,
@@ -87,9 +89,9 @@ struct Failed {
 
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
 struct Guarded<Q: QuotaSource> {
-    cell: Arc<Cell<Q>>,
-    visit: Option<Box<Visit>>,
-    /// Whether somebody else settles it.
+    reservation: Arc<HttpReservation<Q>>,
+    visit: Option<Box<dyn Visit>>,
+    /// Whether the answer's body settles it.
     is_handed_on: bool,
 }
 
@@ -97,7 +99,7 @@ impl<Q: QuotaSource> Drop for Guarded<Q> {
     fn drop(&mut self) {
         // The body or the handle may outlive the request, in some task of the handler's.
         if !self.is_handed_on {
-            self.cell.end(false);
+            self.reservation.end(false);
         }
     }
 }
@@ -153,12 +155,12 @@ where
         B: Send + 'static,
         Q: Send + Sync + 'static,
     {
-        let state = State::at_volume(&settings, held, scopes, price);
+        let state = State::reserve(&settings, held, scopes, price);
         Self::new(settings, asked, state)
     }
 
-    /// A request that is part of an upload, for which all is set aside.
-    pub(crate) fn upload(
+    /// A request that draws from what was set aside for all steps.
+    pub(crate) fn drawn(
         settings: Arc<Settings<Q>>,
         asked: Asked,
         held: Held<S, B>,
@@ -168,7 +170,7 @@ where
         B: Send + 'static,
         Q: Send + Sync + 'static,
     {
-        let state = State::at_upload(&settings, held, demand);
+        let state = State::drawn(&settings, held, demand);
         Self::new(settings, asked, state)
     }
 
@@ -196,25 +198,26 @@ where
     #[cold]
     fn failed(
         settings: &Settings<Q>,
-        cell: Option<&Arc<Cell<Q>>>,
+        reservation: Option<&Arc<HttpReservation<Q>>>,
         refusal: Refusal,
         headers: HeaderMap,
     ) -> Self {
-        let volume = settings.volume.as_ref();
+        let context = &settings.guard.context;
+        let volume = context.volume.as_ref();
         let look = volume.and_then(|volume| {
             // The next request shall know of it, whatever this one is told.
             volume.refresh();
             let is_unclear = refusal.fault() == Some(Fault::DISK_FULL) && volume.counts_inodes();
-            is_unclear.then(|| Look::new(volume, settings.patience))
+            is_unclear.then(|| Look::new(volume, context.rules.patience))
         });
         Self::Failed {
             failed: Some(Box::new(Failed {
                 refusal,
                 look,
                 headers,
-                unread: cell.and_then(|cell| {
-                    let unread = cell.take_unread();
-                    cell.end(false);
+                unread: reservation.and_then(|reservation| {
+                    let unread = reservation.take_unread();
+                    reservation.end(false);
                     unread
                 }),
             })),
@@ -271,13 +274,13 @@ where
                     time,
                     response,
                 } => {
-                    // By its contract the source does not lose the charge when nobody waits longer.
+                    // By its contract the source does not lose the charge when this waits no longer.
                     if commit.poll(cx).is_pending() {
                         ready!(time.poll(cx));
                     }
                     let response = response.take().expect(ONCE);
                     this.state.set(State::Done);
-                    settings.quota_line.ring();
+                    settings.guard.context.rules.quota_queue.notify();
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateProj::Complete { settled, response } => {
@@ -288,14 +291,14 @@ where
                 }
                 StateProj::Failed { failed } => {
                     let look = failed.as_mut().and_then(|failed| failed.look.as_mut());
-                    if let (Some(look), Some(volume)) = (look, &settings.volume) {
+                    if let (Some(look), Some(volume)) = (look, settings.guard.volume()) {
                         ready!(look.poll(cx, volume));
                     }
                     let failed = *failed.take().expect(ONCE);
                     this.state.set(State::Done);
                     let mut refusal = failed.refusal;
                     if failed.look.is_some()
-                        && settings.volume.as_ref().is_some_and(Volume::lacks_inodes)
+                        && settings.guard.volume().is_some_and(Volume::lacks_inodes)
                     {
                         refusal = Fault::new(Cause::DiskFull, Resource::Objects).into();
                     }
@@ -313,25 +316,26 @@ where
 const ONCE: &str = "taken once, when the state is left";
 
 impl<Q: QuotaSource> Guarded<Q> {
-    /// Leaves the settling to somebody else.
-    fn hand_on(mut self) -> Arc<Cell<Q>> {
+    /// Leaves the settling to the answer's body.
+    fn hand_on(mut self) -> Arc<HttpReservation<Q>> {
         self.is_handed_on = true;
-        Arc::clone(&self.cell)
+        Arc::clone(&self.reservation)
     }
 }
 
-/// Renders a refusal, with what has to be drained behind it.
+/// Renders a refusal, and drains what is left unread behind it.
 fn answer<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,
     refusal: Refusal,
     unread: Option<Unread>,
 ) -> Response<ResponseBody<R>> {
-    let drain = settings.drain(unread);
-    settings
+    let responder = &settings.http.responder;
+    responder.drain(unread);
+    responder
         .answers
         .answer(refusal, asked)
-        .map(|content| ResponseBody::refusal(content, drain))
+        .map(ResponseBody::refusal)
 }
 
 impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>

@@ -8,16 +8,17 @@ use http::{
 };
 
 use crate::{
-    Refused,
-    fault::{self, Fault, Source},
-    layer::Settings,
+    cause::Fault,
+    fault::{self, Source},
     refusal::{Asked, Refusal},
+    refused::Refused,
     rpc::{self, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS},
+    settings::Settings,
 };
 
 /// The refusal behind a service's error.
 pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
-    let fault = settings.classifier.classify_any(error)?;
+    let fault = settings.http.classifier.classify_any(error)?;
     Some(fault.into())
 }
 
@@ -41,9 +42,9 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     }
     if let Some(error) = error_behind(extensions) {
         if let Some(refused) = fault::find::<Refused>(error) {
-            return Some(refused.refusal().clone());
+            return Some(refused.clone().into());
         }
-        if let Some(fault) = settings.classifier.classify(error) {
+        if let Some(fault) = settings.http.classifier.classify(error) {
             return Some(fault.into());
         }
     }
@@ -76,7 +77,7 @@ pub(super) fn success<R, Q>(
     if is_refused || asked.rpc().is_some() && rpc::is_ok(response.headers()) == Some(false) {
         return (response, false);
     }
-    let Some(judge) = &settings.success else {
+    let Some(judge) = &settings.http.success else {
         let status = response.status();
         let success = status.is_success() || status == StatusCode::SEE_OTHER;
         return (response, success);

@@ -3,7 +3,7 @@
 use std::{fmt, pin::Pin, sync::Arc};
 
 use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
-use crate::{Amount, Scopes};
+use crate::{amount::Amount, scope::Scopes};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

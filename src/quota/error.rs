@@ -1,8 +1,11 @@
 //! Why nothing could be set aside.
 
+use tower::BoxError;
+
 use crate::{
-    BoxError, Scope,
-    fault::{Cause, Resource},
+    cause::{Cause, Fault, Resource},
+    refused::{Figures, Refused},
+    scope::Scope,
 };
 
 /// Why a [`QuotaSource`](super::QuotaSource) set nothing aside.
@@ -49,6 +52,25 @@ pub struct Exceeded {
     pub used: u64,
     /// How much was asked for on top.
     pub required: u64,
+}
+
+/// What the one who asked is told: which scope has no room, and its figures, if they are its own.
+impl From<&Exceeded> for Refused {
+    fn from(exceeded: &Exceeded) -> Self {
+        let refused = Self::from(Fault::new(exceeded.cause, exceeded.resource));
+        if !exceeded.scope.is_disclosed() {
+            return refused;
+        }
+        let figures = Figures {
+            limit: exceeded.limit,
+            used: exceeded.used,
+            required: exceeded.required,
+        };
+        // Guess by guess, this is the limit.
+        refused
+            .with_temporary(exceeded.required <= exceeded.limit)
+            .with_figures(figures, exceeded.scope.clone())
+    }
 }
 
 impl Exceeded {

@@ -12,7 +12,11 @@ use std::{
 use super::{
     Answer, Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource, limits::Ceiling,
 };
-use crate::{Amount, BoxError, Scope, Scopes};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
+use tower::BoxError;
 
 /// How often a decision is tried again because requests ended while it was being made.
 const RETRIES: u32 = 8;
@@ -387,7 +391,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::fault::Resource;
+    use crate::cause::Resource;
 
     const LIMIT: u64 = 100;
 

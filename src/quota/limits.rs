@@ -1,7 +1,12 @@
 //! How much a scope may use, and how much it does.
 
 use super::Exceeded;
-use crate::{Amount, Scope, fault::Resource};
+use crate::{
+    amount::Amount,
+    cause::Resource,
+    decide::{Decision, Lack, Need, ScopeState, decide},
+    scope::Scope,
+};
 
 /// How much a scope may use of each resource.
 ///
@@ -58,30 +63,28 @@ impl Ceiling {
         counted: Amount,
         need: Amount,
     ) -> Result<(), Exceeded> {
-        for (resource, limit, used, required) in [
-            (Resource::Bytes, self.0.bytes, counted.bytes, need.bytes),
-            (
-                Resource::Objects,
-                self.0.objects,
-                counted.objects,
-                need.objects,
-            ),
-        ] {
-            let fits = || {
-                used.checked_add(required)
-                    .is_some_and(|total| total <= limit)
-            };
-            if required > 0 && !fits() {
-                return Err(Exceeded::new(
-                    scope.clone(),
-                    resource,
-                    limit,
-                    used,
-                    required,
-                ));
-            }
-        }
-        Ok(())
+        let limit = self.0;
+        let amount = Need {
+            amount: need,
+            expected: 0,
+        };
+        let Decision::Refuse(Lack::Scope(_, resource)) =
+            decide(amount, None, [ScopeState { limit, counted }])
+        else {
+            return Ok(());
+        };
+        let of = |amount: Amount| match resource {
+            Resource::Bytes => amount.bytes,
+            Resource::Objects => amount.objects,
+        };
+        let scope = scope.clone();
+        Err(Exceeded::new(
+            scope,
+            resource,
+            of(limit),
+            of(counted),
+            of(need),
+        ))
     }
 }
 

@@ -378,7 +378,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fault::{Cause, Resource},
+        cause::{Cause, Resource},
         quota::Exceeded,
     };
 

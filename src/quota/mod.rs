@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`NoQuota`] | nowhere; charges nobody | |
 //! | [`MemoryQuota`] | this process | all requests of this process |
-//! | [`CollectionQuota`] | this process; usage is counted in the directories | all requests of this process |
+//! | [`CollectionQuota`](crate::collection::CollectionQuota) | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | `store::StoredQuota` | an SQLite file (feature `store-sqlite`), PostgreSQL (`store-postgres`), Redis or Valkey (`store-redis`), or your own store (`store`); they outlive the process | all requests of all processes |
 //! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |
@@ -33,7 +33,6 @@
 mod answer;
 mod any;
 mod change;
-mod collection;
 mod error;
 mod function;
 mod limits;
@@ -41,14 +40,12 @@ mod memory;
 mod none;
 mod source;
 
-pub(crate) use self::collection::After;
 #[cfg(any(feature = "store-postgres", feature = "store-sqlite"))]
 pub(crate) use self::limits::Ceiling;
 pub use self::{
     answer::{Answer, Answering},
     any::{AnyHold, AnyQuota},
     change::Change,
-    collection::{CollectionHold, CollectionQuota},
     error::{Exceeded, QuotaError},
     function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},
     limits::{Limits, Usage},

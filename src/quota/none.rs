@@ -3,7 +3,7 @@
 use std::future::{Pending, Ready, ready};
 
 use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
-use crate::{Amount, Scopes};
+use crate::{amount::Amount, scope::Scopes};
 
 /// Charges nobody and refuses nothing. What a guard has until it is given a source.
 ///

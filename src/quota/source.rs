@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Answer, Change, QuotaError};
-use crate::{Amount, Scopes};
+use crate::{amount::Amount, scope::Scopes};
 
 /// The keeper of limits and usage per [`Scope`](crate::Scope).
 ///

@@ -1,32 +1,10 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use super::{Asked, Dialect, Grpc, Http, Refusal};
-use crate::fault::Cause;
-
-/// A setting that cannot be.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A refusal is an error of the client's or of the server's, so its status is 4xx or 5xx.
-    #[error("a refusal cannot have the status {0}: it has to be 4xx or 5xx")]
-    Status(StatusCode),
-    /// The base of problem types has to be an absolute URI.
-    #[error("problem types need an absolute URI with a host, not {0:?}")]
-    ProblemTypes(String),
-    /// A call is named `package.Service` or `package.Service/Method`.
-    #[error(
-        "{0:?} names no call: it has to be like package.Service/Method, or package.Service for all of them"
-    )]
-    Call(String),
-    /// A collection is a path in its tree, in UTF-8.
-    #[error(
-        "{0:?} names no collection: it has to be a path in UTF-8 that does not lead out of the tree"
-    )]
-    Collection(std::path::PathBuf),
-}
+use crate::{cause::Cause, config::ConfigError};
 
 /// How refusals are answered: the settings, and the one place where they are applied.
 #[derive(Clone, Default)]
@@ -88,11 +66,16 @@ impl Answers {
     }
 
     /// The index of the first dialect of the user's that hears the request.
-    pub(super) fn dialect_for(&self, method: &Method, headers: &HeaderMap) -> Option<u32> {
+    pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
         (0..)
             .zip(&self.dialects)
-            .find(|(_, dialect)| dialect.hears(method, headers))
+            .find(|(_, dialect)| dialect.hears(head))
             .map(|(index, _)| index)
+    }
+
+    /// Whether a renderer of the user's sees every refusal.
+    pub(super) fn has_renderer(&self) -> bool {
+        self.renderer.is_some()
     }
 
     /// The response to a request that is refused.
@@ -173,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fault::{Fault, Resource},
+        cause::{Fault, Resource},
         refusal::RefusalKind,
     };
 
@@ -185,12 +168,13 @@ mod tests {
         Fault::new(Cause::QuotaExceeded, Resource::Bytes).into()
     }
 
-    fn put(path: &str) -> Request<()> {
-        Request::put(path).body(()).unwrap()
+    fn ask(method: &str) -> Parts {
+        let request = Request::builder().method(method);
+        request.body(()).unwrap().into_parts().0
     }
 
     fn answer(answers: &Answers, refusal: Refusal) -> Response<Bytes> {
-        answers.answer(refusal, &Asked::hear(&put("/"), answers))
+        answers.answer(refusal, &Asked::hear(&ask("PUT"), answers))
     }
 
     /// Hears a method of its name, and answers with a status of its own.
@@ -200,8 +184,8 @@ mod tests {
     }
 
     impl Dialect for Tongue {
-        fn hears(&self, method: &Method, _: &HeaderMap) -> bool {
-            method.as_str() == self.method
+        fn hears(&self, head: &Parts) -> bool {
+            head.method.as_str() == self.method
         }
 
         fn render(&self, refusal: &Refusal, _: &Asked) -> Response<Bytes> {
@@ -323,10 +307,7 @@ mod tests {
         });
         answers.set_retry_after(Cause::DiskFull, Duration::from_secs(5));
 
-        let ask = |method: &str| {
-            let request = Request::builder().method(method).body(()).unwrap();
-            answers.answer(disk_full(), &Asked::hear(&request, &answers))
-        };
+        let ask = |method: &str| answers.answer(disk_full(), &Asked::hear(&ask(method), &answers));
         let dav = ask("MKCOL");
         assert_eq!(
             (dav.status().as_u16(), &dav.body()[..]),
@@ -392,12 +373,10 @@ mod tests {
     fn head_is_answered_without_content() {
         let answers = Answers::default();
         let ask = |method: Method| {
-            let request = Request::builder()
-                .method(method)
-                .header("accept", "text/html")
-                .body(())
-                .unwrap();
-            answers.answer(disk_full(), &Asked::hear(&request, &answers))
+            let mut head = ask(method.as_str());
+            let html = HeaderValue::from_static("text/html");
+            head.headers.insert("accept", html);
+            answers.answer(disk_full(), &Asked::hear(&head, &answers))
         };
         let (head, get) = (ask(Method::HEAD), ask(Method::GET));
         assert_eq!(head.status(), get.status());
@@ -414,11 +393,10 @@ mod tests {
                 .problem_types("https://example.com/")
                 .unwrap(),
         );
-        let mut request = put("/");
-        request
-            .headers_mut()
-            .insert("accept", "application/problem+json".parse().unwrap());
-        let response = answers.answer(disk_full(), &Asked::hear(&request, &answers));
+        let mut head = ask("PUT");
+        let problem = HeaderValue::from_static("application/problem+json");
+        head.headers.insert("accept", problem);
+        let response = answers.answer(disk_full(), &Asked::hear(&head, &answers));
         assert!(
             response
                 .body()

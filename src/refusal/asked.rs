@@ -2,8 +2,9 @@ use std::iter;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
     header::{ACCEPT, CONTENT_TYPE},
+    request::Parts,
 };
 
 use super::{Answers, Refusal};
@@ -18,17 +19,19 @@ use crate::rpc::Rpc;
 /// The first dialect that hears a request answers it. [`Http`](super::Http) is the last, and hears
 /// all.
 ///
+/// # By a header
+///
 /// ```
 /// use bytes::Bytes;
-/// use http::{HeaderMap, Method, Request, Response};
+/// use http::{Request, Response, request::Parts};
 /// use tower_storage_guard::refusal::{Asked, Dialect, Refusal};
 ///
 /// /// For clients that read nothing but a line of CSV.
 /// struct Csv;
 ///
 /// impl Dialect for Csv {
-///     fn hears(&self, _: &Method, headers: &HeaderMap) -> bool {
-///         headers.get("accept").is_some_and(|accept| accept == "text/csv")
+///     fn hears(&self, head: &Parts) -> bool {
+///         head.headers.get("accept").is_some_and(|accept| accept == "text/csv")
 ///     }
 ///
 ///     fn render(&self, refusal: &Refusal, _: &Asked) -> Response<Bytes> {
@@ -40,17 +43,86 @@ use crate::rpc::Rpc;
 ///     }
 /// }
 ///
-/// let request = Request::put("/").header("accept", "text/csv").body(()).unwrap();
-/// assert!(Csv.hears(request.method(), request.headers()));
+/// let (head, ()) = Request::put("/").header("accept", "text/csv").body(()).unwrap().into_parts();
+/// assert!(Csv.hears(&head));
 ///
-/// let response = Csv.render(&Refusal::unavailable(), &Asked::from(&request));
+/// let response = Csv.render(&Refusal::unavailable(), &Asked::from(&head));
 /// assert_eq!(response.body(), "capacity_unknown");
+/// ```
+///
+/// # By the path
+///
+/// S3, OCI registries, Git LFS, Matrix and JMAP are told by the path of the request. Clients of S3 read an error in
+/// XML, whose `Resource` is that path:
+///
+/// ```
+/// use std::convert::Infallible;
+/// use bytes::Bytes;
+/// use http::{Request, Response, StatusCode, request::Parts};
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_storage_guard::{
+///     MeteredBody, StorageGuardLayer,
+///     fault::Cause,
+///     quota::{Limits, MemoryQuota},
+///     refusal::{Asked, Dialect, Refusal, RefusalKind},
+/// };
+///
+/// /// Buckets are below `/s3/`.
+/// struct S3;
+///
+/// impl Dialect for S3 {
+///     fn hears(&self, head: &Parts) -> bool {
+///         head.uri.path().starts_with("/s3/")
+///     }
+///
+///     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes> {
+///         let code = match refusal.kind() {
+///             RefusalKind::Storage(fault) if fault.cause == Cause::QuotaExceeded => "QuotaExceeded",
+///             RefusalKind::Storage(_) => "XMinioStorageFull",
+///             _ => "SlowDown",
+///         };
+///         let path = asked.uri().map_or("", |uri| uri.path()).replace('&', "&amp;");
+///         let xml = format!(
+///             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+///              <Error><Code>{code}</Code><Message>{}</Message><Resource>{path}</Resource></Error>",
+///             refusal.message(),
+///         );
+///         Response::builder()
+///             .status(refusal.status())
+///             .header("content-type", "application/xml")
+///             .body(xml.into())
+///             .expect("both are valid")
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// async fn store(_: Request<MeteredBody<Full<Bytes>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+///     Ok(Response::default())
+/// }
+///
+/// let service = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::bytes(1_000)))
+///     .scope_by(|_| "bucket:photos")
+///     .dialect(S3)
+///     // What clients of S3 expect of a quota.
+///     .status(Cause::QuotaExceeded, StatusCode::FORBIDDEN)?
+///     .layer(service_fn(store));
+///
+/// let upload = Request::put("/s3/photos/1.jpg").body(Full::from(vec![0; 1_001]))?;
+/// let answer = service.oneshot(upload).await?;
+/// assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+///
+/// let body = answer.into_body().collect().await.unwrap().to_bytes();
+/// assert!(str::from_utf8(&body)?.contains("<Resource>/s3/photos/1.jpg</Resource>"));
+/// # Ok(())
+/// # }
 /// ```
 pub trait Dialect: Send + Sync + 'static {
     /// Whether the client that sent this head speaks the dialect.
     ///
-    /// Asked for every request, so it should be quick.
-    fn hears(&self, method: &Method, headers: &HeaderMap) -> bool;
+    /// Asked for every request, so it should be quick. The extensions are those that outer layers have set.
+    fn hears(&self, head: &Parts) -> bool;
 
     /// The response that says so.
     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes>;
@@ -75,6 +147,7 @@ pub struct Asked {
 struct Rare {
     more_accept: Vec<HeaderValue>,
     content_type: Option<HeaderValue>,
+    uri: Option<Uri>,
     is_tus: bool,
 }
 
@@ -83,20 +156,22 @@ impl Asked {
     ///
     /// Every request comes through here, and hardly any is refused. So what costs time is left for
     /// later: `Accept` is not read, and the content type is not looked up for plain HTTP, which has no
-    /// use for it.
-    pub(crate) fn hear<B>(request: &Request<B>, answers: &Answers) -> Self {
-        match answers.dialect_for(request.method(), request.headers()) {
-            None => Self::keep(request),
+    /// use for it. The URI is several reference-counted parts, and only what the user renders can see it.
+    pub(crate) fn hear(head: &Parts, answers: &Answers) -> Self {
+        match answers.dialect_for(head) {
+            None if answers.has_renderer() => {
+                Self::keep(&head.method, head.version, &head.headers).with_uri(&head.uri)
+            }
+            None => Self::keep(&head.method, head.version, &head.headers),
             dialect => Self {
                 dialect,
-                ..request.into()
+                ..head.into()
             },
         }
     }
 
-    fn keep<B>(request: &Request<B>) -> Self {
-        let headers = request.headers();
-        let (rpc, content_type) = Rpc::of(request.method(), headers).unzip();
+    fn keep(method: &Method, version: Version, headers: &HeaderMap) -> Self {
+        let (rpc, content_type) = Rpc::of(method, headers).unzip();
         let (line, rare) = if rpc.is_some() {
             (content_type, None)
         } else {
@@ -114,13 +189,30 @@ impl Asked {
             (accept, rare)
         };
         Self {
-            method: request.method().clone(),
-            version: request.version(),
+            method: method.clone(),
+            version,
             rpc,
             dialect: None,
             line: line.cloned(),
             rare,
         }
+    }
+
+    /// Keeps all that a dialect of the user's may read.
+    fn keep_all(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> Self {
+        let mut asked = Self::keep(method, version, headers).with_uri(uri);
+        if asked.rpc.is_none()
+            && let Some(content_type) = headers.get(CONTENT_TYPE)
+        {
+            let rare = asked.rare.get_or_insert_default();
+            rare.content_type = Some(content_type.clone());
+        }
+        asked
+    }
+
+    fn with_uri(mut self, uri: &Uri) -> Self {
+        self.rare.get_or_insert_default().uri = Some(uri.clone());
+        self
     }
 
     /// The client speaks tus.
@@ -143,6 +235,15 @@ impl Asked {
     /// The method.
     pub const fn method(&self) -> &Method {
         &self.method
+    }
+
+    /// The URI, as the guard saw it: a router in front of the guard may have shortened its path.
+    ///
+    /// Kept only where a dialect of your own heard the request, or where there is a
+    /// [`render_with`](crate::StorageGuardLayer::render_with): other requests do not pay for the copy. Always there
+    /// in what is made by `Asked::from`.
+    pub fn uri(&self) -> Option<&Uri> {
+        self.rare.as_ref()?.uri.as_ref()
     }
 
     /// The version of HTTP.
@@ -168,17 +269,22 @@ impl Asked {
     }
 }
 
-/// For the tests of a dialect: keeps the content type too.
+/// Keeps the content type and the URI too. For services that refuse by hand, and for the tests of a dialect.
 impl<B> From<&Request<B>> for Asked {
     fn from(request: &Request<B>) -> Self {
-        let mut asked = Self::keep(request);
-        if asked.rpc.is_none()
-            && let Some(content_type) = request.headers().get(CONTENT_TYPE)
-        {
-            let rare = asked.rare.get_or_insert_default();
-            rare.content_type = Some(content_type.clone());
-        }
-        asked
+        Self::keep_all(
+            request.method(),
+            request.uri(),
+            request.version(),
+            request.headers(),
+        )
+    }
+}
+
+/// Keeps the content type and the URI too, as from a whole request.
+impl From<&Parts> for Asked {
+    fn from(head: &Parts) -> Self {
+        Self::keep_all(&head.method, &head.uri, head.version, &head.headers)
     }
 }
 
@@ -186,23 +292,19 @@ impl<B> From<&Request<B>> for Asked {
 mod tests {
     use super::*;
 
-    fn request(accept: &[&'static str]) -> Request<()> {
-        let mut request = Request::put("/")
-            .header(CONTENT_TYPE, "image/png")
-            .body(())
-            .unwrap();
+    fn head(accept: &[&'static str]) -> Parts {
+        let request = Request::put("/photos/1?draft").header(CONTENT_TYPE, "image/png");
+        let (mut head, ()) = request.body(()).unwrap().into_parts();
         for line in accept {
-            request
-                .headers_mut()
-                .append(ACCEPT, HeaderValue::from_static(line));
+            head.headers.append(ACCEPT, HeaderValue::from_static(line));
         }
-        request
+        head
     }
 
     struct Deaf;
 
     impl Dialect for Deaf {
-        fn hears(&self, _: &Method, _: &HeaderMap) -> bool {
+        fn hears(&self, _: &Parts) -> bool {
             false
         }
 
@@ -214,7 +316,7 @@ mod tests {
     #[test]
     fn all_lines_of_accept_are_kept() {
         for lines in [&[][..], &["text/html"], &["text/html", "*/*;q=0.1", "a/b"]] {
-            let asked = Asked::hear(&request(lines), &Answers::default());
+            let asked = Asked::hear(&head(lines), &Answers::default());
             assert!(asked.accept().eq(lines), "{asked:?}");
             assert_eq!(asked.method(), Method::PUT);
             assert_eq!(asked.version(), Version::HTTP_11);
@@ -227,8 +329,8 @@ mod tests {
         deaf.push_dialect(Deaf);
         for answers in [Answers::default(), deaf] {
             for lines in [&[][..], &["application/json"]] {
-                let request = request(lines);
-                let counted = allocation_counter::measure(|| drop(Asked::hear(&request, &answers)));
+                let head = head(lines);
+                let counted = allocation_counter::measure(|| drop(Asked::hear(&head, &answers)));
                 assert_eq!(counted.count_total, 0, "{lines:?}");
             }
         }
@@ -236,16 +338,45 @@ mod tests {
 
     #[test]
     fn the_content_type_is_kept_for_those_who_read_it() {
-        let request = request(&[]);
-        assert_eq!(
-            Asked::hear(&request, &Answers::default()).content_type(),
-            None
-        );
-        assert_eq!(Asked::from(&request).content_type().unwrap(), "image/png");
+        let head = head(&[]);
+        assert_eq!(Asked::hear(&head, &Answers::default()).content_type(), None);
+        assert_eq!(Asked::from(&head).content_type().unwrap(), "image/png");
 
         let mut answers = Answers::default();
         answers.push_dialect(super::super::Http::default());
-        let asked = Asked::hear(&request, &answers);
+        let asked = Asked::hear(&head, &answers);
         assert_eq!(asked.content_type().unwrap(), "image/png");
+    }
+
+    #[test]
+    fn the_uri_is_kept_for_those_who_read_it() {
+        let head = head(&[]);
+        let uri = "/photos/1?draft";
+        let mut answers = Answers::default();
+        assert_eq!(Asked::hear(&head, &answers).uri(), None);
+        answers.push_dialect(Deaf);
+        assert_eq!(Asked::hear(&head, &answers).uri(), None);
+
+        let mut rendered = answers.clone();
+        rendered.set_renderer(|_, _| None);
+        let asked = Asked::hear(&head, &rendered);
+        assert_eq!(asked.uri().unwrap(), uri);
+        assert_eq!(asked.content_type(), None);
+
+        answers.push_dialect(super::super::Http::default());
+        assert_eq!(Asked::hear(&head, &answers).uri().unwrap(), uri);
+    }
+
+    #[test]
+    fn a_head_and_its_request_are_kept_alike() {
+        let head = head(&["text/html", "a/b"]);
+        let request = Request::from_parts(head.clone(), ());
+        for asked in [Asked::from(&head), Asked::from(&request)] {
+            assert_eq!(asked.method(), Method::PUT);
+            assert_eq!(asked.uri().unwrap(), "/photos/1?draft");
+            assert_eq!(asked.version(), Version::HTTP_11);
+            assert_eq!(asked.content_type().unwrap(), "image/png");
+            assert!(asked.accept().eq(["text/html", "a/b"]));
+        }
     }
 }

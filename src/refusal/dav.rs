@@ -2,8 +2,9 @@ use std::io;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response,
+    HeaderName, HeaderValue, Method, Response,
     header::{ACCEPT, CONTENT_TYPE, USER_AGENT},
+    request::Parts,
 };
 use quick_xml::{
     Writer,
@@ -11,7 +12,7 @@ use quick_xml::{
 };
 
 use super::{Asked, Dialect, Refusal, negotiate::likes_xml_best};
-use crate::{fault::Cause, rpc::Rpc};
+use crate::{cause::Cause, rpc::Rpc};
 
 /// The dialect of WebDAV: a `DAV:error` with the condition that does not hold (RFC 4918, section 16; RFC 4331,
 /// section 6).
@@ -77,7 +78,8 @@ impl Dav {
 }
 
 impl Dialect for Dav {
-    fn hears(&self, method: &Method, headers: &HeaderMap) -> bool {
+    fn hears(&self, head: &Parts) -> bool {
+        let (method, headers) = (&head.method, &head.headers);
         // The metadata of a call may have any name: `depth`, `destination`.
         if Rpc::of(method, headers).is_some() {
             return false;
@@ -206,9 +208,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        Scope,
-        fault::{Fault, Resource},
-        refusal::{Figures, Http},
+        cause::{Fault, Resource},
+        refusal::Http,
+        refused::Figures,
+        scope::Scope,
     };
 
     fn fault(cause: Cause) -> Refusal {
@@ -441,12 +444,12 @@ mod tests {
         ),
     ];
 
-    fn request((method, headers): Head) -> Request<()> {
+    fn parts((method, headers): Head) -> Parts {
         let mut request = Request::builder().method(method);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(()).unwrap()
+        request.body(()).unwrap().into_parts().0
     }
 
     #[test]
@@ -454,11 +457,11 @@ mod tests {
         let heads = HEARD.map(|head| (head, true));
         let heads = heads.into_iter().chain(NOT_HEARD.map(|head| (head, false)));
         for (head, is_heard) in heads {
-            let request = request(head);
+            let parts = parts(head);
             let mut heard = None;
             // It is asked for every request.
             let counted = allocation_counter::measure(|| {
-                heard = Some(Dav::default().hears(request.method(), request.headers()));
+                heard = Some(Dav::default().hears(&parts));
             });
             assert_eq!(heard, Some(is_heard), "{head:?}");
             assert_eq!(counted.count_total, 0, "{head:?}");

@@ -1,4 +1,4 @@
-//! Text into JSON strings, into HTML and into headers of gRPC.
+//! Text into JSON strings and into HTML.
 
 use std::fmt::{self, Write as _};
 
@@ -30,17 +30,6 @@ pub(super) fn html(out: &mut String, text: &str) -> fmt::Result {
     Ok(())
 }
 
-/// Writes `text` as a `grpc-message` (PROTOCOL-HTTP2, "Status-Message").
-pub(super) fn percent(out: &mut String, text: &str) -> fmt::Result {
-    for byte in text.bytes() {
-        match byte {
-            b' '..=b'~' if byte != b'%' => out.write_char(byte.into())?,
-            _ => write!(out, "%{byte:02X}")?,
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -67,14 +56,6 @@ mod tests {
         assert_eq!(
             escaped(html, "I'm a <b>\"teapot\"</b> & more"),
             "I&#39;m a &lt;b&gt;&quot;teapot&quot;&lt;/b&gt; &amp; more"
-        );
-    }
-
-    #[test]
-    fn percent_keeps_to_printable_ascii() {
-        assert_eq!(
-            escaped(percent, "50 % of \u{e9}\n\x7f~"),
-            "50 %25 of %C3%A9%0A%7F~"
         );
     }
 

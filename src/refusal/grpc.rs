@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
 };
 
-use super::{Asked, Dialect, Refusal, RefusalKind, escape, json::Object};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use super::{Asked, Dialect, Refusal, RefusalKind, json::Object};
 use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 
 /// The dialect of remote procedure calls: gRPC, gRPC-Web and Connect.
@@ -54,12 +56,11 @@ impl Grpc {
     }
 
     fn trailers(&self, refusal: &Refusal) -> HeaderMap {
-        let mut message = String::new();
-        escape::percent(&mut message, refusal.message()).expect(WRITING);
-        let message = HeaderValue::try_from(message).expect("it is printable ASCII");
         let status = Code::of(refusal).number;
-        let all: [(HeaderName, HeaderValue); 2] =
-            [(GRPC_STATUS, status.into()), (GRPC_MESSAGE, message)];
+        let all: [(HeaderName, HeaderValue); 2] = [
+            (GRPC_STATUS, status.into()),
+            (GRPC_MESSAGE, grpc_message(refusal.message())),
+        ];
         #[cfg_attr(not(feature = "tonic"), expect(unused_mut))]
         let mut trailers = HeaderMap::from_iter(all);
         #[cfg(feature = "tonic")]
@@ -81,8 +82,8 @@ impl Grpc {
 }
 
 impl Dialect for Grpc {
-    fn hears(&self, method: &Method, headers: &HeaderMap) -> bool {
-        Rpc::of(method, headers).is_some()
+    fn hears(&self, head: &Parts) -> bool {
+        Rpc::of(&head.method, &head.headers).is_some()
     }
 
     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes> {
@@ -115,6 +116,15 @@ impl Dialect for Grpc {
 }
 
 const WRITING: &str = "writing to a String cannot fail";
+
+/// What cannot stand in a `grpc-message`, beside what is not ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Text as the value of `grpc-message` (PROTOCOL-HTTP2, "Status-Message").
+fn grpc_message(text: &str) -> HeaderValue {
+    let encoded = utf8_percent_encode(text, ENCODED).to_string();
+    HeaderValue::try_from(encoded).expect("it is printable ASCII")
+}
 
 /// What a refusal is called. The numbers are gRPC's, names and statuses Connect's.
 struct Code {
@@ -165,9 +175,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        Scope,
-        fault::{Cause, Fault, Resource},
-        refusal::{Answers, Figures},
+        cause::{Cause, Fault, Resource},
+        refusal::Answers,
+        refused::Figures,
+        scope::Scope,
     };
 
     fn refusal() -> Refusal {
@@ -187,7 +198,8 @@ mod tests {
             .body(())
             .unwrap();
         let answers = Answers::default();
-        answers.answer(refusal.clone(), &Asked::hear(&request, &answers))
+        let (head, ()) = request.into_parts();
+        answers.answer(refusal.clone(), &Asked::hear(&head, &answers))
     }
 
     #[test]
@@ -206,6 +218,14 @@ mod tests {
             assert!(response.body().is_empty());
             assert_eq!(response.extensions().get(), Some(&refusal()));
         }
+    }
+
+    #[test]
+    fn a_message_keeps_to_printable_ascii() {
+        assert_eq!(
+            grpc_message("50 % of \u{e9}\n\x7f~"),
+            "50 %25 of %C3%A9%0A%7F~"
+        );
     }
 
     #[test]

@@ -4,11 +4,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, Uri, header::CONTENT_TYPE};
+use http::{HeaderValue, Response, Uri, header::CONTENT_TYPE, request::Parts};
 
-use super::{
-    Asked, ConfigError, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format,
-};
+use super::{Asked, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format};
+use crate::config::ConfigError;
 
 /// The dialect of plain HTTP: hears every request, and answers in the format that its `Accept` asks
 /// for.
@@ -53,7 +52,7 @@ impl Http {
     /// assert!(body.contains(r#""type":"https://example.com/problems/capacity_unknown""#));
     ///
     /// assert!(Http::default().problem_types("problems").is_err());
-    /// # Ok::<_, tower_storage_guard::refusal::ConfigError>(())
+    /// # Ok::<_, tower_storage_guard::ConfigError>(())
     /// ```
     pub fn problem_types(mut self, base: &str) -> Result<Self, ConfigError> {
         match base.parse::<Uri>() {
@@ -75,7 +74,7 @@ impl Http {
 }
 
 impl Dialect for Http {
-    fn hears(&self, _: &Method, _: &HeaderMap) -> bool {
+    fn hears(&self, _: &Parts) -> bool {
         true
     }
 
@@ -203,7 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fault::{Cause, Fault, Resource};
+    use crate::cause::{Cause, Fault, Resource};
 
     const FIGURES: Figures = Figures {
         limit: 1000,

@@ -55,9 +55,9 @@ pub use self::dav::Dav;
 #[cfg(feature = "tonic")]
 pub(crate) use self::details::status;
 pub use self::{
-    answers::ConfigError,
     asked::{Asked, Dialect},
     grpc::Grpc,
     http::Http,
-    value::{Figures, Refusal, RefusalKind},
+    value::{Refusal, RefusalKind},
 };
+pub use crate::refused::Figures;

@@ -3,8 +3,9 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::{
-    Scope,
-    fault::{Cause, Fault, Resource},
+    cause::{Fault, Resource},
+    refused::{Figures, Reason, Refused},
+    scope::Scope,
 };
 
 /// The guard's answer, before it is put into anybody's words.
@@ -142,13 +143,8 @@ impl Refusal {
     /// One sentence for people, without a full stop. It tells nothing of the server.
     pub const fn message(&self) -> &'static str {
         match self.kind {
-            RefusalKind::Storage(fault) => match fault.cause {
-                Cause::DiskFull => "Server storage capacity reached",
-                Cause::QuotaExceeded => "Storage quota exceeded",
-                Cause::DatabaseFull => "Database storage capacity reached",
-                Cause::CollectionFull => "Collection limit reached",
-            },
-            RefusalKind::Unavailable => "Storage capacity cannot be determined right now",
+            RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
+            RefusalKind::Unavailable => Reason::Unavailable.message(),
             RefusalKind::InvalidLength => "Content-Length is not a valid number of bytes",
         }
     }
@@ -186,6 +182,22 @@ impl Refusal {
     }
 }
 
+/// What the guard says, answered over HTTP.
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let refusal = match refused.reason() {
+            Reason::Storage(fault) => Self::from(fault),
+            Reason::Unavailable => Self::unavailable(),
+        };
+        Self {
+            temporary: refused.is_temporary(),
+            figures: refused.figures().copied(),
+            scope: refused.scope().cloned(),
+            ..refusal
+        }
+    }
+}
+
 /// There is no room: 507.
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
@@ -212,27 +224,17 @@ pub enum RefusalKind {
 impl RefusalKind {
     pub(crate) const fn reason(self) -> &'static str {
         match self {
-            Self::Storage(fault) => fault.cause.reason(),
-            Self::Unavailable => "capacity_unknown",
+            Self::Storage(fault) => Reason::Storage(fault).as_str(),
+            Self::Unavailable => Reason::Unavailable.as_str(),
             Self::InvalidLength => "invalid_content_length",
         }
     }
 }
 
-/// How much there is, and how much is missing. Counted in the [`Resource`] that ran out.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct Figures {
-    /// The most that may be used.
-    pub limit: u64,
-    /// What is used, with what is held for requests in flight.
-    pub used: u64,
-    /// What this request needs.
-    pub required: u64,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cause::Cause;
 
     const FIGURES: Figures = Figures {
         limit: 10,

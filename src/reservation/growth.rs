@@ -1,51 +1,33 @@
 //! How a reservation grows: first on the volume, then in the scopes, in line with others.
 //!
-//! Body and handle may grow it at once. So what each has claimed is entered in the books before it waits for
-//! anything, and every step counts from the books.
+//! Body and handle may grow it at once. So what each has claimed is entered in the state before it waits for
+//! anything, and every step counts from there.
 
 use std::{
     future::poll_fn,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Poll, Waker},
 };
 
-use super::{Cell, Refused, refuse_exceeded, refuse_shortfall};
+use super::{
+    shared::{Attachment, Shared, VolumeClaim},
+    tickets::Tickets,
+};
 use crate::{
-    Amount, Outage,
-    fault::{Cause, Fault, Resource},
-    layer::Settings,
-    line::{Short, Shortage, Ticket},
+    amount::Amount,
+    cause::{Cause, Fault, Resource},
+    outage::Outage,
     quota::{QuotaError, QuotaHold, QuotaSource},
-    refusal::Refusal,
+    refused::Refused,
     time::within,
-    volume::Shortfall,
+    volume::{Shortfall, Volume},
+    wait_queue::{Short, Shortage},
 };
 
-/// The reservation's places in line.
-#[derive(Debug)]
-pub(super) struct Tickets {
-    volume: Option<Ticket>,
-    quota: Ticket,
-}
-
-impl Tickets {
-    pub(super) fn new<Q>(settings: &Settings<Q>) -> Self {
-        let volume = settings.volume.as_ref();
-        Self {
-            volume: volume.map(|volume| volume.filesystem().line.ticket()),
-            quota: settings.quota_line.ticket(),
-        }
-    }
-
-    pub(super) fn pardon(&self) {
-        self.quota.pardon();
-        self.volume.iter().for_each(Ticket::pardon);
-    }
-}
-
-impl<Q> Cell<Q>
+impl<Q, X> Shared<Q, X>
 where
     Q: QuotaSource + Send + Sync + 'static,
+    X: Attachment,
 {
     /// Sets `want` bytes more aside, or at least `need`.
     pub(super) async fn set_more_aside(&self, need: u64, want: u64) -> Result<(), Refused> {
@@ -60,22 +42,22 @@ where
         let _turn = self.turn().await?;
         let held = self.grow_hold(replaced, 0).await;
         held.map_err(|short| short.error)?;
-        let mut books = self.books();
-        if books.ended {
+        let mut state = self.state();
+        if state.has_ended() {
             return Err(has_ended());
         }
-        books.replaced = replaced;
+        state.hold.replaced = replaced;
         Ok(())
     }
 
     fn tickets(&self) -> Result<Arc<Tickets>, Refused> {
-        let mut books = self.books();
-        if books.ended {
+        let mut state = self.state();
+        if state.has_ended() {
             return Err(has_ended());
         }
-        let tickets = books
+        let tickets = state
             .tickets
-            .get_or_insert_with(|| Arc::new(Tickets::new(&self.settings)));
+            .get_or_insert_with(|| Arc::new(Tickets::new(self.claimed_on(), &self.context.rules)));
         Ok(Arc::clone(tickets))
     }
 
@@ -85,17 +67,17 @@ where
         tickets: &Tickets,
         need: u64,
         want: u64,
-    ) -> Result<Growing<'_, Q>, Refused> {
-        let (Some(volume), Some(ticket)) = (&self.settings.volume, &tickets.volume) else {
-            let growing = self.try_claim(want);
-            return growing.map_err(|shortfall| Refused::new(refuse_shortfall(shortfall)));
+    ) -> Result<Growing<'_, Q, X>, Refused> {
+        let (Some(volume), Some(ticket)) = (self.claimed_on(), &tickets.volume) else {
+            return self.try_claim(want).map_err(Refused::from);
         };
         let filesystem = volume.filesystem();
         let begun = filesystem.begun();
         let attempt = || async {
             // With little room left, small grants: what one upload holds and does not need, another
             // lacks.
-            let want = want.min(volume.room() / 8).max(need);
+            let room = self.reach.stored_in(volume.room() / 8);
+            let want = want.min(room).max(need);
             let shortfall = if ticket.yields(&[None]) {
                 volume.full()
             } else {
@@ -112,38 +94,49 @@ where
             // Others may give room back, and a later reading may see some.
             let may_help = filesystem.published() <= begun
                 || ticket.has_company()
-                || volume.could_have_room(Amount::bytes(need), 0, self.in_flight());
+                || self.could_claim(volume, need);
             Err(Short {
                 of: (may_help && !is_hopeless).then_some(None),
                 error: shortfall,
             })
         };
-        let grown = ticket.grow(self.settings.patience, attempt).await;
+        let grown = ticket.grow(self.context.rules.patience, attempt).await;
         grown.map_err(|shortfall| {
             volume.note_full(shortfall);
-            Refused::new(refuse_shortfall(shortfall))
+            Refused::from(shortfall)
         })
     }
 
-    fn try_claim(&self, bytes: u64) -> Result<Growing<'_, Q>, Shortfall> {
-        let mut books = self.books();
-        if books.ended {
+    fn try_claim(&self, bytes: u64) -> Result<Growing<'_, Q, X>, Shortfall> {
+        let mut state = self.state();
+        if state.has_ended() {
             return Err(Shortfall::Unknown);
         }
-        if let Some(volume) = &self.settings.volume {
-            let reserved = self.meter.reserved().saturating_add(books.growing);
-            let blocks = volume.in_blocks(Amount::bytes(reserved.saturating_add(bytes)));
-            let more = Amount::bytes(blocks.bytes.saturating_sub(books.blocks.bytes));
-            books.blocks = books.blocks + volume.claim(more, 0)?;
+        if let Some(volume) = self.claimed_on() {
+            let more = self.more_blocks(volume, &state.claim, bytes);
+            state.claim.blocks = state.claim.blocks + volume.claim(more, 0)?;
         }
-        books.growing = books.growing.saturating_add(bytes);
-        Ok(Growing { cell: self, bytes })
+        state.claim.growing = state.claim.growing.saturating_add(bytes);
+        Ok(Growing {
+            shared: self,
+            bytes,
+        })
     }
 
-    /// What this request has claimed and not settled.
-    fn in_flight(&self) -> Amount {
-        let books = self.books();
-        books.blocks - Amount::bytes(books.settled)
+    /// The blocks that so many bytes more take, beside those that are claimed.
+    fn more_blocks(&self, volume: &Volume, claim: &VolumeClaim, bytes: u64) -> Amount {
+        let reserved = self.meter.reserved().saturating_add(claim.growing);
+        let blocks = self.in_blocks(volume, reserved.saturating_add(bytes));
+        Amount::bytes(blocks.saturating_sub(claim.blocks.bytes))
+    }
+
+    /// Whether so many bytes more would fit, if all others gave back what they have claimed.
+    fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
+        let state = self.state();
+        let more = self.more_blocks(volume, &state.claim, bytes);
+        let own = state.claim.blocks - Amount::bytes(state.claim.settled);
+        drop(state);
+        volume.could_have_room(more, 0, own)
     }
 
     /// Grows the hold for `want` bytes that are claimed, or at least for `need`. Returns for how many.
@@ -157,17 +150,17 @@ where
                 let fault = Fault::new(Cause::QuotaExceeded, Resource::Bytes);
                 return Err(Short {
                     of: keys.first().cloned(),
-                    error: Refused::new(fault.into()),
+                    error: fault.into(),
                 });
             }
             let _turn = self
                 .turn()
                 .await
                 .map_err(|error| Short { of: None, error })?;
-            let replaced = self.books().replaced;
+            let replaced = self.state().hold.replaced;
             match self.grow_hold(replaced, 0).await {
                 // What is wanted is ours to choose, and may be more than a limit allows. What is needed decides.
-                Err(short) if need < want && short.error.refusal().fault().is_some() => {
+                Err(short) if need < want && short.error.fault().is_some() => {
                     let less = self.grow_hold(replaced, want - need).await;
                     less.map(|()| need)
                 }
@@ -178,54 +171,57 @@ where
                 ..short
             })
         };
-        tickets.quota.grow(self.settings.patience, attempt).await
+        tickets
+            .quota
+            .grow(self.context.rules.patience, attempt)
+            .await
     }
 
     /// Waits until nobody else asks the source for more, so that nobody counts on what another has only
     /// asked for. No longer than the source itself may take: whoever asks may have stopped being polled.
-    async fn turn(&self) -> Result<Turn<'_, Q>, Refused> {
+    async fn turn(&self) -> Result<Turn<'_, Q, X>, Refused> {
         let turn = poll_fn(|cx| {
-            let mut books = self.books();
-            if books.asking {
-                books.askers.push(cx.waker().clone());
+            let mut state = self.state();
+            if state.hold.is_asking {
+                state.hold.askers.push(cx.waker().clone());
                 return Poll::Pending;
             }
-            books.asking = true;
+            state.hold.is_asking = true;
             Poll::Ready(Turn(self))
         });
-        within(self.settings.quota_timeout, turn)
+        within(self.context.rules.quota_timeout, turn)
             .await
-            .ok_or_else(|| Refused::new(Refusal::unavailable()))
+            .ok_or_else(Refused::unavailable)
     }
 
     /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. In
     /// [turn](Self::turn).
     async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), Short<Refused>> {
         let (growth, amount) = {
-            let mut books = self.books();
-            let bytes = self.meter.reserved().saturating_add(books.growing);
+            let mut state = self.state();
+            let bytes = self.meter.reserved().saturating_add(state.claim.growing);
             let reserved = self.in_scopes(bytes.saturating_sub(spared));
-            let amount = (reserved - replaced) - books.held;
-            match &mut books.hold {
+            let amount = (reserved - replaced) - state.hold.held;
+            match &mut state.hold.hold {
                 Some(hold) if !amount.is_zero() => (hold.grow(amount), amount),
                 // Enough, or let in without a hold while the source was away.
                 _ => return Ok(()),
             }
         };
-        match self.settings.bounded(growth).await {
+        match self.context.rules.bounded(growth).await {
             Ok(()) => {
-                let mut books = self.books();
-                books.held = books.held + amount;
+                let mut state = self.state();
+                state.hold.held = state.hold.held + amount;
                 Ok(())
             }
             Err(QuotaError::Exceeded(exceeded)) => Err(Short {
                 of: (exceeded.required <= exceeded.limit).then(|| Some(exceeded.scope.clone())),
-                error: Refused::new(refuse_exceeded(&exceeded)),
+                error: Refused::from(&exceeded),
             }),
-            Err(_) if self.settings.quota_outage == Outage::Admit => Ok(()),
+            Err(_) if self.context.rules.quota_outage == Outage::Admit => Ok(()),
             Err(_) => Err(Short {
                 of: None,
-                error: Refused::new(Refusal::unavailable()),
+                error: Refused::unavailable(),
             }),
         }
     }
@@ -233,59 +229,63 @@ where
 
 /// The answer came first. Nothing more can be stored.
 fn has_ended() -> Refused {
-    Refused::new(Refusal::unavailable())
+    Refused::unavailable()
 }
 
-/// Bytes that are claimed on the volume, and entered in the books. Dropped, they are given back.
-struct Growing<'a, Q: QuotaSource> {
-    cell: &'a Cell<Q>,
+/// Bytes that are claimed on the volume, and entered in the state. Dropped, they are given back.
+struct Growing<'a, Q: QuotaSource, X: Attachment> {
+    shared: &'a Shared<Q, X>,
     bytes: u64,
 }
 
-impl<Q: QuotaSource> Growing<'_, Q> {
+impl<Q: QuotaSource, X: Attachment> Growing<'_, Q, X> {
     /// Makes them the reservation's: as many as the scopes hold too.
     fn keep(self, held: u64) -> Result<(), Refused> {
-        let books = self.cell.books();
-        if books.ended {
+        let state = self.shared.state();
+        if state.has_ended() {
             return Err(has_ended());
         }
-        // Under the lock, as whoever else grows counts both. The rest is given back on drop.
-        self.cell.meter.reserved.fetch_add(held, Ordering::AcqRel);
+        // Under the lock, as every other growth counts both. The rest is given back on drop.
+        self.shared.meter.raise(held);
         Ok(())
     }
 }
 
-impl<Q: QuotaSource> Drop for Growing<'_, Q> {
+impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
     fn drop(&mut self) {
-        let mut books = self.cell.books();
-        books.growing = books.growing.saturating_sub(self.bytes);
-        let Some(volume) = &self.cell.settings.volume else {
+        let mut state = self.shared.state();
+        state.claim.growing = state.claim.growing.saturating_sub(self.bytes);
+        let Some(volume) = self.shared.claimed_on() else {
             return;
         };
-        if books.ended {
+        if state.has_ended() {
             // All that was claimed has been settled.
             return;
         }
-        let reserved = self.cell.meter.reserved().saturating_add(books.growing);
-        let needed = volume.in_blocks(Amount::bytes(reserved)).bytes;
+        let reserved = self
+            .shared
+            .meter
+            .reserved()
+            .saturating_add(state.claim.growing);
+        let needed = self.shared.in_blocks(volume, reserved);
         // What has settled is claimed no more.
-        let needed = needed.max(books.settled);
-        let rest = Amount::bytes(books.blocks.bytes.saturating_sub(needed));
-        books.blocks = books.blocks - rest;
-        drop(books);
+        let needed = needed.max(state.claim.settled);
+        let rest = Amount::bytes(state.claim.blocks.bytes.saturating_sub(needed));
+        state.claim.blocks = state.claim.blocks - rest;
+        drop(state);
         volume.release(rest);
     }
 }
 
 /// The turn to ask the quota source. Dropped, it is the next one's.
-struct Turn<'a, Q: QuotaSource>(&'a Cell<Q>);
+struct Turn<'a, Q: QuotaSource, X: Attachment>(&'a Shared<Q, X>);
 
-impl<Q: QuotaSource> Drop for Turn<'_, Q> {
+impl<Q: QuotaSource, X: Attachment> Drop for Turn<'_, Q, X> {
     fn drop(&mut self) {
-        let mut books = self.0.books();
-        books.asking = false;
-        let askers = std::mem::take(&mut books.askers);
-        drop(books);
+        let mut state = self.0.state();
+        state.hold.is_asking = false;
+        let askers = std::mem::take(&mut state.hold.askers);
+        drop(state);
         askers.into_iter().for_each(Waker::wake);
     }
 }

@@ -1,27 +1,35 @@
-//! What was set aside for a request, and its end.
+//! What is set aside, and its end.
 
-mod cell;
+mod context;
 mod growth;
-mod part;
+mod hooks;
+mod meter;
+mod ops;
+mod pending;
+mod shared;
+mod tickets;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, iter, sync::Arc};
 
 pub(crate) use self::{
-    cell::{BodyEnd, Cell, Charged, Later},
-    part::Part,
+    context::{Context, Grants, Rules, too_late},
+    hooks::{EndHook, Outcome, StartHook},
+    meter::Meter,
+    ops::{BoxFuture, Outer, Report, ReservationOps},
+    pending::{Pending, Terms},
+    shared::{Attachment, Ended, Shared, State},
 };
-use crate::{
-    Amount, Demand,
-    fault::Fault,
-    quota::Exceeded,
-    refusal::{Figures, Refusal},
-    volume::Shortfall,
-};
+use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 
-/// A handle on what is set aside for a request, in its extensions. Cheap to clone.
+/// Storage that is set aside: on the volume, and in every scope. Cheap to clone; when the last clone is dropped, on
+/// any thread, everything is released.
 ///
-/// It needs no care: what the body brought is committed when the answer is a success, and everything is
-/// released on any other end. A handler that knows better says so:
+/// A [`Guard`](crate::Guard) makes one for any code that asks. It ends once: by [`commit`](Self::commit), which charges
+/// what was stored, or by [`release`](Self::release) or a drop, which charges nothing.
+///
+/// The layer makes one for each request, which a handler finds in the request's extensions. It needs no care: what the
+/// body brought is committed when the answer is a success, and everything is released on any other end. A handler that
+/// knows better says so:
 ///
 /// - [`written`](Self::written) as bytes reach the disk, so that a large upload in flight is not counted
 ///   twice, on the disk and as promised;
@@ -29,16 +37,32 @@ use crate::{
 /// - [`replaces`](Self::replaces) when it overwrites;
 /// - [`grow`](Self::grow) before it writes more than was set aside.
 ///
+/// Where the layers of two guards are around a handler, what it says reaches both reservations.
+///
 /// With feature `axum` it is an extractor.
 #[derive(Clone)]
-pub struct Reservation(Arc<dyn Charged>);
+pub struct Reservation(Arc<dyn ReservationOps>);
 
 impl Reservation {
-    pub(crate) fn new(charged: Arc<dyn Charged>) -> Self {
-        Self(charged)
+    pub(crate) fn new(ops: Arc<dyn ReservationOps>) -> Self {
+        Self(ops)
     }
 
-    /// What the request wanted at the door.
+    /// This reservation as the one around another, made by a guard of this volume.
+    pub(crate) fn around(&self, volume: Option<&Volume>) -> Outer {
+        let shares = |own: &Volume| volume.is_some_and(|volume| volume.is_same_filesystem(own));
+        Outer {
+            holds_claim: self.chain().filter_map(|ops| ops.volume()).any(shares),
+            ops: Arc::clone(&self.0),
+        }
+    }
+
+    /// This reservation, and those that guards outside of it have made for the same request.
+    fn chain(&self) -> impl Iterator<Item = &Arc<dyn ReservationOps>> {
+        iter::successors(Some(&self.0), |ops| ops.outer().map(|outer| &outer.ops))
+    }
+
+    /// What was wanted in the beginning.
     pub fn demand(&self) -> Demand {
         self.0.demand()
     }
@@ -48,7 +72,7 @@ impl Reservation {
         self.0.meter().reserved()
     }
 
-    /// Bytes of the body that were read so far.
+    /// Bytes of the request's body that were read so far. None are without a request.
     pub fn received(&self) -> u64 {
         self.0.meter().received()
     }
@@ -62,20 +86,32 @@ impl Reservation {
     ///
     /// A buffered writer must be flushed first. `tokio::fs::File` is one.
     pub fn written(&self, bytes: u64) {
-        self.0.written(bytes);
+        // One write reaches one volume. Another may be guarded for the same request.
+        let volume = self.chain().find_map(|ops| ops.volume());
+        for ops in self.chain() {
+            let is_elsewhere = |own: &Volume| !volume.is_some_and(|to| to.is_same_filesystem(own));
+            if !ops.volume().is_some_and(is_elsewhere) {
+                ops.written(bytes);
+            }
+        }
     }
 
-    /// Sets how many bytes are stored in the end, where that is not what was read.
+    /// Sets how many bytes are stored in the end, where that is not what was read, or without a request, what was set
+    /// aside.
     ///
     /// They count even where they are more than was set aside, as they are there. Better
     /// [`grow`](Self::grow) first.
     pub fn stored(&self, bytes: u64) {
-        self.0.report(&mut |report| report.stored = Some(bytes));
+        for ops in self.chain() {
+            ops.report(&mut |report| report.stored = Some(bytes));
+        }
     }
 
     /// Sets how many objects are made in the end, where that is not what was asked for.
     pub fn made(&self, objects: u64) {
-        self.0.report(&mut |report| report.made = Some(objects));
+        for ops in self.chain() {
+            ops.report(&mut |report| report.made = Some(objects));
+        }
     }
 
     /// Corrects what is replaced. Scopes are charged for the difference.
@@ -84,21 +120,10 @@ impl Reservation {
     ///
     /// Where it is less than the demand said, the quota must hold the rest too, and has no room for it.
     pub async fn replaces(&self, replaced: Amount) -> Result<(), Refused> {
-        Arc::clone(&self.0).replaces(replaced).await
-    }
-
-    /// Commits what was stored, now, whatever is answered and whether or not the client is still there.
-    ///
-    /// For a handler that cannot take back what it has done: files that have got their names. Nothing more
-    /// of the body can be read then. False where the reservation has ended before, since the client left
-    /// or the body was cut: nothing is charged then.
-    pub async fn commit(&self) -> bool {
-        Arc::clone(&self.0).commit().await
-    }
-
-    /// Whether it has ended: committed or released. A task that outlives its request can tell by this.
-    pub fn has_ended(&self) -> bool {
-        self.0.has_ended()
+        for ops in self.chain() {
+            Arc::clone(ops).replaces(replaced).await?;
+        }
+        Ok(())
     }
 
     /// Sets `bytes` more aside, on the volume and in every scope.
@@ -107,12 +132,50 @@ impl Reservation {
     ///
     /// When there is no room for them. What was set aside before stays.
     pub async fn grow(&self, bytes: u64) -> Result<(), Refused> {
-        let grown = Arc::clone(&self.0).grow(bytes, bytes).await;
-        if grown.is_err() {
-            // Sent away from the line, it may go on with what it has.
-            self.0.pardon();
+        // The outermost first: it may hold the claim for the others.
+        let chain: Vec<_> = self.chain().collect();
+        for ops in chain.into_iter().rev() {
+            let grown = Arc::clone(ops).grow(bytes, bytes).await;
+            if grown.is_err() {
+                // Evicted from the queue, it may go on with what it has.
+                ops.reinstate();
+            }
+            grown?;
         }
-        grown
+        Ok(())
+    }
+
+    /// Commits what was stored, now: whatever is answered, and whether or not the client is still there.
+    ///
+    /// For a job that is done, and for a handler that cannot take back what it has done: files that have got their names.
+    /// Nothing more of the body can be read then. False where the reservation has ended before, since the client left
+    /// or the body was cut: nothing is charged then.
+    ///
+    /// The charge is not lost when this future is dropped.
+    pub async fn commit(&self) -> bool {
+        let commits: Vec<_> = self.chain().map(|ops| Arc::clone(ops).commit()).collect();
+        let mut commits = commits.into_iter();
+        let mut committed = false;
+        if let Some(own) = commits.next() {
+            committed = own.await;
+        }
+        for outer in commits {
+            outer.await;
+        }
+        committed
+    }
+
+    /// Releases everything, now, and charges nothing. Does nothing where the reservation has ended before.
+    ///
+    /// What was reported as [written](Self::written) stays claimed on the volume until the next reading sees whether it
+    /// is there.
+    pub fn release(&self) {
+        self.chain().for_each(|ops| ops.release());
+    }
+
+    /// Whether it has ended: committed or released. A task that outlives its request can tell by this.
+    pub fn has_ended(&self) -> bool {
+        self.0.has_ended()
     }
 }
 
@@ -122,48 +185,5 @@ impl fmt::Debug for Reservation {
             .field("reserved", &self.reserved())
             .field("received", &self.received())
             .finish_non_exhaustive()
-    }
-}
-
-/// There was no room. The error of a body that was cut, and of a reservation that cannot grow.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", .0.message())]
-pub struct Refused(Box<Refusal>);
-
-impl Refused {
-    pub(crate) fn new(refusal: Refusal) -> Self {
-        Self(Box::new(refusal))
-    }
-
-    /// The refusal that the client is answered.
-    pub fn refusal(&self) -> &Refusal {
-        &self.0
-    }
-}
-
-/// What a client is told when the volume has no room.
-pub(crate) fn refuse_shortfall(shortfall: Shortfall) -> Refusal {
-    match shortfall {
-        // Whether it would ever fit is not told: guess by guess, that is the size of the disk.
-        Shortfall::Full { fault, .. } => fault.into(),
-        Shortfall::Unknown => Refusal::unavailable(),
-    }
-}
-
-/// What a client is told when a scope has no room: which, and the figures, if they are its own.
-pub(crate) fn refuse_exceeded(exceeded: &Exceeded) -> Refusal {
-    let refusal = Refusal::from(Fault::new(exceeded.cause, exceeded.resource));
-    if exceeded.scope.is_disclosed() {
-        refusal
-            // Guess by guess, this is the limit.
-            .with_temporary(exceeded.required <= exceeded.limit)
-            .with_figures(Figures {
-                limit: exceeded.limit,
-                used: exceeded.used,
-                required: exceeded.required,
-            })
-            .with_scope(exceeded.scope.clone())
-    } else {
-        refusal
     }
 }

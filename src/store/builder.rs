@@ -3,15 +3,15 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Ceilings, Journal, Store, StoredQuota, records::TIME_TO_LIVE, settler::Settler, source::Shared,
+    Ceilings, Journal, Store, StoredQuota,
+    records::TIME_TO_LIVE,
+    settler::Settler,
+    source::{Shared, Warn},
 };
 use crate::{quota::Usage, scope::Scope};
 
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// A function that hears of soft limits.
-pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 
 /// Sets up a [`StoredQuota`], and starts it once.
 ///
@@ -48,8 +48,24 @@ pub struct StoredQuotaBuilder<S> {
     journal: Option<Journal>,
 }
 
+impl<S: Store> StoredQuota<S> {
+    /// Quotas with these limits for every scope that has none of its own, and default settings.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
+        Self::builder(store, default).build()
+    }
+
+    /// Quotas with these limits for every scope that has none of its own, and settings.
+    pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
+        StoredQuotaBuilder::new(store, default.into())
+    }
+}
+
 impl<S: Store> StoredQuotaBuilder<S> {
-    pub(super) fn new(store: S, default: Ceilings) -> Self {
+    fn new(store: S, default: Ceilings) -> Self {
         Self {
             store,
             default,

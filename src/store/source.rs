@@ -3,8 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Admin, Ceilings, HoldId, Reserve, Settlement, Store, StoreError, StoredQuotaBuilder,
-    builder::Warn,
+    Admin, Ceilings, HoldId, Reserve, Settlement, Store, StoreError,
     settler::{Settled, Settler},
 };
 use crate::{
@@ -12,6 +11,9 @@ use crate::{
     quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
     scope::{Scope, Scopes},
 };
+
+/// A function that hears of soft limits.
+pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 
 /// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
 ///
@@ -23,7 +25,7 @@ use crate::{
 /// # Holds
 ///
 /// A hold is in the store before its request is let in. It lives for the
-/// [time to live](StoredQuotaBuilder::time_to_live), and is renewed three times as often. So a process that is killed
+/// [time to live](super::StoredQuotaBuilder::time_to_live), and is renewed three times as often. So a process that is killed
 /// frees what it held within that time.
 ///
 /// A process that is stopped, or cannot reach the store, for longer loses its holds. What its requests store is charged
@@ -34,7 +36,7 @@ use crate::{
 /// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
 /// the store is back. Until then the answer waits for as long as the layer's
 /// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and the charge is kept in this process, and in the
-/// [journal](StoredQuotaBuilder::journal) if there is one.
+/// [journal](super::StoredQuotaBuilder::journal) if there is one.
 pub struct StoredQuota<S> {
     pub(super) shared: Arc<Shared<S>>,
 }
@@ -50,20 +52,6 @@ pub(super) struct Shared<S> {
 }
 
 impl<S: Store> StoredQuota<S> {
-    /// Quotas with these limits for every scope that has none of its own, and default settings.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
-        Self::builder(store, default).build()
-    }
-
-    /// Quotas with these limits for every scope that has none of its own, and settings.
-    pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
-        StoredQuotaBuilder::new(store, default.into())
-    }
-
     /// The store.
     pub fn store(&self) -> &S {
         &self.shared.store
@@ -108,7 +96,7 @@ impl<S: Store> StoredQuota<S> {
     }
 
     /// Returns whether all charges that the store has not taken yet are in the
-    /// [journal](StoredQuotaBuilder::journal), so that a kill would lose none.
+    /// [journal](super::StoredQuotaBuilder::journal), so that a kill would lose none.
     ///
     /// Without a journal, this is whether there are no such charges. With a journal it is false for a moment after each
     /// charge, and for as long as the disk of the journal takes no writes.

@@ -33,7 +33,7 @@ use std::convert::Infallible;
 
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::Readiness;
+use crate::volume::Readiness;
 
 /// Keeps the status of a service by what its volumes say: SERVING while [all of them take
 /// writes](Readiness::takes_writes), otherwise NOT_SERVING.

@@ -69,10 +69,12 @@ use std::{error::Error, sync::Arc};
 use tonic::{Request, Status};
 
 use crate::{
-    BoxError, Refused, Reservation,
     fault::{self, Classifier},
     refusal::{self, Refusal},
+    refused::Refused,
+    reservation::Reservation,
 };
+use tower::BoxError;
 
 /// Any error of a handler's as a [`Status`], with the error as its source, for the guard to classify.
 ///
@@ -95,7 +97,7 @@ pub fn status_by(classifier: &Classifier, error: impl Into<BoxError>) -> Status 
     };
     let error: Arc<dyn Error + Send + Sync> = error.into();
     let refusal = fault::find::<Refused>(&*error)
-        .map(|refused| refused.refusal().clone())
+        .map(|refused| Refusal::from(refused.clone()))
         .or_else(|| classifier.classify(&*error).map(Refusal::from));
     let mut status = match refusal {
         Some(refusal) => refusal::status(&refusal, None),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{request, response};
 
 use super::{Outcome, Protocol, Step, location::in_one_way};
-use crate::demand::decimal;
+use crate::head::decimal;
 
 /// Uploads in chunks, as the sync clients of ownCloud and Nextcloud make them: a folder for each upload, chunks in it,
 /// and a MOVE of its `.file` at the end.

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+
 /// The path and the query that `location` refers to, in an answer to a request for `base` (RFC 3986, section 5.2).
 pub(super) fn resolve(location: &str, base: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
@@ -68,38 +70,32 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
+/// Delimiters that are encoded, which is not the same as plain ones, and how they are encoded once more.
+const ENCODED_DELIMITERS: [(&str, &str); 6] = [
+    // First, since the others have it in them.
+    ("%25", "%2525"),
+    ("%2F", "%252F"),
+    ("%2f", "%252F"),
+    ("%3F", "%253F"),
+    ("%3f", "%253F"),
+    ("%23", "%2523"),
+];
+
+/// What is not printable ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ');
+
 /// A path in the one way to write it, out of all that mean the same: percent-encoded only where that makes a difference
 /// (RFC 3986, section 6.2.2), or is not ASCII.
 pub(super) fn in_one_way(path: &str) -> Cow<'_, str> {
     if path.is_ascii() && !path.contains('%') {
         return Cow::Borrowed(path);
     }
-    let mut written = String::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let Some((byte, behind)) = rest.split_first() {
-        rest = behind;
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        let encoded = match behind.split_first_chunk::<2>() {
-            Some(([high, low], behind)) if *byte == b'%' => digit(*high)
-                .zip(digit(*low))
-                .map(|(high, low)| ((high * 16 + low) as u8, behind)),
-            _ => None,
-        };
-        let byte = match encoded {
-            Some((byte, behind)) => {
-                rest = behind;
-                byte
-            }
-            None => *byte,
-        };
-        let makes_a_difference = encoded.is_some() && b"%/?#".contains(&byte);
-        if byte.is_ascii_graphic() && !makes_a_difference {
-            written.push(byte.into());
-        } else {
-            written.push_str(&format!("%{byte:02X}"));
-        }
+    let mut path = path.to_owned();
+    for (encoded, twice) in ENCODED_DELIMITERS {
+        path = path.replace(encoded, twice);
     }
-    Cow::Owned(written)
+    let decoded: Vec<u8> = percent_decode_str(&path).collect();
+    Cow::Owned(percent_encode(&decoded, ENCODED).to_string())
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@
 mod chunks;
 mod location;
 mod open;
+mod part;
 mod registry;
 mod resumable;
 mod step;
@@ -83,15 +84,18 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::request;
 
+use crate::layer::StorageGuardLayer;
+
 pub use self::{
     chunks::Chunks,
     resumable::Resumable,
     step::{Outcome, Protocol, Step},
 };
-use self::{location::in_one_way, registry::Registry};
-pub(crate) use self::{
+use self::{
+    location::in_one_way,
     open::{Draw, Drawn, Upload},
-    visit::{Answered, FoundStep, Visit},
+    registry::Registry,
+    visit::FoundStep,
 };
 
 /// The uploads that are open. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
@@ -126,8 +130,8 @@ impl Uploads {
         self
     }
 
-    /// Sets how long an upload is kept after its last request. Its reservation is released then. The service should
-    /// throw away what came of it at the same time.
+    /// Sets how long an upload is kept after its last request. Its reservation is released then, by a task on the tokio
+    /// runtime that serves the requests. The service should throw away what came of it at the same time.
     ///
     /// Defaults to one hour.
     #[must_use]
@@ -177,7 +181,7 @@ impl Uploads {
     }
 
     /// What a request is to an upload.
-    pub(crate) fn step(&self, head: &request::Parts) -> Option<FoundStep> {
+    fn step(&self, head: &request::Parts) -> Option<FoundStep> {
         let mut protocols = self.protocols.iter();
         let (mut step, protocol) =
             protocols.find_map(|protocol| Some((protocol.step(head)?, protocol)))?;
@@ -212,6 +216,15 @@ impl Uploads {
             }
         }
         key
+    }
+}
+
+impl<Q> StorageGuardLayer<Q> {
+    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
+    ///
+    /// Defaults to each request by itself.
+    pub fn uploads(self, uploads: &Uploads) -> Self {
+        self.set(|settings| settings.steps = Some(Arc::new(uploads.clone())))
     }
 }
 

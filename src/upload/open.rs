@@ -5,21 +5,27 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
-use super::{Step, registry::Registry};
-use crate::{
-    price::Ending,
-    reservation::{Charged, Later},
-};
+use super::Step;
+use crate::reservation::{BoxFuture, Outcome, ReservationOps};
+
+/// Where an upload is kept while it is open.
+pub(super) trait Keeper: Send + Sync {
+    /// Ends this upload, if it is the one of its key.
+    fn forget(&self, upload: &Arc<Upload>);
+
+    /// Begins to count its time, if no part is in flight.
+    fn rest(&self, upload: &Arc<Upload>);
+}
 
 /// An upload that is open.
 pub(crate) struct Upload {
     /// What is set aside for the whole. Dropped, it is released.
-    cell: Arc<dyn Charged>,
+    reservation: Arc<dyn ReservationOps>,
     /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
     before: u64,
-    registry: Weak<Registry>,
+    registry: Weak<dyn Keeper>,
     /// Where it is in the registry, once it is there.
-    key: OnceLock<Box<str>>,
+    key: OnceLock<Arc<str>>,
     state: Mutex<State>,
 }
 
@@ -93,9 +99,13 @@ pub(crate) struct Drawn {
 }
 
 impl Upload {
-    pub(super) fn new(cell: Arc<dyn Charged>, step: &Step, registry: Weak<Registry>) -> Self {
+    pub(super) fn new(
+        reservation: Arc<dyn ReservationOps>,
+        step: &Step,
+        registry: Weak<dyn Keeper>,
+    ) -> Self {
         Self {
-            cell,
+            reservation,
             before: step.offset.unwrap_or(0),
             registry,
             key: OnceLock::new(),
@@ -117,7 +127,10 @@ impl Upload {
 
     /// Bytes set aside for the whole.
     pub(super) fn reserved(&self) -> u64 {
-        self.cell.meter().reserved().saturating_add(self.before)
+        self.reservation
+            .meter()
+            .reserved()
+            .saturating_add(self.before)
     }
 
     /// Bytes that are there.
@@ -125,20 +138,20 @@ impl Upload {
         u64::try_from(self.state().stored).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.get().map(|key| &**key)
+    pub(super) fn key(&self) -> Option<&Arc<str>> {
+        self.key.get()
     }
 
-    pub(super) fn set_key(&self, key: &str) {
-        self.key.get_or_init(|| key.into());
+    pub(super) fn set_key(&self, key: &Arc<str>) {
+        self.key.get_or_init(|| Arc::clone(key));
     }
 
-    fn registry(&self) -> Option<Arc<Registry>> {
+    fn registry(&self) -> Option<Arc<dyn Keeper>> {
         self.registry.upgrade()
     }
 
-    pub(crate) fn cell(&self) -> &Arc<dyn Charged> {
-        &self.cell
+    pub(super) fn whole_reservation(&self) -> &Arc<dyn ReservationOps> {
+        &self.reservation
     }
 
     /// A request with a part of it comes in.
@@ -183,7 +196,7 @@ impl Upload {
     }
 
     /// All is there: it is charged. `last` has brought the last of it.
-    pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> Later<bool> {
+    pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> BoxFuture<bool> {
         if let Some(registry) = self.registry() {
             registry.forget(self);
         }
@@ -200,9 +213,9 @@ impl Upload {
             .saturating_add(corrections.sum());
         drop(state);
         let stored = u64::try_from(stored.max(0)).unwrap_or(u64::MAX);
-        self.cell
+        self.reservation
             .report(&mut |report| report.stored_unless_said(stored));
-        Arc::clone(&self.cell).commit()
+        Arc::clone(&self.reservation).commit()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -294,7 +307,7 @@ impl Draw {
             part.drawn += bytes;
             state.drawn += bytes;
         }
-        let claimed = self.upload.cell.meter().reserved();
+        let claimed = self.upload.reservation.meter().reserved();
         let of_upload = fresh.min(claimed.saturating_sub(state.used_up));
         state.used_up += of_upload;
         let mut books = self.books();
@@ -314,16 +327,16 @@ impl Draw {
         books.reported = books.reported.saturating_add(bytes);
         let settling = books.settle(0);
         drop(books);
-        self.upload.cell.written(settling);
+        self.upload.reservation.written(settling);
     }
 
     /// The request has ended.
-    pub(crate) fn end(&self, ending: Ending) {
-        let Ending {
+    pub(super) fn end(&self, outcome: Outcome) {
+        let Outcome {
             success,
             received,
             stored,
-        } = ending;
+        } = outcome;
         let mut books = self.books();
         if std::mem::replace(&mut books.has_ended, true) {
             return;
@@ -368,7 +381,7 @@ impl Draw {
         }
         let is_unknown = !state.is_confirmed && state.in_flight == 0;
         drop(state);
-        self.upload.cell.written(settling);
+        self.upload.reservation.written(settling);
         if let Some(registry) = self.upload.registry() {
             if is_unknown {
                 registry.forget(&self.upload);
@@ -411,6 +424,6 @@ impl Books {
 impl Drop for Draw {
     fn drop(&mut self) {
         // Sent away at the door.
-        self.end(Ending::default());
+        self.end(Outcome::default());
     }
 }

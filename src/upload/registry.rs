@@ -1,64 +1,80 @@
 //! The uploads that are open, by their keys.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{Context, Poll, Wake, Waker},
     time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
 };
 
 use super::{
     Step,
-    open::{Draw, Upload},
+    open::{Draw, Keeper, Upload},
 };
-use crate::time::Sleep;
+use crate::reservation::ReservationOps;
 
 /// The uploads that are open, by their keys.
+///
+/// One task expires them. It is started by the first request of an upload, and ends with the registry.
 pub(crate) struct Registry {
-    open: Mutex<HashMap<Box<str>, Open>>,
+    state: Mutex<State>,
+    /// Wakes the task.
+    next_due_changed: Arc<Notify>,
     itself: Weak<Registry>,
+}
+
+#[derive(Default)]
+struct State {
+    open: HashMap<Arc<str>, Open>,
+    /// When uploads expire, and their keys.
+    due: BTreeSet<(Instant, Arc<str>)>,
+    task: Option<JoinHandle<()>>,
 }
 
 struct Open {
     upload: Arc<Upload>,
-    /// Until it expires. None while a part is in flight.
-    sleep: Option<Sleep>,
+    /// When it expires, as in [`State::due`]. None before the end of its first part.
+    due: Option<Instant>,
     idle: Duration,
-}
-
-/// Looks after one upload when its time has come.
-struct Alarm {
-    registry: Weak<Registry>,
-    key: Box<str>,
 }
 
 impl Registry {
     pub(super) fn new() -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
-            open: Mutex::default(),
+            state: Mutex::default(),
+            next_due_changed: Arc::default(),
             itself: itself.clone(),
         })
     }
 
-    pub(super) fn weak(&self) -> Weak<Self> {
-        self.itself.clone()
-    }
-
     pub(super) fn get(&self, key: &str) -> Option<Arc<Upload>> {
-        let open = self.open();
-        Some(Arc::clone(&open.get(key)?.upload))
+        let state = self.state();
+        Some(Arc::clone(&state.open.get(key)?.upload))
     }
 
     /// A request with a part of an upload comes in. None where that is not known.
     pub(super) fn draw(&self, step: &Step, wanted: Option<u64>) -> Option<Arc<Draw>> {
         // Under the lock, so that the upload cannot expire in between.
-        let open = self.open();
-        let upload = Arc::clone(&open.get(&step.key)?.upload);
+        let state = self.state();
+        let upload = Arc::clone(&state.open.get(&*step.key)?.upload);
         Some(upload.enter(step, wanted))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.open().len()
+        self.state().open.len()
+    }
+
+    /// A new upload, for which `whole` is set aside. It is entered later.
+    pub(super) fn upload(&self, whole: Arc<dyn ReservationOps>, step: &Step) -> Arc<Upload> {
+        // Now, since a request comes in on a runtime. It may end on a thread that has none.
+        self.keep_time(&mut self.state());
+        Arc::new(Upload::new(whole, step, self.itself.clone()))
     }
 
     /// Enters an upload with its first part, unless it is there already: then that gets the part.
@@ -69,98 +85,145 @@ impl Registry {
         upload: &Arc<Upload>,
         idle: Duration,
     ) -> Arc<Draw> {
-        let mut open = self.open();
-        let known = open.entry(step.key.clone()).or_insert_with(|| {
-            upload.set_key(&step.key);
-            Open::new(upload, idle)
-        });
+        let mut state = self.state();
+        let known = state
+            .open
+            .entry(Arc::from(&*step.key))
+            .or_insert_with_key(|key| Open::new(key, upload, idle));
         Arc::clone(&known.upload).enter(step, wanted)
     }
 
     /// Enters an upload that has got this key just now. Another of this key cannot be there any more.
     pub(super) fn park(&self, key: &str, upload: &Arc<Upload>, idle: Duration) {
-        upload.set_key(key);
-        let gone = self.open().insert(key.into(), Open::new(upload, idle));
+        let key = Arc::from(key);
+        let open = Open::new(&key, upload, idle);
+        let mut state = self.state();
+        let gone = state.remove(&key);
+        state.open.insert(key, open);
+        drop(state);
         drop(gone);
         self.rest(upload);
     }
 
     /// Ends an upload. What is left of its reservation is released with the last that holds it.
     pub(super) fn remove(&self, key: &str) -> Option<Arc<Upload>> {
-        let gone = self.open().remove(key);
-        gone.map(|gone| gone.upload)
+        self.state().remove(key)
     }
 
-    /// Ends this upload, if it is the one of its key.
-    pub(super) fn forget(&self, upload: &Arc<Upload>) {
-        let Some(key) = upload.key() else { return };
-        let mut open = self.open();
-        let is_it = open
-            .get(key)
-            .is_some_and(|open| Arc::ptr_eq(&open.upload, upload));
-        let gone = is_it.then(|| open.remove(key));
-        drop(open);
+    /// Starts the task that expires uploads, unless it runs. It may have ended with the runtime of an earlier request.
+    fn keep_time(&self, state: &mut State) {
+        if state.task.as_ref().is_none_or(JoinHandle::is_finished)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let changed = Arc::clone(&self.next_due_changed);
+            state.task = Some(runtime.spawn(keep_time(self.itself.clone(), changed)));
+        }
+    }
+
+    /// Ends the uploads that are due, and returns when the next is.
+    fn expire(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut gone = Vec::new();
+        let mut state = self.state();
+        let State { open, due, .. } = &mut *state;
+        while due.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, key)) = due.pop_first()
+        {
+            if let Entry::Occupied(mut known) = open.entry(key) {
+                known.get_mut().due = None;
+                // One with a part in flight is due again after that.
+                if known.get().upload.is_idle() {
+                    gone.push(known.remove());
+                }
+            }
+        }
+        let next = due.first().map(|(due, _)| *due);
+        drop(state);
+        drop(gone);
+        next
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Plain entries, whole between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper for Registry {
+    fn forget(&self, upload: &Arc<Upload>) {
+        let mut state = self.state();
+        let key = state.find(upload).and(upload.key());
+        let gone = key.and_then(|key| state.remove(key));
+        drop(state);
         // Releasing is others' code: not under the lock.
         drop(gone);
     }
 
-    /// Begins to count its time, if no part is in flight.
-    pub(super) fn rest(&self, upload: &Arc<Upload>) {
-        let Some(key) = upload.key() else { return };
-        let mut open = self.open();
-        let Some(known) = open.get_mut(key) else {
-            return;
+    fn rest(&self, upload: &Arc<Upload>) {
+        let mut state = self.state();
+        if upload.is_idle() && state.set_due(upload) {
+            self.next_due_changed.notify_one();
+        }
+        self.keep_time(&mut state);
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // The task finds no registry any more.
+        self.next_due_changed.notify_one();
+    }
+}
+
+/// Expires uploads until the registry is gone.
+async fn keep_time(registry: Weak<Registry>, changed: Arc<Notify>) {
+    while let Some(next) = registry.upgrade().map(|registry| registry.expire()) {
+        match next {
+            Some(due) => drop(timeout_at(due, changed.notified()).await),
+            None => changed.notified().await,
+        }
+    }
+}
+
+impl State {
+    /// The entry of this upload, if it is the one of its key.
+    fn find(&mut self, upload: &Arc<Upload>) -> Option<&mut Open> {
+        let open = self.open.get_mut(upload.key()?)?;
+        Arc::ptr_eq(&open.upload, upload).then_some(open)
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Arc<Upload>> {
+        let (key, open) = self.open.remove_entry(key)?;
+        if let Some(due) = open.due {
+            self.due.remove(&(due, key));
+        }
+        Some(open.upload)
+    }
+
+    /// Sets when this upload expires, counted from now. True where that is before all others.
+    fn set_due(&mut self, upload: &Arc<Upload>) -> bool {
+        let first = self.due.first().map(|(due, _)| *due);
+        let Some((key, open)) = upload.key().zip(self.find(upload)) else {
+            return false;
         };
-        if Arc::ptr_eq(&known.upload, upload) && upload.is_idle() {
-            known.sleep = Some(Sleep::on_thread(known.idle));
-            let is_over = self.look(key, known);
-            let gone = is_over.then(|| open.remove(key));
-            drop(open);
-            drop(gone);
+        // As good as never where the clock cannot count so far.
+        let due = Instant::now().checked_add(open.idle);
+        if let Some(before) = std::mem::replace(&mut open.due, due) {
+            self.due.remove(&(before, Arc::clone(key)));
         }
-    }
-
-    /// Whether its time is over. If not, the alarm is set.
-    fn look(&self, key: &str, open: &mut Open) -> bool {
-        let alarm = Waker::from(Arc::new(Alarm {
-            registry: self.weak(),
-            key: key.into(),
-        }));
-        if !open.upload.is_idle() {
-            open.sleep = None;
-        }
-        let sleep = open.sleep.as_mut();
-        sleep.is_some_and(|sleep| sleep.poll(&mut Context::from_waker(&alarm)) == Poll::Ready(()))
-    }
-
-    fn expire(&self, key: &str) {
-        let mut open = self.open();
-        let is_over = open.get_mut(key).is_some_and(|known| self.look(key, known));
-        let gone = is_over.then(|| open.remove(key));
-        drop(open);
-        drop(gone);
-    }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<Box<str>, Open>> {
-        // A map of plain entries, whole between any two statements.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        let Some(due) = due else { return false };
+        self.due.insert((due, Arc::clone(key)));
+        first.is_none_or(|first| due < first)
     }
 }
 
 impl Open {
-    fn new(upload: &Arc<Upload>, idle: Duration) -> Self {
+    fn new(key: &Arc<str>, upload: &Arc<Upload>, idle: Duration) -> Self {
+        upload.set_key(key);
         Self {
             upload: Arc::clone(upload),
-            sleep: None,
+            due: None,
             idle,
-        }
-    }
-}
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        if let Some(registry) = self.registry.upgrade() {
-            registry.expire(&self.key);
         }
     }
 }

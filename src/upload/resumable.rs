@@ -3,7 +3,7 @@
 use http::{HeaderMap, Method, header::LOCATION, request, response, uri::PathAndQuery};
 
 use super::{Outcome, Protocol, Step};
-use crate::demand::decimal;
+use crate::head::decimal;
 
 /// tus 1.0, and the IETF's resumable uploads (draft-ietf-httpbis-resumable-upload).
 ///

@@ -2,24 +2,30 @@
 
 use std::sync::Arc;
 
-use http::{StatusCode, response};
+use http::{StatusCode, request, response};
 
-use super::{Draw, Outcome, Protocol, Step, Upload, Uploads, location::resolve};
+use super::{
+    Draw, Drawn, Outcome, Protocol, Step, Upload, Uploads, location::resolve, open::Keeper,
+    part::Part,
+};
 use crate::{
-    Demand,
-    price::Ending,
-    reservation::{Charged, Later, Part},
+    body::Exchange,
+    demand::Demand,
+    price::Price,
+    refusal::Asked,
+    reservation::{self, BoxFuture, EndHook, ReservationOps},
+    steps,
 };
 
 /// What a request is to an upload, by its head.
-pub(crate) struct FoundStep {
+pub(super) struct FoundStep {
     pub(super) step: Step,
     pub(super) protocol: Arc<dyn Protocol>,
     pub(super) uploads: Uploads,
 }
 
 /// A request that is part of an upload.
-pub(crate) struct Visit {
+pub(super) struct Visit {
     found: FoundStep,
     /// What the body brings, where its length is known.
     wanted: Option<u64>,
@@ -36,14 +42,19 @@ enum At {
     Last(Arc<Upload>),
 }
 
-impl FoundStep {
-    /// Whether it is part of an upload that is open.
-    pub(crate) fn is_of_open_upload(&self) -> bool {
+impl steps::Steps for Uploads {
+    fn find(&self, head: &request::Parts) -> Option<Box<dyn steps::FoundStep>> {
+        Some(Box::new(self.step(head)?))
+    }
+}
+
+impl steps::FoundStep for FoundStep {
+    fn is_open(&self) -> bool {
         !self.step.is_begin() && self.uploads.registry.get(&self.step.key).is_some()
     }
 
-    /// None where the request is priced like any other: nobody knows of the upload.
-    pub(crate) fn visit(self, demand: Demand) -> Option<Visit> {
+    /// None where the upload is not known.
+    fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn steps::Visit>> {
         let wanted = demand.bytes();
         let (step, registry) = (&self.step, &self.uploads.registry);
         let at = if step.is_begin() {
@@ -60,22 +71,20 @@ impl FoundStep {
                 }
             }
         };
-        Some(Visit {
-            found: self,
+        Some(Box::new(Visit {
+            found: *self,
             wanted,
             at,
-        })
+        }))
     }
 }
 
-impl Visit {
-    /// The client speaks tus.
-    pub(crate) fn is_tus(&self) -> bool {
-        self.found.step.is_tus
+impl steps::Visit for Visit {
+    fn mark(&self, asked: &mut Asked) {
+        asked.set_tus(self.found.step.is_tus);
     }
 
-    /// What the first request of an upload wants: all of it. None for the other requests.
-    pub(crate) fn whole(&self, demand: Demand) -> Option<Demand> {
+    fn whole(&self, demand: Demand) -> Option<Demand> {
         let At::First = self.at else { return None };
         let demand = demand.with_objects(1);
         let step = &self.found.step;
@@ -90,34 +99,35 @@ impl Visit {
         })
     }
 
-    /// What the request draws, if it brings a part of an upload that is known.
-    pub(crate) fn draw(&self) -> Option<&Arc<Draw>> {
-        match &self.at {
-            At::Part(draw) => Some(draw),
-            At::First | At::Last(_) => None,
+    fn draw(&self, demand: Demand, grant: u64) -> steps::Draw {
+        let At::Part(draw) = &self.at else {
+            // It brings nothing, or so it should.
+            return steps::Draw::Price(Price::free());
+        };
+        let missing = draw.missing();
+        if missing == 0
+            && let Some(Drawn { bytes, unclaimed }) = draw.draw(grant)
+        {
+            let demand = demand.with_objects(0);
+            return steps::Draw::Price(Price::covered(demand, bytes, unclaimed));
         }
-    }
-
-    /// What body and handle see, given what is the request's own.
-    pub(crate) fn charged(&self, own: Arc<dyn Charged>) -> Arc<dyn Charged> {
-        match &self.at {
-            At::First => own,
-            At::Part(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Last(upload) => {
-                let is_finish = self.found.step.is_finish();
-                Arc::new(Part::last(own, Arc::clone(upload), is_finish))
+        let whole = Arc::clone(draw.upload().whole_reservation());
+        steps::Draw::Grow(Box::pin(async move {
+            let grown = Arc::clone(&whole).grow(missing, missing).await;
+            if grown.is_err() {
+                // The upload goes on, so that nothing waits for its end.
+                whole.reinstate();
             }
-        }
+            grown
+        }))
     }
 
-    /// What the first request of an upload wanted is set aside in `cell`. From here on it brings a part, and that is
-    /// returned. None for the other requests.
-    pub(crate) fn begin(&mut self, cell: &Arc<dyn Charged>) -> Option<Demand> {
+    fn begin(&mut self, whole: &Arc<dyn Exchange>) -> Option<Demand> {
         let At::First = self.at else { return None };
-        let cell = Arc::clone(cell);
+        let whole: Arc<dyn ReservationOps> = whole.clone();
         let FoundStep { step, uploads, .. } = &self.found;
         let registry = &uploads.registry;
-        let upload = Arc::new(Upload::new(cell, step, registry.weak()));
+        let upload = registry.upload(whole, step);
         let draw = if step.is_begin() {
             upload.enter(step, self.wanted)
         } else {
@@ -130,8 +140,26 @@ impl Visit {
         })
     }
 
-    /// What a successful answer says of the upload.
-    pub(crate) fn hear(mut self, answer: &response::Parts) -> Answered {
+    fn end_hook(&self) -> Option<EndHook> {
+        let At::Part(draw) = &self.at else {
+            return None;
+        };
+        let draw = Arc::clone(draw);
+        Some(Box::new(move |outcome| draw.end(outcome)))
+    }
+
+    fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange> {
+        match &self.at {
+            At::First => own,
+            At::Part(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
+            At::Last(upload) => {
+                let is_finish = self.found.step.is_finish();
+                Arc::new(Part::last(own, Arc::clone(upload), is_finish))
+            }
+        }
+    }
+
+    fn hear(mut self: Box<Self>, answer: &response::Parts) -> Box<dyn steps::Heard> {
         let FoundStep { step, protocol, .. } = &mut self.found;
         let says = match &self.at {
             At::First => Outcome::Open,
@@ -149,45 +177,44 @@ impl Visit {
                 protocol.outcome(step, answer)
             }
         };
-        Answered { visit: self, says }
+        Box::new(Heard { visit: *self, says })
     }
 }
 
 /// A request that is part of an upload, and what its answer says of that.
-pub(crate) struct Answered {
+struct Heard {
     visit: Visit,
     says: Outcome,
 }
 
-impl Answered {
-    /// The request has ended. Returned as by [`Self::succeeded`].
-    pub(crate) fn end(self, ending: Ending) -> Option<Later<bool>> {
+impl steps::Heard for Heard {
+    fn end(self: Box<Self>, outcome: reservation::Outcome) -> Option<BoxFuture<bool>> {
         if let At::Part(draw) = &self.visit.at {
-            draw.end(ending);
+            draw.end(outcome);
         }
-        if ending.success {
+        if outcome.success {
             self.succeeded()
         } else {
             None
         }
     }
 
-    /// The request has succeeded, and has ended. Returned where the upload is complete: what is left to wait for.
-    pub(crate) fn succeeded(self) -> Option<Later<bool>> {
-        let FoundStep { step, uploads, .. } = self.visit.found;
+    fn succeeded(self: Box<Self>) -> Option<BoxFuture<bool>> {
+        let Self { visit, says } = *self;
+        let FoundStep { step, uploads, .. } = visit.found;
         let registry = &uploads.registry;
-        let (upload, last) = match &self.visit.at {
+        let (upload, last) = match &visit.at {
             At::First => return None,
             At::Part(draw) => (draw.upload(), Some(&**draw)),
             At::Last(upload) => (upload, None),
         };
-        match self.says {
+        match says {
             Outcome::OpenAt(location) if step.is_begin() => {
                 let key = uploads.key(&resolve(&location, &step.key));
                 registry.park(&key, upload, uploads.idle);
                 None
             }
-            // Nobody could ever find one that has no place.
+            // Without a Location no later request can refer to the upload.
             Outcome::Open | Outcome::OpenAt(_) if !step.is_begin() => None,
             _ if step.is_abort() => {
                 registry.forget(upload);

@@ -1,4 +1,4 @@
-//! At the door: a claim, and where it fails a second look before anybody is sent away.
+//! A claim on a volume, and where it fails a second look before it is refused.
 
 use std::{
     task::{Context, Poll},
@@ -7,10 +7,12 @@ use std::{
 
 use super::Volume;
 use crate::{
-    Amount,
-    fault::{Fault, Resource},
-    line::Listener,
+    amount::Amount,
+    cause::{Fault, Resource},
+    demand::Reach,
+    refused::Refused,
     time::Bound,
+    wait_queue::Listener,
 };
 
 /// Why there is no room on a volume.
@@ -32,41 +34,99 @@ impl Shortfall {
     }
 }
 
-/// What a request is let in with.
+/// What the one who asked is told when the volume has no room. Whether it would ever fit is not told: guess by guess, that
+/// is the size of the disk.
+impl From<Shortfall> for Refused {
+    fn from(shortfall: Shortfall) -> Self {
+        match shortfall {
+            Shortfall::Full { fault, .. } => fault.into(),
+            Shortfall::Unknown => Self::unavailable(),
+        }
+    }
+}
+
+/// What was claimed on a volume.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Admitted {
+pub(crate) struct Claimed {
+    /// Bytes that may be stored.
     pub(crate) bytes: u64,
     /// The claim for them, in whole blocks.
     pub(crate) blocks: Amount,
 }
 
-/// A request on its way to a claim.
+/// What is wanted on a volume, in bytes that are stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) bytes: u64,
+    /// The bytes that are enough where there is room for no more.
+    pub(crate) least: u64,
+    /// Bytes that must fit, though they are not claimed.
+    pub(crate) expected: u64,
+    pub(crate) objects: u64,
+    pub(crate) reach: Reach,
+}
+
+impl Wanted {
+    /// The claim without waiting.
+    pub(crate) fn claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
+        // Reservations that want to grow come before new ones.
+        if self.bytes > 0 && volume.filesystem().queue.is_waiting([&None], None) {
+            return Err(volume.full());
+        }
+        let mut bytes = self.bytes;
+        if self.least < bytes {
+            bytes = bytes
+                .min(self.reach.stored_in(volume.room()))
+                .max(self.least);
+        }
+        let amount = Amount::new(self.reach.on_volume(bytes), self.objects);
+        let blocks = volume.claim(amount, self.expected())?;
+        Ok(Claimed { bytes, blocks })
+    }
+
+    /// The least that has to be claimed.
+    fn least(&self) -> Amount {
+        Amount::new(self.reach.on_volume(self.least), self.objects)
+    }
+
+    /// What must fit, though it is not claimed.
+    fn expected(&self) -> u64 {
+        self.reach.on_volume(self.expected)
+    }
+}
+
+/// A claim that waits for room.
 ///
 /// The last reading may be a second old, and files were deleted since; or uploads in flight are counted
-/// twice, on the disk and in the ledger. So a request that finds no room asks for a new reading, and
+/// twice, on the disk and in the ledger. So a demand that finds no room asks for a new reading, and
 /// waits for it and for what others give back, for a bounded time. It waits for an event, never for the
 /// filesystem: where the probe hangs already, it does not wait at all.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    amount: Amount,
-    /// The bytes that are enough where there is room for no more.
-    least: u64,
-    expected: u64,
-    patience: Duration,
-    look: Option<Look>,
+pub(crate) struct WaitForRoom {
+    wanted: Wanted,
+    look: Look,
+    shortfall: Shortfall,
 }
 
-impl Admission {
-    /// A claim of `amount`, or of as many bytes as there are but not less than `least`, provided that
-    /// `expected` bytes would fit.
-    pub(crate) fn new(amount: Amount, least: u64, expected: u64, patience: Duration) -> Self {
+impl WaitForRoom {
+    /// Waits after a claim that found no room.
+    pub(crate) fn new(
+        wanted: Wanted,
+        shortfall: Shortfall,
+        volume: &Volume,
+        patience: Duration,
+    ) -> Self {
+        let look = Look::new(volume, patience);
         Self {
-            amount,
-            least,
-            expected,
-            patience,
-            look: None,
+            wanted,
+            look,
+            shortfall,
         }
+    }
+
+    /// Why there is no room now, for a demand that does not wait.
+    pub(crate) fn refused(&self) -> Refused {
+        self.shortfall.into()
     }
 
     /// The claim, or why there is none.
@@ -74,48 +134,24 @@ impl Admission {
         &mut self,
         cx: &mut Context<'_>,
         volume: &Volume,
-    ) -> Poll<Result<Admitted, Shortfall>> {
-        if let Some(look) = &self.look {
-            // Before the claim, so that nothing is missed between the two.
-            look.listener.listen(cx);
-        }
-        let shortfall = match self.claim(volume) {
+    ) -> Poll<Result<Claimed, Shortfall>> {
+        // Before the claim, so that nothing is missed between the two.
+        self.look.listener.listen(cx);
+        let shortfall = match self.wanted.claim(volume) {
             Err(shortfall @ Shortfall::Full { .. }) => shortfall,
             decided => return Poll::Ready(decided),
         };
-        let is_decided = |least| !volume.could_have_room(least, self.expected, Amount::ZERO);
-        let least = self.least();
-        let look = self
-            .look
-            .get_or_insert_with(|| Look::new(volume, self.patience));
-        if look.is_over(cx, volume) || look.has_seen(volume) && is_decided(least) {
+        let least = self.wanted.least();
+        let is_decided = || !volume.could_have_room(least, self.wanted.expected(), Amount::ZERO);
+        if self.look.is_over(cx, volume) || self.look.has_seen(volume) && is_decided() {
             // A hint alone says nothing of how full it is.
             if volume.room() < least.bytes || shortfall.is_of_objects() {
                 volume.note_full(shortfall);
             }
             return Poll::Ready(Err(shortfall));
         }
-        look.go_on(cx, volume);
+        self.look.go_on(cx, volume);
         Poll::Pending
-    }
-
-    /// The claim without waiting.
-    pub(crate) fn claim(&self, volume: &Volume) -> Result<Admitted, Shortfall> {
-        // Uploads that are let in and want to grow come before those at the door.
-        if self.amount.bytes > 0 && volume.filesystem().line.is_waiting([&None], None) {
-            return Err(volume.full());
-        }
-        let mut amount = self.amount;
-        if self.least < amount.bytes {
-            amount.bytes = amount.bytes.min(volume.room()).max(self.least);
-        }
-        let blocks = volume.claim(amount, self.expected)?;
-        let bytes = amount.bytes;
-        Ok(Admitted { bytes, blocks })
-    }
-
-    fn least(&self) -> Amount {
-        Amount::new(self.least, self.amount.objects)
     }
 }
 
@@ -132,7 +168,7 @@ impl Look {
     pub(crate) fn new(volume: &Volume, patience: Duration) -> Self {
         let filesystem = volume.filesystem();
         Self {
-            listener: filesystem.line.listener(),
+            listener: filesystem.queue.listener(),
             begun: filesystem.begun(),
             patience: Bound::new(patience),
         }

@@ -15,9 +15,9 @@ use std::{
 
 use super::{
     ledger::{Epoch, Ledger, UNKNOWN},
-    probe::{Device, Probe, Reading, Statvfs, counts_at_commit},
+    probe::{Device, Probe, Reading, Statvfs, Writes},
 };
-use crate::{Amount, line::Line};
+use crate::{amount::Amount, wait_queue::WaitQueue};
 
 /// How long opening a volume waits for the first reading.
 const FIRST_READING: Duration = Duration::from_secs(5);
@@ -44,14 +44,16 @@ fn now() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Filesystem {
     pub(super) ledger: Ledger,
-    pub(crate) line: Arc<Line>,
-    /// Rung after every reading, for those who follow whether the volume takes writes. Not the line: they
-    /// listen for as long as the process lives, and each request has to look into a line with listeners.
-    pub(super) followers: Arc<Line>,
+    pub(crate) queue: Arc<WaitQueue>,
+    /// Notified after every reading, for those that follow whether the volume takes writes. Not the queue of requests: they
+    /// listen for as long as the process lives, and each request has to look into a queue with listeners.
+    pub(super) followers: Arc<WaitQueue>,
     total: AtomicU64,
     inodes_total: AtomicU64,
     /// Allocation unit in bytes, a power of two.
     block: u64,
+    /// Content that is written over keeps its blocks.
+    pub(super) writes_in_place: bool,
     /// A probe is under way, or the last one failed: look at the reading's age.
     doubt: AtomicBool,
     /// Since when: the beginning of the probe that hangs, or of the first that failed.
@@ -79,14 +81,15 @@ struct Control {
 
 impl Filesystem {
     /// Starts to watch. Waits for the first reading, for five seconds at the most.
-    fn watch(probe: impl Probe, block: u64) -> io::Result<Watched> {
+    fn watch(probe: impl Probe, block: u64, writes_in_place: bool) -> io::Result<Watched> {
         let filesystem = Arc::new(Self {
             ledger: Ledger::new(),
-            line: Arc::new(Line::new()),
-            followers: Arc::new(Line::new()),
+            queue: Arc::new(WaitQueue::new()),
+            followers: Arc::new(WaitQueue::new()),
             total: AtomicU64::new(0),
             inodes_total: AtomicU64::new(0),
             block,
+            writes_in_place,
             doubt: AtomicBool::new(true),
             doubt_since: AtomicU64::new(0),
             read_at: AtomicU64::new(0),
@@ -142,8 +145,8 @@ impl Filesystem {
             control.failed = failed;
             drop(control);
             self.wake.notify_all();
-            self.line.ring();
-            self.followers.ring();
+            self.queue.notify();
+            self.followers.notify();
             if !self.rest(began) {
                 return;
             }
@@ -318,14 +321,14 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
         }
         return Ok(watched);
     }
-    let counts_at_commit = counts_at_commit(&path);
+    let writes = Writes::of(&path);
     let paths = Arc::new(Mutex::new(vec![path]));
     let probe = Statvfs {
-        counts_at_commit,
+        counts_at_commit: writes.counted_at_commit,
         device: device.clone(),
         paths: Arc::clone(&paths),
     };
-    let watched = Arc::new(Filesystem::watch(probe, block)?);
+    let watched = Arc::new(Filesystem::watch(probe, block, writes.in_place)?);
     known.retain(|_, there| there.watched.strong_count() > 0);
     known.insert(
         device,
@@ -339,5 +342,5 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
 
 /// A store that is not a filesystem of the operating system, with a ledger of its own.
 pub(super) fn custom(probe: impl Probe) -> io::Result<Arc<Watched>> {
-    Filesystem::watch(probe, 1).map(Arc::new)
+    Filesystem::watch(probe, 1, false).map(Arc::new)
 }

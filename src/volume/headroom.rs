@@ -1,6 +1,6 @@
 //! What must stay free.
 
-use crate::Amount;
+use crate::amount::Amount;
 
 /// What must stay free on a volume: bytes, a share of the total, or both, and inodes.
 ///

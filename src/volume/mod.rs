@@ -39,7 +39,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    admission::{Admission, Admitted, Look, Shortfall},
+    admission::{Claimed, Look, Shortfall, WaitForRoom, Wanted},
     filesystem::Filesystem,
 };
 use self::{filesystem::Watched, ledger::Missing};
@@ -49,8 +49,9 @@ pub use self::{
     readiness::{Closed, Readiness},
 };
 use crate::{
-    Amount,
-    fault::{Cause, Fault, Resource},
+    amount::Amount,
+    cause::{Cause, Fault, Resource},
+    decide::{Decision, Lack, Need, VolumeState, decide},
     outage::Outage,
 };
 
@@ -274,28 +275,22 @@ impl Volume {
     pub(crate) fn claim(&self, amount: Amount, expected: u64) -> Result<Amount, Shortfall> {
         let ledger = &self.filesystem().ledger;
         let blocks = self.in_blocks(amount);
-        if blocks.is_zero() && expected == 0 {
-            // Nothing always fits, whatever is known.
-            return Ok(blocks);
-        }
-        if self.is_stale() {
-            return match self.outage {
-                // Claimed all the same, so that the ledger is right when the probe is back.
-                Outage::Admit if ledger.claim_anyway(blocks) => Ok(blocks),
-                Outage::Admit => Err(self.shortfall(amount, Missing::Bytes)),
-                Outage::Refuse => Err(Shortfall::Unknown),
-            };
-        }
-        let floor = self.floor();
-        // A volume that waits to resume takes no bytes. An empty object needs none.
-        let is_closed = amount.bytes > 0 && self.is_full();
-        let missing = if is_closed || expected > amount.bytes && expected > self.room() {
-            Missing::Bytes
-        } else {
-            match ledger.claim(blocks, floor) {
+        let need = Need {
+            amount: blocks,
+            expected: self.filesystem().in_blocks(expected),
+        };
+        let state = self.state();
+        let missing = match decide(need, Some(&state), []) {
+            // Others may have claimed since the look, so that the ledger looks again while it takes.
+            Decision::Admit => match ledger.claim(blocks, state.floor) {
                 Ok(()) => return Ok(blocks),
                 Err(missing) => missing,
-            }
+            },
+            // Claimed all the same, so that the ledger is right when the probe is back.
+            Decision::AdmitUnseen if ledger.claim_anyway(blocks) => return Ok(blocks),
+            Decision::Refuse(Lack::Unknown) => return Err(Shortfall::Unknown),
+            Decision::Refuse(Lack::Volume(Resource::Objects)) => Missing::Objects,
+            Decision::AdmitUnseen | Decision::Refuse(_) => Missing::Bytes,
         };
         Err(self.shortfall(
             Amount::new(amount.bytes.max(expected), amount.objects),
@@ -303,12 +298,26 @@ impl Volume {
         ))
     }
 
+    /// What a decision goes by.
+    #[inline]
+    fn state(&self) -> VolumeState {
+        let ledger = &self.filesystem().ledger;
+        VolumeState {
+            is_stale: self.is_stale(),
+            outage: self.outage,
+            waits_to_resume: self.is_full(),
+            free_bytes: ledger.free_bytes(),
+            free_objects: ledger.free_objects(),
+            floor: self.floor(),
+        }
+    }
+
     /// Gives claimed blocks back that nothing was written to.
     #[inline]
     pub(crate) fn release(&self, blocks: Amount) {
         if !blocks.is_zero() {
             self.filesystem().ledger.release(blocks);
-            self.filesystem().line.ring();
+            self.filesystem().queue.notify();
         }
     }
 
@@ -326,6 +335,16 @@ impl Volume {
     /// Whether the last reading saw no inodes left. A write fails then as on a disk without bytes.
     pub(crate) fn lacks_inodes(&self) -> bool {
         self.counts_inodes() && self.filesystem().ledger.available().objects == 0
+    }
+
+    /// Whether both are on one filesystem, with one ledger.
+    pub(crate) fn is_same_filesystem(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.filesystem(), other.filesystem())
+    }
+
+    /// Whether content that is written over keeps its blocks.
+    pub(crate) fn writes_in_place(&self) -> bool {
+        self.filesystem().writes_in_place
     }
 
     /// In whole blocks, as files take them.
@@ -426,7 +445,7 @@ impl Volume {
         {
             // No reading tells the followers of this.
             if !resume.full.swap(true, Ordering::Relaxed) {
-                self.filesystem().followers.ring();
+                self.filesystem().followers.notify();
             }
         }
     }

@@ -118,20 +118,35 @@ fn read_at(path: &Path) -> io::Result<Reading> {
     Ok(reading)
 }
 
-/// Whether statvfs follows writes only when the filesystem commits: on btrfs up to half a minute later,
-/// fsync or not.
-pub(super) fn counts_at_commit(path: &Path) -> bool {
-    #[cfg(all(target_os = "linux", feature = "inodes"))]
-    {
-        // From linux/magic.h.
-        const BTRFS_SUPER_MAGIC: u32 = 0x9123_683E;
+/// How a filesystem writes, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Writes {
+    /// statvfs follows writes only when the filesystem commits: on btrfs up to half a minute later, fsync or not.
+    pub(super) counted_at_commit: bool,
+    /// Content that is written over keeps its blocks.
+    pub(super) in_place: bool,
+}
 
-        rustix::fs::statfs(path).is_ok_and(|stats| stats.f_type as u32 == BTRFS_SUPER_MAGIC)
-    }
-    #[cfg(not(all(target_os = "linux", feature = "inodes")))]
-    {
-        let _ = path;
-        false
+impl Writes {
+    pub(super) fn of(path: &Path) -> Self {
+        #[cfg(all(target_os = "linux", feature = "inodes"))]
+        {
+            // From linux/magic.h. xfs is not among those that write in place, as a reflink shares blocks.
+            const BTRFS_SUPER_MAGIC: u32 = 0x9123_683E;
+            const EXT4_SUPER_MAGIC: u32 = 0xEF53;
+            const TMPFS_MAGIC: u32 = 0x0102_1994;
+
+            let kind = rustix::fs::statfs(path).map(|stats| stats.f_type as u32);
+            Self {
+                counted_at_commit: kind == Ok(BTRFS_SUPER_MAGIC),
+                in_place: matches!(kind, Ok(EXT4_SUPER_MAGIC | TMPFS_MAGIC)),
+            }
+        }
+        #[cfg(not(all(target_os = "linux", feature = "inodes")))]
+        {
+            let _ = path;
+            Self::default()
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, task::Poll, time::Duration};
 
 use super::{Shortfall, Volume, filesystem::SHORTEST, ledger::Missing};
-use crate::{Amount, Outage, fault::Fault, refusal::RefusalKind, time::Sleep};
+use crate::{amount::Amount, cause::Fault, outage::Outage, refused::Reason, time::Bound};
 
 /// Why a volume takes no writes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
@@ -32,7 +32,7 @@ impl Closed {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Full(fault) => fault.cause.reason(),
-            Self::Unknown => RefusalKind::Unavailable.reason(),
+            Self::Unknown => Reason::Unavailable.as_str(),
         }
     }
 }
@@ -173,7 +173,8 @@ impl Readiness {
 
     /// Waits until [`Self::takes_writes`] answers something other than `known`, and returns that.
     ///
-    /// It wakes up once for each reading, and asks for none. Dropping it at any time is safe.
+    /// It wakes up once for each reading, and asks for none. Dropping it at any time is safe. Outside of a tokio runtime it
+    /// does not notice that the probe hangs.
     ///
     /// ```
     /// use tower_storage_guard::{Headroom, Readiness, Volume};
@@ -191,11 +192,11 @@ impl Readiness {
     ///
     /// # Panics
     ///
-    /// With feature `tokio`, within a runtime whose timer is not enabled.
+    /// Within a tokio runtime whose timer is not enabled.
     pub async fn changed(&self, known: Result<(), Closed>) -> Result<(), Closed> {
         let listener = |volume: &Volume| volume.filesystem().followers.listener();
         let listeners: Vec<_> = self.volumes.iter().map(listener).collect();
-        let mut sleep = None;
+        let mut bound = None;
         poll_fn(|cx| {
             loop {
                 // Before the look, so that nothing is missed between the two.
@@ -206,8 +207,8 @@ impl Readiness {
                     return Poll::Ready(now);
                 }
                 // A probe that hangs is no event.
-                let sleep = sleep.insert(Sleep::new(after.unwrap_or(Duration::MAX)));
-                if sleep.poll(cx).is_pending() {
+                let bound = bound.insert(Bound::new(after.unwrap_or(Duration::MAX)));
+                if bound.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
             }

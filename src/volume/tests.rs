@@ -12,7 +12,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::Amount;
+use crate::amount::Amount;
 
 /// A disk whose figures the test sets.
 #[derive(Clone, Default)]

@@ -7,6 +7,7 @@ mod nodes;
 mod proto;
 mod quota_admin;
 mod quota_store;
+mod small;
 mod start;
 mod tonic_upload;
 mod tus_upload;

@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, watch};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{Dav, DavQuota, Depth, Folder, Tree},
-    quota::{Change, CollectionQuota, Limits, QuotaError, QuotaHold, QuotaSource},
+    dav::{CollectionQuota, Dav, DavQuota, Depth, Folder, Tree},
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
 };
 
 /// A folder of files, its collections, and a guarded service that does what it is asked.
@@ -410,7 +410,7 @@ fn reserve(
     collections: &CollectionQuota,
     scopes: impl Into<Scopes>,
     demand: Amount,
-) -> Option<Result<tower_storage_guard::quota::CollectionHold, QuotaError>> {
+) -> Option<Result<tower_storage_guard::dav::CollectionHold, QuotaError>> {
     let reserved = collections.reserve(&scopes.into(), demand, Amount::ZERO);
     reserved.now().ok()
 }

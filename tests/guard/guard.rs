@@ -33,6 +33,8 @@ use tower_storage_guard::{
     refusal::{Refusal, RefusalKind},
 };
 
+use crate::by_hand::{ByHand, in_time, send};
+
 async fn read(response: Response<ResponseBody<Full<Bytes>>>) -> (u16, Value) {
     let (head, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -201,10 +203,7 @@ async fn a_reservation_grows_while_there_is_room() {
             assert_eq!(reservation.reserved(), 1_000);
             assert_eq!(quota.usage(USER).held.bytes, 1_000);
             let refused = reservation.grow(1).await.unwrap_err();
-            assert_eq!(
-                refused.refusal().fault().unwrap().cause,
-                Cause::QuotaExceeded
-            );
+            assert_eq!(refused.fault().unwrap().cause, Cause::QuotaExceeded);
             assert_eq!(reservation.reserved(), 1_000);
             reservation.stored(1_000);
             Ok::<_, Infallible>(answer(201))
@@ -491,6 +490,32 @@ async fn a_hint_reserves_no_more_than_its_cap() {
     assert_eq!(quota.usage(USER).used.bytes, 300);
 }
 
+#[tokio::test]
+async fn a_later_chunk_needs_room_for_what_is_left() {
+    for (total, offset) in [
+        ("upload-length", "upload-offset"),
+        ("oc-total-length", "oc-chunk-offset"),
+    ] {
+        let disk = Disk::new(300);
+        let volume = disk.volume();
+        let service = StorageGuardLayer::new(volume.clone()).layer(service_fn(read_all));
+        let chunk = |at: u64| {
+            let mut chunk = put(full(100));
+            chunk.headers_mut().insert(total, 300.into());
+            chunk.headers_mut().insert(offset, at.into());
+            send(service.clone(), chunk)
+        };
+        for at in [0, 100, 200] {
+            if at > 0 {
+                assert_eq!(chunk(at - 1).await, 507, "{offset} {at}");
+            }
+            assert_eq!(chunk(at).await, 201, "{offset} {at}");
+            disk.set_available(200 - at);
+            Disk::until_settled(&volume).await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_quota_source_that_is_away_is_503_or_let_in() {
     #[derive(Clone)]
@@ -686,6 +711,24 @@ async fn read_all_twice(request: Request<MeteredBody<Incoming>>) -> Result<Reply
 }
 
 #[tokio::test]
+async fn a_refusal_from_a_guard_inside_is_not_charged_whatever_its_status() {
+    let (_, quota, outer) = layer(1_000);
+    let (_, _, inner) = layer(10);
+    let inner = inner.render_with(|_, _| Some(Response::new("refused".into())));
+    let service = outer.layer(
+        inner.layer(service_fn(|_: Request<MeteredBody<Incoming>>| async {
+            Ok::<_, Infallible>(answer(201))
+        })),
+    );
+    let response = service.oneshot(put(full(11))).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "refused");
+    assert_eq!(quota.usage(USER).used, Amount::ZERO);
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
 async fn answers_can_be_set() {
     let (_, _, layer) = layer(10);
     let layer = layer
@@ -788,6 +831,24 @@ async fn a_cancelled_request_releases_though_its_body_lives_on() {
     let body = taken.recv().await.unwrap();
     assert!(body.collect().await.unwrap_err().is::<Refused>());
     Disk::until_settled(&volume).await;
+}
+
+#[tokio::test]
+async fn a_handle_that_is_kept_does_not_keep_the_unread_body() {
+    for status in [201, 404] {
+        let volume = Disk::new(1_000).volume();
+        let mut service = ByHand::new(StorageGuardLayer::new(volume));
+        let (client, frames) = mpsc::unbounded_channel();
+        let frames = stream::unfold(frames, async |mut frames| {
+            Some((frames.recv().await?, frames))
+        });
+        let inside = service.enter(StreamBody::new(frames).boxed_unsync()).await;
+        let reservation = inside.reservation.clone();
+        let answer = inside.answer(status).await;
+        answer.into_body().collect().await.unwrap();
+        assert!(reservation.has_ended());
+        in_time(client.closed()).await;
+    }
 }
 
 #[tokio::test]

@@ -3,15 +3,24 @@
 mod allocations;
 #[cfg(feature = "axum")]
 mod arrival;
+mod bare_hyper;
+mod bounds;
+mod by_hand;
 #[cfg(feature = "axum")]
 mod clients_that_leave;
 mod collections;
+mod cuts;
+mod dialects;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod disks;
-mod found;
+mod growth;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+#[cfg(feature = "axum")]
+mod limits;
 mod price;
+mod reservations;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
+mod volume;

@@ -20,6 +20,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use http::{Request, uri::PathAndQuery};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::{rt::Executor, server::conn::http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -48,6 +49,8 @@ use tower_storage_guard::{
     quota::{Limits, MemoryQuota},
     tonic::{reservation, status},
 };
+
+use crate::calls_by_hand::{echo, post};
 
 pub(crate) const GIB: u64 = 1 << 30;
 pub(crate) const USER: &str = "user:1";
@@ -389,6 +392,32 @@ async fn a_hint_is_refused_at_the_door() {
     assert_eq!(details.quota_failure().unwrap().violations[0].subject, USER);
     assert!(details.retry_info().is_none());
     guarded.all_is_settled(0).await;
+}
+
+/// With a hint for each guess, the figure is found in a few calls.
+#[tokio::test]
+async fn a_limit_of_somebody_elses_cannot_be_guessed() {
+    let guarded = Guarded::new();
+    guarded.quota.adjust(USER, Amount::bytes(LIMIT).into());
+    let layer = guarded.layer.clone();
+    let layer = layer.scope_by(|_| tower_storage_guard::Scope::from(USER).undisclosed());
+    let mut told = Vec::new();
+    for guess in [LIMIT, LIMIT + 1] {
+        let content = StreamBody::new(stream::empty()).boxed_unsync();
+        let mut request = post("/test.v1.Store/Any", "application/grpc", content);
+        request
+            .headers_mut()
+            .insert("x-upload-length", guess.into());
+        let answer = layer
+            .layer(service_fn(echo))
+            .oneshot(request)
+            .await
+            .unwrap();
+        let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+        let details = tonic_types::StatusExt::get_error_details(&status);
+        told.push(details.error_info().unwrap().metadata.clone());
+    }
+    assert_eq!(told[0], told[1]);
 }
 
 #[tokio::test]

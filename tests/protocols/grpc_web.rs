@@ -18,9 +18,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, body::Body, service::Routes};
 use tonic_web::GrpcWebLayer;
 use tower::{BoxError, Layer, Service, ServiceExt};
-use tower_storage_guard::{Amount, refusal::Refusal};
+use tower_storage_guard::{Amount, StorageGuardLayer, refusal::Refusal};
 
-use crate::grpc::{Behaving, Caller, Guarded, LIMIT, USER, message, on_the_wire};
+use crate::{
+    calls_by_hand::{ByHand, web_frame},
+    grpc::{Behaving, Caller, Guarded, LIMIT, USER, message, on_the_wire},
+};
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
@@ -185,6 +188,96 @@ async fn a_cut_behind_the_head_is_the_last_frame() {
     }
 }
 
+/// Frames that a cut puts into the middle of a message are read as the rest of that message.
+#[tokio::test]
+async fn a_cut_within_a_message_of_grpc_web_is_no_part_of_it() {
+    for is_text in [false, true] {
+        let guarded = Guarded::new();
+        let content_type = if is_text {
+            "application/grpc-web-text"
+        } else {
+            "application/grpc-web"
+        };
+        let mut call = ByHand::call(&guarded.layer, content_type).await;
+        let mut half = web_frame(0, &[7; 1_000])[..600].to_vec();
+        if is_text {
+            half = STANDARD.encode(half).into();
+        }
+        call.reply(half.clone());
+        assert_eq!(call.data().await, half);
+        call.cut().await;
+        let end = call.frame().await.unwrap();
+        assert!(
+            end.is_err(),
+            "{content_type}: {} bytes into the message",
+            end.unwrap().into_data().unwrap().len()
+        );
+        assert!(call.frame().await.is_none());
+        guarded.all_is_settled(0).await;
+    }
+}
+
+/// Four characters are three bytes, or two, or one. Between them there is no place for others.
+#[tokio::test]
+async fn a_cut_within_four_characters_of_base64_is_an_error() {
+    let guarded = Guarded::new();
+    let mut call = ByHand::call(&guarded.layer, "application/grpc-web-text").await;
+    let text = STANDARD.encode(web_frame(0, b"1234"));
+    call.reply(text[..text.len() - 1].to_owned());
+    call.data().await;
+    call.cut().await;
+    assert!(call.frame().await.unwrap().is_err());
+    guarded.all_is_settled(0).await;
+}
+
+#[tokio::test]
+async fn all_of_grpc_web_goes_on_to_the_client_behind_the_status() {
+    let mut huge = format!("grpc-status:0\r\nlong:{}\r\n", "x".repeat(100 << 10));
+    huge.push_str("last:1\r\n");
+    let mut text = STANDARD
+        .encode(web_frame(0x80, b"grpc-status:0\r\n"))
+        .into_bytes();
+    let padding = text.split_off(text.len() - 1);
+    assert_eq!(padding, b"=");
+    let mut two = STANDARD
+        .encode(web_frame(0x80, b"grpc-status: 0\r\nx:\r\n"))
+        .into_bytes();
+    assert!(two.ends_with(b"=="));
+    let second = two.split_off(two.len() - 1);
+    for (content_type, pieces) in [
+        (
+            "application/grpc-web",
+            web_frame(0x80, huge.as_bytes())
+                .chunks(8 << 10)
+                .map(<[u8]>::to_vec)
+                .collect(),
+        ),
+        ("application/grpc-web-text", vec![text, padding]),
+        ("application/grpc-web-text", vec![two, second]),
+    ] {
+        let guarded = Guarded::new();
+        let ByHand {
+            body,
+            reply,
+            answer,
+            send,
+        } = ByHand::call(&guarded.layer, content_type).await;
+        drop((send, body));
+        let whole = pieces.concat();
+        for piece in pieces {
+            reply.send(Ok(Frame::data(piece.into()))).unwrap();
+        }
+        drop(reply);
+        let got = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(
+            (got.len(), got == whole),
+            (whole.len(), true),
+            "{content_type}"
+        );
+        guarded.all_is_settled(0).await;
+    }
+}
+
 #[tokio::test]
 async fn a_refusal_at_the_door_is_in_the_head() {
     for setting in SETTINGS {
@@ -234,6 +327,34 @@ async fn connect_is_answered_in_json_if_the_call_is_named() {
         let answer = app.clone().oneshot(post(path, content)).await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         guarded.all_is_settled(charged).await;
+    }
+}
+
+/// Whoever sends the request chooses its content type and its headers.
+#[tokio::test]
+async fn a_client_does_not_choose_whether_it_is_guarded() {
+    let guarded = Guarded::new();
+    // No calls are served here at all.
+    let layer = StorageGuardLayer::quota_only(guarded.quota.clone()).scope_by(|_| USER);
+    let app = axum::Router::new()
+        .route(
+            "/files",
+            axum::routing::post(async |_: Bytes| StatusCode::CREATED),
+        )
+        .layer(layer);
+    for (name, value) in [
+        ("content-type", "image/png"),
+        ("content-type", "application/grpc"),
+        ("content-type", "application/grpc-web"),
+        ("content-type", "application/connect+x"),
+        ("connect-protocol-version", "1"),
+    ] {
+        let request = Request::post("/files")
+            .header(name, value)
+            .body(axum::body::Body::from(vec![7; LIMIT as usize + 1]))
+            .unwrap();
+        let answer = app.clone().oneshot(request).await.unwrap();
+        assert_ne!(answer.status(), StatusCode::CREATED, "{name}: {value}");
     }
 }
 

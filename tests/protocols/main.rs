@@ -1,9 +1,20 @@
 //! What the guard knows of protocols: gRPC, WebDAV, and uploads of several requests.
 
+#[cfg(feature = "tonic")]
+mod calls_by_hand;
+#[cfg(feature = "tonic")]
+mod clients_that_send_on;
+#[cfg(feature = "webdav")]
 mod dav;
-mod found_grpc;
+#[cfg(feature = "tonic")]
 mod grpc;
+#[cfg(feature = "tonic")]
 mod grpc_web;
+#[cfg(all(feature = "axum", feature = "tonic-health"))]
 mod health;
+#[cfg(feature = "tonic")]
+mod resets;
 mod several_requests;
+#[cfg(feature = "tonic")]
+mod trailers;
 mod webdav;

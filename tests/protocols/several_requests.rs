@@ -14,13 +14,17 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use test_support::service::{Content, Incoming, Reply, USER, chunked, full};
-use test_support::{Dice, disk::Disk, eventually};
+use test_support::{Dice, disk::Disk};
+use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
     Amount, Reservation, ResponseBody, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
     upload::{Chunks, Progress, Uploads},
 };
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// What the service has: for tus by upload, for chunks by chunk.
 type Kept = Arc<Mutex<Everything>>;
@@ -355,9 +359,9 @@ async fn what_is_aborted_is_given_back() {
     assert_eq!(site.held(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_nobody_comes_back_for_expires() {
-    let uploads = Uploads::default().expire_after(Duration::from_millis(100));
+    let uploads = Uploads::default().expire_after(HOUR);
     let site = Site::with(100, 100, uploads);
     let file = site.begin(100).await.unwrap();
     assert_eq!(site.held(), 100);
@@ -366,16 +370,121 @@ async fn what_nobody_comes_back_for_expires() {
         site.uploads.get(&format!("{file}/")),
         "a slash at the end names the same"
     );
-    eventually("it expires", || site.held() == 0).await;
+    sleep(HOUR - MINUTE).await;
+    assert_eq!(site.held(), 100);
+    sleep(2 * MINUTE).await;
+    assert_eq!(site.held(), 0);
     assert_eq!(site.uploads.open(), 0);
     // What comes all the same is charged by itself.
     assert_eq!(site.patch(&file, 0, full(10)).await, 204);
     assert_eq!((site.used(), site.held()), (10, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn every_part_keeps_an_upload_for_longer() {
+    let site = Site::with(100, 100, Uploads::default().expire_after(HOUR));
+    let file = site.begin(100).await.unwrap();
+    let other = site.begin(0).await;
+    assert!(other.is_ok());
+    for offset in 0..3 {
+        sleep(HOUR - MINUTE).await;
+        assert_eq!(site.patch(&file, offset, full(1)).await, 204);
+    }
+    sleep(HOUR - MINUTE).await;
+    assert_eq!(site.held(), 100);
+    sleep(2 * MINUTE).await;
+    assert_eq!((site.held(), site.uploads.open()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_expires_earlier_than_the_others_does_not_wait_for_them() {
+    let uploads = Uploads::new(Chunks::under("/chunks"));
+    let long = Site::with(100, 100, uploads.clone().expire_after(HOUR));
+    let short = Site::with(100, 100, uploads.clone().expire_after(MINUTE));
+    let never = Site::with(100, 100, uploads.clone().expire_after(Duration::MAX));
+    for (site, name) in [(&long, "long"), (&short, "short"), (&never, "never")] {
+        let put = Request::put(format!("/chunks/{name}/1")).header("oc-total-length", 100);
+        assert_eq!(site.status(put.body(full(10)).unwrap()).await, 201);
+        // The task has seen it.
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(uploads.open(), 3);
+    sleep(MINUTE).await;
+    assert_eq!((long.held(), short.held(), never.held()), (100, 0, 100));
+    sleep(HOUR).await;
+    assert_eq!((long.held(), never.held()), (0, 100));
+    sleep(10_000 * HOUR).await;
+    assert_eq!((uploads.open(), never.held()), (1, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_that_expires_uploads_ends_with_them() {
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let site = Site::with(100, 100, Uploads::default().expire_after(HOUR));
+    let file = site.begin(50).await.unwrap();
+    assert_eq!(site.patch(&file, 0, full(50)).await, 204);
+    site.begin(50).await.unwrap();
+    assert_eq!(tasks(), 1);
+    let quota = site.quota.clone();
+    sleep(MINUTE).await;
+    assert_eq!((quota.usage(USER).held.bytes, tasks()), (50, 1));
+    // Without the service no request can go on with what is open.
+    drop(site);
+    sleep(MINUTE).await;
+    assert_eq!((quota.usage(USER).held.bytes, tasks()), (0, 0));
+}
+
+#[test]
+fn uploads_outlive_the_runtime_that_they_began_on() {
+    let runtime = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap()
+    };
+    let site = Site::with(100, 100, Uploads::default().expire_after(HOUR));
+    runtime().block_on(site.begin(60)).unwrap();
+    assert_eq!(site.held(), 60);
+    runtime().block_on(async {
+        site.begin(40).await.unwrap();
+        assert_eq!(site.held(), 100);
+        sleep(HOUR + MINUTE).await;
+        assert_eq!((site.held(), site.uploads.open()), (0, 0));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_whose_request_ends_on_a_plain_thread_expires() {
+    let (quota, uploads) = (MemoryQuota::new(Limits::bytes(100)), Uploads::default());
+    let layer = StorageGuardLayer::quota_only(quota.clone())
+        .scope_by(|_| USER)
+        .uploads(&uploads);
+    let (give, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let service = layer.layer(service_fn(move |request: Request<Incoming>| {
+        give.send(request.into_body()).unwrap();
+        let mut answer = reply(201);
+        let headers = answer.headers_mut();
+        headers.insert("upload-complete", "?0".parse().unwrap());
+        headers.insert("location", "/up/1".parse().unwrap());
+        std::future::ready(Ok::<_, Infallible>(answer))
+    }));
+    let first = Request::post("/new").header("upload-complete", "?0");
+    let first = first.header("upload-length", 100).body(full(30)).unwrap();
+    let answer = service.oneshot(first).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    let body = taken.recv().await.unwrap();
+    assert_eq!(uploads.open(), 0);
+    std::thread::spawn(|| drop(body)).join().unwrap();
+    assert_eq!((uploads.open(), quota.usage(USER).held.bytes), (1, 100));
+    sleep(HOUR + MINUTE).await;
+    assert_eq!((uploads.open(), quota.usage(USER).held.bytes), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_upload_in_flight_does_not_expire() {
-    let uploads = Uploads::default().expire_after(Duration::from_millis(20));
+    let uploads = Uploads::default().expire_after(MINUTE);
     let site = Site::with(100, 100, uploads);
     let file = site.begin(100).await.unwrap();
     let (frames, rest) = tokio::sync::mpsc::channel::<Bytes>(1);
@@ -386,7 +495,7 @@ async fn an_upload_in_flight_does_not_expire() {
     let patch = site.patch(&file, 0, StreamBody::new(frames_of).boxed_unsync());
     let slow = async {
         frames.send(Bytes::from(vec![7; 50])).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        sleep(HOUR).await;
         assert_eq!(site.held(), 100);
         frames.send(Bytes::from(vec![7; 50])).await.unwrap();
         drop(frames);
@@ -680,14 +789,14 @@ fn answers_first(
             answer.headers_mut().insert(*name, value.parse().unwrap());
         }
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_secs(20)).await;
             request.into_body().collect().await.unwrap();
         });
         std::future::ready(Ok(answer))
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_read_behind_the_answer_counts() {
     let guard = |idle| {
         let quota = MemoryQuota::new(Limits::bytes(100));
@@ -704,18 +813,16 @@ async fn what_is_read_behind_the_answer_counts() {
     };
 
     // One that knows no uploads. Its client cannot have it for nothing.
-    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let (quota, uploads, layer) = guard(MINUTE);
     let service = layer.layer(service_fn(answers_first(&[])));
     let answer = service.oneshot(first("image/png")).await.unwrap();
     answer.into_body().collect().await.unwrap();
-    eventually("it is charged", || {
-        quota.usage(USER).used == Amount::new(40, 1)
-    })
-    .await;
+    sleep(MINUTE).await;
+    assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
     assert_eq!(uploads.open(), 0);
 
     // The same of a call.
-    let (quota, uploads, layer) = guard(Duration::from_secs(60));
+    let (quota, uploads, layer) = guard(MINUTE);
     let service = layer.layer(service_fn(async |request: Request<Incoming>| {
         request.into_body().collect().await.unwrap();
         let mut trailers = HeaderMap::new();
@@ -732,15 +839,17 @@ async fn what_is_read_behind_the_answer_counts() {
     assert_eq!(uploads.open(), 0);
 
     // One that is open expires all the same.
-    let (quota, uploads, layer) = guard(Duration::from_millis(50));
+    let (quota, uploads, layer) = guard(MINUTE);
     let service = layer.layer(service_fn(answers_first(&[
         ("upload-complete", "?0"),
         ("location", "/up/1"),
     ])));
     let answer = service.oneshot(first("image/png")).await.unwrap();
     answer.into_body().collect().await.unwrap();
-    eventually("it is open", || uploads.open() == 1).await;
-    eventually("it expires", || uploads.open() == 0).await;
+    sleep(MINUTE / 2).await;
+    assert_eq!(uploads.open(), 1);
+    sleep(MINUTE).await;
+    assert_eq!(uploads.open(), 0);
     assert_eq!(quota.usage(USER).held, Amount::ZERO);
 }
 

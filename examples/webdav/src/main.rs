@@ -23,8 +23,8 @@ use example_support::run::{asked_to_stop, listen, report};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
-    dav::{Dav, Folder},
-    quota::{CollectionQuota, Limits},
+    dav::{CollectionQuota, Dav, Folder},
+    quota::Limits,
     refusal,
 };
 

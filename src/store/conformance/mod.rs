@@ -76,7 +76,7 @@ use self::{
 use super::{Ceilings, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoredQuota};
 use crate::{
     amount::Amount,
-    fault::Resource,
+    cause::Resource,
     quota::{Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource},
     scope::{Scope, Scopes},
 };

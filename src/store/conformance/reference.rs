@@ -14,7 +14,7 @@ use super::super::{
 };
 use crate::{
     amount::Amount,
-    fault::Resource,
+    cause::Resource,
     quota::{Change, Exceeded, Limits, QuotaError},
     scope::{Scope, Scopes},
 };

@@ -7,7 +7,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::super::{Ceilings, HoldId, Keep, Reserve, Settlement};
 use crate::{
     amount::Amount,
-    fault::Resource,
+    cause::Resource,
     quota::{Change, Exceeded},
     scope::{Scope, Scopes},
 };

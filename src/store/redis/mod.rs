@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    fault::Resource,
+    cause::Resource,
     quota::{Change, Exceeded, QuotaError},
     scope::{Scope, Scopes},
 };

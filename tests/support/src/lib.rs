@@ -7,7 +7,7 @@ mod eventually;
 pub mod example;
 #[cfg(target_os = "linux")]
 pub mod mounts;
-#[cfg(feature = "examples")]
+#[cfg(feature = "proto")]
 pub mod proto {
     //! The messages and clients of the gRPC example.
     include!("../../../examples/tonic-upload/proto/upload.v1.rs");

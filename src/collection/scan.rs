@@ -4,13 +4,12 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError},
-    task::Waker,
     thread,
     time::Instant,
 };
 
 use super::{Shared, state::State};
-use crate::dav::Depth;
+use crate::tree::Depth;
 
 impl Shared {
     /// Starts the thread, if it does not run.
@@ -53,9 +52,8 @@ impl Shared {
             if let Some((scope, used)) = state.end(&scan, found) {
                 self.quota.set_used(scope, used);
             }
-            let waiting = std::mem::take(&mut state.waiting);
             drop(state);
-            waiting.into_values().for_each(Waker::wake);
+            self.scanned.notify_waiters();
             state = self.lock();
         }
     }

@@ -2,7 +2,7 @@
 
 /// The two properties of RFC 4331, in bytes. One that is None is left out of PROPFIND's answer.
 ///
-/// [`CollectionQuota::figures`](crate::quota::CollectionQuota::figures) finds them. Both count what is held for
+/// [`CollectionQuota::figures`](crate::dav::CollectionQuota::figures) finds them. Both count what is held for
 /// uploads in flight as used: it is what the next request is measured by.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]

@@ -4,11 +4,15 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::{Component, Path, PathBuf},
-    task::Waker,
     time::{Duration, Instant},
 };
 
-use crate::{Amount, Scope, Scopes, fault::Cause, quota::QuotaError};
+use crate::{
+    amount::Amount,
+    cause::Cause,
+    quota::QuotaError,
+    scope::{Scope, Scopes},
+};
 
 /// How often a collection is scanned, unless somebody says.
 const EVERY: Duration = Duration::from_secs(60 * 60);
@@ -40,9 +44,6 @@ pub(super) struct State {
     pub(super) is_disclosed: bool,
     pub(super) is_running: bool,
     pub(super) is_stopped: bool,
-    /// By waiter.
-    pub(super) waiting: BTreeMap<u64, Waker>,
-    numbers: u64,
     /// Rescans asked for so far.
     tickets: u64,
 }
@@ -110,8 +111,6 @@ impl State {
             is_disclosed: true,
             is_running: false,
             is_stopped: false,
-            waiting: BTreeMap::new(),
-            numbers: 0,
             tickets: 0,
         }
     }
@@ -142,11 +141,6 @@ impl State {
     pub(super) fn paths(&self) -> Vec<&Path> {
         let paths = self.collections.iter();
         paths.map(|collection| &*collection.path).collect()
-    }
-
-    pub(super) fn number(&mut self) -> u64 {
-        self.numbers += 1;
-        self.numbers
     }
 
     /// The collections that a path is in, the nearest first.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::CollectionQuota;
-use crate::{Amount, Scopes, Volume, dav::DavQuota, quota::Usage};
+use super::{CollectionQuota, DavQuota};
+use crate::{amount::Amount, quota::Usage, scope::Scopes, volume::Volume};
 
 impl CollectionQuota {
     /// The values of the properties `quota-available-bytes` and `quota-used-bytes` of what is at `path`
@@ -15,8 +15,8 @@ impl CollectionQuota {
     /// ```
     /// use tower_storage_guard::{
     ///     Volume,
-    ///     dav::Folder,
-    ///     quota::{CollectionQuota, Limits},
+    ///     dav::{CollectionQuota, Folder},
+    ///     quota::Limits,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]

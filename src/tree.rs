@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::Amount;
+use crate::amount::Amount;
 
 /// How deep to look (RFC 4918, section 10.2).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,3 +1,5 @@
+//! Why there is no room, and of what.
+
 use std::fmt;
 
 /// A storage failure: its cause, and the resource that ran out.

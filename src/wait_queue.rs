@@ -1,7 +1,7 @@
 //! Where requests wait for room that others are about to give back.
 //!
 //! Uploads of unknown length are let in on a small grant and grow. When there is no room to grow, all
-//! of them would fail together, and with as many files stored as none. So they stand in line: the
+//! of them would fail together, and with as many files stored as none. So they wait in a queue: the
 //! oldest is served first, and when nothing moves for a while, the youngest is sent away, whose room
 //! the others then have. An upload that waits is not read from; its client just sees a slow server.
 
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Scope, time::Bound};
+use crate::{scope::Scope, time::Bound};
 
 /// How many times a waiting request looks around within its patience.
 const LOOKS: u32 = 10;
@@ -24,10 +24,10 @@ const LOOKS: u32 = 10;
 /// What is short: the volume, or a scope's quota.
 pub(crate) type Shortage = Option<Scope>;
 
-/// One line. It is empty unless something is short.
+/// One queue. It is empty unless something is short.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
-    /// How many wakers there are, so that nobody takes the lock for an empty line.
+pub(crate) struct WaitQueue {
+    /// How many wakers there are, so that nobody takes the lock for an empty queue.
     listeners: AtomicUsize,
     /// Reservations that may have to grow.
     growers: AtomicUsize,
@@ -43,7 +43,7 @@ struct State {
     /// polls must not hold up everybody behind it.
     growing: BTreeMap<Standing, Instant>,
     /// Who was sent away, and for want of what, until the reservation has ended.
-    condemned: BTreeMap<u64, Shortage>,
+    evicted: BTreeMap<u64, Shortage>,
     /// How many times somebody gave back what is short, while anybody waits for it.
     moves: BTreeMap<Shortage, u64>,
 }
@@ -52,7 +52,7 @@ struct State {
 /// at once.
 type Standing = (Shortage, u64, u64);
 
-impl Line {
+impl WaitQueue {
     pub(crate) fn new() -> Self {
         Self::default()
     }
@@ -61,7 +61,7 @@ impl Line {
     ///
     /// A listener that comes just now may miss it. It looks again soon by itself.
     #[inline]
-    pub(crate) fn ring(&self) {
+    pub(crate) fn notify(&self) {
         if self.listeners.load(Ordering::SeqCst) != 0 {
             let mut state = self.state();
             let wakers = std::mem::take(&mut state.wakers);
@@ -74,7 +74,7 @@ impl Line {
     /// A place for somebody who only listens.
     pub(crate) fn listener(self: &Arc<Self>) -> Listener {
         Listener {
-            line: Arc::clone(self),
+            queue: Arc::clone(self),
             number: self.number(),
         }
     }
@@ -83,7 +83,7 @@ impl Line {
     pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
         self.growers.fetch_add(1, Ordering::AcqRel);
         Ticket {
-            line: Arc::clone(self),
+            queue: Arc::clone(self),
             number: self.number(),
         }
     }
@@ -98,7 +98,7 @@ impl Line {
         keys: impl IntoIterator<Item = &'a Shortage>,
         number: Option<u64>,
     ) -> bool {
-        // The line is empty most of the time, and then there is nothing to lock.
+        // The queue is empty most of the time, and then there is nothing to lock.
         self.listeners.load(Ordering::SeqCst) != 0 && {
             let state = self.state();
             keys.into_iter().any(|key| {
@@ -144,31 +144,31 @@ impl State {
     }
 }
 
-/// Somebody who is woken when the line rings.
+/// Somebody who is woken when the queue is notified.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    line: Arc<Line>,
+    queue: Arc<WaitQueue>,
     number: u64,
 }
 
 impl Listener {
-    /// Leaves the waker for the next ring.
+    /// Leaves the waker for the next notify.
     pub(crate) fn listen(&self, cx: &Context<'_>) {
-        let mut state = self.line.state();
+        let mut state = self.queue.state();
         state.wakers.insert(self.number, cx.waker().clone());
-        self.line
+        self.queue
             .listeners
             .store(state.wakers.len(), Ordering::SeqCst);
     }
 
     fn is_listening(&self) -> bool {
-        self.line.state().wakers.contains_key(&self.number)
+        self.queue.state().wakers.contains_key(&self.number)
     }
 
     fn leave(&self) {
-        let mut state = self.line.state();
+        let mut state = self.queue.state();
         state.wakers.remove(&self.number);
-        self.line
+        self.queue
             .listeners
             .store(state.wakers.len(), Ordering::SeqCst);
     }
@@ -180,25 +180,25 @@ impl Drop for Listener {
     }
 }
 
-/// The age of a reservation in a line. Dropped when the reservation ends.
+/// The age of a reservation in a queue. Dropped when the reservation ends.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    line: Arc<Line>,
+    queue: Arc<WaitQueue>,
     number: u64,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let line = &self.line;
-        line.growers.fetch_sub(1, Ordering::AcqRel);
-        let mut state = line.state();
-        if let Some(key) = state.condemned.remove(&self.number).flatten() {
+        let queue = &self.queue;
+        queue.growers.fetch_sub(1, Ordering::AcqRel);
+        let mut state = queue.state();
+        if let Some(key) = state.evicted.remove(&self.number).flatten() {
             state.moved(&Some(key));
         }
         // Any end gives back room on the volume, and the next reading has to see it.
         state.moved(&None);
         drop(state);
-        line.ring();
+        queue.notify();
     }
 }
 
@@ -213,24 +213,24 @@ pub(crate) struct Short<E> {
 impl Ticket {
     /// Whether somebody older waits for one of `keys`, so that this one may not try yet.
     pub(crate) fn yields<'a>(&self, keys: impl IntoIterator<Item = &'a Shortage>) -> bool {
-        self.line.is_waiting(keys, Some(self.number))
+        self.queue.is_waiting(keys, Some(self.number))
     }
 
     /// The reservation goes on, though it was sent away: nobody has to wait for its end.
-    pub(crate) fn pardon(&self) {
-        self.line.state().condemned.remove(&self.number);
+    pub(crate) fn reinstate(&self) {
+        self.queue.state().evicted.remove(&self.number);
     }
 
     /// Whether some other reservation may be sent away, and give room back.
     pub(crate) fn has_company(&self) -> bool {
-        self.line.growers.load(Ordering::Acquire) > 1
+        self.queue.growers.load(Ordering::Acquire) > 1
     }
 
-    /// Tries `attempt` until it succeeds, in line with others that are short of the same.
+    /// Tries `attempt` until it succeeds, queued with others that are short of the same.
     ///
     /// # Errors
     ///
-    /// With the last error: when waiting cannot help, when this one is the youngest in line and
+    /// With the last error: when waiting cannot help, when this one is the youngest in the queue and
     /// nothing moved, or when it waited as the first for all of its patience.
     pub(crate) async fn grow<T, E, F>(
         &self,
@@ -259,7 +259,7 @@ impl Ticket {
                     bound = Bound::new(patience / LOOKS);
                     late = moves == before;
                 }
-                if place.is_condemned() {
+                if place.is_evicted() {
                     return Err(short.error);
                 }
                 if !place.is_first() {
@@ -267,16 +267,12 @@ impl Ticket {
                 }
                 match attempt().await {
                     Ok(done) => return Ok(done),
-                    // Now it is something else that is short: another line to stand in.
+                    // Now it is something else that is short: another queue to wait in.
                     Err(again) if again.of.as_ref() != Some(&place.key) => break again,
                     Err(again) => short = again,
                 }
                 if late {
-                    looks = if place.send_youngest_away() {
-                        0
-                    } else {
-                        looks + 1
-                    };
+                    looks = if place.evict_youngest() { 0 } else { looks + 1 };
                     if looks == LOOKS {
                         return Err(short.error);
                     }
@@ -286,7 +282,7 @@ impl Ticket {
     }
 }
 
-/// A place in line. Dropping it leaves the line.
+/// A place in the queue. Dropping it leaves the queue.
 struct Place<'a> {
     ticket: &'a Ticket,
     listener: Listener,
@@ -298,7 +294,7 @@ impl<'a> Place<'a> {
     fn take(ticket: &'a Ticket, key: Shortage, patience: Duration) -> Self {
         let place = Self {
             ticket,
-            listener: ticket.line.listener(),
+            listener: ticket.queue.listener(),
             key,
             patience,
         };
@@ -306,7 +302,7 @@ impl<'a> Place<'a> {
         place
     }
 
-    /// Waits for the line to ring, or for `bound`: true for the latter.
+    /// Waits until the queue is notified, or for `bound`: true for the latter.
     async fn look(&self, bound: &mut Bound) -> bool {
         let mut listening = false;
         poll_fn(|cx| {
@@ -327,7 +323,7 @@ impl<'a> Place<'a> {
     /// Keeps the place, for as long as it has patience.
     fn stay(&self) {
         if let Some(until) = Instant::now().checked_add(self.patience) {
-            self.line().growing.insert(self.standing(), until);
+            self.state().growing.insert(self.standing(), until);
         }
     }
 
@@ -336,49 +332,49 @@ impl<'a> Place<'a> {
     }
 
     fn moves(&self) -> u64 {
-        self.line().moves.get(&self.key).copied().unwrap_or(0)
+        self.state().moves.get(&self.key).copied().unwrap_or(0)
     }
 
     /// Whether nobody older waits. Body and handle of one request may be the first together.
     fn is_first(&self) -> bool {
-        let first = self.line().first(&self.key);
+        let first = self.state().first(&self.key);
         first == Some(self.ticket.number)
     }
 
-    fn is_condemned(&self) -> bool {
-        self.line().condemned.contains_key(&self.ticket.number)
+    fn is_evicted(&self) -> bool {
+        self.state().evicted.contains_key(&self.ticket.number)
     }
 
     /// One at a time: what the last one gives back may be enough.
-    fn send_youngest_away(&self) -> bool {
-        let mut state = self.line();
+    fn evict_youngest(&self) -> bool {
+        let mut state = self.state();
         let youngest = state.waiting(&self.key).next_back();
         let youngest = youngest.filter(|age| *age != self.ticket.number);
-        let is_under_way = state.condemned.values().any(|key| *key == self.key);
+        let is_under_way = state.evicted.values().any(|key| *key == self.key);
         match youngest {
             Some(age) if !is_under_way => {
-                state.condemned.insert(age, self.key.clone());
+                state.evicted.insert(age, self.key.clone());
                 drop(state);
-                self.listener.line.ring();
+                self.listener.queue.notify();
                 true
             }
             _ => false,
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, State> {
-        self.listener.line.state()
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.listener.queue.state()
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.line();
+        let mut state = self.state();
         state.growing.remove(&self.standing());
         state.moved(&self.key);
         drop(state);
         self.listener.leave();
         // Somebody else is the first now.
-        self.listener.line.ring();
+        self.listener.queue.notify();
     }
 }

@@ -1,26 +1,34 @@
 //! Limits on directories.
 
+mod dav_quota;
 mod figures;
 mod scan;
 mod state;
 
 use std::{
     fmt,
-    future::{Ready, poll_fn, ready},
+    future::{Ready, ready},
     io,
     path::Path,
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
+pub use self::dav_quota::DavQuota;
 pub(crate) use self::state::After;
 use self::state::State;
-use super::{
-    Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource, Usage,
+use crate::{
+    amount::Amount,
+    config::ConfigError,
+    quota::{
+        Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource, Usage,
+    },
+    scope::Scopes,
+    tree::Tree,
 };
-use crate::{Amount, Scopes, dav::Tree, refusal::ConfigError};
 
 /// Limits on directories: of their bytes, and of the objects in them.
 ///
@@ -34,8 +42,8 @@ use crate::{Amount, Scopes, dav::Tree, refusal::ConfigError};
 /// ```
 /// use tower_storage_guard::{
 ///     StorageGuardLayer, Volume,
-///     dav::{Dav, Folder},
-///     quota::{CollectionQuota, Limits},
+///     dav::{CollectionQuota, Dav, Folder},
+///     quota::Limits,
 /// };
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,6 +111,7 @@ impl CollectionQuota {
                 quota: MemoryQuota::new(Limits::UNLIMITED),
                 state: Mutex::new(State::new()),
                 changed: Condvar::new(),
+                scanned: Notify::new(),
             }))),
         }
     }
@@ -197,10 +206,12 @@ impl CollectionQuota {
         let started = shared.start(&mut state);
         drop(state);
         shared.changed.notify_all();
-        let mut waiter = Waiter::new(self);
+        let quota = self.clone();
         async move {
             started?;
-            poll_fn(|cx| waiter.poll(cx, |quota| quota.shared().lock().answer(ticket))).await
+            quota
+                .once_known(|shared| shared.lock().answer(ticket))
+                .await
         }
     }
 
@@ -238,6 +249,19 @@ impl CollectionQuota {
         }
     }
 
+    /// What `answer` returns, asked again after each scan. The handle keeps the scanning thread alive meanwhile.
+    async fn once_known<T>(self, answer: impl Fn(&Arc<Shared>) -> Option<T>) -> T {
+        let shared = self.shared();
+        loop {
+            // Before the question, so that no scan is missed in between.
+            let scanned = shared.scanned.notified();
+            if let Some(answer) = answer(shared) {
+                return answer;
+            }
+            scanned.await;
+        }
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.owner.0
     }
@@ -262,10 +286,12 @@ impl QuotaSource for CollectionQuota {
         if let Some(decided) = self.shared().take(scopes, demand, expected) {
             return Answer::Now(decided);
         }
-        let (mut waiter, scopes) = (Waiter::new(self), scopes.clone());
-        Answer::Later(Box::pin(poll_fn(move |cx| {
-            waiter.poll(cx, |quota| quota.shared().take(&scopes, demand, expected))
-        })))
+        let (quota, scopes) = (self.clone(), scopes.clone());
+        Answer::Later(Box::pin(async move {
+            quota
+                .once_known(|shared| shared.take(&scopes, demand, expected))
+                .await
+        }))
     }
 
     fn give_back(&self, scopes: &Scopes, amount: Amount) {
@@ -351,6 +377,8 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the scanning thread.
     changed: Condvar,
+    /// Wakes those that wait for a scan.
+    scanned: Notify,
 }
 
 impl Shared {
@@ -398,45 +426,5 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Whole between any two statements: only our own code runs under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Somebody who waits for a scan. Holds a handle, so that the scanning goes on meanwhile.
-struct Waiter {
-    quota: CollectionQuota,
-    number: u64,
-}
-
-impl Waiter {
-    fn new(quota: &CollectionQuota) -> Self {
-        Self {
-            number: quota.shared().lock().number(),
-            quota: quota.clone(),
-        }
-    }
-
-    fn poll<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        look: impl FnOnce(&CollectionQuota) -> Option<T>,
-    ) -> Poll<T> {
-        // Before the look, so that nothing is missed between the two.
-        let waker = cx.waker().clone();
-        let before = {
-            let mut state = self.quota.shared().lock();
-            state.waiting.insert(self.number, waker)
-        };
-        drop(before);
-        look(&self.quota).map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        let waker = {
-            let mut state = self.quota.shared().lock();
-            state.waiting.remove(&self.number)
-        };
-        drop(waker);
     }
 }

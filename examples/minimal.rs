@@ -1,0 +1,58 @@
+//! Guards a disk: an upload that does not fit on it is refused with 507 before the handler runs.
+//!
+//! ```sh
+//! cargo run --example minimal
+//! curl -i -T README.md http://127.0.0.1:3000/files/a # 201
+//! curl -i -T README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3000/files/b # 507
+//! ```
+
+use std::{env, fs, path::PathBuf};
+
+use axum::extract::{Path, State};
+use axum::{Extension, Router, body::Body, http::StatusCode, routing::put};
+use futures_util::TryStreamExt;
+use tempfile::NamedTempFile;
+use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
+use tower_storage_guard::{BoxError, Headroom, StorageGuardLayer, Volume, fault::Source};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let mut args = env::args().skip(1);
+    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let dir = PathBuf::from(args.next().unwrap_or_default()).join("uploads");
+    fs::create_dir_all(&dir)?;
+    let volume = Volume::open(&dir)?.keep_free(Headroom::bytes(64 << 20));
+    let app = Router::new()
+        .route("/files/{name}", put(put_file))
+        .layer(StorageGuardLayer::new(volume))
+        .with_state(dir);
+    let listener = TcpListener::bind(addr).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    Ok(axum::serve(listener, app).await?)
+}
+
+type PutResult = Result<StatusCode, (StatusCode, Extension<Source>)>;
+
+async fn put_file(State(dir): State<PathBuf>, Path(name): Path<String>, body: Body) -> PutResult {
+    // The name must not lead out of the folder. Names of temporary files begin with a dot.
+    if name.starts_with('.') || name.contains(['/', '\\', ':', '\0']) {
+        return Ok(StatusCode::BAD_REQUEST);
+    }
+    store(body, dir, name).await.map_err(|error| {
+        // The guard looks at the error behind the response, and answers 507 if the disk was full.
+        let source = Extension(Source::new(error));
+        (StatusCode::INTERNAL_SERVER_ERROR, source)
+    })
+}
+
+async fn store(body: Body, dir: PathBuf, name: String) -> Result<StatusCode, BoxError> {
+    let (file, temporary) = NamedTempFile::new_in(&dir)?.into_parts();
+    let (mut file, mut chunks) = (File::from_std(file), body.into_data_stream());
+    while let Some(chunk) = chunks.try_next().await? {
+        file.write_all(&chunk).await?;
+    }
+    // `tokio::fs::File` writes in the background: only a flush reports that the disk was full.
+    file.flush().await?;
+    temporary.persist(dir.join(name))?;
+    Ok(StatusCode::CREATED)
+}

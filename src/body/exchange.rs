@@ -1,0 +1,165 @@
+//! What the body, the handle and the answer of one request share: a reservation, and how far each of them is.
+
+use std::{
+    mem,
+    sync::{Arc, MutexGuard},
+    task::Waker,
+};
+
+use super::Unread;
+use crate::{
+    quota::{QuotaHold, QuotaSource},
+    refused::Refused,
+    reservation::{Attachment, BoxFuture, Ended, ReservationOps, Shared, State},
+};
+
+/// The reservation of a request.
+pub(crate) type HttpReservation<Q> = Shared<Q, Progress>;
+
+/// How far the body and the answer of a request are.
+#[derive(Default)]
+pub(crate) struct Progress {
+    body: BodyState,
+    /// What may have to be drained.
+    unread: Option<Unread>,
+    /// The answer was a success, and was sent before the body ended.
+    is_answered: bool,
+    /// Wakes the answer that is being sent, when the body is cut.
+    watcher: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Default, Eq, PartialEq)]
+enum BodyState {
+    #[default]
+    Open,
+    Read,
+    /// The client is gone, or broke the protocol.
+    Failed,
+}
+
+impl Attachment for Progress {
+    type Rest = (Option<Unread>, Option<Waker>);
+
+    fn take_rest(&mut self) -> Self::Rest {
+        (self.unread.take(), self.watcher.take())
+    }
+}
+
+/// How a body ended.
+pub(crate) enum BodyEnd {
+    /// Read to its end, or as far as the handler wanted. What is left may have to be drained.
+    Read(Option<Unread>),
+    /// The client is gone, or broke the protocol.
+    Failed,
+}
+
+/// What body and answer do with the reservation that they share, whatever the quota source is.
+pub(crate) trait Exchange: ReservationOps {
+    /// The body was cut. What is left of it may have to be drained.
+    fn cut(&self, refused: &Refused, unread: Option<Unread>);
+    fn body_ended(&self, end: BodyEnd);
+
+    /// The answer was sent whole, or was not. The reservation's end, where the body's came before.
+    fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()>;
+
+    /// Wakes the answer that is being sent, when the body is cut.
+    fn watch(&self, waker: &Waker);
+
+    fn take_unread(&self) -> Option<Unread>;
+}
+
+impl<Q: QuotaSource> HttpReservation<Q> {
+    /// Ends the reservation as a success, if the body has been read. None if it still is.
+    ///
+    /// # Errors
+    ///
+    /// If the body was cut, and nothing ends here.
+    pub(crate) fn end_if_read(&self) -> Result<Option<Ended<Q::Hold>>, Refused> {
+        let state = self.state();
+        match state.refused() {
+            Some(refused) => Err(refused.clone()),
+            None if state.attachment.body != BodyState::Open => Ok(Some(self.end_in(state, true))),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn take_unread(&self) -> Option<Unread> {
+        self.state().attachment.unread.take()
+    }
+
+    fn progress(&self) -> MutexGuard<'_, State<Q::Hold, Progress>> {
+        self.state()
+    }
+}
+
+impl<Q> Exchange for HttpReservation<Q>
+where
+    Q: QuotaSource + Send + Sync + 'static,
+{
+    fn cut(&self, refused: &Refused, unread: Option<Unread>) {
+        self.close();
+        let mut state = self.progress();
+        state.cut(refused);
+        // Together with the refusal: an answer that sees that may be sent at once, by another thread.
+        let useless = match state.has_ended() {
+            true => unread,
+            false => mem::replace(&mut state.attachment.unread, unread),
+        };
+        let watcher = state.attachment.watcher.take();
+        drop(state);
+        drop(useless);
+        if let Some(watcher) = watcher {
+            watcher.wake();
+        }
+    }
+
+    fn body_ended(&self, end: BodyEnd) {
+        let mut state = self.progress();
+        let has_ended = state.has_ended();
+        let progress = &mut state.attachment;
+        let has_failed = matches!(end, BodyEnd::Failed);
+        progress.body = match has_failed {
+            true => BodyState::Failed,
+            false => BodyState::Read,
+        };
+        let is_answered = progress.is_answered;
+        match end {
+            // The one who answers drains it.
+            BodyEnd::Read(Some(unread)) if !is_answered && !has_ended => {
+                progress.unread = Some(unread);
+            }
+            BodyEnd::Read(_) | BodyEnd::Failed => {}
+        }
+        drop(state);
+        if is_answered && let Some((hold, change)) = self.end(!has_failed).into_commit() {
+            // There is no one left to wait for it.
+            drop(hold.commit(change));
+        }
+    }
+
+    fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()> {
+        let mut state = self.progress();
+        let progress = &mut state.attachment;
+        progress.is_answered = success && progress.body == BodyState::Open;
+        if progress.is_answered {
+            drop(state);
+            return Box::pin(std::future::ready(()));
+        }
+        // The handler answered before it had read everything, so that it cannot have known.
+        let success = success && progress.body != BodyState::Failed;
+        let commit = self.end_in(state, success).into_commit();
+        self.settle(commit)
+    }
+
+    fn watch(&self, waker: &Waker) {
+        match &mut self.progress().attachment.watcher {
+            // The same one nearly always, and then there is nothing to clone.
+            Some(watcher) => watcher.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    fn take_unread(&self) -> Option<Unread> {
+        HttpReservation::take_unread(self)
+    }
+}

@@ -1,0 +1,245 @@
+//! The way of a demand: a claim on the volume, then a hold in the scopes.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+
+use crate::{
+    amount::Amount,
+    outage::Outage,
+    quota::{QuotaError, QuotaSource},
+    refused::Refused,
+    reservation::{Attachment, Context, Pending, Shared, Terms, too_late},
+    time::Bound,
+    volume::{Claimed, WaitForRoom, Wanted},
+};
+
+/// What has to be claimed on the volume.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Claim {
+    /// What the demand says.
+    Demanded,
+    /// Nothing, and the body has no bound.
+    Nothing,
+    /// Another reservation holds `bytes` for this one, and of these, `unclaimed` are to be claimed once more.
+    Covered { bytes: u64, unclaimed: u64 },
+}
+
+/// A decision: now, or one that has to wait.
+pub(crate) enum Admit<Q: QuotaSource, X: Attachment> {
+    Now(Result<Arc<Shared<Q, X>>, Refused>),
+    Wait(Pin<Box<Admission<Q>>>),
+}
+
+pin_project! {
+    /// A demand that has to wait for its decision. Dropped, it takes nothing.
+    #[project = AdmissionProj]
+    pub(crate) enum Admission<Q: QuotaSource> {
+        /// For room on the volume.
+        Volume {
+            room: WaitForRoom,
+            terms: Option<(Arc<Context<Q>>, Terms)>,
+            claim: Claim,
+        },
+        /// For the quota source.
+        Quota {
+            #[pin]
+            hold: Q::Future,
+            time: Bound,
+            pending: Option<Pending<Q>>,
+        },
+    }
+}
+
+/// Sets aside what `terms` say, as far as that can be decided now.
+#[inline]
+pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
+    context: &Arc<Context<Q>>,
+    terms: Terms,
+    claim: Claim,
+    charges_reserved: bool,
+) -> Admit<Q, X> {
+    let context = Arc::clone(context);
+    let (bytes, least, expected) = wanted(&context, &terms, claim);
+    let Some(volume) = terms.volume(&context).filter(|_| needs_claim(claim)) else {
+        let bytes = granted(claim, bytes);
+        let unclaimed = Claimed {
+            bytes,
+            blocks: Amount::ZERO,
+        };
+        let pending = Pending::new(context, terms, unclaimed);
+        return ask_quota(pending, charges_reserved);
+    };
+    let wanted = Wanted {
+        bytes,
+        least,
+        expected,
+        objects: terms.demand.objects(),
+        reach: terms.reach(&context),
+    };
+    // There is room nearly always, and then nothing has to wait.
+    match wanted.claim(volume) {
+        Ok(claimed) => ask_quota(
+            pending_for(context, terms, claim, claimed),
+            charges_reserved,
+        ),
+        Err(shortfall) => {
+            let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
+            let terms = Some((context, terms));
+            Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
+        }
+    }
+}
+
+/// The bytes to claim, the least that is enough, and what must fit beside.
+fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u64) {
+    let (demand, rules) = (&terms.demand, &context.rules);
+    match (claim, demand.bytes()) {
+        (Claim::Nothing, _) => (u64::MAX, 0, 0),
+        (Claim::Covered { unclaimed, .. }, _) => (unclaimed, unclaimed, 0),
+        (Claim::Demanded, Some(bytes)) => (bytes, bytes, demand.expected()),
+        // It is not known how little it may be.
+        (Claim::Demanded, None) if demand.expected() == 0 => (rules.grants.first, 1, 0),
+        (Claim::Demanded, None) => {
+            let hinted = demand.expected().min(rules.hint_cap);
+            (hinted, hinted, demand.expected())
+        }
+    }
+}
+
+fn needs_claim(claim: Claim) -> bool {
+    match claim {
+        Claim::Demanded => true,
+        Claim::Nothing => false,
+        Claim::Covered { unclaimed, .. } => unclaimed > 0,
+    }
+}
+
+/// The bytes that are set aside where nothing, or only a part, is claimed.
+fn granted(claim: Claim, wanted: u64) -> u64 {
+    match claim {
+        Claim::Covered { bytes, .. } => bytes,
+        Claim::Demanded | Claim::Nothing => wanted,
+    }
+}
+
+fn pending_for<Q>(
+    context: Arc<Context<Q>>,
+    terms: Terms,
+    claim: Claim,
+    claimed: Claimed,
+) -> Pending<Q> {
+    let bytes = granted(claim, claimed.bytes);
+    Pending::new(context, terms, Claimed { bytes, ..claimed })
+}
+
+fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
+    pending: Pending<Q>,
+    charges_reserved: bool,
+) -> Admit<Q, X> {
+    if pending.scopes().is_empty() {
+        return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
+    }
+    let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
+    let quota = &pending.context().quota;
+    match quota.reserve(scopes, asked, expected).now() {
+        Ok(answer) => by_quota(pending, answer, charges_reserved),
+        Err(hold) => Admit::Wait(Box::pin(Admission::Quota {
+            hold,
+            time: Bound::new(pending.context().rules.quota_timeout),
+            pending: Some(pending),
+        })),
+    }
+}
+
+fn by_quota<Q: QuotaSource, X: Attachment + Default>(
+    mut pending: Pending<Q>,
+    answer: Result<Q::Hold, QuotaError>,
+    charges_reserved: bool,
+) -> Admit<Q, X> {
+    Admit::Now(match answer {
+        Ok(hold) => Ok(reservation(pending, Some(hold), charges_reserved)),
+        Err(QuotaError::Exceeded(exceeded)) if pending.makes_do_with_less(&exceeded) => {
+            return ask_quota(pending, charges_reserved);
+        }
+        Err(QuotaError::Exceeded(exceeded)) => Err(Refused::from(&exceeded)),
+        Err(_) if pending.context().rules.quota_outage == Outage::Admit => {
+            Ok(reservation(pending, None, charges_reserved))
+        }
+        Err(_) => Err(Refused::unavailable()),
+    })
+}
+
+fn reservation<Q: QuotaSource, X: Attachment + Default>(
+    pending: Pending<Q>,
+    hold: Option<Q::Hold>,
+    charges_reserved: bool,
+) -> Arc<Shared<Q, X>> {
+    Arc::new(Shared::new(pending, hold, X::default(), charges_reserved))
+}
+
+impl<Q: QuotaSource> Admission<Q> {
+    /// The refusal of a demand that does not wait. None where the quota source answers later.
+    pub(super) fn why_not_now(&self) -> Option<Refused> {
+        match self {
+            Self::Volume { room, .. } => Some(room.refused()),
+            Self::Quota { .. } => None,
+        }
+    }
+
+    /// The decision.
+    ///
+    /// # Panics
+    ///
+    /// When polled after it was ready.
+    pub(crate) fn poll<X: Attachment + Default>(
+        self: &mut Pin<Box<Self>>,
+        cx: &mut TaskContext<'_>,
+        charges_reserved: bool,
+    ) -> Poll<Result<Arc<Shared<Q, X>>, Refused>> {
+        loop {
+            let decided = match self.as_mut().project() {
+                AdmissionProj::Volume { room, terms, claim } => {
+                    let (context, waiting) = terms.as_ref().expect(NOT_READY);
+                    let claimed = match waiting.volume(context) {
+                        Some(volume) => ready!(room.poll(cx, volume)),
+                        None => Ok(Claimed::default()),
+                    };
+                    let (context, terms) = terms.take().expect(NOT_READY);
+                    match claimed {
+                        Ok(claimed) => {
+                            let pending = pending_for(context, terms, *claim, claimed);
+                            ask_quota(pending, charges_reserved)
+                        }
+                        Err(shortfall) => Admit::Now(Err(shortfall.into())),
+                    }
+                }
+                AdmissionProj::Quota {
+                    hold,
+                    time,
+                    pending,
+                } => {
+                    let answer = match hold.poll(cx) {
+                        Poll::Ready(answer) => answer,
+                        Poll::Pending => {
+                            ready!(time.poll(cx));
+                            Err(too_late())
+                        }
+                    };
+                    by_quota(pending.take().expect(NOT_READY), answer, charges_reserved)
+                }
+            };
+            match decided {
+                Admit::Now(decided) => return Poll::Ready(decided),
+                Admit::Wait(wait) => *self = wait,
+            }
+        }
+    }
+}
+
+/// Why what a decision needs is there.
+const NOT_READY: &str = "a future is not polled after it was ready";

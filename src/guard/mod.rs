@@ -1,0 +1,222 @@
+//! [`Guard`]: reservations for any code that stores.
+
+mod admission;
+
+use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
+
+pub(crate) use self::admission::{Admission, Admit, Claim, admit};
+use crate::{
+    demand::Demand,
+    outage::Outage,
+    quota::{NoQuota, QuotaSource},
+    refused::Refused,
+    reservation::{Context, Grants, Reservation, Rules, Shared, Terms},
+    scope::Scopes,
+    volume::Volume,
+};
+
+/// Makes [reservations](Reservation): on a volume, in the scopes of a quota source, or both. Cheap to clone.
+///
+/// It knows nothing of HTTP. A job, a cache fill or a handler of any framework reserves before it writes, and a
+/// [`StorageGuardLayer`](crate::StorageGuardLayer) made of the same guard does so for each request. Clones share the volume's
+/// ledger, the quota source and the queues, so that all of them together never pass what there is.
+///
+/// ```
+/// use tower_storage_guard::{
+///     Demand, Guard, Volume,
+///     quota::{Limits, MemoryQuota},
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let quota = MemoryQuota::new(Limits::bytes(1_000));
+/// let guard = Guard::new(Volume::open(std::env::temp_dir())?).quota(quota.clone());
+///
+/// let reservation = guard.reserve("user:42", Demand::known(800)).await?;
+/// // There is no room for another of this size, though nothing is written yet.
+/// assert!(guard.reserve("user:42", Demand::known(800)).await.is_err());
+///
+/// reservation.written(500);
+/// reservation.stored(500);
+/// assert!(reservation.commit().await);
+/// assert_eq!(quota.usage("user:42").used.bytes, 500);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct Guard<Q = NoQuota> {
+    pub(crate) context: Arc<Context<Q>>,
+}
+
+impl Guard {
+    /// Guards a volume. What is stored must find room on it.
+    pub fn new(volume: Volume) -> Self {
+        Self::with(Some(volume), NoQuota)
+    }
+}
+
+impl<Q: QuotaSource> Guard<Q> {
+    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
+    pub fn quota_only(quota: Q) -> Self {
+        Self::with(None, quota)
+    }
+}
+
+impl<Q> Guard<Q> {
+    fn with(volume: Option<Volume>, quota: Q) -> Self {
+        Self {
+            context: Arc::new(Context {
+                quota,
+                volume,
+                rules: Rules::default(),
+            }),
+        }
+    }
+
+    /// Sets the source of limits and usage per scope, in the place of the one before.
+    ///
+    /// Defaults to none.
+    pub fn quota<R: QuotaSource>(self, quota: R) -> Guard<R> {
+        Guard {
+            context: Arc::new(Context {
+                quota,
+                volume: self.context.volume.clone(),
+                rules: self.context.rules.clone(),
+            }),
+        }
+    }
+
+    /// The volume, if one is guarded.
+    pub fn volume(&self) -> Option<&Volume> {
+        self.context.volume.as_ref()
+    }
+}
+
+/// Settings. Set them before the guard is cloned: a clone that is set anew shares what is guarded, and no longer the
+/// settings.
+impl<Q: Clone> Guard<Q> {
+    /// Sets how long a demand may wait for room that others in flight are about to give back, before it
+    /// is refused. Where nothing can be given back, it does not wait.
+    ///
+    /// Defaults to half a second.
+    pub fn patience(self, patience: Duration) -> Self {
+        self.set(|rules| rules.patience = patience)
+    }
+
+    /// Sets how long a quota source may take, for each of its answers.
+    ///
+    /// Defaults to two seconds.
+    pub fn quota_timeout(self, timeout: Duration) -> Self {
+        self.set(|rules| rules.quota_timeout = timeout)
+    }
+
+    /// Sets what happens when the quota source fails, or takes too long.
+    ///
+    /// Defaults to [`Outage::Refuse`].
+    pub fn quota_outage(self, outage: Outage) -> Self {
+        self.set(|rules| rules.quota_outage = outage)
+    }
+
+    /// Sets what a demand of unknown length is given in the beginning, and the most that it is given at a time
+    /// later, in bytes. In between, it is given a quarter of what it has.
+    ///
+    /// Defaults to 64 KiB and 16 MiB. Neither is less than one byte, nor the most less than the first.
+    pub fn grants(self, first: u64, most: u64) -> Self {
+        let first = first.max(1);
+        let most = most.max(first);
+        self.set(|rules| rules.grants = Grants { first, most })
+    }
+
+    /// Sets the most bytes that are set aside on the word of a hint alone, where the length is unknown. A larger hint must
+    /// fit, but the rest is set aside as it comes.
+    ///
+    /// Defaults to 1 GiB.
+    pub fn hint_cap(self, bytes: u64) -> Self {
+        self.set(|rules| rules.hint_cap = bytes)
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Rules)) -> Self {
+        set(&mut Arc::make_mut(&mut self.context).rules);
+        self
+    }
+}
+
+impl<Q: QuotaSource + Send + Sync + 'static> Guard<Q> {
+    /// Sets aside what is demanded, on the volume and in every one of the scopes, or nothing at all.
+    ///
+    /// A demand that finds no room waits for what others in flight give back, as long as the guard's
+    /// [patience](Self::patience). Cancel-safe: dropped before it is ready, it takes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room, or when the volume's probe or the quota source is away and the outage policy is to refuse.
+    pub async fn reserve(
+        &self,
+        scopes: impl Into<Scopes>,
+        demand: Demand,
+    ) -> Result<Reservation, Refused> {
+        let terms = Terms::new(demand, scopes.into());
+        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
+            Admit::Now(decided) => decided?,
+            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, true)).await?,
+        };
+        Ok(Reservation::new(reserved))
+    }
+
+    /// As [`Self::reserve`], and never waits. So it may be refused for room that would be there a moment later.
+    ///
+    /// # Errors
+    ///
+    /// [`TryReserveError::WouldBlock`] when the quota source answers later.
+    pub fn try_reserve(
+        &self,
+        scopes: impl Into<Scopes>,
+        demand: Demand,
+    ) -> Result<Reservation, TryReserveError> {
+        let terms = Terms::new(demand, scopes.into());
+        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
+            Admit::Now(decided) => decided?,
+            Admit::Wait(admission) => {
+                let refused = admission.why_not_now();
+                return Err(refused.map_or(TryReserveError::WouldBlock, TryReserveError::from));
+            }
+        };
+        Ok(Reservation::new(reserved))
+    }
+}
+
+/// Why [`Guard::try_reserve`] set nothing aside.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryReserveError {
+    /// There is no room, or it could not be found out whether there is.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The quota source has not answered yet. Use [`Guard::reserve`].
+    #[error("the quota source has not answered yet")]
+    WouldBlock,
+}
+
+/// A guard of this volume, and of nothing else.
+impl From<Volume> for Guard {
+    fn from(volume: Volume) -> Self {
+        Self::new(volume)
+    }
+}
+
+impl<Q> Clone for Guard<Q> {
+    fn clone(&self) -> Self {
+        Self {
+            context: Arc::clone(&self.context),
+        }
+    }
+}
+
+impl<Q> fmt::Debug for Guard<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("volume", &self.context.volume)
+            .field("rules", &self.context.rules)
+            .finish_non_exhaustive()
+    }
+}

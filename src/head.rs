@@ -1,0 +1,279 @@
+//! What a request's head declares.
+
+use http::{
+    HeaderMap, Method,
+    header::{CONTENT_LENGTH, HeaderName},
+};
+use http_body::SizeHint;
+
+use crate::demand::Demand;
+
+/// Headers that tell how long an upload will be, beside Content-Length.
+///
+/// `x-expected-entity-length` is sent by macOS, `oc-total-length` by ownCloud and Nextcloud,
+/// `x-amz-decoded-content-length` with aws-chunked bodies, and `upload-length` by tus 1.0 and the IETF's
+/// resumable uploads. `x-upload-length` is for gRPC, where no call has a Content-Length.
+const HINTS: [HeaderName; 5] = [
+    HeaderName::from_static("x-expected-entity-length"),
+    HeaderName::from_static("oc-total-length"),
+    HeaderName::from_static("x-amz-decoded-content-length"),
+    HeaderName::from_static("upload-length"),
+    HeaderName::from_static("x-upload-length"),
+];
+
+/// Reads the demand from a request's head.
+pub(crate) fn declared(
+    method: &Method,
+    headers: &HeaderMap,
+    body: &SizeHint,
+    hints: &Hints,
+) -> Result<Demand, InvalidLength> {
+    let demand = match content_length(headers)?.or(body.exact()) {
+        Some(bytes) => Demand::known(bytes),
+        None => Demand::unknown(),
+    };
+    Ok(demand
+        .expecting(
+            hints
+                .largest(headers)
+                .map_or(0, |hint| hint.saturating_sub(before(headers))),
+        )
+        .with_objects(objects_made_by(method)))
+}
+
+/// Whether a method is guarded unless the user decides: those that write.
+///
+/// DELETE is not: it is how people make room.
+#[inline]
+pub(crate) fn is_write(method: &Method) -> bool {
+    match *method {
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE => false,
+        Method::POST | Method::PUT | Method::PATCH => true,
+        // RFC 4918 (WebDAV), RFC 4791 (CalDAV).
+        _ => matches!(
+            method.as_str(),
+            "MKCOL" | "MKCALENDAR" | "COPY" | "MOVE" | "PROPPATCH" | "LOCK"
+        ),
+    }
+}
+
+fn objects_made_by(method: &Method) -> u64 {
+    match *method {
+        Method::PUT | Method::POST => 1,
+        _ => u64::from(matches!(method.as_str(), "MKCOL" | "MKCALENDAR" | "COPY")),
+    }
+}
+
+/// A Content-Length that is not a number. It cannot be trusted to mean anything, so it is answered 400
+/// (RFC 9110, section 8.6).
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct InvalidLength;
+
+/// RFC 9110, section 8.6: a list of one and the same number counts as that number.
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidLength> {
+    let mut length = None;
+    for value in headers.get_all(CONTENT_LENGTH) {
+        for part in value.as_bytes().split(|byte| *byte == b',') {
+            let part = decimal(part).ok_or(InvalidLength)?;
+            if *length.get_or_insert(part) != part {
+                return Err(InvalidLength);
+            }
+        }
+    }
+    Ok(length)
+}
+
+/// The headers that tell how long an upload will be, beside Content-Length.
+#[derive(Clone, Debug)]
+pub(crate) struct Hints {
+    names: Vec<HeaderName>,
+    /// A bit for the length of each name, in bytes. Hardly any request has a hint, and this tells most
+    /// other headers apart without looking at their names.
+    lengths: u64,
+}
+
+impl Hints {
+    pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
+        let names: Vec<_> = names.into_iter().collect();
+        let lengths = names.iter().fold(0, |bits, name| bits | bit(name));
+        Self { names, lengths }
+    }
+
+    /// The largest of the hints that are numbers.
+    fn largest(&self, headers: &HeaderMap) -> Option<u64> {
+        headers
+            .iter()
+            .filter(|(name, _)| bit(name) & self.lengths != 0 && self.names.contains(name))
+            .filter_map(|(_, value)| decimal(value.as_bytes()))
+            .max()
+    }
+}
+
+/// How much of an upload came in earlier requests. A hint tells of the whole of it.
+///
+/// `upload-offset` is of tus 1.0 and the IETF's resumable uploads, `oc-chunk-offset` of ownCloud.
+#[cold]
+fn before(headers: &HeaderMap) -> u64 {
+    ["upload-offset", "oc-chunk-offset"]
+        .iter()
+        .filter_map(|name| headers.get(*name))
+        .filter_map(|value| decimal(value.as_bytes()))
+        .max()
+        .unwrap_or(0)
+}
+
+fn bit(name: &HeaderName) -> u64 {
+    1 << (name.as_str().len() % 64)
+}
+
+/// Those of [`HINTS`].
+impl Default for Hints {
+    fn default() -> Self {
+        Self::new(HINTS)
+    }
+}
+
+/// Digits and nothing else, white space around them aside. A number too large for us is still one: it
+/// saturates, and fits nowhere.
+pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
+    let digits = value.trim_ascii();
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |number, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        Some(number.saturating_mul(10).saturating_add(u64::from(digit)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::amount::Amount;
+
+    fn declared(headers: &[(&str, &str)], body: SizeHint) -> Result<Demand, InvalidLength> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        super::declared(&Method::PUT, &map, &body, &Hints::default())
+    }
+
+    fn bytes(headers: &[(&str, &str)]) -> Result<(Option<u64>, u64), InvalidLength> {
+        declared(headers, SizeHint::default()).map(|demand| (demand.bytes(), demand.expected()))
+    }
+
+    #[test]
+    fn content_length_is_taken_at_its_word() {
+        assert_eq!(bytes(&[("content-length", "0")]), Ok((Some(0), 0)));
+        assert_eq!(bytes(&[("content-length", "42")]), Ok((Some(42), 42)));
+        let twice = [("content-length", "42"), ("content-length", "42, 42")];
+        assert_eq!(bytes(&twice), Ok((Some(42), 42)));
+        // Too large to be counted is still a number, and fits nowhere.
+        let huge = bytes(&[("content-length", "99999999999999999999999")]);
+        assert_eq!(huge, Ok((Some(u64::MAX), u64::MAX)));
+    }
+
+    #[test]
+    fn a_malformed_content_length_is_invalid() {
+        for value in [
+            "", "-1", "+1", "1.0", "0x10", "ten", "4 2", "42, 43", "42,", "1_000",
+        ] {
+            let declared = bytes(&[("content-length", value)]);
+            assert_eq!(declared, Err(InvalidLength), "{value:?}");
+        }
+        let two = [("content-length", "42"), ("content-length", "43")];
+        assert_eq!(bytes(&two), Err(InvalidLength));
+    }
+
+    #[test]
+    fn without_one_the_body_may_know() {
+        let exact = declared(&[], SizeHint::with_exact(7)).unwrap();
+        assert_eq!(exact.bytes(), Some(7));
+        let unknown = declared(&[], SizeHint::default()).unwrap();
+        assert_eq!(unknown.bytes(), None);
+    }
+
+    #[test]
+    fn the_largest_hint_counts_and_malformed_ones_do_not() {
+        for name in HINTS {
+            assert_eq!(bytes(&[(name.as_str(), "9")]), Ok((None, 9)), "{name}");
+            for value in ["-9", "", "nine", "+9"] {
+                assert_eq!(bytes(&[(name.as_str(), value)]), Ok((None, 0)), "{value:?}");
+            }
+        }
+        let all = [
+            ("content-length", "10"),
+            ("oc-total-length", "30"),
+            ("upload-length", "20"),
+            ("x-expected-entity-length", "many"),
+        ];
+        assert_eq!(bytes(&all), Ok((Some(10), 30)));
+        // Content-Length counts beside hints, and is what comes with this request.
+        let smaller = [
+            ("content-length", "10"),
+            ("x-amz-decoded-content-length", "9"),
+        ];
+        assert_eq!(bytes(&smaller), Ok((Some(10), 10)));
+    }
+
+    #[test]
+    fn methods_that_write_are_guarded_and_some_make_an_object() {
+        let of = |method: &str| {
+            let method: Method = method.parse().unwrap();
+            (is_write(&method), objects_made_by(&method))
+        };
+        for method in ["PUT", "POST", "MKCOL", "MKCALENDAR", "COPY"] {
+            assert_eq!(of(method), (true, 1), "{method}");
+        }
+        for method in ["PATCH", "MOVE", "PROPPATCH", "LOCK"] {
+            assert_eq!(of(method), (true, 0), "{method}");
+        }
+        for method in [
+            "GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PROPFIND", "REPORT", "UNLOCK", "put",
+        ] {
+            assert_eq!(of(method), (false, 0), "{method}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_is_read_as_it_is(length: u64, hint: u64) {
+            let (length_text, hint_text) = (length.to_string(), hint.to_string());
+            let headers = [
+                ("content-length", length_text.as_str()),
+                ("upload-length", hint_text.as_str()),
+            ];
+            prop_assert_eq!(bytes(&headers), Ok((Some(length), length.max(hint))));
+        }
+
+        #[test]
+        fn no_header_is_too_odd(value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let Ok(value) = HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let text = String::from_utf8_lossy(value.as_bytes()).trim().to_string();
+            let is_list = text.split(',').all(|part| {
+                let part = part.trim_matches(['\t', ' ']);
+                !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
+            });
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_LENGTH, value);
+            let hint = SizeHint::default();
+            let demand = super::declared(&Method::PUT, &headers, &hint, &Hints::default());
+            if !is_list {
+                prop_assert_eq!(demand, Err(InvalidLength));
+            }
+        }
+
+        #[test]
+        fn amounts_saturate(a: u64, b: u64) {
+            let (x, y) = (Amount::new(a, b), Amount::new(b, a));
+            prop_assert_eq!((x + y).bytes, a.saturating_add(b));
+            prop_assert_eq!((x - y).objects, b.saturating_sub(a));
+            prop_assert_eq!(x.max(y).bytes, a.max(b));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Why nothing was set aside.
+
+use std::fmt;
+
+use crate::{
+    cause::{Cause, Fault},
+    scope::Scope,
+};
+
+/// There was no room, or it could not be found out whether there is.
+///
+/// The error of [`Guard::reserve`](crate::Guard::reserve), of a [`Reservation`](crate::Reservation) that cannot grow, and of
+/// a request body that was cut. A handler that passes it on with `?` answers the client as the guard does.
+///
+/// Its text names neither the scope nor a figure.
+#[derive(Clone)]
+pub struct Refused(Box<Details>);
+
+#[derive(Clone, Debug)]
+struct Details {
+    reason: Reason,
+    is_temporary: bool,
+    figures: Option<Figures>,
+    scope: Option<Scope>,
+}
+
+/// Why nothing was set aside.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// There is no room.
+    Storage(Fault),
+    /// It could not be found out whether there is room: the probe hangs or fails, or the quota source cannot be reached.
+    Unavailable,
+}
+
+impl Reason {
+    /// The name on the wire and in metrics: [`Cause::reason`], or `capacity_unknown`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Storage(fault) => fault.cause.reason(),
+            Self::Unavailable => "capacity_unknown",
+        }
+    }
+
+    /// One sentence for people, without a full stop. It tells nothing of the server.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Storage(fault) => match fault.cause {
+                Cause::DiskFull => "Server storage capacity reached",
+                Cause::QuotaExceeded => "Storage quota exceeded",
+                Cause::DatabaseFull => "Database storage capacity reached",
+                Cause::CollectionFull => "Collection limit reached",
+            },
+            Self::Unavailable => "Storage capacity cannot be determined right now",
+        }
+    }
+}
+
+/// How much there is, and how much is missing. Counted in the [`Resource`](crate::fault::Resource) that ran out.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Figures {
+    /// The most that may be used.
+    pub limit: u64,
+    /// What is used, with what is held for requests in flight.
+    pub used: u64,
+    /// What this request needs.
+    pub required: u64,
+}
+
+impl Refused {
+    /// It could not be found out whether there is room.
+    pub fn unavailable() -> Self {
+        Self::new(Reason::Unavailable)
+    }
+
+    fn new(reason: Reason) -> Self {
+        Self(Box::new(Details {
+            reason,
+            is_temporary: true,
+            figures: None,
+            scope: None,
+        }))
+    }
+
+    /// Sets whether the same demand can succeed later. Defaults to true.
+    #[must_use]
+    pub(crate) fn with_temporary(mut self, is_temporary: bool) -> Self {
+        self.0.is_temporary = is_temporary;
+        self
+    }
+
+    /// Sets the figures that the one who asked may see, and the scope that they are of.
+    #[must_use]
+    pub(crate) fn with_figures(mut self, figures: Figures, scope: Scope) -> Self {
+        self.0.figures = Some(figures);
+        self.0.scope = Some(scope);
+        self
+    }
+
+    /// Why nothing was set aside.
+    pub const fn reason(&self) -> Reason {
+        self.0.reason
+    }
+
+    /// The storage fault, if that is why.
+    pub const fn fault(&self) -> Option<Fault> {
+        match self.0.reason {
+            Reason::Storage(fault) => Some(fault),
+            Reason::Unavailable => None,
+        }
+    }
+
+    /// Whether the same demand can succeed later, if others give something back.
+    pub const fn is_temporary(&self) -> bool {
+        self.0.is_temporary
+    }
+
+    /// The figures, if the one who asked may see them.
+    pub const fn figures(&self) -> Option<&Figures> {
+        self.0.figures.as_ref()
+    }
+
+    /// The scope whose limit was reached, if the one who asked may know it.
+    pub const fn scope(&self) -> Option<&Scope> {
+        self.0.scope.as_ref()
+    }
+}
+
+/// There is no room.
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self::new(Reason::Storage(fault))
+    }
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused")
+            .field("reason", &self.0.reason)
+            .field("is_temporary", &self.0.is_temporary)
+            .field("figures", &self.0.figures)
+            .field("scope", &self.0.scope)
+            .finish()
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.reason.message())
+    }
+}
+
+impl std::error::Error for Refused {}

@@ -1,0 +1,77 @@
+//! What all reservations of a guard have in common.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    outage::Outage, quota::QuotaError, time::within, volume::Volume, wait_queue::WaitQueue,
+};
+
+/// What a guard reserves from, and by which rules.
+#[derive(Clone)]
+pub(crate) struct Context<Q> {
+    pub(crate) quota: Q,
+    pub(crate) volume: Option<Volume>,
+    pub(crate) rules: Rules,
+}
+
+/// The settings of a guard, beside what it guards.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// How long a demand may wait for room.
+    pub(crate) patience: Duration,
+    /// How long the quota source may take, for each of its answers.
+    pub(crate) quota_timeout: Duration,
+    pub(crate) quota_outage: Outage,
+    /// Where reservations wait that are short of quota.
+    pub(crate) quota_queue: Arc<WaitQueue>,
+    pub(crate) grants: Grants,
+    /// The most that is set aside on the word of a hint alone, in bytes.
+    pub(crate) hint_cap: u64,
+}
+
+/// What a demand of unknown length is given at a time, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grants {
+    pub(crate) first: u64,
+    pub(crate) most: u64,
+}
+
+impl Grants {
+    /// A quarter more each time: what is drawn and not needed stays small beside what is.
+    pub(crate) fn next(self, reserved: u64) -> u64 {
+        (reserved / 4).clamp(self.first, self.most)
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_millis(500),
+            quota_timeout: Duration::from_secs(2),
+            quota_outage: Outage::Refuse,
+            quota_queue: Arc::default(),
+            grants: Grants {
+                first: 64 << 10,
+                most: 16 << 20,
+            },
+            hint_cap: 1 << 30,
+        }
+    }
+}
+
+impl Rules {
+    /// What the quota source answers, unless it takes too long.
+    pub(crate) async fn bounded<T>(
+        &self,
+        answer: impl Future<Output = Result<T, QuotaError>>,
+    ) -> Result<T, QuotaError> {
+        within(self.quota_timeout, answer)
+            .await
+            .unwrap_or_else(|| Err(too_late()))
+    }
+}
+
+/// The quota source has taken too long.
+pub(crate) fn too_late() -> QuotaError {
+    QuotaError::Unavailable("the quota source did not answer in time".into())
+}

@@ -1,0 +1,36 @@
+//! What others want to know of a reservation: hooks around its life.
+
+use std::{fmt, sync::Arc};
+
+/// Runs right before the inner service is called. The hook that it returns runs after settlement.
+#[derive(Clone)]
+pub(crate) struct StartHook(Arc<dyn Fn() -> EndHook + Send + Sync>);
+
+/// Runs once, after a reservation has ended and everything that it gives back is given back.
+pub(crate) type EndHook = Box<dyn FnOnce(Outcome) + Send>;
+
+/// How a reservation has ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) success: bool,
+    /// Bytes of the body that were read.
+    pub(crate) received: u64,
+    /// Bytes that were stored.
+    pub(crate) stored: u64,
+}
+
+impl StartHook {
+    pub(crate) fn new(start: impl Fn() -> EndHook + Send + Sync + 'static) -> Self {
+        Self(Arc::new(start))
+    }
+
+    pub(super) fn start(&self) -> EndHook {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for StartHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StartHook").finish_non_exhaustive()
+    }
+}

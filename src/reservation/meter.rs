@@ -1,0 +1,52 @@
+//! The figures of a reservation that every frame touches.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How much is set aside, and how much of it was read.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    reserved: AtomicU64,
+    received: AtomicU64,
+    /// The reservation has ended, or the body was cut: no more of it may be read.
+    closed: AtomicBool,
+}
+
+impl Meter {
+    pub(super) fn new(reserved: u64) -> Self {
+        Self {
+            reserved: AtomicU64::new(reserved),
+            received: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn set_received(&self, bytes: u64) {
+        // Only the body writes it.
+        self.received.store(bytes, Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Sets so many bytes more aside.
+    pub(crate) fn raise(&self, bytes: u64) {
+        self.reserved.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}

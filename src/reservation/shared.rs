@@ -1,0 +1,482 @@
+//! What the handle of a reservation, and for HTTP the body and the answer too, share; and how it ends.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+};
+
+use super::{
+    context::Context,
+    hooks::{EndHook, Outcome},
+    meter::Meter,
+    ops::{BoxFuture, Outer, Report, ReservationOps},
+    pending::{self, Pending},
+    tickets::Tickets,
+};
+use crate::{
+    amount::Amount,
+    demand::{Demand, Reach},
+    quota::{Change, QuotaHold, QuotaSource},
+    refused::Refused,
+    scope::Scopes,
+    time::within,
+    volume::Volume,
+};
+
+/// What an adapter keeps beside a reservation, under the same lock.
+pub(crate) trait Attachment: Send + 'static {
+    /// What is left of it at the end. Dropped when the lock is not held.
+    type Rest;
+
+    fn take_rest(&mut self) -> Self::Rest;
+}
+
+/// A reservation that no adapter looks after.
+impl Attachment for () {
+    type Rest = ();
+
+    fn take_rest(&mut self) {}
+}
+
+/// What the handle of a reservation, and for HTTP the body and the answer too, share.
+pub(crate) struct Shared<Q: QuotaSource, X: Attachment = ()> {
+    pub(super) context: Arc<Context<Q>>,
+    pub(super) scopes: Scopes,
+    pub(super) demand: Demand,
+    pub(super) reach: Reach,
+    pub(super) meter: Meter,
+    outer: Option<Outer>,
+    /// What is charged unless the handler says: all that is reserved, or what was read of a body.
+    charges_reserved: bool,
+    state: Mutex<State<Q::Hold, X>>,
+}
+
+/// What changes while a reservation lives.
+pub(crate) struct State<H, X> {
+    pub(super) claim: VolumeClaim,
+    pub(super) hold: ScopeHold<H>,
+    pub(super) lifecycle: Lifecycle,
+    /// Its places in the queues for more.
+    pub(super) tickets: Option<Arc<Tickets>>,
+    report: Report,
+    at_end: AtEnd,
+    /// The adapter's own.
+    pub(crate) attachment: X,
+}
+
+/// What is claimed on the volume.
+#[derive(Default)]
+pub(super) struct VolumeClaim {
+    /// In whole blocks: for what is reserved and for what is growing.
+    pub(super) blocks: Amount,
+    /// Bytes that growths under way have claimed here, and not yet in the scopes.
+    pub(super) growing: u64,
+    /// Of the blocks, what has settled already, as reported.
+    pub(super) settled: u64,
+    written: u64,
+}
+
+/// What is held in the scopes.
+pub(super) struct ScopeHold<H> {
+    pub(super) hold: Option<H>,
+    /// What the hold is, as far as its source has answered.
+    pub(super) held: Amount,
+    /// What replacing gives back to the scopes.
+    pub(super) replaced: Amount,
+    /// Whether the source is being asked for more, and who waits for the answer to ask next.
+    pub(super) is_asking: bool,
+    pub(super) askers: Vec<Waker>,
+}
+
+/// Where a reservation stands.
+pub(super) enum Lifecycle {
+    Open,
+    /// The body was cut, so that nothing is charged.
+    Cut(Refused),
+    /// It was committed or released, and why it was cut if it was.
+    Ended(Option<Refused>),
+}
+
+/// What is done when it has ended.
+struct AtEnd {
+    /// What others get back when it has succeeded.
+    gives_back: Vec<(Scopes, Amount)>,
+    hook: Option<EndHook>,
+}
+
+/// How a reservation took its end.
+pub(crate) enum Ended<H> {
+    /// It had ended already.
+    Before,
+    /// Just now, with what there is to commit if there is a hold.
+    Now(Option<(H, Change)>),
+}
+
+impl<H> Ended<H> {
+    pub(crate) fn into_commit(self) -> Option<(H, Change)> {
+        match self {
+            Self::Before => None,
+            Self::Now(commit) => commit,
+        }
+    }
+}
+
+impl<H, X> State<H, X> {
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Ended(_))
+    }
+
+    /// Why the body was cut, if it was.
+    pub(crate) fn refused(&self) -> Option<&Refused> {
+        match &self.lifecycle {
+            Lifecycle::Cut(refused) | Lifecycle::Ended(Some(refused)) => Some(refused),
+            Lifecycle::Open | Lifecycle::Ended(None) => None,
+        }
+    }
+
+    /// Cuts the body, unless the reservation has ended. The first reason counts.
+    pub(crate) fn cut(&mut self, refused: &Refused) {
+        match &mut self.lifecycle {
+            open @ Lifecycle::Open => *open = Lifecycle::Cut(refused.clone()),
+            Lifecycle::Ended(reason @ None) => *reason = Some(refused.clone()),
+            Lifecycle::Cut(_) | Lifecycle::Ended(Some(_)) => {}
+        }
+    }
+
+    /// Nothing is given back: part of the request has failed, and it is not known which.
+    pub(crate) fn keep_all(&mut self) {
+        self.at_end.gives_back.clear();
+    }
+}
+
+impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
+    /// The reservation for what is claimed on the volume, and held in the scopes if there is a hold.
+    pub(crate) fn new(
+        pending: Pending<Q>,
+        hold: Option<Q::Hold>,
+        attachment: X,
+        charges_reserved: bool,
+    ) -> Self {
+        let held = match hold {
+            Some(_) => pending.asked(),
+            None => Amount::ZERO,
+        };
+        let Pending {
+            claim,
+            terms,
+            bytes,
+        } = pending;
+        let (context, blocks) = claim.keep();
+        let reach = terms.reach(&context);
+        let demand = terms.demand;
+        let tickets = demand
+            .bytes()
+            .is_none()
+            .then(|| Arc::new(Tickets::new(terms.volume(&context), &context.rules)));
+        let hook = terms.on_start.map(|start| start.start());
+        Self {
+            context,
+            scopes: terms.scopes,
+            demand,
+            reach,
+            meter: Meter::new(bytes),
+            outer: terms.outer,
+            charges_reserved,
+            state: Mutex::new(State {
+                claim: VolumeClaim {
+                    blocks,
+                    ..VolumeClaim::default()
+                },
+                hold: ScopeHold {
+                    hold,
+                    held,
+                    replaced: demand.replaced(),
+                    is_asking: false,
+                    askers: Vec::new(),
+                },
+                lifecycle: Lifecycle::Open,
+                tickets,
+                report: Report::default(),
+                at_end: AtEnd {
+                    gives_back: terms.gives_back,
+                    hook,
+                },
+                attachment,
+            }),
+        }
+    }
+
+    /// The volume that the claim is on. None where a reservation around this one holds it.
+    pub(super) fn claimed_on(&self) -> Option<&Volume> {
+        match &self.outer {
+            Some(outer) if outer.holds_claim => None,
+            _ => self.context.volume.as_ref(),
+        }
+    }
+
+    /// In whole blocks of the volume, what so many stored bytes take.
+    pub(super) fn in_blocks(&self, volume: &Volume, stored: u64) -> u64 {
+        let bytes = self.reach.on_volume(stored);
+        volume.in_blocks(Amount::bytes(bytes)).bytes
+    }
+
+    /// What the scopes are to hold where so many bytes are set aside, before what is replaced.
+    pub(super) fn in_scopes(&self, bytes: u64) -> Amount {
+        pending::in_scopes(&self.demand, bytes)
+    }
+
+    /// Sets what runs when the reservation has ended. Returned where it has.
+    pub(crate) fn on_end(&self, hook: EndHook) -> Result<(), EndHook> {
+        let mut state = self.state();
+        if state.has_ended() {
+            return Err(hook);
+        }
+        state.at_end.hook = Some(hook);
+        Ok(())
+    }
+
+    /// Why the body was cut, if it was.
+    #[inline]
+    pub(crate) fn why_cut(&self) -> Option<Refused> {
+        // A cut closes the meter, so that the lock is not needed for all the others.
+        if self.meter.is_closed() {
+            self.why_closed()
+        } else {
+            None
+        }
+    }
+
+    #[cold]
+    fn why_closed(&self) -> Option<Refused> {
+        self.state().refused().cloned()
+    }
+
+    pub(crate) fn close(&self) {
+        self.meter.close();
+    }
+
+    /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there is
+    /// to commit is returned.
+    pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
+        self.end_in(self.state(), success)
+    }
+
+    /// As [`Self::end`], decided under the lock that is held: no cut can come between the look and the end.
+    pub(crate) fn end_in(
+        &self,
+        mut state: MutexGuard<'_, State<Q::Hold, X>>,
+        success: bool,
+    ) -> Ended<Q::Hold> {
+        let refused = match mem::replace(&mut state.lifecycle, Lifecycle::Ended(None)) {
+            Lifecycle::Open => None,
+            Lifecycle::Cut(refused) => Some(refused),
+            ended @ Lifecycle::Ended(_) => {
+                state.lifecycle = ended;
+                return Ended::Before;
+            }
+        };
+        self.meter.close();
+        // What was cut is never charged.
+        let success = success && refused.is_none();
+        state.lifecycle = Lifecycle::Ended(refused);
+        let end = self.settlement(&state, success);
+        let claim = mem::take(&mut state.claim);
+        let (hold, tickets) = (state.hold.hold.take(), state.tickets.take());
+        let rest = state.attachment.take_rest();
+        let gives_back = mem::take(&mut state.at_end.gives_back);
+        let hook = state.at_end.hook.take();
+        drop(state);
+
+        // All of this is others' code, or wakes others: not under the lock.
+        drop(rest);
+        if let Some(volume) = self.claimed_on() {
+            let on_disk = self.in_blocks(volume, end.on_disk);
+            let settling = on_disk
+                .min(claim.blocks.bytes)
+                .saturating_sub(claim.settled);
+            // A service that was called may have made an object. A job says what it has written.
+            let made_none = self.charges_reserved && !success && claim.written == 0;
+            let objects = if made_none { 0 } else { claim.blocks.objects };
+            volume.settle(Amount::new(settling, objects));
+            volume.release(Amount::new(
+                claim.blocks.bytes - claim.settled - settling,
+                claim.blocks.objects - objects,
+            ));
+        }
+        if success {
+            for (scopes, amount) in gives_back {
+                self.context.quota.give_back(&scopes, amount);
+            }
+        }
+        if let Some(hook) = hook {
+            hook(end.outcome);
+        }
+        drop(tickets);
+        let hold = hold.filter(|_| success);
+        if hold.is_none() {
+            self.context.rules.quota_queue.notify();
+        }
+        Ended::Now(hold.map(|hold| (hold, end.change)))
+    }
+
+    /// What a reservation leaves that ends like this.
+    fn settlement(&self, state: &State<Q::Hold, X>, success: bool) -> Settlement {
+        let read = self.meter.received();
+        // The service may write more by itself, beside the body.
+        let received = match self.charges_reserved {
+            true => self.meter.reserved(),
+            false => read.saturating_add(self.demand.copied()),
+        };
+        let stored = match success {
+            true => state.report.stored.unwrap_or(received),
+            false => 0,
+        };
+        // After a failure the partial file may still be there: what was read stays claimed until the probe has looked.
+        let partial = match success || self.charges_reserved {
+            true => 0,
+            false => received,
+        };
+        let made = state.report.made.unwrap_or(self.demand.objects());
+        let in_scopes = Amount::new(stored, made) + self.demand.moved();
+        Settlement {
+            on_disk: stored.max(partial).max(state.claim.written),
+            change: Change::between(in_scopes, state.hold.replaced),
+            outcome: Outcome {
+                success,
+                received: read,
+                stored,
+            },
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<Q::Hold, X>> {
+        // Whole between any two statements; and a reservation must end whatever panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a reservation leaves at its end.
+struct Settlement {
+    /// Stored bytes that may be on the disk.
+    on_disk: u64,
+    /// What the scopes are charged, if it has succeeded.
+    change: Change,
+    outcome: Outcome,
+}
+
+impl<Q, X> Shared<Q, X>
+where
+    Q: QuotaSource + Send + Sync + 'static,
+    X: Attachment,
+{
+    /// Commits, and waits for it as long as the quota source has time.
+    ///
+    /// The source is told here, not in the future: that may never be polled. By its contract the source does
+    /// not lose the charge then.
+    pub(crate) fn settle(self: Arc<Self>, commit: Option<(Q::Hold, Change)>) -> BoxFuture<()> {
+        let commit = commit.map(|(hold, change)| hold.commit(change));
+        Box::pin(async move {
+            if let Some(commit) = commit {
+                within(self.context.rules.quota_timeout, commit).await;
+                self.context.rules.quota_queue.notify();
+            }
+        })
+    }
+}
+
+impl<Q, X> ReservationOps for Shared<Q, X>
+where
+    Q: QuotaSource + Send + Sync + 'static,
+    X: Attachment,
+{
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    fn demand(&self) -> Demand {
+        self.demand
+    }
+
+    fn volume(&self) -> Option<&Volume> {
+        self.context.volume.as_ref()
+    }
+
+    fn outer(&self) -> Option<&Outer> {
+        self.outer.as_ref()
+    }
+
+    fn written(&self, bytes: u64) {
+        let mut state = self.state();
+        if state.has_ended() {
+            return;
+        }
+        let claim = &mut state.claim;
+        claim.written = claim.written.saturating_add(bytes);
+        let Some(volume) = self.claimed_on() else {
+            return;
+        };
+        // A block is taken by its first byte. Counted as promised beside that, it would be one too many
+        // for an upload that fits exactly.
+        let settled = self
+            .in_blocks(volume, claim.written)
+            .min(claim.blocks.bytes);
+        volume.settle(Amount::bytes(settled.saturating_sub(claim.settled)));
+        claim.settled = settled.max(claim.settled);
+    }
+
+    fn report(&self, change: &mut dyn FnMut(&mut Report)) {
+        change(&mut self.state().report);
+    }
+
+    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>> {
+        Box::pin(async move { self.set_more_aside(need, want).await })
+    }
+
+    fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {
+        Box::pin(async move { self.hold_what_is_not_replaced(replaced).await })
+    }
+
+    fn reinstate(&self) {
+        let tickets = self.state().tickets.clone();
+        if let Some(tickets) = tickets {
+            tickets.reinstate();
+        }
+    }
+
+    fn next_grant(&self) -> u64 {
+        self.context.rules.grants.next(self.meter.reserved())
+    }
+
+    fn commit(self: Arc<Self>) -> BoxFuture<bool> {
+        let state = self.state();
+        if !matches!(state.lifecycle, Lifecycle::Open) {
+            return Box::pin(std::future::ready(false));
+        }
+        let commit = self.end_in(state, true).into_commit();
+        let settled = self.settle(commit);
+        Box::pin(async move {
+            settled.await;
+            true
+        })
+    }
+
+    fn release(&self) {
+        self.end(false);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.state().has_ended()
+    }
+
+    fn refused(&self) -> Option<Refused> {
+        self.why_cut()
+    }
+}
+
+impl<Q: QuotaSource, X: Attachment> Drop for Shared<Q, X> {
+    fn drop(&mut self) {
+        // Whatever happened: it ends.
+        self.end(false);
+    }
+}

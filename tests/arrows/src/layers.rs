@@ -1,0 +1,45 @@
+//! The order of this crate's modules: the one place to change when a module is added or moved.
+
+use crate::order::Exception;
+
+/// From bottom to top. A module imports from lower layers only.
+pub const LAYERS: &[&[&str]] = &[
+    // The vocabulary.
+    &["amount", "atomic"],
+    &["cause", "config", "outage", "scope", "time"],
+    &["decide", "demand", "refused", "tree"],
+    // The core: what can be set aside, and what is.
+    &["wait_queue"],
+    &["quota"],
+    &["volume"],
+    &["reservation"],
+    &["guard"],
+    // What can be built from the core alone.
+    &["collection", "fault", "store"],
+    // HTTP.
+    &["head", "price", "rpc"],
+    &["refusal"],
+    &["body"],
+    &["steps"],
+    &["settings"],
+    &["future"],
+    &["layer", "service"],
+    // Protocols.
+    &["dav", "upload"],
+    // Frameworks.
+    &["axum", "tonic"],
+];
+
+/// Imports inside of one layer.
+pub const EXCEPTIONS: &[Exception<'static>] = &[
+    Exception {
+        from: "layer",
+        to: "service",
+        reason: "a layer makes its service",
+    },
+    Exception {
+        from: "service",
+        to: "layer",
+        reason: "`StorageGuard::layer` starts a layer, as in tower-http",
+    },
+];

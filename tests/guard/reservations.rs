@@ -1,0 +1,431 @@
+//! Reservations that any code makes, and how guards share what they guard.
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    pin::pin,
+    task::{Context, Waker},
+    thread,
+    time::Duration,
+};
+
+use http::Request;
+use http_body_util::BodyExt;
+use test_support::{
+    Dice,
+    disk::Disk,
+    eventually,
+    service::{Incoming, Reply, USER, answer, chunked, full, layer, put, read_all},
+};
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower_storage_guard::{
+    Amount, Demand, Guard, Headroom, MeteredBody, Outage, Reason, Reservation, Scopes,
+    StorageGuardLayer, TryReserveError, Volume,
+    fault::Cause,
+    quota::{
+        Answer, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_future,
+    },
+};
+
+const KIB: u64 = 1 << 10;
+
+/// A guard of a volume with so much room, and of a quota with this limit.
+fn guard(room: u64, limit: u64) -> (Volume, MemoryQuota, Guard<MemoryQuota>) {
+    let volume = Disk::new(room).volume();
+    let quota = MemoryQuota::new(Limits::bytes(limit));
+    let guard = Guard::new(volume.clone()).quota(quota.clone());
+    (volume, quota, guard)
+}
+
+#[tokio::test]
+async fn what_is_committed_is_charged_and_anything_else_is_given_back() {
+    let (volume, quota, guard) = guard(1 << 20, 1_000);
+    let usage = || (quota.usage(USER).used, quota.usage(USER).held);
+
+    let job = guard.reserve(USER, Demand::known(600)).await.unwrap();
+    assert_eq!(usage(), (Amount::ZERO, Amount::new(600, 1)));
+    assert_eq!((job.reserved(), volume.status().claimed), (600, 600));
+    assert!(job.commit().await);
+    assert!(job.has_ended() && !job.commit().await);
+    assert_eq!(usage(), (Amount::new(600, 1), Amount::ZERO));
+
+    let job = guard.reserve(USER, Demand::known(400)).await.unwrap();
+    job.written(100);
+    job.stored(100);
+    job.made(2);
+    job.commit().await;
+    assert_eq!(usage(), (Amount::new(700, 3), Amount::ZERO));
+
+    let job = guard.reserve(USER, Demand::known(300)).await.unwrap();
+    job.release();
+    assert!(job.has_ended());
+    assert!(job.grow(1).await.is_err());
+    let job = guard.reserve(USER, Demand::known(300)).await.unwrap();
+    drop((job.clone(), job));
+    assert_eq!(usage(), (Amount::new(700, 3), Amount::ZERO));
+    Disk::until_settled(&volume).await;
+}
+
+#[tokio::test]
+async fn it_grows_and_corrects_what_it_replaces() {
+    let (volume, quota, guard) = guard(64 * KIB, 1_000);
+    let job = guard
+        .reserve(USER, Demand::known(500).replacing(Amount::new(500, 1)))
+        .await
+        .unwrap();
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    job.grow(900).await.unwrap();
+    assert_eq!(volume.status().claimed, 1_400);
+    let refused = job.replaces(Amount::new(300, 1)).await.unwrap_err();
+    assert_eq!(refused.fault().unwrap().cause, Cause::QuotaExceeded);
+    assert_eq!(refused.figures().unwrap().limit, 1_000);
+    job.replaces(Amount::new(450, 1)).await.unwrap();
+    let refused = job.grow(1 << 20).await.unwrap_err();
+    assert_eq!(refused.fault().unwrap().cause, Cause::DiskFull);
+    job.commit().await;
+    assert_eq!(quota.usage(USER).used, Amount::new(950, 0));
+}
+
+/// There is no runtime on a plain thread.
+#[tokio::test]
+async fn the_last_handle_releases_on_any_thread() {
+    let (volume, quota, guard) = guard(1 << 20, 1_000);
+    let job = guard.reserve(USER, Demand::known(600)).await.unwrap();
+    let unknown = guard.reserve(USER, Demand::unknown()).await.unwrap();
+    thread::spawn(move || drop((job, unknown))).join().unwrap();
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+    Disk::until_settled(&volume).await;
+}
+
+#[test]
+fn without_a_runtime_a_guard_in_memory_decides_at_once() {
+    let (_, quota, guard) = guard(1 << 20, 1_000);
+    let job = guard.try_reserve(USER, Demand::known(600)).unwrap();
+    let Err(TryReserveError::Refused(refused)) = guard.try_reserve(USER, Demand::known(401)) else {
+        panic!("more than there is");
+    };
+    assert_eq!(refused.fault().unwrap().cause, Cause::QuotaExceeded);
+    let Err(TryReserveError::Refused(refused)) = guard.try_reserve(USER, Demand::known(2 << 20))
+    else {
+        panic!("more than the disk has");
+    };
+    assert_eq!(refused.fault().unwrap().cause, Cause::DiskFull);
+    // An exact fit.
+    drop(guard.try_reserve(USER, Demand::known(400)).unwrap());
+    drop(job);
+    assert_eq!(quota.usage(USER).held, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn a_source_that_answers_later_would_block() {
+    let volume = Disk::new(1 << 20).volume();
+    let quota = quota_future(|_| async {
+        Ok::<_, Infallible>(Quota {
+            limits: Limits::bytes(1_000),
+            used: Amount::ZERO,
+        })
+    });
+    let guard = Guard::new(volume.clone()).quota(quota);
+    let error = guard.try_reserve(USER, Demand::known(1)).unwrap_err();
+    assert!(matches!(error, TryReserveError::WouldBlock), "{error}");
+    assert_eq!(volume.status().claimed, 0);
+    guard.reserve(USER, Demand::known(1_000)).await.unwrap();
+}
+
+/// A source that never answers.
+#[derive(Clone)]
+struct Silent;
+
+impl QuotaSource for Silent {
+    type Hold = MemoryHold;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<MemoryHold, QuotaError>> + Send>>;
+
+    fn reserve(&self, _: &Scopes, _: Amount, _: Amount) -> Answer<Self::Future> {
+        Answer::Later(Box::pin(pending()))
+    }
+
+    fn give_back(&self, _: &Scopes, _: Amount) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_silent_is_an_outage() {
+    let volume = Disk::new(1 << 20).volume();
+    let guard = Guard::new(volume.clone()).quota(Silent);
+    let refused = guard.reserve(USER, Demand::known(1)).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Unavailable);
+    assert_eq!(volume.status().claimed, 0);
+    let guard = guard.quota_outage(Outage::Admit);
+    let job = guard.reserve(USER, Demand::known(1)).await.unwrap();
+    assert_eq!(volume.status().claimed, 1);
+    job.commit().await;
+}
+
+/// Polled as often as that, and then dropped.
+fn polled<F: Future>(future: F, times: usize) {
+    let mut future = pin!(future);
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..times {
+        if future.as_mut().poll(&mut cx).is_ready() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reserve_that_is_dropped_at_any_await_takes_nothing() {
+    // It waits for room, and then for its source.
+    let disk = Disk::new(1_000);
+    let volume = disk.volume();
+    let waiting = Guard::new(volume.clone()).quota(Silent);
+    let blocker = Guard::new(volume.clone());
+    let mut dice = Dice::new(7);
+    for round in 0..200 {
+        let held = blocker
+            .reserve(Scopes::NONE, Demand::known(dice.roll(1_001)))
+            .await;
+        polled(
+            waiting.reserve(USER, Demand::known(dice.roll(1_001))),
+            1 + round % 4,
+        );
+        let job = blocker.reserve(Scopes::NONE, Demand::unknown()).await;
+        if let Ok(job) = &job {
+            polled(job.grow(dice.roll(2_000)), 1 + round % 3);
+        }
+        drop((held, job));
+        Disk::until_settled(&volume).await;
+    }
+}
+
+#[tokio::test]
+async fn a_layer_and_a_job_share_one_guard() {
+    let (volume, quota, guard) = guard(1_000, 1_000);
+    let service = StorageGuardLayer::new(guard.clone())
+        .scope_by(|_| USER)
+        .patience(Duration::from_millis(20))
+        .layer(service_fn(read_all));
+    let job = guard.reserve(USER, Demand::known(600)).await.unwrap();
+    let refused = service.clone().oneshot(put(full(401))).await.unwrap();
+    assert_eq!(refused.status(), 507);
+    let exact = service.clone().oneshot(put(full(400))).await.unwrap();
+    assert_eq!(exact.status(), 201);
+    job.release();
+    assert_eq!(quota.usage(USER).used, Amount::new(400, 1));
+    Disk::until_settled(&volume).await;
+}
+
+/// A body behind two guards.
+type GuardedTwice = MeteredBody<Incoming>;
+
+/// A handler that says it has stored half of what it read.
+async fn store_half(request: Request<GuardedTwice>) -> Result<Reply, Infallible> {
+    let reservation = request.extensions().get::<Reservation>().unwrap().clone();
+    let read = request.into_body().collect().await;
+    let Ok(read) = read else {
+        return Ok(answer(500));
+    };
+    let length = read.to_bytes().len() as u64;
+    reservation.written(length / 2);
+    reservation.stored(length / 2);
+    Ok(answer(201))
+}
+
+#[tokio::test]
+async fn two_guards_on_one_volume_claim_it_once_and_both_hear_the_handler() {
+    let disk = Disk::new(100 * KIB);
+    let volume = disk.volume();
+    let outer = MemoryQuota::new(Limits::bytes(1 << 20));
+    let inner = MemoryQuota::new(Limits::bytes(1 << 20));
+    let guard = |quota: &MemoryQuota| {
+        StorageGuardLayer::new(volume.clone())
+            .quota(quota.clone())
+            .scope_by(|_| USER)
+            .patience(Duration::from_millis(20))
+    };
+    let service = ServiceBuilder::new()
+        .layer(guard(&outer))
+        .layer(guard(&inner))
+        .service_fn(store_half);
+    // Claimed twice, neither would fit.
+    for content in [full(100 << 10), chunked(10, 10 << 10)] {
+        let answer = service.clone().oneshot(put(content)).await.unwrap();
+        assert_eq!(answer.status(), 201);
+        eventually("nothing is claimed", || {
+            volume.refresh();
+            volume.status().claimed == 0
+        })
+        .await;
+    }
+    for quota in [outer, inner] {
+        let usage = quota.usage(USER);
+        assert_eq!(
+            (usage.used, usage.held),
+            (Amount::new(100 << 10, 2), Amount::ZERO)
+        );
+    }
+    let refused = service.oneshot(put(full((100 << 10) + 1))).await.unwrap();
+    assert_eq!(refused.status(), 507);
+}
+
+#[tokio::test]
+async fn a_quota_inside_of_a_disk_guard_reports_to_both() {
+    let (volume, outer, disk) = layer(1 << 20);
+    let inner = MemoryQuota::new(Limits::bytes(1_000));
+    let service = ServiceBuilder::new()
+        .layer(disk)
+        .layer(StorageGuardLayer::quota_only(inner.clone()).scope_by(|_| "tenant"))
+        .service_fn(store_half);
+    let answer = service.clone().oneshot(put(full(1_000))).await.unwrap();
+    assert_eq!(answer.status(), 201);
+    assert_eq!(outer.usage(USER).used, Amount::new(500, 1));
+    assert_eq!(inner.usage("tenant").used, Amount::new(500, 1));
+    let refused = service.oneshot(put(full(501))).await.unwrap();
+    assert_eq!(refused.status(), 507);
+    // The guard outside gives back what the one inside has refused.
+    assert_eq!(outer.usage(USER).held, Amount::ZERO);
+    Disk::until_settled(&volume).await;
+}
+
+#[tokio::test]
+async fn what_reaches_the_volume_is_claimed_by_its_factor() {
+    let (volume, quota, guard) = guard(1_000, 10_000);
+    let guard = guard.patience(Duration::from_millis(20));
+    let demand = |bytes| Demand::known(bytes).volume_percent(210);
+    let job = guard.reserve(USER, demand(476)).await.unwrap();
+    // 476 x 2.1, rounded up. The scope is charged for what is stored.
+    assert_eq!(volume.status().claimed, 1_000);
+    assert_eq!(quota.usage(USER).held, Amount::new(476, 1));
+    assert!(job.grow(1).await.is_err());
+    job.release();
+    Disk::until_settled(&volume).await;
+    assert!(guard.reserve(USER, demand(477)).await.is_err());
+
+    let job = guard.reserve(USER, demand(100)).await.unwrap();
+    job.grow(100).await.unwrap();
+    assert_eq!(volume.status().claimed, 420);
+    job.written(200);
+    job.commit().await;
+    assert_eq!(quota.usage(USER).used, Amount::new(200, 1));
+    Disk::until_settled(&volume).await;
+    // Nothing reaches this volume.
+    let job = guard
+        .reserve(USER, Demand::known(5_000).volume_percent(0))
+        .await
+        .unwrap();
+    assert_eq!(volume.status().claimed, 0);
+    job.commit().await;
+}
+
+#[tokio::test]
+async fn a_grant_by_a_factor_takes_no_more_than_there_is() {
+    let disk = Disk::new(1_000);
+    let guard = Guard::new(disk.volume()).patience(Duration::from_millis(20));
+    let job = guard
+        .reserve(Scopes::NONE, Demand::unknown().volume_percent(300))
+        .await
+        .unwrap();
+    assert_eq!(job.reserved(), 333);
+    assert_eq!(guard.volume().unwrap().status().claimed, 999);
+}
+
+#[tokio::test]
+async fn headroom_is_kept() {
+    let volume = Disk::new(1_000).volume().keep_free(Headroom::bytes(300));
+    let guard = Guard::new(volume).patience(Duration::from_millis(20));
+    assert!(
+        guard
+            .reserve(Scopes::NONE, Demand::known(701))
+            .await
+            .is_err()
+    );
+    assert!(
+        guard
+            .reserve(Scopes::NONE, Demand::known(700))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn settings_of_a_clone_are_its_own() {
+    let (_, _, guard) = guard(1 << 20, 1_000);
+    let strict = guard.clone().hint_cap(10);
+    let hinted = Demand::unknown().expecting(500);
+    assert_eq!(strict.reserve(USER, hinted).await.unwrap().reserved(), 10);
+    assert_eq!(guard.reserve(USER, hinted).await.unwrap().reserved(), 500);
+}
+
+#[cfg(target_os = "linux")]
+mod in_place {
+    use std::{fs::File, io::Write, path::Path};
+
+    use test_support::mounts::{
+        fill_but, image, in_runtime, tmpfs, with_own_loop_mounts, with_own_mounts,
+    };
+    use tower_storage_guard::InPlace;
+
+    use super::*;
+
+    const FILE: usize = 1 << 20;
+
+    /// Whether one MiB over one MiB that is there, and a patch in its middle, are let in on a disk without room.
+    async fn on_a_full_disk(disk: &Path, left: u64) -> [bool; 3] {
+        let mut file = File::create(disk.join("file")).unwrap();
+        file.write_all(&vec![7; FILE]).unwrap();
+        file.sync_all().unwrap();
+        fill_but(disk, left);
+        let old = file.metadata().unwrap();
+        let guard = Guard::new(Volume::open(disk).unwrap()).patience(Duration::from_millis(50));
+        let whole = Demand::known(FILE as u64).in_place(InPlace::whole(&old));
+        let patch = Demand::known(64 << 10).in_place(InPlace::range(&old, 1_000..66_536));
+        let longer = Demand::known((FILE + (64 << 10)) as u64).in_place(InPlace::whole(&old));
+        let mut admitted = [false; 3];
+        for (admitted, demand) in admitted.iter_mut().zip([whole, patch, longer]) {
+            *admitted = guard.reserve(Scopes::NONE, demand).await.is_ok();
+        }
+        admitted
+    }
+
+    #[test]
+    #[ignore = "mounts filesystems: run by `make test`"]
+    fn what_is_written_in_place_needs_no_room() {
+        with_own_mounts(|| {
+            in_runtime(async {
+                let folder = tempfile::tempdir().unwrap();
+                let disk = tmpfs(folder.path(), "size=8m");
+                assert_eq!(on_a_full_disk(&disk, 0).await, [true, true, false]);
+            });
+        });
+    }
+
+    #[test]
+    #[ignore = "mounts filesystems: run by `make test`"]
+    fn on_ext4_too() {
+        with_own_loop_mounts(|| {
+            in_runtime(async {
+                let folder = tempfile::tempdir().unwrap();
+                let disk = image(folder.path(), 32, "mkfs.ext4", &["-q", "-m", "0"]);
+                assert_eq!(on_a_full_disk(&disk, 32 << 10).await, [true, true, false]);
+            });
+        });
+    }
+
+    /// It needs new blocks for the same content.
+    #[test]
+    #[ignore = "mounts filesystems: run by `make test`"]
+    fn a_copy_on_write_filesystem_gives_no_credit() {
+        with_own_loop_mounts(|| {
+            in_runtime(async {
+                let folder = tempfile::tempdir().unwrap();
+                let disk = image(folder.path(), 128, "mkfs.btrfs", &["-q"]);
+                let mut file = File::create(disk.join("file")).unwrap();
+                file.write_all(&vec![7; FILE]).unwrap();
+                file.sync_all().unwrap();
+                let old = file.metadata().unwrap();
+                let guard = Guard::new(Volume::open(&disk).unwrap());
+                let whole = Demand::known(FILE as u64).in_place(InPlace::whole(&old));
+                let _job = guard.reserve(Scopes::NONE, whole).await.unwrap();
+                assert_eq!(guard.volume().unwrap().status().claimed, FILE as u64);
+            });
+        });
+    }
+}

@@ -1,0 +1,104 @@
+//! Volumes: how old a reading may be, which requests do not close a volume, and what a dropped volume leaves.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use test_support::{
+    disk::Disk,
+    eventually,
+    service::{chunked, full, put, read_all},
+};
+use tower::{Layer, service_fn};
+use tower_storage_guard::{Probe, Reading, StorageGuardLayer, Volume};
+
+use crate::by_hand::{HOUR, send};
+
+/// A disk whose probe can be held up, and is counted.
+#[derive(Clone, Default)]
+struct Slow {
+    reads: Arc<AtomicUsize>,
+    way: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Probe for Slow {
+    fn read(&mut self) -> io::Result<Reading> {
+        self.reads.fetch_add(1, SeqCst);
+        let _way = self.way.blocking_lock();
+        Ok(Reading::new(1_000, 1_000))
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_probed_rarely_takes_requests_during_the_next_probe() {
+    let disk = Slow::default();
+    let age = Duration::from_millis(1_500);
+    let volume = Volume::from_probe(disk.clone()).unwrap();
+    let volume = volume.probe_every(HOUR).max_age(age);
+    eventually("older than a second", || volume.status().age > age).await;
+    assert_eq!(disk.reads.load(SeqCst), 1);
+
+    let _held_up = disk.way.lock().await;
+    volume.refresh();
+    eventually("a probe", || disk.reads.load(SeqCst) == 2).await;
+    assert!(!volume.status().is_stale);
+    let service = StorageGuardLayer::new(volume).layer(service_fn(read_all));
+    assert_eq!(send(service, put(full(10))).await, 201);
+}
+
+#[tokio::test]
+async fn a_request_for_nothing_is_let_in_though_the_reading_is_too_old() {
+    let disk = Slow::default();
+    let volume = Volume::from_probe(disk.clone()).unwrap();
+    let volume = volume.max_age(Duration::ZERO);
+    let _held_up = disk.way.lock().await;
+    volume.refresh();
+    eventually("too old", || volume.status().is_stale).await;
+    let service = StorageGuardLayer::new(volume)
+        .price_by(|_, demand| demand.with_objects(0))
+        .layer(service_fn(read_all));
+    assert_eq!(send(service.clone(), put(full(0))).await, 201);
+    assert_eq!(send(service, put(full(1))).await, 503);
+}
+
+#[tokio::test]
+async fn a_request_that_a_second_look_lets_in_closes_nothing() {
+    let disk = Disk::new(50);
+    let volume = disk.volume().probe_every(HOUR).resume_at(500);
+    disk.set_available(200);
+    let service = StorageGuardLayer::new(volume.clone()).layer(service_fn(read_all));
+    assert_eq!(send(service.clone(), put(full(100))).await, 201);
+    assert!(!volume.status().is_full);
+    assert_eq!(send(service, put(full(50))).await, 201);
+}
+
+#[tokio::test]
+async fn a_hopeless_request_closes_nothing() {
+    let volume = Disk::new(400).volume().resume_at(500);
+    let service = StorageGuardLayer::new(volume.clone()).layer(service_fn(read_all));
+    for content in [full(10), chunked(1, 10)] {
+        let mut hopeless = put(content);
+        let length = "100000000000000000".parse().unwrap();
+        hopeless.headers_mut().insert("upload-length", length);
+        assert_eq!(send(service.clone(), hopeless).await, 507);
+        assert!(!volume.status().is_full);
+        assert_eq!(send(service.clone(), put(full(100))).await, 201);
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_dropped_leaves_no_thread() {
+    let disk = Slow::default();
+    for _ in 0..50 {
+        let volume = Volume::from_probe(disk.clone()).unwrap();
+        drop(volume.probe_every(HOUR));
+    }
+    // Every thread owns its probe.
+    let probes = || Arc::strong_count(&disk.reads) - 1;
+    eventually("no probe is left", || probes() == 0).await;
+}
