@@ -127,6 +127,7 @@
 //! | `store-postgres` | sqlx's PostgreSQL | the same for several machines: `store::PostgresStore` |
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
+//! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]

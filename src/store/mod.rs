@@ -34,7 +34,7 @@
 //!
 //! # Beside the quota
 //!
-//! - [`LeasedQuota`] decides most requests in memory, from budget that it leases of a [`StoredQuota`].
+//! - [`LeasedQuota`] decides most requests in memory, from budget that it leases from a [`StoredQuota`].
 //! - [`Journal`] keeps charges on the local disk until the store has taken them.
 //! - [`Admin`] looks at accounts and corrects them, in a service or in a tool.
 //!

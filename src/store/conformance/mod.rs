@@ -646,10 +646,12 @@ async fn compare(store: &Handle, reference: &ReferenceStore, asked: &Reserve, st
 
 #[cfg(test)]
 mod tests {
-    use std::panic::AssertUnwindSafe;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use tokio::task::yield_now;
 
     use super::*;
-    use crate::store::{Account, HoldEntry, StoreFuture};
+    use crate::store::{Account, HoldEntry, StoreError, StoreFuture};
 
     #[tokio::test(start_paused = true)]
     async fn the_reference_conforms_to_itself() {
@@ -657,24 +659,81 @@ mod tests {
         run(Arc::clone(&reference), reference).await;
     }
 
-    /// A store that charges a settlement each time it is asked for.
-    #[derive(Default)]
-    struct ChargesTwice(ReferenceStore);
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Defect {
+        HasNoLimits,
+        ChargesFirstScopeOnly,
+        IgnoresExpected,
+        ForgetsIds,
+        NeverExpires,
+        DropsKeep,
+        IgnoresOwnLimits,
+        NeverWarns,
+        StopsAtZero,
+        RenamesScopes,
+        RemovesNothing,
+        RefusesRenewal,
+        ChecksThenTakes,
+    }
 
-    impl Store for ChargesTwice {
-        fn reserve<'a>(&'a self, reserve: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
-            self.0.reserve(reserve)
+    /// The reference with a defect.
+    struct Broken(ReferenceStore, Defect);
+
+    impl Store for Broken {
+        fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
+            let mut asked = asked.clone();
+            match self.1 {
+                Defect::HasNoLimits => asked.default = Ceilings::default(),
+                Defect::ChargesFirstScopeOnly => {
+                    asked.scopes = asked.scopes.iter().take(1).cloned().collect();
+                }
+                Defect::IgnoresExpected => asked.expected = Amount::ZERO,
+                Defect::NeverExpires => asked.time_to_live = LONG,
+                _ => {}
+            }
+            Box::pin(async move {
+                if self.1 == Defect::ChecksThenTakes {
+                    let mut check = asked.clone();
+                    check.id = HoldId::unique();
+                    self.0.reserve(&check).await?;
+                    let release = Settlement::new(check.id, check.scopes, Change::ZERO);
+                    self.0.settle(&[release]).await?;
+                    yield_now().await;
+                    asked.default.hard = Limits::UNLIMITED;
+                }
+                let reserved = self.0.reserve(&asked).await?;
+                match self.1 {
+                    Defect::NeverWarns => Ok(Reserved::default()),
+                    _ => Ok(reserved),
+                }
+            })
         }
 
         fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
-            Box::pin(async {
-                self.0.settle(settlements).await?;
-                let changes: Vec<_> = settlements
+            let mut settlements = settlements.to_vec();
+            for settlement in &mut settlements {
+                match self.1 {
+                    Defect::DropsKeep => settlement.keep = None,
+                    Defect::StopsAtZero => {
+                        settlement.change.bytes = settlement.change.bytes.max(0);
+                    }
+                    _ => {}
+                }
+            }
+            if self.1 == Defect::ForgetsIds {
+                let releases = settlements
                     .iter()
-                    .map(|one| Settlement::new(HoldId::unique(), one.scopes.clone(), one.change))
-                    .collect();
-                self.0.settle(&changes).await
-            })
+                    .map(|one| Settlement::new(one.id, one.scopes.clone(), Change::ZERO));
+                let mut all: Vec<_> = releases.collect();
+                for settlement in settlements {
+                    all.push(Settlement {
+                        id: HoldId::unique(),
+                        ..settlement
+                    });
+                }
+                settlements = all;
+            }
+            Box::pin(async move { self.0.settle(&settlements).await })
         }
 
         fn renew<'a>(
@@ -682,7 +741,14 @@ mod tests {
             holds: &'a [(HoldId, Scopes)],
             time_to_live: Duration,
         ) -> StoreFuture<'a, ()> {
-            self.0.renew(holds, time_to_live)
+            match self.1 {
+                Defect::RefusesRenewal => {
+                    let source = StoreError::timed_out("the engine is slow");
+                    let error = StoreError::unavailable("the engine failed").with_source(source);
+                    Box::pin(async { Err(error) })
+                }
+                _ => self.0.renew(holds, time_to_live),
+            }
         }
 
         fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account> {
@@ -694,7 +760,8 @@ mod tests {
             scope: &'a Scope,
             limits: Option<Ceilings>,
         ) -> StoreFuture<'a, ()> {
-            self.0.set_limits(scope, limits)
+            let ignored = self.1 == Defect::IgnoresOwnLimits;
+            self.0.set_limits(scope, limits.filter(|_| !ignored))
         }
 
         fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
@@ -710,32 +777,93 @@ mod tests {
             scope: Option<&'a Scope>,
             count: usize,
         ) -> StoreFuture<'a, Vec<HoldEntry>> {
-            self.0.holds(scope, count)
+            Box::pin(async move {
+                let mut holds = self.0.holds(scope, count).await?;
+                if self.1 == Defect::RenamesScopes {
+                    for hold in &mut holds {
+                        hold.scope = hold.scope.as_str().replace('"', "").into();
+                    }
+                }
+                Ok(holds)
+            })
         }
 
         fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
-            self.0.remove(scope)
+            match self.1 {
+                Defect::RemovesNothing => Box::pin(async { Ok(()) }),
+                _ => self.0.remove(scope),
+            }
         }
     }
 
-    #[test]
-    fn a_violation_is_named_with_its_rule_and_figures() {
-        let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+    /// The message for a store with this defect.
+    fn message(defect: Defect) -> String {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .start_paused(true)
                 .build()
                 .unwrap();
-            let store = Arc::new(ChargesTwice::default());
+            let store = Arc::new(Broken(ReferenceStore::default(), defect));
             runtime.block_on(run(Arc::clone(&store), store));
         }));
-        let text = *panicked.unwrap_err().downcast::<String>().unwrap();
-        let rule =
-            "the store breaks the rule \"an exact fit is admitted, and one byte more is not\"";
-        assert!(text.starts_with(rule), "{text}");
+        let panicked = panicked.expect_err(&format!("{defect:?} is not found"));
+        *panicked.downcast::<String>().unwrap()
+    }
+
+    #[test]
+    fn each_defect_is_found_by_its_rule() {
+        for (defect, rule) in [
+            (
+                Defect::HasNoLimits,
+                "an exact fit is admitted, and one byte more is not",
+            ),
+            (
+                Defect::ChargesFirstScopeOnly,
+                "a reservation holds in all of its scopes, or in none",
+            ),
+            (
+                Defect::IgnoresExpected,
+                "what is expected must fit, and is not held",
+            ),
+            (Defect::ForgetsIds, "a settlement is idempotent"),
+            (Defect::NeverExpires, "a hold expires unless it is renewed"),
+            (
+                Defect::RefusesRenewal,
+                "a hold expires unless it is renewed",
+            ),
+            (
+                Defect::DropsKeep,
+                "a hold is kept under another id in one step",
+            ),
+            (
+                Defect::IgnoresOwnLimits,
+                "limits are those of the scope, or the default ones",
+            ),
+            (Defect::NeverWarns, "passing a soft limit is reported once"),
+            (Defect::StopsAtZero, "usage may fall below zero"),
+            (Defect::RenamesScopes, "names are kept as they are"),
+            (Defect::RemovesNothing, "accounts can be read and corrected"),
+            (
+                Defect::ChecksThenTakes,
+                "concurrent requests never pass a limit",
+            ),
+        ] {
+            let message = message(defect);
+            let expected = format!("the store breaks the rule \"{rule}\": ");
+            assert!(message.starts_with(&expected), "{defect:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_message_has_the_figures_and_the_causes() {
+        let message = self::message(Defect::StopsAtZero);
         assert!(
-            text.contains("expected (50, 40), found (100, 40)"),
-            "{text}"
+            message.contains("expected (-30, 0), found (0, 0)"),
+            "{message}"
         );
+        let message = self::message(Defect::RefusesRenewal);
+        let causes = "`renew` fails: the engine failed: the engine is slow";
+        assert!(message.contains(causes), "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! Quotas that are decided in memory, from budget that is leased of a store.
+//! Quotas that are decided in memory, from budget that is leased from a store.
 
 mod lease;
 
@@ -28,7 +28,7 @@ use crate::{
     scope::{PassThrough, Scope, Scopes},
 };
 
-/// Decides most requests in memory, from budget that it leases of a [`StoredQuota`].
+/// Decides most requests in memory, from budget that it leases from a [`StoredQuota`].
 ///
 /// A handle: clones share everything.
 ///
@@ -112,7 +112,7 @@ impl<S: Store> LeasedQuota<S> {
         Self { leases }
     }
 
-    /// The quota that it leases of, which has the usage and the store.
+    /// The quota that it leases from, which has the usage and the store.
     pub fn stored(&self) -> &StoredQuota<S> {
         &self.leases.stored
     }
