@@ -98,10 +98,8 @@ PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n 's/^version = "\
 package:
 	$(CARGO) package -p tower-storage-guard --allow-dirty --no-verify
 	rm -rf $(PACKAGED) && tar -xzf $(PACKAGED).crate -C $(TARGET)/package
-	cd $(PACKAGED) && $(CARGO) build --examples --features axum
-	cd $(PACKAGED) && rm Cargo.lock && RUSTC_BOOTSTRAP=1 $(CARGO) -Z direct-minimal-versions generate-lockfile
-	cd $(PACKAGED) && $(CARGO) check --lib --no-default-features
-	cd $(PACKAGED) && $(CARGO) check --lib --features axum,store,tonic-health,webdav
+	cd $(PACKAGED) && CARGO_TARGET_DIR=../examples $(CARGO) build --examples --features axum
+	CARGO=$(CARGO) CARGO_TARGET_DIR=../minimal tests/minimal-versions.sh $(PACKAGED)
 
 # Long runs, which are no part of `test`. RocksDB's takes many minutes to compile, and needs Debian's clang and libclang-dev.
 soak: tools
