@@ -66,7 +66,7 @@ doc:
 # All tests, with those that mount filesystems and start servers and clients. Most of them wait most of the time.
 unit: clients
 	$(CARGO) build $(ALL) --bins --examples
-	RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test $(ALL) -- --include-ignored
+	STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test $(ALL) -- --include-ignored
 
 # What a user of the root package sees, who has no server installed.
 plain:

@@ -177,7 +177,7 @@ pub fn path_of(example: &str) -> PathBuf {
     path
 }
 
-/// Set in the processes that a test starts of itself.
+/// Set where the examples have just been built: by `make test`.
 const BUILT: &str = "STORAGE_GUARD_EXAMPLES";
 
 /// Builds the examples as `cargo test --workspace --all-features` does their dependencies, and says where they are.
