@@ -5,11 +5,11 @@
 set -eu
 
 built() {
-    cargo bench --bench "$1" --no-run --message-format=json 2>/dev/null |
-        sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p'
+    cargo bench "$@" --no-run --message-format=json 2>/dev/null |
+        sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p'
 }
-guard=$(built guard)
-stores=$(built stores)
+guard=$(built --bench guard)
+stores=$(built -p bench-stores)
 
 count() {
     case $1 in

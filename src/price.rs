@@ -39,7 +39,7 @@ pub(crate) enum Kind {
 
 impl Price {
     /// It cannot be found out what the request costs. It is answered 503, and not called.
-    pub fn unknown() -> Self {
+    pub fn unavailable() -> Self {
         Self {
             kind: Kind::Unknown,
             ..Demand::nothing().into()

@@ -37,12 +37,12 @@ use crate::{
 /// `collection_limit_reached`.
 ///
 /// A handle: clones share everything. Give one to the layer, and one to
-/// [`Dav::collections`](crate::dav::Dav::collections):
+/// [`WebDav::collections`](crate::dav::WebDav::collections):
 ///
 /// ```
 /// use tower_storage_guard::{
 ///     StorageGuardLayer, Volume,
-///     dav::{CollectionQuota, Dav, Folder},
+///     dav::{CollectionQuota, WebDav, Folder},
 ///     quota::Limits,
 /// };
 ///
@@ -58,7 +58,7 @@ use crate::{
 ///
 /// let guard = StorageGuardLayer::new(Volume::open(root)?)
 ///     .quota(collections.clone())
-///     .webdav(Dav::new(tree).scope_by(|_, _| "user:42").collections(&collections));
+///     .webdav(WebDav::new(tree).scope_by(|_, _| "user:42").collections(&collections));
 /// # Ok(())
 /// # }
 /// ```
@@ -95,7 +95,7 @@ use crate::{
 /// Two requests that write to one path at once are both priced by what was there before. A handler that goes
 /// on writing after its request has ended is seen by nobody. The next scan finds both. Charged by pricing of your
 /// own ([`Price::giving_back`](crate::Price::giving_back)) instead of
-/// [`Dav`](crate::dav::Dav), a scan does not know of deletes
+/// [`WebDav`](crate::dav::WebDav), a scan does not know of deletes
 /// that are under way.
 #[derive(Clone)]
 pub struct CollectionQuota {
@@ -217,7 +217,7 @@ impl CollectionQuota {
 
     /// The scopes of the collections that `path` is in, the nearest first. It is in itself, where it has a limit.
     ///
-    /// [`Dav::collections`](crate::dav::Dav::collections) does this for WebDAV.
+    /// [`WebDav::collections`](crate::dav::WebDav::collections) does this for WebDAV.
     pub fn scopes(&self, path: impl AsRef<Path>) -> Scopes {
         self.shared().lock().scopes(path.as_ref())
     }

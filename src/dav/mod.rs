@@ -18,14 +18,14 @@
 //! ```
 //! use tower_storage_guard::{
 //!     Scopes, StorageGuardLayer, Volume,
-//!     dav::{Dav, Folder},
+//!     dav::{WebDav, Folder},
 //!     quota::{Limits, MemoryQuota},
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let root = tempfile::tempdir()?;
 //! # let root = root.path();
-//! let dav = Dav::new(Folder::new(root)).scope_by(|_head, path| {
+//! let dav = WebDav::new(Folder::new(root)).scope_by(|_head, path| {
 //!     // The owner of what is written is charged, not the caller.
 //!     match path.iter().next() {
 //!         Some(owner) => format!("user:{}", owner.display()).into(),
@@ -70,7 +70,7 @@ const OVERWRITE: HeaderName = HeaderName::from_static("overwrite");
 
 /// Prices WebDAV requests. Given to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
 #[derive(Clone)]
-pub struct Dav {
+pub struct WebDav {
     tree: Arc<dyn Tree>,
     scopes: Option<Arc<ScopeBy>>,
     collections: Option<CollectionQuota>,
@@ -80,7 +80,7 @@ pub struct Dav {
 
 type ScopeBy = dyn Fn(&request::Parts, &Path) -> Scopes + Send + Sync;
 
-impl Dav {
+impl WebDav {
     /// Prices by what is in `tree`.
     pub fn new(tree: impl Tree) -> Self {
         Self {
@@ -167,7 +167,7 @@ impl Dav {
             let (price, is_uncounted) = match within(timeout, measured).await {
                 Some(Ok(price)) => (price, false),
                 _ if is_removal => (Price::free(), true),
-                _ => return Price::unknown(),
+                _ => return Price::unavailable(),
             };
             price.on_start(collections.map(|collections| {
                 StartHook::new(move || {
@@ -195,15 +195,15 @@ impl Dav {
 impl<Q> StorageGuardLayer<Q> {
     /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
     /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
-    pub fn webdav(self, dav: Dav) -> Self {
-        self.applies_when(|head| Dav::applies(&head.method))
+    pub fn webdav(self, dav: WebDav) -> Self {
+        self.applies_when(|head| WebDav::applies(&head.method))
             .price_by_async(move |head, demand| dav.price(head, demand))
     }
 }
 
-impl fmt::Debug for Dav {
+impl fmt::Debug for WebDav {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dav")
+        f.debug_struct("WebDav")
             .field("prefix", &self.prefix)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
@@ -238,7 +238,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(dav: &Dav, head: &request::Parts) -> Option<Self> {
+    fn of(dav: &WebDav, head: &request::Parts) -> Option<Self> {
         let place = |path: &str| {
             let path = path::of(path, &dav.prefix)?;
             let scopes = dav.scopes(head, &path);

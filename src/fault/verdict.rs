@@ -4,6 +4,7 @@ use crate::cause::Fault;
 
 /// What a function says about one error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// This is a storage failure.
     Fault(Fault),

@@ -14,9 +14,10 @@ use crate::{
 /// use tower_storage_guard::quota::Limits;
 ///
 /// let limits = Limits::bytes(1 << 30).objects(10_000);
-/// assert_eq!(limits, Limits { bytes: Some(1 << 30), objects: Some(10_000) });
+/// assert_eq!(limits, Limits::new(Some(1 << 30), Some(10_000)));
 /// ```
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Bytes; `None` is unlimited.
     pub bytes: Option<u64>,
@@ -30,6 +31,11 @@ impl Limits {
         bytes: None,
         objects: None,
     };
+
+    /// A limit on bytes and one on objects, for limits that come from a configuration. `None` is unlimited.
+    pub const fn new(bytes: Option<u64>, objects: Option<u64>) -> Self {
+        Self { bytes, objects }
+    }
 
     /// A limit on bytes alone.
     pub const fn bytes(bytes: u64) -> Self {

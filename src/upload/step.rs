@@ -52,6 +52,7 @@ pub trait Protocol: Send + Sync + 'static {
 
 /// What a successful answer says of an upload.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// There is more to come.
     Open,

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{CollectionQuota, Dav, DavQuota, Depth, Folder, Tree},
+    dav::{CollectionQuota, DavQuota, Depth, Folder, Tree, WebDav},
     quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
 };
 
@@ -95,7 +95,7 @@ impl Server {
         let tree = Folder::new(self.root.path());
         let layer = StorageGuardLayer::new(self.volume.clone())
             .quota(self.collections.clone())
-            .webdav(Dav::new(tree).collections(&self.collections));
+            .webdav(WebDav::new(tree).collections(&self.collections));
         let (root, gate) = (self.root.path().to_owned(), Arc::clone(&self.gate));
         layer.layer(service_fn(move |request: Request<Incoming>| {
             let (root, gate) = (root.clone(), Arc::clone(&gate));
@@ -516,7 +516,7 @@ fn guard(
     collections: &CollectionQuota,
 ) -> impl Service<Request<Content>, Response = http::Response<impl Send>, Error = Infallible> + Clone
 {
-    let dav = Dav::new(Odd::new(|| Ok(None))).collections(collections);
+    let dav = WebDav::new(Odd::new(|| Ok(None))).collections(collections);
     let layer = StorageGuardLayer::new(Disk::new(1 << 30).volume())
         .quota(collections.clone())
         .quota_timeout(Duration::from_millis(200))
@@ -889,7 +889,7 @@ fn any_case() -> impl Strategy<Value = Case> {
             prop::option::weighted(0.8, 0..300_u64),
             prop::option::weighted(0.3, 0..9_u64),
         )
-            .prop_map(|(bytes, objects)| Limits { bytes, objects })
+            .prop_map(|(bytes, objects)| Limits::new(bytes, objects))
     };
     let amount = (0..200_u64, 1..6_u64).prop_map(|(bytes, objects)| Amount::new(bytes, objects));
     let collection = (place(), limits(), amount);
@@ -942,7 +942,7 @@ async fn is_enforced(case: Case) {
         Some(volume) => StorageGuardLayer::new(volume.clone()),
         None => StorageGuardLayer::quota_only(tower_storage_guard::quota::NoQuota),
     };
-    let dav = Dav::new(Sizes(Vec::new()))
+    let dav = WebDav::new(Sizes(Vec::new()))
         .scope_by(|_, _| "user:42")
         .collections(&collections);
     let parked = watch::Sender::new(0);

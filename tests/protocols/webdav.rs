@@ -9,7 +9,7 @@ use test_support::service::{Content, Incoming, full, read_all};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{Dav, Depth, Folder, Tree},
+    dav::{Depth, Folder, Tree, WebDav},
     quota::{Limits, MemoryQuota, Usage},
 };
 
@@ -77,7 +77,7 @@ impl Server {
         content: usize,
         answer: u16,
     ) -> u16 {
-        let dav = Dav::new(tree)
+        let dav = WebDav::new(tree)
             .prefix("/dav")
             .scope_by(|_, path: &Path| -> Scopes {
                 let owner = path.iter().next();

@@ -74,14 +74,8 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         .unwrap();
     assert_eq!(figures(store, user).await, (i64::MAX, 0));
     for limit in [None, Some(0), Some(u64::MAX), Some(all + 1)] {
-        let hard = Limits {
-            bytes: limit,
-            objects: Some(3),
-        };
-        let soft = Limits {
-            bytes: None,
-            objects: limit,
-        };
+        let hard = Limits::new(limit, Some(3));
+        let soft = Limits::new(None, limit);
         let limits = Ceilings::from(hard).with_soft(soft);
         store.set_limits(&scope, Some(limits)).await.unwrap();
         let account = store.account(&scope).await.unwrap();

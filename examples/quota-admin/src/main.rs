@@ -147,9 +147,8 @@ struct OwnLimits {
 
 impl From<OwnLimits> for Option<Ceilings> {
     fn from(limits: OwnLimits) -> Self {
-        let limit = |bytes: Option<ByteSize>, objects| Limits {
-            bytes: bytes.map(|bytes| bytes.as_u64()),
-            objects,
+        let limit = |bytes: Option<ByteSize>, objects| {
+            Limits::new(bytes.map(|bytes| bytes.as_u64()), objects)
         };
         let hard = limit(limits.bytes, limits.objects);
         let soft = limit(limits.soft_bytes, limits.soft_objects);

@@ -23,7 +23,7 @@ use example_support::run::{asked_to_stop, listen, report};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
-    dav::{CollectionQuota, Dav, Folder},
+    dav::{CollectionQuota, Folder, WebDav},
     quota::Limits,
     refusal,
 };
@@ -90,7 +90,7 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
 }
 
 fn app(server: Server) -> Router {
-    let dav = Dav::new(server.tree.clone()).collections(&server.collections);
+    let dav = WebDav::new(server.tree.clone()).collections(&server.collections);
     let guard = StorageGuardLayer::new(server.volume.clone())
         .quota(server.collections.clone())
         .dialect(refusal::Dav::default())
