@@ -1,7 +1,8 @@
 //! The rule of admission, as one pure function.
 //!
-//! The ledger of a volume and each quota source apply it to what they hold, in the same step in which they take what is
-//! needed. Engines in SQL and Lua are held to it by the conformance suite of stores.
+//! A volume, the quota sources in memory and the SQLite store apply it to what they hold, in the same step in which they take
+//! what is needed; the ledger of a volume compares once more as it takes. PostgreSQL and Redis state it in SQL and Lua, and the
+//! conformance suite of stores holds them to it.
 
 use crate::{amount::Amount, cause::Resource, outage::Outage};
 
