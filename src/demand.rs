@@ -185,6 +185,21 @@ impl Demand {
         }
         reach
     }
+
+    /// Whether what a volume has claimed for this demand is enough for that of a guard inside, now and however much of the
+    /// body comes: both see the same body.
+    pub(crate) const fn covers(&self, inner: &Self) -> bool {
+        let at_first = match (self.bytes, inner.bytes) {
+            (Some(own), Some(inner)) => own >= inner,
+            (None, None) => self.expected >= inner.expected,
+            // One guard knows what the other does not: they do not mean the same.
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        at_first
+            && self.objects >= inner.objects
+            && self.reach.percent >= inner.reach.percent
+            && self.reach.in_place <= inner.reach.in_place
+    }
 }
 
 impl Reach {
@@ -275,6 +290,25 @@ mod tests {
 
     use super::*;
 
+    fn any_demand() -> impl Strategy<Value = Demand> {
+        let length = prop::option::of(0u64..2_000);
+        (
+            length,
+            0u64..2_000,
+            0u64..3,
+            prop::sample::select(vec![50, 100, 210]),
+            0u64..500,
+        )
+            .prop_map(|(length, expected, objects, percent, allocated)| {
+                let demand = length
+                    .map_or(Demand::unknown(), Demand::known)
+                    .expecting(expected);
+                let content = allocated;
+                let demand = demand.in_place(InPlace { content, allocated });
+                demand.with_objects(objects).volume_percent(percent)
+            })
+    }
+
     proptest! {
         /// What is claimed is enough for what is stored, and what is stored in a claim fits into it.
         #[test]
@@ -289,6 +323,22 @@ mod tests {
             prop_assert_eq!(u128::from(reach.on_volume(stored)), needed.min(most));
             let fits = reach.stored_in(room);
             prop_assert!(reach.on_volume(fits) <= room, "{fits} bytes do not fit");
+        }
+
+        /// A guard inside claims nothing only where the one outside has claimed enough, and goes on to.
+        #[test]
+        fn a_claim_that_covers_another_is_enough_for_it(
+            own in any_demand(), inner in any_demand(), read in 0u64..3_000, in_place in any::<bool>(),
+        ) {
+            let claimed = |demand: &Demand| {
+                let bytes = demand.bytes.unwrap_or(demand.expected).max(read);
+                demand.reach(in_place).on_volume(bytes)
+            };
+            if own.covers(&inner) {
+                prop_assert!(claimed(&own) >= claimed(&inner));
+                prop_assert!(own.objects >= inner.objects);
+            }
+            prop_assert!(own.covers(&own));
         }
 
         /// More that is stored never takes less.

@@ -79,13 +79,14 @@ where
             Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
         };
         let context = &settings.guard.context;
+        let demand = price.demand;
         let outer = held.head.extensions.get::<Reservation>();
         let terms = Terms {
-            demand: price.demand,
+            demand,
             scopes: price.scopes.unwrap_or(scopes),
             gives_back: price.gives_back,
             on_start: price.on_start,
-            outer: outer.map(|outer| outer.around(context.volume.as_ref())),
+            outer: outer.map(|outer| outer.around(context.volume.as_ref(), &demand)),
         };
         match admit(context, terms, claim, false) {
             Admit::Now(decided) => Self::decided(settings, held, decided),

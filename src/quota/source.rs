@@ -22,7 +22,7 @@ use crate::{amount::Amount, scope::Scopes};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a quota source",
     label = "not a quota source",
-    note = "use `MemoryQuota::new(limits)`, `CollectionQuota`, or with feature `stored` `StoredQuota`",
+    note = "use `MemoryQuota::new(limits)`, `CollectionQuota`, or with feature `store` `StoredQuota`",
     note = "or ask your own accounts with `quota_fn` or `quota_future`, or implement `QuotaSource`"
 )]
 pub trait QuotaSource {

@@ -48,11 +48,13 @@ impl Reservation {
         Self(ops)
     }
 
-    /// This reservation as the one around another, made by a guard of this volume.
-    pub(crate) fn around(&self, volume: Option<&Volume>) -> Outer {
+    /// This reservation as the one around another, made for `demand` by a guard of this volume.
+    pub(crate) fn around(&self, volume: Option<&Volume>, demand: &Demand) -> Outer {
         let shares = |own: &Volume| volume.is_some_and(|volume| volume.is_same_filesystem(own));
+        let covers = |ops: &&Arc<dyn ReservationOps>| ops.demand().covers(demand);
+        let mut claims = self.chain().filter(covers).filter_map(|ops| ops.volume());
         Outer {
-            holds_claim: self.chain().filter_map(|ops| ops.volume()).any(shares),
+            holds_claim: claims.any(shares),
             ops: Arc::clone(&self.0),
         }
     }

@@ -47,7 +47,7 @@ pub(crate) trait ReservationOps: Send + Sync {
 #[derive(Clone)]
 pub(crate) struct Outer {
     pub(crate) ops: Arc<dyn ReservationOps>,
-    /// Whether both are on one volume, where the outer one holds the claim for both.
+    /// Whether both are on one volume, and the outer one's claim there is enough for both.
     pub(crate) holds_claim: bool,
 }
 

@@ -72,11 +72,11 @@ pub(crate) struct Draw {
     number: u64,
     /// What the body brings, where its length is known.
     wanted: Option<u64>,
-    books: Mutex<Books>,
+    tally: Mutex<Tally>,
 }
 
 #[derive(Default)]
-struct Books {
+struct Tally {
     /// What was there of the part before.
     replaced: u64,
     /// Bytes that are claimed for the upload, and others that are claimed for this request.
@@ -175,9 +175,9 @@ impl Upload {
             whole,
             number,
             wanted,
-            books: Mutex::new(Books {
+            tally: Mutex::new(Tally {
                 replaced,
-                ..Books::default()
+                ..Tally::default()
             }),
         });
         let superseded = std::mem::take(&mut part.drawn);
@@ -187,7 +187,7 @@ impl Upload {
         state.drawn -= superseded;
         if let Some(other) = &other {
             // What is claimed for it is needed here.
-            state.used_up -= other.books().yield_claim();
+            state.used_up -= other.tally().yield_claim();
         }
         drop(state);
         // It may have ended, and this be the last of it: that locks again.
@@ -203,7 +203,7 @@ impl Upload {
         let mut state = self.state();
         if let Some(last) = last {
             // Whoever came in behind it may have said anything.
-            let there = last.books().there;
+            let there = last.tally().there;
             state.set_there(&last.part, last.number, there);
         }
         let corrections = state.parts.values().map(|part| part.correction);
@@ -310,23 +310,23 @@ impl Draw {
         let claimed = self.upload.reservation.meter().reserved();
         let of_upload = fresh.min(claimed.saturating_sub(state.used_up));
         state.used_up += of_upload;
-        let mut books = self.books();
-        books.of_upload += of_upload;
+        let mut tally = self.tally();
+        tally.of_upload += of_upload;
         let unclaimed = bytes - of_upload;
-        books.of_request += unclaimed;
+        tally.of_request += unclaimed;
         Drawn { bytes, unclaimed }
     }
 
     /// `bytes` more of it have reached the disk.
     pub(crate) fn written(&self, bytes: u64) {
-        let mut books = self.books();
-        if books.has_ended {
+        let mut tally = self.tally();
+        if tally.has_ended {
             // What it has not used is others' now.
             return;
         }
-        books.reported = books.reported.saturating_add(bytes);
-        let settling = books.settle(0);
-        drop(books);
+        tally.reported = tally.reported.saturating_add(bytes);
+        let settling = tally.settle(0);
+        drop(tally);
         self.upload.reservation.written(settling);
     }
 
@@ -337,21 +337,21 @@ impl Draw {
             received,
             stored,
         } = outcome;
-        let mut books = self.books();
-        if std::mem::replace(&mut books.has_ended, true) {
+        let mut tally = self.tally();
+        if std::mem::replace(&mut tally.has_ended, true) {
             return;
         }
-        let settling = books.settle(received);
+        let settling = tally.settle(received);
         let there = match self.offset {
             // What came is kept, whatever became of the rest. The next request says how much it was.
             Some(offset) if success || received > 0 => offset.saturating_add(received),
             None if success => received,
             // It may have named any offset.
-            Some(_) | None => books.replaced,
+            Some(_) | None => tally.replaced,
         };
-        books.there = there;
-        let unused = books.of_upload - books.settled;
-        drop(books);
+        tally.there = there;
+        let unused = tally.of_upload - tally.settled;
+        drop(tally);
 
         let mut state = self.upload.state();
         state.in_flight -= 1;
@@ -393,16 +393,16 @@ impl Draw {
 
     /// Whether, with this, all is there of an upload whose parts come one after the other.
     pub(crate) fn is_last(&self) -> bool {
-        let there = self.books().there;
+        let there = self.tally().there;
         self.offset.is_some() && self.upload.whole().is_some_and(|whole| there >= whole)
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Books {
+impl Tally {
     /// Gives up what is claimed for the upload and has not settled. How much that is.
     fn yield_claim(&mut self) -> u64 {
         if self.has_ended {

@@ -19,7 +19,7 @@ use test_support::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_storage_guard::{
-    Amount, Demand, Guard, Headroom, MeteredBody, Outage, Reason, Reservation, Scopes,
+    Amount, Demand, Guard, Headroom, MeteredBody, Outage, Price, Reason, Reservation, Scopes,
     StorageGuardLayer, TryReserveError, Volume,
     fault::Cause,
     quota::{
@@ -264,6 +264,41 @@ async fn two_guards_on_one_volume_claim_it_once_and_both_hear_the_handler() {
     }
     let refused = service.oneshot(put(full((100 << 10) + 1))).await.unwrap();
     assert_eq!(refused.status(), 507);
+}
+
+/// The guard outside knows the body alone, or nothing at all; the one inside, what the request really takes.
+#[tokio::test]
+async fn a_guard_inside_claims_what_the_one_outside_does_not_know_of() {
+    let write_double = |outside: Price, inside: Demand| {
+        let volume = Disk::new(10 * KIB).volume();
+        let guard = || {
+            StorageGuardLayer::new(volume.clone())
+                .quota(MemoryQuota::new(Limits::UNLIMITED))
+                .scope_by(|_| USER)
+                .patience(Duration::from_millis(20))
+        };
+        ServiceBuilder::new()
+            .layer(guard().price_by(move |_, _| outside.clone()))
+            .layer(guard().price_by(move |_, _| inside))
+            .service_fn(store_half)
+    };
+    let plain = || Price::from(Demand::known(1_000));
+    let no_room = 11 * KIB;
+    for (outside, inside) in [
+        (Price::free(), Demand::known(no_room)),
+        (plain(), Demand::known(no_room)),
+        (plain(), Demand::known(1_000).volume_percent(1_200)),
+        (plain(), Demand::unknown().expecting(no_room)),
+        (Demand::unknown().into(), Demand::known(no_room)),
+    ] {
+        let case = format!("{outside:?}, {inside:?}");
+        let service = write_double(outside, inside);
+        let refused = service.oneshot(put(full(1_000))).await.unwrap();
+        assert_eq!(refused.status(), 507, "{case}");
+    }
+    let fits = write_double(plain(), Demand::known(10 * KIB - 1_000));
+    let stored = fits.oneshot(put(full(1_000))).await.unwrap();
+    assert_eq!(stored.status(), 201);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Every interleaving of the ledger's atomics, by a model checker: `make models`.
+//! Every interleaving of the ledger's atomics, by a model checker.
 //!
 //! The ledger is compiled from the crate's own source, with the atomics of loom.
 #![cfg(test)]
