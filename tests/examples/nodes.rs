@@ -66,7 +66,7 @@ impl Engine {
 
     fn signal(&self, signal: &str) {
         match self {
-            Self::Postgres(server) => server.signal(&format!("-{signal}")),
+            Self::Postgres(server) => server.signal(signal),
             Self::Redis(server) => server.signal(signal),
         }
     }

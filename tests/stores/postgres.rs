@@ -135,14 +135,14 @@ async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
-    server.signal("-STOP");
+    server.signal("STOP");
     // More than the pool has connections.
     let asked = (0..12).map(|_| sql::is_away(&store));
     futures_util::future::join_all(asked).await;
     // And with those in use given up.
     let left = tokio::time::timeout(Duration::from_millis(50), hold(&store, "user", 1, 10)).await;
     assert!(left.is_err());
-    server.signal("-CONT");
+    server.signal("CONT");
     sql::recovers(&store, "user", Duration::from_secs(10)).await;
     // What was asked for meanwhile may have happened, and nothing else.
     assert_eq!(figures(&store, "user").await.0, 7);

@@ -6,6 +6,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use test_support::running::signal;
+
 const PART: &str = "STORE_TEST_PART";
 const READY: &str = "[ready]";
 
@@ -35,9 +37,7 @@ impl Process {
 
     /// Stops it, as a debugger would, or a machine that sleeps.
     pub(crate) fn stop(&self) {
-        let id = self.0.id().to_string();
-        let stopped = Command::new("kill").args(["-STOP", &id]).status();
-        assert!(stopped.unwrap().success());
+        signal(self.0.id(), "STOP");
     }
 
     /// Without any chance to tidy up.

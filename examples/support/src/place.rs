@@ -70,7 +70,7 @@ fn sqlite(_: &str) -> Result<Place, String> {
 fn postgres(text: &str) -> Result<Place, String> {
     match text.parse() {
         Ok(options) => Ok(Place::Postgres(Box::new(options))),
-        Err(error) => Err(format!("not an address of PostgreSQL: {error}")),
+        Err(error) => Err(format!("that is no address of PostgreSQL: {error}")),
     }
 }
 

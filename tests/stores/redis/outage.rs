@@ -104,13 +104,13 @@ async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() 
         let id = hold(&store, user, 60, 100).await.unwrap();
         // Loads the script: what is not loaded must be asked for twice.
         settle(&store, HoldId::unique(), user, 0).await;
-        server.signal("-STOP");
+        server.signal("STOP");
         is_away(&store, user).await;
         let settlement = Settlement::new(id, user, Amount::bytes(50).into());
         let began = Instant::now();
         store.settle(&[settlement]).await.unwrap_err();
         assert!(began.elapsed() < BOUND);
-        server.signal("-CONT");
+        server.signal("CONT");
         // The answer was lost, and not what was asked.
         until("it is charged", async || {
             figures(&store, user).await.0 == 50

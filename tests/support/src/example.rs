@@ -15,7 +15,7 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::eventually;
+use crate::{eventually, running::signal};
 
 /// How long anything may take that we wait for.
 const BOUND: Duration = Duration::from_secs(30);
@@ -123,9 +123,7 @@ impl Server {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let pid = self.child.id().to_string();
-        let kill = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(kill.unwrap().success());
+        signal(self.child.id(), "TERM");
     }
 
     /// Kills it without any chance to tidy up, and leaves its folder.

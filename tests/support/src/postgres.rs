@@ -86,7 +86,7 @@ impl Server {
         until_gone(&processes);
     }
 
-    /// `-STOP` makes all of it hang, and `-CONT` go on.
+    /// `STOP` makes all of it hang, and `CONT` go on.
     pub fn signal(&self, name: &str) {
         for id in self.processes() {
             signal(id, name);
@@ -170,8 +170,8 @@ impl Drop for Server {
         let processes = self.processes();
         // Killed at once, it would leave shared memory behind.
         if let Some(&id) = processes.first() {
-            signal(id, "-CONT");
-            signal(id, "-INT");
+            signal(id, "CONT");
+            signal(id, "INT");
         }
         let began = Instant::now();
         let data = self.data();

@@ -92,7 +92,7 @@ impl Server {
         self.running = None;
     }
 
-    /// `-STOP` makes it hang, and `-CONT` go on.
+    /// `STOP` makes it hang, and `CONT` go on.
     pub fn signal(&self, name: &str) {
         signal(self.id(), name);
     }

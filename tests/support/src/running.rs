@@ -59,7 +59,17 @@ pub fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-/// Sends a signal such as `-STOP`. The process may have ended.
+/// Sends a signal such as `STOP`. The process may have ended.
+///
+/// # Panics
+///
+/// When it lives and does not get the signal.
 pub fn signal(id: u32, name: &str) {
-    let _ = Command::new("kill").args([name, &id.to_string()]).status();
+    let id = id.to_string();
+    let sent = Command::new("kill").args(["-s", name, &id]).status();
+    let has_ended = || !Path::new("/proc").join(&id).exists();
+    assert!(
+        sent.unwrap().success() || has_ended(),
+        "{name} was not sent"
+    );
 }
