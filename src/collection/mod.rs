@@ -180,7 +180,7 @@ impl CollectionQuota {
     /// you wait. It is scanned whether or not anybody does.
     ///
     /// ```
-    /// use tower_storage_guard::{Amount, dav::Folder, quota::{CollectionQuota, Limits}};
+    /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
