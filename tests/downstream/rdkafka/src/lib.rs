@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-#[path = "../../downstream/support.rs"]
+#[path = "../../support.rs"]
 #[allow(dead_code)]
 mod support;
 
