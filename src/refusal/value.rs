@@ -149,7 +149,7 @@ impl Refusal {
         }
     }
 
-    /// The name of the reason on the wire, for programs: [`Cause::reason`], `capacity_unknown` or
+    /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown` or
     /// `invalid_content_length`.
     pub const fn reason(&self) -> &'static str {
         self.kind.reason()
