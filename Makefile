@@ -101,8 +101,12 @@ package:
 	cd $(PACKAGED) && CARGO_TARGET_DIR=../examples $(CARGO) build --examples --features axum
 	CARGO=$(CARGO) CARGO_TARGET_DIR=../minimal tests/minimal-versions.sh $(PACKAGED)
 
-# Long runs, which are no part of `test`. RocksDB's takes many minutes to compile, and needs Debian's clang and libclang-dev.
-soak: tools
+# Long runs, which are no part of `test`: random and killed runs many times over, and what takes many minutes to compile.
+# RocksDB needs Debian's clang and libclang-dev.
+TIMES = 25
+soak: tools clients
+	$(CARGO) build $(ALL) --bins --examples
+	STORAGE_GUARD_EXAMPLES=built STORAGE_GUARD_TIMES=$(TIMES) $(CARGO) test $(ALL) --no-fail-fast -- --include-ignored
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rocksdb/Cargo.toml -- --include-ignored
 

@@ -167,7 +167,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(test_support::times(64)))]
 
         /// The real thing decides as the rule says: one demand after another, on what the ones before have left.
         #[test]

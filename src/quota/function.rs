@@ -897,7 +897,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig::with_cases(test_support::times(500)))]
         #[test]
         fn no_interleaving_passes_the_limit(steps in prop::collection::vec(any_step(), 1..120)) {
             let mut world = World::new();

@@ -446,7 +446,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(test_support::times(64)))]
 
     /// Whatever the sizes and the order: never more promised than there is, and nothing refused that
     /// fits beside what is claimed, once the reading is fresh.

@@ -3,7 +3,6 @@
 //! `programs/upload_grpc.py` calls, and says what it was answered. What that should be is said here.
 
 use std::{
-    env,
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::Write as _,
@@ -19,6 +18,7 @@ use tempfile::TempDir;
 use test_support::{
     example::Server,
     mounts::{fill_but, in_runtime, run, tmpfs, with_own_mounts},
+    times,
     uploads::Uploads,
 };
 use tokio::task::spawn_blocking;
@@ -522,12 +522,6 @@ async fn stampede(server: &Server, client: &Client, channels: usize) -> usize {
         stored.len()
     );
     stored.len()
-}
-
-/// More often, to measure: `STORAGE_GUARD_STAMPEDES=30`.
-fn times(usual: u32) -> u32 {
-    let times = env::var("STORAGE_GUARD_STAMPEDES").ok();
-    times.map_or(usual, |times| times.parse().unwrap())
 }
 
 async fn stampedes(channels: usize) {

@@ -1014,7 +1014,7 @@ async fn is_enforced(case: Case) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(test_support::times(150)) })]
     #[test]
     fn what_propfind_shows_is_what_is_enforced(case in any_case()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

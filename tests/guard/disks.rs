@@ -23,6 +23,7 @@ use test_support::{
         fill_but, image, in_runtime, run, tmpfs, with_own_loop_mounts, with_own_mounts,
         with_small_files,
     },
+    times,
 };
 use tokio::sync::mpsc;
 use tower::{Layer, ServiceExt, service_fn};
@@ -474,12 +475,6 @@ macro_rules! stampede {
             });
         }
     };
-}
-
-/// More often, to measure: `STORAGE_GUARD_STAMPEDES=30`.
-fn times(usual: u32) -> u32 {
-    let times = std::env::var("STORAGE_GUARD_STAMPEDES").ok();
-    times.map_or(usual, |times| times.parse().unwrap())
 }
 
 const PAUSE: Option<Duration> = Some(Duration::from_millis(5));

@@ -14,7 +14,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use test_support::service::{Content, Incoming, Reply, USER, chunked, full};
-use test_support::{Dice, disk::Disk};
+use test_support::{Dice, disk::Disk, times};
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
@@ -631,7 +631,7 @@ async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
 #[tokio::test]
 async fn figures_agree_with_a_model_at_every_quiet_point() {
     const LIMIT: u64 = 500;
-    for seed in 0..40 {
+    for seed in 0..u64::from(times(40)) {
         let mut dice = Dice::new(seed);
         let site = Site::new(1 << 20, LIMIT);
         // By path: how long it is, and how much of it is there.

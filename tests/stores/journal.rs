@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use test_support::{Dice, eventually};
+use test_support::{Dice, eventually, times};
 use tower_storage_guard::{
     Amount, Scopes,
     quota::{Change, Limits, QuotaHold, QuotaSource},
@@ -211,14 +211,14 @@ async fn charge_on(folder: &Folder) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
-    const ROUNDS: u64 = 8;
     if let Some(folder) = part() {
         return charge_on(&Folder(folder.into())).await;
     }
     let temporary = tempfile::tempdir().unwrap();
     let folder = Folder(temporary.path().into());
     let mut dice = Dice::new(11);
-    for _ in 0..ROUNDS {
+    let rounds = u64::from(times(8));
+    for _ in 0..rounds {
         let enough = count(&folder, KEPT) + 1 + dice.roll(300);
         let child = Process::start(
             "journal::a_process_that_is_killed_at_any_moment_charges_what_it_has_written",
@@ -233,7 +233,7 @@ async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
     let (begun, kept) = (count(&folder, BEGUN), count(&folder, KEPT));
     assert!((kept..=begun).contains(&used), "{kept} {used} {begun}");
     // One at a time.
-    assert!(begun - kept <= ROUNDS, "{kept} {begun}");
+    assert!(begun - kept <= rounds, "{kept} {begun}");
 }
 
 /// Uploads of one byte, several at the same time, from budget that is leased.
@@ -262,14 +262,14 @@ async fn upload_on(folder: &Folder) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer() {
-    const ROUNDS: u64 = 8;
     if let Some(folder) = part() {
         return upload_on(&Folder(folder.into())).await;
     }
     let temporary = tempfile::tempdir().unwrap();
     let folder = Folder(temporary.path().into());
     let mut dice = Dice::new(12);
-    for _ in 0..ROUNDS {
+    let rounds = u64::from(times(8));
+    for _ in 0..rounds {
         // Around the moments at which its leases go to the store.
         let enough = count(&folder, KEPT) + 1 + dice.roll(20_000);
         let child = Process::start(
@@ -285,7 +285,7 @@ async fn a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer() {
     let (begun, kept) = (count(&folder, BEGUN), count(&folder, KEPT));
     assert!((kept..=begun).contains(&used), "{kept} {used} {begun}");
     // Four at a time.
-    assert!(begun - kept <= 4 * ROUNDS, "{kept} {begun}");
+    assert!(begun - kept <= 4 * rounds, "{kept} {begun}");
     let tenants =
         figures(quota.store(), "tenant").await.0 + figures(quota.store(), "other tenant").await.0;
     assert!(

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use test_support::Dice;
+use test_support::{Dice, times};
 use tokio::time::{Instant, advance, sleep};
 use tower_storage_guard::{
     Amount, Scope, Scopes,
@@ -382,7 +382,7 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
 /// what was really stored.
 #[tokio::test(start_paused = true)]
 async fn with_several_nodes_the_sum_never_passes_a_limit() {
-    for seed in 0..12 {
+    for seed in 0..u64::from(times(12)) {
         let reference = Arc::new(ReferenceStore::default());
         let limit = [300, 2_000, 6_000][seed as usize % 3];
         let nodes = [(); 3].map(|()| node(&reference, Limits::bytes(limit as u64)));
@@ -412,7 +412,7 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
 #[tokio::test(start_paused = true)]
 async fn a_request_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
     let mut refused_for_idle = 0;
-    for seed in 0..20 {
+    for seed in 0..u64::from(times(20)) {
         let (reference, limit) = (Arc::new(ReferenceStore::default()), 3_000);
         let nodes = [(); 3].map(|()| node(&reference, Limits::bytes(limit as u64)).0);
         let truth = Truth::default();

@@ -55,7 +55,7 @@ fn whole(bytes: &[u8]) -> Option<Content> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(test_support::times(128)))]
 
     /// Killed while it writes: the kernel has taken some of it, and behind that anything may stand.
     #[test]

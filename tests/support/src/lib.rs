@@ -28,3 +28,9 @@ pub mod uploads;
 pub mod webdav;
 
 pub use self::{dice::Dice, eventually::eventually};
+
+/// How often to repeat what is usually done so often: `make soak` multiplies it by `STORAGE_GUARD_TIMES`.
+pub fn times(usual: u32) -> u32 {
+    let times = std::env::var("STORAGE_GUARD_TIMES").ok();
+    usual * times.map_or(1, |times| times.parse::<u32>().unwrap())
+}
