@@ -60,8 +60,9 @@ lint:
 	for package in $(APART); do $(CARGO) fmt --check --manifest-path $$package/Cargo.toml || exit 1; done
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 
+# Of the whole workspace: with the features of `lint`, so that nothing is compiled again.
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -p tower-storage-guard --no-deps --all-features
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(ALL) --lib --no-deps
 
 # All tests, with those that mount filesystems and start servers and clients. Most of them wait most of the time.
 unit: clients

@@ -12,7 +12,7 @@ use crate::{
     volume::{Claimed, Volume},
 };
 
-/// What is to be set aside, and for whom.
+/// What is to be set aside, and in which scopes.
 pub(crate) struct Terms {
     pub(crate) demand: Demand,
     pub(crate) scopes: Scopes,
