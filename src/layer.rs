@@ -59,6 +59,12 @@ use crate::{
 /// # }
 /// ```
 ///
+/// # A layer inside of another
+///
+/// Both reserve in their own quotas, and what the handler reports reaches both reservations. On one volume, the inner layer
+/// shares the outer one's claim where the outer demand is at least its own; its own headroom does not count then. Where its
+/// price is higher, it claims all of it once more.
+///
 /// # What happens when your own functions panic
 ///
 /// The panic goes on to whoever drives the request, as from any handler. What was set aside is released.
