@@ -99,7 +99,7 @@ PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[package\]/,
 package:
 	$(CARGO) package -p tower-storage-guard --allow-dirty --no-verify
 	rm -rf $(PACKAGED) && tar -xzf $(PACKAGED).crate -C $(TARGET)/package
-	cd $(PACKAGED) && CARGO_TARGET_DIR=../examples $(CARGO) build --examples --features axum
+	cd $(PACKAGED) && CARGO_TARGET_DIR=../.. $(CARGO) build --examples --features axum
 	CARGO=$(CARGO) CARGO_TARGET_DIR=../minimal tests/minimal-versions.sh $(PACKAGED)
 
 # Long runs, which are no part of `test`: random and killed runs many times over, and what takes many minutes to compile.
