@@ -84,13 +84,16 @@ LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mong
 # What brings more than a classifier.
 MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
+# Each by itself, as its users start it: in the workspace it may live on features that another member asks for.
+SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
+
 # No feature changes what another does, and none is needed.
 features:
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
 	for feature in $(MECHANISMS) $(LIBRARIES); do \
 		$(CARGO) clippy --lib --no-default-features --features $$feature -- -D warnings || exit 1; \
 	done
-	for package in axum-upload tonic-upload tus-upload; do \
+	for package in $(SERVERS); do \
 		$(CARGO) clippy -p $$package -- -D warnings || exit 1; \
 	done
 
