@@ -27,7 +27,7 @@ pub(crate) type Shortage = Option<Scope>;
 /// One queue. It is empty unless something is short.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
-    /// How many wakers there are, so that nobody takes the lock for an empty queue.
+    /// How many wakers there are, so that the lock is not taken for an empty queue.
     listeners: AtomicUsize,
     /// Reservations that may have to grow.
     growers: AtomicUsize,
@@ -144,7 +144,7 @@ impl State {
     }
 }
 
-/// Somebody who is woken when the queue is notified.
+/// A task that is woken when the queue is notified.
 #[derive(Debug)]
 pub(crate) struct Listener {
     queue: Arc<WaitQueue>,
