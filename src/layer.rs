@@ -16,7 +16,7 @@ use crate::{
     outage::Outage,
     price::Price,
     quota::{NoQuota, QuotaSource},
-    refusal::{Answers, Asked, Dialect, Grpc, Http, Refusal},
+    refusal::{Answers, Asked, Dialect, Http, Refusal},
     scope::Scopes,
     service::StorageGuard,
     settings::{HttpSettings, PriceBy, Priced, Settings},
@@ -167,32 +167,6 @@ impl<Q> StorageGuardLayer<Q> {
         self.set(|settings| settings.applies = Some(Arc::new(applies)))
     }
 
-    /// Names the calls that write: `package.Service/Method` for one, `package.Service` for all of a service.
-    /// These are guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their
-    /// calls is a POST, so that the method does not tell those that write. Adds to those that were named
-    /// before.
-    ///
-    /// A call is a POST that says so by its content type, to a path such as `/package.Service/Method`. A
-    /// client can send that to any handler. So where handlers of plain HTTP are behind the same layer, and take
-    /// a POST at such a path, give them a layer of their own: a clone, from before the calls were named.
-    ///
-    /// Defaults to none: then a call is guarded as any POST is, those that read too. Where
-    /// [`Self::applies_when`] is set, that decides instead.
-    ///
-    /// # Errors
-    ///
-    /// When a name is not of that form.
-    pub fn calls<T: AsRef<str>>(
-        mut self,
-        names: impl IntoIterator<Item = T>,
-    ) -> Result<Self, ConfigError> {
-        let calls = &mut Arc::make_mut(&mut self.settings).http.calls;
-        for name in names {
-            calls.name(name.as_ref())?;
-        }
-        Ok(self)
-    }
-
     /// Sets what a request costs, given what its head declares.
     ///
     /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
@@ -281,18 +255,11 @@ impl<Q> StorageGuardLayer<Q> {
     }
 
     /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. Where
-    /// none does, [`Grpc`] answers remote procedure calls, and [`Http`] all other requests.
+    /// none does, [`Grpc`](crate::refusal::Grpc) answers remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {
         self.set_answers(|answers| answers.push_dialect(dialect))
-    }
-
-    /// Sets how [`Grpc`] answers.
-    ///
-    /// Defaults to [`Grpc::default`].
-    pub fn grpc(self, grpc: Grpc) -> Self {
-        self.set_answers(|answers| answers.set_grpc(grpc))
     }
 
     /// Sets how [`Http`] answers.
@@ -336,12 +303,17 @@ impl<Q> StorageGuardLayer<Q> {
         &self.settings.guard
     }
 
+    #[cfg(test)]
+    pub(crate) fn http_settings(&self) -> &HttpSettings {
+        &self.settings.http
+    }
+
     pub(crate) fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
         set(&mut Arc::make_mut(&mut self.settings).http);
         self
     }
 
-    fn set_answers(self, set: impl FnOnce(&mut Answers)) -> Self {
+    pub(crate) fn set_answers(self, set: impl FnOnce(&mut Answers)) -> Self {
         self.set(|http| set(&mut Arc::make_mut(&mut http.responder).answers))
     }
 }

@@ -137,6 +137,7 @@ mod atomic;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod body;
+mod calls;
 mod cause;
 mod collection;
 mod config;
@@ -148,9 +149,9 @@ mod future;
 mod guard;
 mod head;
 mod layer;
-
 mod outage;
 mod price;
+mod protocol;
 pub mod quota;
 pub mod refusal;
 mod refused;

@@ -15,7 +15,7 @@ use crate::{
     body::{MeteredBody, ResponseBody},
     future::{Held, ResponseFuture},
     guard::Guard,
-    head::{self, is_write},
+    head,
     layer::StorageGuardLayer,
     price::Price,
     quota::{NoQuota, QuotaSource},
@@ -82,15 +82,9 @@ where
         let (head, body) = request.into_parts();
         let asked = Asked::hear(&head, &http.responder.answers);
         let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
-        let applies = match &http.applies {
-            // What is set aside waits for it, whatever others like it are.
-            _ if step.as_ref().is_some_and(|step| step.is_open()) => true,
-            Some(applies) => applies(&head),
-            None => asked
-                .rpc()
-                .and_then(|_| http.calls.guard(head.uri.path()))
-                .unwrap_or_else(|| is_write(&head.method)),
-        };
+        // What is set aside waits for it, whatever others like it are.
+        let is_open = step.as_ref().is_some_and(|step| step.is_open());
+        let applies = is_open || http.guards(&head);
         if !applies {
             let request = Request::from_parts(head, MeteredBody::open(body));
             return ResponseFuture::open(settings, asked, self.inner.call(request));
@@ -102,7 +96,7 @@ where
             service,
             head,
             body,
-            is_call: asked.rpc().is_some(),
+            protocol: asked.protocol(),
             visit: None,
         };
         begin(settings, asked, held, step)

@@ -5,8 +5,15 @@ use std::{fmt, pin::Pin, sync::Arc};
 use http::{request, response};
 
 use crate::{
-    body::Responder, demand::Demand, fault::Classifier, guard::Guard, head::Hints, price::Price,
-    rpc::Calls, scope::Scopes, steps::Steps,
+    body::Responder,
+    demand::Demand,
+    fault::Classifier,
+    guard::Guard,
+    head::{self, Hints},
+    price::Price,
+    protocol::Select,
+    scope::Scopes,
+    steps::Steps,
 };
 
 /// Decides by a request's head.
@@ -29,13 +36,32 @@ pub(crate) struct Settings<Q> {
 pub(crate) struct HttpSettings {
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Option<Choose<bool>>,
-    pub(crate) calls: Calls,
+    /// Asked in turn, where `applies` is not set.
+    pub(crate) selects: Vec<Arc<dyn Select>>,
     pub(crate) price: Option<PriceBy>,
     pub(crate) hints: Hints,
     pub(crate) steps: Option<Arc<dyn Steps>>,
     pub(crate) success: Option<Judge>,
     pub(crate) classifier: Classifier,
     pub(crate) responder: Arc<Responder>,
+}
+
+impl HttpSettings {
+    /// Whether a request with this head is guarded.
+    pub(crate) fn guards(&self, head: &request::Parts) -> bool {
+        match &self.applies {
+            Some(applies) => applies(head),
+            None => self
+                .select(head)
+                .unwrap_or_else(|| head::is_write(&head.method)),
+        }
+    }
+
+    /// What the protocols say of it. None where it is not one of theirs.
+    pub(crate) fn select(&self, head: &request::Parts) -> Option<bool> {
+        let guards = self.selects.iter().filter_map(|select| select.guards(head));
+        guards.reduce(|one, other| one || other)
+    }
 }
 
 /// How a request is priced, where its headers do not decide.

@@ -7,7 +7,6 @@ mod request;
 mod responder;
 mod response;
 mod watch;
-mod web;
 
 use std::{
     pin::Pin,

@@ -14,7 +14,7 @@ use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{BodyEnd, Exchange, Rest, Unread};
-use crate::{refused::Refused, reservation::BoxFuture};
+use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
 
 pin_project! {
     /// A request body that is counted as it is read, and cut when it passes what is set aside and cannot
@@ -90,8 +90,8 @@ struct Metered<B: Body> {
     /// has to wait.
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
     drain: WhenDropped,
-    /// Whether it is a call's.
-    is_call: bool,
+    /// Where it says how requests end, and what its bodies fail with.
+    protocol: Option<&'static dyn Protocol>,
     /// Takes an unfinished body, for whoever answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
@@ -123,7 +123,7 @@ impl<B: Body> MeteredBody<B> {
         body: B,
         exchange: Arc<dyn Exchange>,
         drain: WhenDropped,
-        is_call: bool,
+        protocol: Option<&'static dyn Protocol>,
     ) -> Self
     where
         B: Send + 'static,
@@ -136,7 +136,7 @@ impl<B: Body> MeteredBody<B> {
             exchange,
             growing: None,
             drain,
-            is_call,
+            protocol,
             hand_on: |body| body,
         };
         if has_ended {
@@ -219,10 +219,9 @@ where
                 self.body = None;
                 self.exchange.body_ended(BodyEnd::Failed);
                 let error = error.into();
-                Poll::Ready(Some(Err(if self.is_call {
-                    BrokenOff { error }.into()
-                } else {
-                    error
+                Poll::Ready(Some(Err(match self.protocol {
+                    Some(protocol) => protocol.body_error(error),
+                    None => error,
                 })))
             }
             None => {
@@ -340,17 +339,6 @@ impl<B: Body> Drop for Metered<B> {
             self.give_up();
         }
     }
-}
-
-/// The client of a call left before its request had ended.
-///
-/// tonic looks through the chain of a body's error for a reset by the client, and takes it for the end of the
-/// stream: half an upload would be a whole one. So the error is not its source.
-#[derive(Debug, thiserror::Error)]
-#[error("the request broke off before its end")]
-struct BrokenOff {
-    /// For Debug.
-    error: BoxError,
 }
 
 impl<B: Body> fmt::Debug for MeteredBody<B> {

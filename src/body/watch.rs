@@ -13,9 +13,9 @@ use tower::BoxError;
 
 use super::{
     Exchange, Responder,
-    ending::{Ending, Last, Read},
+    ending::{Ending, Read},
 };
-use crate::{refused::Refused, reservation::BoxFuture};
+use crate::{protocol::Last, refused::Refused, reservation::BoxFuture};
 
 /// Ends a reservation when both directions have ended.
 pub(crate) struct Watch {

@@ -126,7 +126,7 @@ mod verdict;
 
 #[cfg(feature = "tonic")]
 pub(crate) use self::classifier::common;
-pub(crate) use self::classifier::find;
+pub(crate) use self::{classifier::find, source::error_behind};
 pub use self::{
     classifier::{Classifier, classify},
     rocksdb::rocksdb,

@@ -1,5 +1,6 @@
 use std::{error::Error, fmt, sync::Arc};
 
+use http::Extensions;
 use tower::BoxError;
 
 /// The error behind an answer, in the answer's extensions, for the guard to classify.
@@ -32,6 +33,17 @@ impl Source {
     pub fn error(&self) -> &(dyn Error + 'static) {
         &*self.0
     }
+}
+
+/// The error that a handler has left in its answer.
+pub(crate) fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
+    let source = extensions.get::<Source>().map(Source::error);
+    #[cfg(feature = "tonic")]
+    let source = source.or_else(|| {
+        let status = extensions.get::<tonic::Status>()?;
+        Some(status as _)
+    });
+    source
 }
 
 impl fmt::Debug for Source {

@@ -83,7 +83,7 @@ where
             // RFC 4918, section 13: of a DELETE or a MOVE, that some of it is still there.
             guarded.reservation.state().keep_all();
         }
-        if let Some(ending) = Ending::of_call(asked, response.headers()) {
+        if let Some(ending) = Ending::of_protocol(asked, response.headers()) {
             // A refusal in its place would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
             let response = hear_once_ended(&mut guarded, response);

@@ -18,6 +18,7 @@ use crate::{
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
     price::{Kind, Price},
+    protocol::Protocol,
     quota::QuotaSource,
     refused::Refused,
     reservation::{BoxFuture, Reservation, ReservationOps, Terms},
@@ -55,7 +56,7 @@ pub(crate) struct Held<S, B> {
     pub(crate) service: S,
     pub(crate) head: request::Parts,
     pub(crate) body: B,
-    pub(crate) is_call: bool,
+    pub(crate) protocol: Option<&'static dyn Protocol>,
     /// Where it is a step of something larger.
     pub(crate) visit: Option<Box<dyn Visit>>,
 }
@@ -147,11 +148,11 @@ where
             mut service,
             mut head,
             body,
-            is_call,
+            protocol,
             visit,
         } = held;
         let drain = when_dropped(head.version, &head.headers);
-        let body = MeteredBody::new(body, Arc::clone(&exchange), drain, is_call);
+        let body = MeteredBody::new(body, Arc::clone(&exchange), drain, protocol);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
         Self::Inner {

@@ -18,14 +18,14 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 pub(crate) use self::door::Held;
-use self::{answered::Next, door::Door, verdict::carry_over};
+use self::{answered::Next, door::Door};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Unread},
     cause::{Cause, Fault, Resource},
     demand::Demand,
     price::Price,
     quota::{QuotaHold, QuotaSource},
-    refusal::{Asked, Refusal},
+    refusal::{Asked, Refusal, carry_over},
     reservation::BoxFuture,
     scope::Scopes,
     settings::{Priced, Settings},

@@ -1,18 +1,12 @@
 //! What the inner service's answer comes to.
 
-use std::error::Error;
-
-use http::{
-    Extensions, HeaderMap, Response, StatusCode,
-    header::{self, HeaderName},
-};
+use http::{Response, StatusCode};
 
 use crate::{
     cause::Fault,
-    fault::{self, Source},
+    fault,
     refusal::{Asked, Refusal},
     refused::Refused,
-    rpc::{self, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS},
     settings::Settings,
 };
 
@@ -40,7 +34,7 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     if let Some(fault) = extensions.get::<Fault>() {
         return Some((*fault).into());
     }
-    if let Some(error) = error_behind(extensions) {
+    if let Some(error) = fault::error_behind(extensions) {
         if let Some(refused) = fault::find::<Refused>(error) {
             return Some(refused.clone().into());
         }
@@ -52,17 +46,6 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
     is_507.then(|| Fault::DISK_FULL.into())
 }
 
-/// The error that a handler has left in its answer.
-fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
-    let source = extensions.get::<Source>().map(Source::error);
-    #[cfg(feature = "tonic")]
-    let source = source.or_else(|| {
-        let status = extensions.get::<tonic::Status>()?;
-        Some(status as _)
-    });
-    source
-}
-
 /// Whether a request was carried out that is answered so. Of a call it says no more than that nothing has failed
 /// yet.
 #[inline]
@@ -71,10 +54,10 @@ pub(super) fn success<R, Q>(
     asked: &Asked,
     response: Response<R>,
 ) -> (Response<R>, bool) {
-    // A guard inside has refused it, in a dialect that says so in its own way. Or a call has ended with its head:
-    // as in the trailers, nobody asks what HTTP's status is then.
+    // A guard inside has refused it, in a dialect that says so in its own way.
     let is_refused = response.extensions().get::<Refusal>().is_some();
-    if is_refused || asked.rpc().is_some() && rpc::is_ok(response.headers()) == Some(false) {
+    let protocol = asked.protocol();
+    if is_refused || protocol.is_some_and(|protocol| protocol.has_failed(response.headers())) {
         return (response, false);
     }
     let Some(judge) = &settings.http.success else {
@@ -85,46 +68,4 @@ pub(super) fn success<R, Q>(
     let (head, body) = response.into_parts();
     let success = judge(&head);
     (Response::from_parts(head, body), success)
-}
-
-/// What describes the content that the refusal takes the place of, or how it is sent.
-const OF_CONTENT: [HeaderName; 25] = [
-    header::ACCEPT_RANGES,
-    header::AGE,
-    header::CACHE_CONTROL,
-    header::CONTENT_DISPOSITION,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LANGUAGE,
-    header::CONTENT_LENGTH,
-    header::CONTENT_LOCATION,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::ETAG,
-    header::EXPIRES,
-    header::LAST_MODIFIED,
-    header::LOCATION,
-    header::RETRY_AFTER,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("grpc-encoding"),
-    GRPC_MESSAGE,
-    GRPC_STATUS,
-    GRPC_STATUS_DETAILS,
-    HeaderName::from_static("repr-digest"),
-];
-
-/// Keeps what other layers inside have said: cookies, request ids, CORS.
-pub(super) fn carry_over(inner: HeaderMap, refusal: &mut HeaderMap) {
-    let mut last = None;
-    for (name, value) in inner {
-        last = name.or(last);
-        if let Some(name) = &last
-            && !OF_CONTENT.contains(name)
-        {
-            refusal.append(name, value);
-        }
-    }
 }

@@ -1,7 +1,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
+use http::{Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use super::{Asked, Dialect, Grpc, Http, Refusal};
 use crate::{cause::Cause, config::ConfigError};
@@ -98,10 +98,9 @@ impl Answers {
                 .entry(RETRY_AFTER)
                 .or_insert_with(|| after.as_secs().into());
         }
-        if asked.is_tus() {
-            // tus 1.0, section "Tus-Resumable": in every answer.
+        for (name, value) in asked.to_answer() {
             let headers = response.headers_mut();
-            headers.insert("tus-resumable", HeaderValue::from_static("1.0.0"));
+            headers.insert(name.clone(), value.clone());
         }
         // The head of an answer to GET, and no content (RFC 9110, section 9.3.2).
         if asked.method() == Method::HEAD {
@@ -169,7 +168,7 @@ impl fmt::Debug for Answers {
 
 #[cfg(test)]
 mod tests {
-    use http::{Request, header::CONTENT_TYPE};
+    use http::{HeaderValue, Request, header::CONTENT_TYPE};
 
     use super::*;
     use crate::{

@@ -3,12 +3,12 @@ use std::iter;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
-    header::{ACCEPT, CONTENT_TYPE},
+    header::{ACCEPT, CONTENT_TYPE, HeaderName},
     request::Parts,
 };
 
 use super::Refusal;
-use crate::rpc::Rpc;
+use crate::{protocol::Protocol, rpc::Rpc};
 
 /// A way to tell a client that its request is refused.
 ///
@@ -153,7 +153,8 @@ struct Rare {
     more_accept: Vec<HeaderValue>,
     content_type: Option<HeaderValue>,
     uri: Option<Uri>,
-    is_tus: bool,
+    /// What the protocol that the client speaks wants in every answer.
+    to_answer: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Asked {
@@ -208,21 +209,25 @@ impl Asked {
         self
     }
 
-    /// The client speaks tus.
-    pub(crate) fn set_tus(&mut self, is_tus: bool) {
-        if is_tus {
-            self.rare.get_or_insert_default().is_tus = true;
-        }
+    /// Has every answer say this, too.
+    pub(crate) fn add_to_answer(&mut self, name: HeaderName, value: HeaderValue) {
+        let rare = self.rare.get_or_insert_default();
+        rare.to_answer.push((name, value));
     }
 
-    /// Whether the client speaks tus, so that every answer has to say so.
-    pub(super) fn is_tus(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.is_tus)
+    /// What every answer has to say, too.
+    pub(super) fn to_answer(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+        self.rare.iter().flat_map(|rare| &rare.to_answer)
     }
 
     /// How the call is carried, if the request is one.
-    pub(crate) const fn rpc(&self) -> Option<Rpc> {
+    pub(super) const fn rpc(&self) -> Option<Rpc> {
         self.rpc
+    }
+
+    /// The protocol that says elsewhere than in the status how the request ended.
+    pub(crate) fn protocol(&self) -> Option<&'static dyn Protocol> {
+        self.rpc.map(Rpc::protocol)
     }
 
     /// The method.

@@ -38,6 +38,7 @@
 
 mod answers;
 mod asked;
+mod carry_over;
 mod code;
 #[cfg(feature = "webdav")]
 mod dav;
@@ -50,11 +51,11 @@ mod json;
 mod negotiate;
 mod value;
 
-pub(crate) use self::answers::Answers;
 #[cfg(feature = "webdav")]
 pub use self::dav::Dav;
 #[cfg(feature = "tonic")]
 pub(crate) use self::details::status;
+pub(crate) use self::{answers::Answers, carry_over::carry_over};
 pub use self::{
     asked::{Asked, Dialect},
     grpc::Grpc,

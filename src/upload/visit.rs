@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{StatusCode, request, response};
+use http::{HeaderName, HeaderValue, StatusCode, request, response};
 
 use super::{
     Draw, Drawn, Outcome, Protocol, Step, Upload, Uploads, location::resolve, open::Keeper,
@@ -81,7 +81,11 @@ impl steps::FoundStep for FoundStep {
 
 impl steps::Visit for Visit {
     fn mark(&self, asked: &mut Asked) {
-        asked.set_tus(self.found.step.is_tus);
+        if self.found.step.is_tus {
+            // tus 1.0, section "Tus-Resumable": in every answer.
+            let version = HeaderValue::from_static("1.0.0");
+            asked.add_to_answer(HeaderName::from_static("tus-resumable"), version);
+        }
     }
 
     fn whole(&self, demand: Demand) -> Option<Demand> {

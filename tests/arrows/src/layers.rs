@@ -17,7 +17,8 @@ pub const LAYERS: &[&[&str]] = &[
     // What can be built from the core alone.
     &["collection", "fault", "store"],
     // HTTP.
-    &["head", "price", "rpc"],
+    &["head", "price", "protocol"],
+    &["rpc"],
     &["refusal"],
     &["body"],
     &["steps"],
@@ -25,7 +26,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["future"],
     &["layer", "service"],
     // Protocols.
-    &["dav", "upload"],
+    &["calls", "dav", "upload"],
     // Frameworks.
     &["axum", "tonic"],
 ];

@@ -10,17 +10,48 @@ use base64::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
-use crate::rpc::GRPC_STATUS;
+use super::{GRPC_STATUS, trailers};
+use crate::protocol::{Last, Piece, Tail};
 
 /// Marks the frame that holds the trailers.
 const TRAILERS: u8 = 0x80;
 /// A byte of flags, and the length.
 const HEAD: usize = 5;
-/// More than anybody takes for trailers.
+/// The most that is kept of trailers, in bytes: no client or server takes more.
 const MOST: usize = 64 << 10;
 
+/// gRPC-Web: the status is in the last frame of the content.
+pub(super) struct InContent(WebReader);
+
+impl InContent {
+    pub(super) fn new(is_text: bool) -> Self {
+        Self(WebReader::new(is_text))
+    }
+}
+
+impl Tail for InContent {
+    fn is_in_content(&self) -> bool {
+        true
+    }
+
+    fn read(&mut self, frame: Piece<'_>) -> Option<bool> {
+        match frame {
+            Piece::Data(data) => Some(is_ok(&self.0.read(data)?)),
+            Piece::Trailers(_) => None,
+        }
+    }
+
+    fn refuse(&self, headers: HeaderMap) -> Option<Last> {
+        if !self.0.is_between_frames() {
+            return None;
+        }
+        let trailers = trailers(headers)?;
+        Some(Last::Data(frame(&trailers, self.0.is_text())))
+    }
+}
+
 /// Looks for the trailers in content that goes by.
-pub(crate) struct WebReader {
+struct WebReader {
     text: Option<Base64>,
     /// What there is of a frame's head, or of the trailers.
     kept: Vec<u8>,
@@ -29,7 +60,7 @@ pub(crate) struct WebReader {
 }
 
 impl WebReader {
-    pub(super) fn new(is_text: bool) -> Self {
+    fn new(is_text: bool) -> Self {
         Self {
             text: is_text.then(Base64::default),
             kept: Vec::new(),
@@ -37,18 +68,18 @@ impl WebReader {
         }
     }
 
-    pub(super) fn is_text(&self) -> bool {
+    fn is_text(&self) -> bool {
         self.text.is_some()
     }
 
     /// Whether a frame may begin here. Anywhere else it would be read as the rest of a message.
-    pub(super) fn is_between_frames(&self) -> bool {
+    fn is_between_frames(&self) -> bool {
         let is_whole = self.text.as_ref().is_none_or(|text| text.kept.is_empty());
         self.skip == 0 && self.kept.is_empty() && is_whole
     }
 
     /// The trailers, once they are there in full.
-    pub(super) fn read(&mut self, content: &[u8]) -> Option<Vec<u8>> {
+    fn read(&mut self, content: &[u8]) -> Option<Vec<u8>> {
         match &mut self.text {
             None => self.read_frames(content),
             Some(text) => {
@@ -95,7 +126,7 @@ fn length(head: &[u8; HEAD]) -> usize {
 }
 
 /// Whether trailers say that all went well.
-pub(super) fn is_ok(trailers: &[u8]) -> bool {
+fn is_ok(trailers: &[u8]) -> bool {
     trailers.split(|byte| *byte == b'\n').any(|line| {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
             return false;
@@ -106,7 +137,7 @@ pub(super) fn is_ok(trailers: &[u8]) -> bool {
 }
 
 /// The last frame of an answer with these trailers.
-pub(super) fn frame(trailers: &HeaderMap, is_text: bool) -> Bytes {
+fn frame(trailers: &HeaderMap, is_text: bool) -> Bytes {
     let mut frame = BytesMut::from(&[TRAILERS, 0, 0, 0, 0][..]);
     for (name, value) in trailers {
         frame.put_slice(name.as_str().as_bytes());

@@ -1,11 +1,14 @@
 //! Remote procedure calls over HTTP: gRPC, gRPC-Web and Connect. None of this needs a framework.
 
+mod tail;
+mod web;
+
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{CONTENT_TYPE, HeaderName},
 };
 
-use crate::config::ConfigError;
+use crate::protocol::Protocol;
 
 /// How a call is carried.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,8 +53,19 @@ impl Rpc {
         Some((rpc, content_type))
     }
 
+    /// Where its answer says how it ended.
+    pub(crate) fn protocol(self) -> &'static dyn Protocol {
+        match self {
+            Self::Grpc => &Self::Grpc,
+            Self::GrpcWeb => &Self::GrpcWeb,
+            Self::GrpcWebText => &Self::GrpcWebText,
+            Self::ConnectUnary => &Self::ConnectUnary,
+            Self::ConnectStream => &Self::ConnectStream,
+        }
+    }
+
     /// How an answer is carried, by its head.
-    pub(crate) fn of_answer(headers: &HeaderMap) -> Option<Self> {
+    fn of_answer(headers: &HeaderMap) -> Option<Self> {
         Self::by(headers.get(CONTENT_TYPE)?.as_bytes())
     }
 
@@ -85,58 +99,14 @@ impl Rpc {
 }
 
 /// Whether a call went well, as the head or the trailers of a gRPC answer say. None where they say nothing.
-pub(crate) fn is_ok(headers: &HeaderMap) -> Option<bool> {
+fn is_ok(headers: &HeaderMap) -> Option<bool> {
     headers.get(GRPC_STATUS).map(|status| status == "0")
 }
 
-/// The calls that are guarded: a service, and one of its methods or all.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Calls(Vec<(Box<str>, Option<Box<str>>)>);
-
-impl Calls {
-    pub(crate) fn name(&mut self, name: &str) -> Result<(), ConfigError> {
-        let plain = name.strip_prefix('/').unwrap_or(name);
-        let (service, method) = match plain.split_once('/') {
-            Some((service, method)) => (service, Some(method)),
-            None => (plain, None),
-        };
-        if !service.split('.').all(is_identifier) || method.is_some_and(|name| !is_identifier(name))
-        {
-            return Err(ConfigError::Call(name.to_owned()));
-        }
-        self.0.push((service.into(), method.map(Into::into)));
-        Ok(())
-    }
-
-    /// Whether a call of this path is guarded. None where it is a request as any other: whoever sends it
-    /// chooses its content type, and could choose not to be guarded.
-    pub(crate) fn guard(&self, path: &str) -> Option<bool> {
-        // Nobody has said that there are calls at all.
-        if self.0.is_empty() {
-            return None;
-        }
-        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-        if !is_identifier(method) {
-            return None;
-        }
-        let mut is_known = service.contains('.') && service.split('.').all(is_identifier);
-        for (named, methods) in &self.0 {
-            if **named == *service {
-                match methods {
-                    None => return Some(true),
-                    Some(named) if **named == *method => return Some(true),
-                    Some(_) => is_known = true,
-                }
-            }
-        }
-        is_known.then_some(false)
-    }
-}
-
-/// As the language of protos has them.
-fn is_identifier(name: &str) -> bool {
-    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    name.bytes().all(is_word) && !name.is_empty() && !name.as_bytes()[0].is_ascii_digit()
+/// The trailers of a refusal: the headers of a Trailers-Only answer.
+fn trailers(mut headers: HeaderMap) -> Option<HeaderMap> {
+    headers.remove(CONTENT_TYPE);
+    headers.contains_key(GRPC_STATUS).then_some(headers)
 }
 
 #[cfg(test)]
@@ -197,47 +167,5 @@ mod tests {
             .body(())
             .unwrap();
         assert_eq!(rpc_of(&request), Some(Rpc::ConnectUnary));
-    }
-
-    #[test]
-    fn calls_are_named_by_service_or_method() {
-        let mut calls = Calls::default();
-        calls.name("upload.v1.Uploads/Put").unwrap();
-        calls.name("/Plain").unwrap();
-        calls.name("Mixed/Write").unwrap();
-        for (path, guard) in [
-            ("/upload.v1.Uploads/Put", Some(true)),
-            ("/upload.v1.Uploads/PutSmall", Some(false)),
-            ("/grpc.health.v1.Health/Check", Some(false)),
-            ("/Plain/Anything", Some(true)),
-            ("/Mixed/Write", Some(true)),
-            ("/Mixed/Read", Some(false)),
-            // These are no calls, whatever their content type is.
-            ("/PlainToo/Anything", None),
-            ("/files/a", None),
-            ("/files/a.b", None),
-            ("/v1.0/files", None),
-            ("/a.b/c/d", None),
-            ("/a..b/c", None),
-            ("/upload.v1.Uploads/", None),
-            ("/upload.v1.Uploads", None),
-            ("/", None),
-        ] {
-            assert_eq!(calls.guard(path), guard, "{path:?}");
-        }
-        assert_eq!(Calls::default().guard("/upload.v1.Uploads/Put"), None);
-        for name in [
-            "",
-            "/",
-            "a/",
-            "a/b/c",
-            "a b",
-            "a/b?c",
-            "a..b",
-            "upload.v1.Uploads/*",
-        ] {
-            let refused = Calls::default().name(name);
-            assert_eq!(refused, Err(ConfigError::Call(name.to_owned())));
-        }
     }
 }
