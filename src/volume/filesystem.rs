@@ -22,11 +22,11 @@ use crate::{amount::Amount, wait_queue::WaitQueue};
 /// How long opening a volume waits for the first reading.
 const FIRST_READING: Duration = Duration::from_secs(5);
 
-/// Readings that somebody asks for are at least this far apart, so that a crowd before a full disk
+/// Readings that requests ask for are at least this far apart, so that a crowd before a full disk
 /// cannot turn the probe into a busy loop.
 pub(super) const SHORTEST: Duration = Duration::from_millis(5);
 
-/// How often the filesystem is read, unless somebody says.
+/// How often the filesystem is read by default.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Blocks larger than this are a network filesystem's transfer size, not what a small file costs.
@@ -71,8 +71,7 @@ pub(crate) struct Filesystem {
 /// What the probing thread is told.
 #[derive(Debug)]
 struct Control {
-    /// None where nobody has said.
-    every: Option<Duration>,
+    every: Duration,
     wanted: bool,
     stop: bool,
     /// What the last probe failed with, until one succeeds.
@@ -81,7 +80,12 @@ struct Control {
 
 impl Filesystem {
     /// Starts to watch. Waits for the first reading, for five seconds at the most.
-    fn watch(probe: impl Probe, block: u64, writes_in_place: bool) -> io::Result<Watched> {
+    fn watch(
+        probe: impl Probe,
+        every: Option<Duration>,
+        block: u64,
+        writes_in_place: bool,
+    ) -> io::Result<Watched> {
         let filesystem = Arc::new(Self {
             ledger: Ledger::new(),
             queue: Arc::new(WaitQueue::new()),
@@ -96,7 +100,7 @@ impl Filesystem {
             begun: AtomicU64::new(0),
             published: AtomicU64::new(0),
             control: Mutex::new(Control {
-                every: None,
+                every: every.unwrap_or(EVERY).max(SHORTEST),
                 wanted: false,
                 stop: false,
                 failed: None,
@@ -175,7 +179,7 @@ impl Filesystem {
             let due = if control.wanted {
                 SHORTEST
             } else {
-                control.every.unwrap_or(EVERY)
+                control.every
             };
             let age = Duration::from_nanos(now().saturating_sub(began));
             let Some(left) = due.checked_sub(age).filter(|left| !left.is_zero()) else {
@@ -207,7 +211,7 @@ impl Filesystem {
     }
 
     /// For how long a probe has been under way, or has been failing. None where all is well: then the
-    /// thread keeps the reading young, and nobody has to look at a clock.
+    /// thread keeps the reading young, and no request has to look at a clock.
     #[inline]
     pub(super) fn in_doubt_for(&self) -> Option<Duration> {
         self.doubt.load(Ordering::Acquire).then(|| {
@@ -238,11 +242,10 @@ impl Filesystem {
         bytes.saturating_add(rest) & !rest
     }
 
-    /// Probes at least so often. The shortest that anybody asked for counts.
-    pub(super) fn probe_every(&self, every: Duration) {
+    /// Probes at least so often from now on.
+    fn probe_more_often(&self, every: Duration) {
         let mut control = self.control();
-        let every = every.max(SHORTEST);
-        control.every = Some(control.every.map_or(every, |known| known.min(every)));
+        control.every = control.every.min(every.max(SHORTEST));
         drop(control);
         self.wake.notify_all();
     }
@@ -286,7 +289,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A thread that hangs in its probe sees this when it returns; nobody waits for it.
+        // A thread that hangs in its probe sees this when it returns; the drop does not wait for it.
         self.0.control().stop = true;
         self.0.wake.notify_all();
     }
@@ -300,7 +303,7 @@ struct Known {
 }
 
 /// The filesystem that holds `path`: the one already watched, if any. One ledger for a filesystem.
-pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
+pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watched>> {
     static KNOWN: LazyLock<Mutex<HashMap<Device, Known>>> = LazyLock::new(Mutex::default);
 
     let path = fs::canonicalize(path)?;
@@ -319,6 +322,7 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
         if !paths.contains(&path) {
             paths.push(path);
         }
+        watched.0.probe_more_often(every.unwrap_or(EVERY));
         return Ok(watched);
     }
     let writes = Writes::of(&path);
@@ -328,7 +332,7 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
         device: device.clone(),
         paths: Arc::clone(&paths),
     };
-    let watched = Arc::new(Filesystem::watch(probe, block, writes.in_place)?);
+    let watched = Arc::new(Filesystem::watch(probe, every, block, writes.in_place)?);
     known.retain(|_, there| there.watched.strong_count() > 0);
     known.insert(
         device,
@@ -341,6 +345,6 @@ pub(super) fn open(path: &Path) -> io::Result<Arc<Watched>> {
 }
 
 /// A store that is not a filesystem of the operating system, with a ledger of its own.
-pub(super) fn custom(probe: impl Probe) -> io::Result<Arc<Watched>> {
-    Filesystem::watch(probe, 1, false).map(Arc::new)
+pub(super) fn custom(probe: impl Probe, every: Option<Duration>) -> io::Result<Arc<Watched>> {
+    Filesystem::watch(probe, every, 1, false).map(Arc::new)
 }

@@ -16,9 +16,10 @@
 //!
 //! On btrfs statvfs follows writes only when the filesystem commits. So there a probe has it commit
 //! (`syncfs`) before it reads, if anything was stored since the last reading. Where that is too often,
-//! [probe less often](Volume::probe_every).
+//! [probe less often](VolumeBuilder::probe_every).
 
 mod admission;
+mod builder;
 mod filesystem;
 mod headroom;
 mod ledger;
@@ -29,8 +30,7 @@ mod readiness;
 mod tests;
 
 use std::{
-    io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -42,12 +42,13 @@ pub(crate) use self::{
     admission::{Claimed, Look, Shortfall, WaitForRoom, Wanted},
     filesystem::Filesystem,
 };
-use self::{filesystem::Watched, ledger::Missing};
 pub use self::{
+    builder::{VolumeBuilder, VolumeError},
     headroom::Headroom,
     probe::{Probe, Reading},
     readiness::{Closed, Readiness},
 };
+use self::{filesystem::Watched, ledger::Missing};
 use crate::{
     amount::Amount,
     cause::{Cause, Fault, Resource},
@@ -57,7 +58,8 @@ use crate::{
 
 /// A filesystem under guard.
 ///
-/// Cheap to clone; clones share everything.
+/// Cheap to clone. Clones share the readings and the ledger; [`Self::keep_free`] and the other setters change one clone
+/// only.
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,7 +68,7 @@ use crate::{
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let volume = Volume::open(std::env::temp_dir())?
 ///     .keep_free(Headroom::bytes(64 << 20).or_percent(5))
-///     .probe_every(Duration::from_millis(500))
+///     .max_age(Duration::from_secs(30))
 ///     .outage(Outage::Admit);
 /// assert!(volume.status().available <= volume.status().total);
 /// # Ok(())
@@ -114,21 +116,6 @@ pub struct VolumeStatus {
     pub is_full: bool,
 }
 
-/// A volume could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot guard the filesystem of {}", path.display())]
-pub struct VolumeError {
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl VolumeError {
-    /// What the operating system said.
-    pub fn io_error(&self) -> &io::Error {
-        &self.source
-    }
-}
-
 impl Volume {
     /// Guards the filesystem that holds `path`, which must exist.
     ///
@@ -139,13 +126,7 @@ impl Volume {
     ///
     /// When the path cannot be read, or the first reading fails or takes too long.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, VolumeError> {
-        let path = path.as_ref();
-        filesystem::open(path)
-            .map(Self::new)
-            .map_err(|source| VolumeError {
-                path: path.to_path_buf(),
-                source,
-            })
+        Self::builder().open(path)
     }
 
     /// Guards a store that is not a local filesystem, by a probe of your own.
@@ -165,14 +146,19 @@ impl Volume {
     ///
     /// let volume = Volume::from_probe(Pool)?;
     /// assert_eq!(volume.status().available, 3 << 30);
-    /// # std::io::Result::Ok(())
+    /// # Ok::<(), tower_storage_guard::volume::VolumeError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// When the first reading fails, or takes longer than five seconds.
-    pub fn from_probe(probe: impl Probe) -> io::Result<Self> {
-        filesystem::custom(probe).map(Self::new)
+    pub fn from_probe(probe: impl Probe) -> Result<Self, VolumeError> {
+        Self::builder().from_probe(probe)
+    }
+
+    /// Sets how the volume is probed, before it is opened.
+    pub fn builder() -> VolumeBuilder {
+        VolumeBuilder::default()
     }
 
     fn new(watched: Arc<Watched>) -> Self {
@@ -207,18 +193,6 @@ impl Volume {
             level: level.into(),
             full: Arc::default(),
         });
-        self
-    }
-
-    /// Sets how often the filesystem is read. Volumes on one filesystem share the shortest that is set for
-    /// any of them, and five milliseconds is the least.
-    ///
-    /// A request about to be refused asks for a new reading, and does not wait for this.
-    ///
-    /// Defaults to one second.
-    #[must_use]
-    pub fn probe_every(self, every: Duration) -> Self {
-        self.filesystem().probe_every(every);
         self
     }
 

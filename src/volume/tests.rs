@@ -385,10 +385,12 @@ fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
     let (disk, gate) = (Disk::default(), Arc::default());
     disk.available.store(500, SeqCst);
     disk.inodes.store(50, SeqCst);
-    let volume = Volume::from_probe(Gated(disk.clone(), Arc::clone(&gate))).unwrap();
     // No reading but those that are asked for, and no timer.
-    let volume = volume.probe_every(HOUR).max_age(HOUR);
-    let volume = volume.keep_free(100).resume_at(200);
+    let volume = Volume::builder().probe_every(HOUR);
+    let volume = volume
+        .from_probe(Gated(disk.clone(), Arc::clone(&gate)))
+        .unwrap();
+    let volume = volume.max_age(HOUR).keep_free(100).resume_at(200);
     let readiness = Readiness::from(volume.clone());
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));

@@ -42,8 +42,8 @@ impl Probe for Endless {
 }
 
 fn volume() -> Volume {
-    let volume = Volume::from_probe(Endless).unwrap();
-    volume.probe_every(Duration::from_millis(5))
+    let volume = Volume::builder().probe_every(Duration::from_millis(5));
+    volume.from_probe(Endless).unwrap()
 }
 
 /// Nothing is set aside any more, and `acknowledged` is what is used.

@@ -280,9 +280,10 @@ fn a_mount_that_is_gone() {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=8m");
-            let volume = Volume::open(&disk).unwrap();
+            let volume = Volume::builder().probe_every(Duration::from_millis(20));
             let volume = volume
-                .probe_every(Duration::from_millis(20))
+                .open(&disk)
+                .unwrap()
                 .max_age(Duration::from_millis(200));
             let store = Store::open(&disk, StorageGuardLayer::new(volume.clone())).await;
             let large = Upload::new(1, 16 * MIB);
@@ -445,9 +446,10 @@ fn a_chunked_upload_that_fits_exactly() {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=8m");
-            let (volume, layer) = guard(&disk);
             // So often that readings are taken while blocks are half full.
-            let _volume = volume.probe_every(Duration::from_millis(5));
+            let often = Volume::builder().probe_every(Duration::from_millis(5));
+            let _often = often.open(&disk).unwrap();
+            let (_, layer) = guard(&disk);
             let store = Store::open(&disk, layer).await;
             let larger = Upload::new(1, 8 * MIB + 1).chunked(true);
             assert_eq!(store.put(&larger).await, Answer::full("disk_full", "bytes"));

@@ -83,7 +83,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 async fn a_growth_that_waits_outside_of_the_runtime_gives_up_too() {
     const PATIENCE: Duration = Duration::from_millis(50);
 
-    let volume = Disk::new(1_000).volume().probe_every(PATIENCE / 10);
+    let volume = Disk::new(1_000).probed_every(PATIENCE / 10);
     let layer = StorageGuardLayer::new(volume.clone()).patience(PATIENCE);
     let mut service = ByHand::new(layer);
     let inside = service.enter(full(10)).await;

@@ -924,7 +924,7 @@ async fn a_full_disk_lets_empty_objects_in_until_objects_run_out() {
 #[tokio::test]
 async fn a_full_disk_says_what_it_lacks_though_the_reading_is_old() {
     let disk = Disk::new(1_000).with_inodes(10);
-    let volume = disk.volume().probe_every(Duration::from_secs(60));
+    let volume = disk.probed_every(Duration::from_secs(60));
     let service = StorageGuardLayer::new(volume).layer(service_fn(move |_: Request<Incoming>| {
         // Others have taken the last inode just now.
         disk.set_inodes(0);
@@ -938,7 +938,7 @@ async fn a_full_disk_says_what_it_lacks_though_the_reading_is_old() {
 #[tokio::test]
 async fn nobody_is_refused_on_an_old_reading() {
     let disk = Disk::new(100);
-    let volume = disk.volume().probe_every(Duration::from_secs(60));
+    let volume = disk.probed_every(Duration::from_secs(60));
     let service = StorageGuardLayer::new(volume).layer(service_fn(read_all));
     disk.set_available(1_000);
     let response = service.oneshot(put(full(1_000))).await.unwrap();

@@ -19,6 +19,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     MeteredBody, Outage, Probe, Reading, Reservation, StorageGuardLayer, Volume,
+    volume::VolumeBuilder,
 };
 
 const BLOCK: u64 = 4096;
@@ -159,7 +160,6 @@ async fn upload(volume: &Volume, bytes: u64) -> (u16, Option<String>, Duration) 
 /// What holds of a filesystem in trouble, whatever the trouble is.
 async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     let _end = FineInTheEnd(switch.clone());
-    let volume = volume.probe_every(Duration::from_millis(10));
     // One filesystem and one probe: they differ in how long they trust a reading, and in what they do then.
     let trusting = volume.clone().max_age(Duration::from_secs(3600));
     let refusing = volume.clone().max_age(Duration::from_millis(200));
@@ -222,9 +222,13 @@ async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     }
 }
 
+fn often() -> VolumeBuilder {
+    Volume::builder().probe_every(Duration::from_millis(10))
+}
+
 async fn with_probe(trouble: Mood) {
     let switch = Switch::new();
-    let volume = Volume::from_probe(switch.clone()).unwrap();
+    let volume = often().from_probe(switch.clone()).unwrap();
     costs_no_request(volume, switch, trouble).await;
 }
 
@@ -251,7 +255,7 @@ fn with_fuse(trouble: Mood) {
     let switch = Switch::new();
     let fuse = fuser::spawn_mount(switch.clone(), folder.path(), &fuser::Config::default());
     let fuse = fuse.expect("/dev/fuse is needed");
-    let volume = Volume::open(folder.path()).unwrap();
+    let volume = often().open(folder.path()).unwrap();
     assert_eq!(volume.status().total, BLOCKS * BLOCK);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();

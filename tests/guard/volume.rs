@@ -38,8 +38,8 @@ impl Probe for Slow {
 async fn a_volume_that_is_probed_rarely_takes_requests_during_the_next_probe() {
     let disk = Slow::default();
     let age = Duration::from_millis(1_500);
-    let volume = Volume::from_probe(disk.clone()).unwrap();
-    let volume = volume.probe_every(HOUR).max_age(age);
+    let volume = Volume::builder().probe_every(HOUR);
+    let volume = volume.from_probe(disk.clone()).unwrap().max_age(age);
     eventually("older than a second", || volume.status().age > age).await;
     assert_eq!(disk.reads.load(SeqCst), 1);
 
@@ -69,7 +69,7 @@ async fn a_request_for_nothing_is_let_in_though_the_reading_is_too_old() {
 #[tokio::test]
 async fn a_request_that_a_second_look_lets_in_closes_nothing() {
     let disk = Disk::new(50);
-    let volume = disk.volume().probe_every(HOUR).resume_at(500);
+    let volume = disk.probed_every(HOUR).resume_at(500);
     disk.set_available(200);
     let service = StorageGuardLayer::new(volume.clone()).layer(service_fn(read_all));
     assert_eq!(send(service.clone(), put(full(100))).await, 201);
@@ -95,8 +95,8 @@ async fn a_hopeless_request_closes_nothing() {
 async fn a_volume_that_is_dropped_leaves_no_thread() {
     let disk = Slow::default();
     for _ in 0..50 {
-        let volume = Volume::from_probe(disk.clone()).unwrap();
-        drop(volume.probe_every(HOUR));
+        let volume = Volume::builder().probe_every(HOUR);
+        drop(volume.from_probe(disk.clone()).unwrap());
     }
     // Every thread owns its probe.
     let probes = || Arc::strong_count(&disk.reads) - 1;

@@ -86,8 +86,8 @@ impl Guarded {
     /// With so many bytes on the volume.
     pub(crate) fn with_room(bytes: u64) -> Self {
         let room = Room(Arc::new(AtomicU64::new(bytes)));
-        let volume = Volume::from_probe(room.clone()).unwrap();
-        let volume = volume.probe_every(Duration::from_millis(5));
+        let volume = Volume::builder().probe_every(Duration::from_millis(5));
+        let volume = volume.from_probe(room.clone()).unwrap();
         let quota = MemoryQuota::new(Limits::bytes(LIMIT));
         let layer = StorageGuardLayer::new(volume.clone())
             .quota(quota.clone())

@@ -139,7 +139,7 @@ async fn writes_are_served_while_there_is_room_above_the_headroom() {
 #[tokio::test]
 async fn a_disk_that_fills_up_by_itself_is_seen() {
     let disk = Disk::new(1);
-    let volume = disk.volume().probe_every(Duration::from_millis(5));
+    let volume = disk.probed_every(Duration::from_millis(5));
     let health = Health::start().await;
     let mut writes = health.follow("writes", volume).await;
     for _ in 0..20 {
@@ -342,8 +342,8 @@ fn a_tmpfs_that_is_full_is_not_ready() {
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=1m,nr_inodes=16");
-            let volume = Volume::open(&disk).unwrap();
-            let volume = volume.probe_every(Duration::from_millis(10));
+            let volume = Volume::builder().probe_every(Duration::from_millis(10));
+            let volume = volume.open(&disk).unwrap();
             let health = Health::start().await;
             let mut writes = health.follow("writes", volume.clone()).await;
             let app = Router::new().route("/ready", get(Readiness::new(volume.clone())));

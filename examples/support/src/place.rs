@@ -36,65 +36,79 @@ impl FromStr for Place {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text, &BUILDERS)
+    }
+}
+
+/// Makes a place of its text, and of what follows the scheme in that.
+type Builder = fn(&str, &str) -> Result<Place, String>;
+
+/// What each store is built with. None without its feature.
+struct Builders {
+    sqlite: Option<Builder>,
+    postgres: Option<Builder>,
+    redis: Option<Builder>,
+}
+
+const BUILDERS: Builders = Builders {
+    #[cfg(feature = "sqlite")]
+    sqlite: Some(sqlite),
+    #[cfg(not(feature = "sqlite"))]
+    sqlite: None,
+    #[cfg(feature = "postgres")]
+    postgres: Some(postgres),
+    #[cfg(not(feature = "postgres"))]
+    postgres: None,
+    #[cfg(feature = "redis")]
+    redis: Some(redis),
+    #[cfg(not(feature = "redis"))]
+    redis: None,
+};
+
+impl Place {
+    fn read(text: &str, builders: &Builders) -> Result<Self, String> {
         let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
-        match scheme {
-            "memory" if rest.is_empty() => Ok(Self::Memory),
-            "sqlite" => sqlite(rest),
-            "postgres" | "postgresql" => postgres(text),
+        let (builder, store, feature) = match scheme {
+            "memory" if rest.is_empty() => return Ok(Self::Memory),
+            "sqlite" => (builders.sqlite, "SQLite", "sqlite"),
+            "postgres" | "postgresql" => (builders.postgres, "PostgreSQL", "postgres"),
             "redis" | "rediss" | "redis+unix" | "redis+cluster" | "rediss+cluster"
                 if rest.starts_with("//") =>
             {
-                redis(text)
+                (builders.redis, "Redis", "redis")
             }
             _ => {
                 let places = "memory:, sqlite:PATH, postgres://USER@HOST/DATABASE or redis://HOST";
-                Err(format!("expected {places}"))
+                return Err(format!("expected {places}"));
             }
+        };
+        match builder {
+            Some(builder) => builder(text, rest),
+            None => Err(format!(
+                "this program was built without {store}: build it with `--features {feature}`, or use `memory:`"
+            )),
         }
     }
 }
 
 #[cfg(feature = "sqlite")]
-fn sqlite(rest: &str) -> Result<Place, String> {
+fn sqlite(_: &str, rest: &str) -> Result<Place, String> {
     // Both `sqlite:a/b` and `sqlite:///a/b` are usual.
     let path = rest.strip_prefix("//").unwrap_or(rest);
     Ok(Place::Sqlite(path.into()))
 }
 
-#[cfg(not(feature = "sqlite"))]
-fn sqlite(_: &str) -> Result<Place, String> {
-    Err(lacks("SQLite", "sqlite"))
-}
-
 #[cfg(feature = "postgres")]
-fn postgres(text: &str) -> Result<Place, String> {
+fn postgres(text: &str, _: &str) -> Result<Place, String> {
     match text.parse() {
         Ok(options) => Ok(Place::Postgres(Box::new(options))),
         Err(error) => Err(format!("that is no address of PostgreSQL: {error}")),
     }
 }
 
-#[cfg(not(feature = "postgres"))]
-fn postgres(_: &str) -> Result<Place, String> {
-    Err(lacks("PostgreSQL", "postgres"))
-}
-
 #[cfg(feature = "redis")]
-fn redis(text: &str) -> Result<Place, String> {
+fn redis(text: &str, _: &str) -> Result<Place, String> {
     Ok(Place::Redis(text.to_owned()))
-}
-
-#[cfg(not(feature = "redis"))]
-fn redis(_: &str) -> Result<Place, String> {
-    Err(lacks("Redis", "redis"))
-}
-
-/// The build has no such store.
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "redis")))]
-fn lacks(store: &str, feature: &str) -> String {
-    format!(
-        "this program was built without {store}: build it with `--features {feature}`, or use `memory:`"
-    )
 }
 
 /// Without what is secret.
@@ -251,26 +265,29 @@ fn pool(options: &PgConnectOptions) -> tower_storage_guard::store::PostgresStore
 mod tests {
     use super::*;
 
-    /// What the feature is called, for each store.
     #[test]
     fn a_store_that_was_not_built_in_is_named_with_its_feature() {
+        let none = Builders {
+            sqlite: None,
+            postgres: None,
+            redis: None,
+        };
         for (place, feature, is_built) in [
-            ("sqlite:", "sqlite", cfg!(feature = "sqlite")),
+            ("sqlite:", "sqlite", BUILDERS.sqlite.is_some()),
             (
                 "postgres://guard@localhost/quotas",
                 "postgres",
-                cfg!(feature = "postgres"),
+                BUILDERS.postgres.is_some(),
             ),
-            ("redis://localhost", "redis", cfg!(feature = "redis")),
+            ("redis://localhost", "redis", BUILDERS.redis.is_some()),
         ] {
-            match place.parse::<Place>() {
-                Ok(place) => assert!(is_built, "{place}"),
-                Err(error) => {
-                    assert!(!is_built, "{error}");
-                    assert!(error.contains(&format!("--features {feature}")), "{error}");
-                }
-            }
+            assert_eq!(place.parse::<Place>().is_ok(), is_built, "{place}");
+            let Err(error) = Place::read(place, &none) else {
+                panic!("{place} was not built");
+            };
+            assert!(error.contains(&format!("--features {feature}")), "{error}");
         }
         assert!(matches!("memory:".parse(), Ok(Place::Memory)));
+        assert!("oracle:".parse::<Place>().is_err());
     }
 }

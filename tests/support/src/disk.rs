@@ -42,6 +42,12 @@ impl Disk {
         Volume::from_probe(self.clone()).unwrap()
     }
 
+    /// A volume that is probed so often.
+    pub fn probed_every(&self, every: Duration) -> Volume {
+        let volume = Volume::builder().probe_every(every);
+        volume.from_probe(self.clone()).unwrap()
+    }
+
     /// Waits until readings have seen all that has settled, and nothing is claimed any more.
     pub async fn until_settled(volume: &Volume) {
         Self::until(volume, |status| {
