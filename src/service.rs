@@ -12,10 +12,10 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    body::{MeteredBody, ResponseBody},
+    body::{MeteredBody, ResponseBody, WhenDropped},
     future::{Held, ResponseFuture},
     guard::Guard,
-    head,
+    head::Lines,
     layer::StorageGuardLayer,
     price::Price,
     quota::{NoQuota, QuotaSource},
@@ -92,14 +92,16 @@ where
         // The clone may not be ready: it stays, and the one that is ready goes with the request.
         let clone = self.inner.clone();
         let service = mem::replace(&mut self.inner, clone);
+        let lines = Lines::read(&head.headers, &http.hints);
         let held = Held {
             service,
+            drain: WhenDropped::of(head.version, lines.expects_continue),
             head,
             body,
             protocol: asked.protocol(),
             visit: None,
         };
-        begin(settings, asked, held, step)
+        begin(settings, asked, held, &lines, step)
     }
 }
 
@@ -108,6 +110,7 @@ fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
     mut asked: Asked,
     mut held: Held<S, B>,
+    lines: &Lines,
     step: Option<Box<dyn FoundStep>>,
 ) -> ResponseFuture<S, B, Q>
 where
@@ -117,9 +120,8 @@ where
 {
     let http = &settings.http;
     let head = &held.head;
-    let length = held.body.size_hint();
-    let declared = head::declared(&head.method, &head.headers, &length, &http.hints);
-    let Ok(mut demand) = declared else {
+    let demand = lines.demand(&head.method, &head.headers, &held.body.size_hint());
+    let Ok(mut demand) = demand else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };
     if let Some(visit) = step.and_then(|step| step.visit(demand)) {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Buf;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use sync_wrapper::SyncFuture;
@@ -104,10 +105,23 @@ pub(crate) enum WhenDropped {
     /// The transport resets the stream by itself (HTTP/2). Right behind the answer, that loses it for
     /// some clients.
     Reset,
-    /// The client is sending: somebody has to read it, or the answer is lost (HTTP/1).
+    /// The client is sending: it has to be read, or the answer is lost (HTTP/1).
     Drain,
     /// The client waits for `100 Continue`. It sends nothing until the body is first polled.
     DrainOncePolled,
+}
+
+impl WhenDropped {
+    #[inline]
+    pub(crate) fn of(version: Version, expects_continue: bool) -> Self {
+        if version >= Version::HTTP_2 {
+            Self::Reset
+        } else if expects_continue {
+            Self::DrainOncePolled
+        } else {
+            Self::Drain
+        }
+    }
 }
 
 impl<B: Body> MeteredBody<B> {

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderMap, Request, Version, header, request};
+use http::{Request, request};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::Service;
@@ -56,6 +56,8 @@ pub(crate) struct Held<S, B> {
     pub(crate) service: S,
     pub(crate) head: request::Parts,
     pub(crate) body: B,
+    /// What has to become of the body where it is left unread.
+    pub(crate) drain: WhenDropped,
     pub(crate) protocol: Option<&'static dyn Protocol>,
     /// Where it is a step of something larger.
     pub(crate) visit: Option<Box<dyn Visit>>,
@@ -148,10 +150,10 @@ where
             mut service,
             mut head,
             body,
+            drain,
             protocol,
             visit,
         } = held;
-        let drain = when_dropped(head.version, &head.headers);
         let body = MeteredBody::new(body, Arc::clone(&exchange), drain, protocol);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
@@ -213,22 +215,6 @@ where
 {
     /// The body, if it has to be drained for the answer to arrive.
     pub(super) fn unread(self) -> Option<Unread> {
-        let drain = when_dropped(self.head.version, &self.head.headers);
-        Unread::new(Box::pin(self.body), drain)
-    }
-}
-
-/// What has to become of a body that is left unread.
-fn when_dropped(version: Version, headers: &HeaderMap) -> WhenDropped {
-    if version >= Version::HTTP_2 {
-        WhenDropped::Reset
-    } else if headers
-        .get_all(header::EXPECT)
-        .iter()
-        .any(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        WhenDropped::DrainOncePolled
-    } else {
-        WhenDropped::Drain
+        Unread::new(Box::pin(self.body), self.drain)
     }
 }
