@@ -22,6 +22,7 @@ use std::fmt;
 /// ```
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 #[error("{cause}: no {resource} left")]
+#[non_exhaustive]
 pub struct Fault {
     /// Why there is no room.
     pub cause: Cause,

@@ -1,7 +1,7 @@
 //! The rule of admission, as one pure function.
 //!
-//! A volume, the quota sources in memory and the SQLite store apply it to what they hold, in the same step in which they take
-//! what is needed; the ledger of a volume compares once more as it takes. PostgreSQL and Redis state it in SQL and Lua, and the
+//! The quota sources in memory and the SQLite store apply it in the step that takes what is needed. A volume applies it first,
+//! and its ledger compares once more as it takes. PostgreSQL and Redis state it in SQL and Lua, and the
 //! conformance suite of stores holds them to it.
 
 use crate::{amount::Amount, cause::Resource, outage::Outage};
@@ -69,11 +69,12 @@ pub(crate) enum Lack {
 
 /// Decides whether a demand is admitted, by the list in the crate's documentation:
 ///
-/// 1. Nothing always fits.
-/// 2. The volume's probe has not hung or failed for too long. Otherwise its outage policy decides.
-/// 3. What is needed fits on the volume, beside all that is claimed there and the headroom. An exact fit is admitted. A
-///    volume that waits to resume takes no bytes.
-/// 4. What is needed fits into each scope, beside all that is held there.
+/// 1. A demand for nothing is admitted.
+/// 2. The volume's probe has not hung or failed for too long. Otherwise the outage policy decides: refused, or point 3 is
+///    skipped.
+/// 3. What is needed, and the length that was announced, fit on the volume beside all that is claimed there and the
+///    headroom. An exact fit is admitted. A volume that waits to resume admits no bytes.
+/// 4. The same fits into each scope beside all that is held there. What is replaced is taken off by the caller.
 #[inline]
 pub(crate) fn decide(
     need: Need,

@@ -67,7 +67,7 @@ use crate::{
 ///
 /// # What happens when your own functions panic
 ///
-/// The panic goes on to whoever drives the request, as from any handler. What was set aside is released.
+/// The panic propagates to the task that drives the request, as from any handler. What was set aside is released.
 #[must_use]
 pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,
@@ -138,15 +138,15 @@ impl<Q> StorageGuardLayer<Q> {
         StorageGuardLayer::with(guard.quota(quota), http)
     }
 
-    /// Sets whom a request is charged to: one scope, several, or none. With several, all have room or
+    /// Sets which scopes a request is charged to: one, several, or none. With several, all have room or
     /// none is charged.
     ///
     /// The layer belongs inside authentication, whose result is in the request's extensions then. Charge
-    /// the owner of the target; where that is not the caller, say [`Scope::undisclosed`](crate::Scope).
+    /// the owner of the target; where that is not the caller, say [`Scope::undisclosed`](crate::Scope::undisclosed).
     ///
     /// A scope owns its name: return `Scope::from(head.uri.path())`, which copies, and not the path itself.
     ///
-    /// Defaults to nobody.
+    /// Defaults to none.
     pub fn scope_by<F, T>(self, scopes: F) -> Self
     where
         F: Fn(&request::Parts) -> T + Send + Sync + 'static,

@@ -64,20 +64,25 @@
 //! # }
 //! ```
 //!
-//! # When a request is let in
+//! # When a request is admitted
 //!
-//! A request that [applies](StorageGuardLayer::applies_when) is let in when all of these hold:
+//! A request that [applies](StorageGuardLayer::applies_when) is answered 400 if its Content-Length is not a number, and 503 if
+//! its price cannot be found. Otherwise its demand is admitted by this rule:
 //!
-//! 1. Its Content-Length, if there is one, is a number. Otherwise: 400.
-//! 2. The volume's probe has not hung or failed for too long. Otherwise its [`Outage`] decides: 503, or let
-//!    in.
-//! 3. What it demands fits on the [`Volume`], beside all that is promised there and the [`Headroom`]. An
-//!    exact fit is let in. Otherwise: 507 `disk_full`.
-//! 4. What it demands fits into each of its [`Scopes`], beside all that is held there. Otherwise: 507
+//! 1. A demand for nothing is admitted.
+//! 2. The volume's probe has not hung or failed for too long. Otherwise the [`Outage`] policy of the volume decides: 503, or
+//!    point 3 is skipped.
+//! 3. The demand, and the length that the client announced, fit on the [`Volume`] beside all that is claimed there and the
+//!    [`Headroom`]. An exact fit is admitted. A volume that waits to [resume](Volume::resume_at) admits no bytes. Otherwise:
+//!    507 `disk_full`.
+//! 4. The same fits into each of its [`Scopes`], less what is replaced, beside all that is held there. Otherwise: 507
 //!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](dav::CollectionQuota) that is full.
 //!
-//! A body whose length nobody said is let in on a small grant, and must find room to grow. A body that
-//! cannot is cut, and the answer is 507 whatever the inner service says.
+//! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait to
+//! grow. Where the quota source does not answer, [`Guard::quota_outage`] decides.
+//!
+//! A body of unknown length is admitted on a small grant, and must find room to grow. A body that cannot grow is cut, and the
+//! answer is 507 whatever the inner service says.
 //!
 //! # When it is settled
 //!
@@ -101,9 +106,9 @@
 //!
 //! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`.
 //!   They answer 413, whatever is free. Both go well with this crate.
-//! - To bound how often somebody may ask, use a rate limit. That is 429.
+//! - To limit the rate of requests, use a rate limit. That is 429.
 //! - A service that stores nothing needs no guard.
-//! - Layer it inside authentication, so that nobody learns of storage who may not store (RFC 4918, section
+//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section
 //!   8.1), and inside whatever adds headers for browsers (CORS), so that its refusals have them.
 //!
 //! # Runtime

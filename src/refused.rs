@@ -59,6 +59,7 @@ impl Reason {
 
 /// How much there is, and how much is missing. Counted in the [`Resource`](crate::fault::Resource) that ran out.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub struct Figures {
     /// The most that may be used.
     pub limit: u64,
@@ -66,6 +67,17 @@ pub struct Figures {
     pub used: u64,
     /// What this request needs.
     pub required: u64,
+}
+
+impl Figures {
+    /// A limit, what is used of it, and what is needed.
+    pub const fn new(limit: u64, used: u64, required: u64) -> Self {
+        Self {
+            limit,
+            used,
+            required,
+        }
+    }
 }
 
 impl Refused {

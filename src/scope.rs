@@ -259,7 +259,7 @@ impl fmt::Write for Buffer {
 #[derive(Clone, Default)]
 pub struct Scopes(Set);
 
-// Most requests charge nobody or one: neither allocates.
+// Most requests charge no scope or one: neither allocates.
 #[derive(Clone, Default)]
 enum Set {
     #[default]
@@ -269,7 +269,7 @@ enum Set {
 }
 
 impl Scopes {
-    /// Nobody.
+    /// No scope.
     pub const NONE: Self = Self(Set::None);
 
     /// The scopes, in the order given.
@@ -282,7 +282,7 @@ impl Scopes {
         self.as_slice().len()
     }
 
-    /// Whether nobody is charged.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
     }
@@ -312,6 +312,15 @@ impl Scopes {
     }
 }
 
+/// In their order, as they were given.
+impl PartialEq for Scopes {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Scopes {}
+
 impl fmt::Debug for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self).finish()
@@ -321,6 +330,24 @@ impl fmt::Debug for Scopes {
 impl From<Scope> for Scopes {
     fn from(scope: Scope) -> Self {
         Self(Set::One(scope))
+    }
+}
+
+impl From<&Scope> for Scopes {
+    fn from(scope: &Scope) -> Self {
+        scope.clone().into()
+    }
+}
+
+impl From<&Self> for Scopes {
+    fn from(scopes: &Self) -> Self {
+        scopes.clone()
+    }
+}
+
+impl From<fmt::Arguments<'_>> for Scopes {
+    fn from(name: fmt::Arguments<'_>) -> Self {
+        Scope::from(name).into()
     }
 }
 

@@ -66,7 +66,7 @@ where
     R: Body,
     R::Data: From<Bytes>,
     R::Error: Into<BoxError>,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
@@ -116,7 +116,7 @@ fn begin<S, B, Q>(
 where
     S: Service<Request<MeteredBody<B>>>,
     B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     let http = &settings.http;
     let head = &held.head;

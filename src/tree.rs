@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::amount::Amount;
@@ -32,6 +33,18 @@ pub trait Tree: Send + Sync + 'static {
     ///
     /// When it cannot be found out. The request is then answered 503.
     fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>>;
+}
+
+impl<T: Tree + ?Sized> Tree for Arc<T> {
+    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth)
+    }
+}
+
+impl<T: Tree + ?Sized> Tree for Box<T> {
+    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth)
+    }
 }
 
 /// A tree of files. Links are objects of their own and are not followed.

@@ -94,7 +94,7 @@ impl<Q: QuotaSource> HttpReservation<Q> {
 
 impl<Q> Exchange for HttpReservation<Q>
 where
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     fn cut(&self, refused: &Refused, unread: Option<Unread>) {
         self.close();

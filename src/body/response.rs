@@ -53,6 +53,14 @@ impl<B> ResponseBody<B> {
     }
 }
 
+/// An empty body. Layers of tower-http that answer by themselves, such as `CorsLayer`, need it where they are outside of the
+/// guard.
+impl<B> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::refusal(Bytes::new())
+    }
+}
+
 impl<B> Body for ResponseBody<B>
 where
     B: Body,

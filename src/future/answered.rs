@@ -41,7 +41,7 @@ where
     S::Error: 'static,
     B: Body,
     R: Body,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     #[inline]
     pub(super) fn by_answer(
@@ -168,7 +168,7 @@ fn watched<S, B, R, Q>(
 where
     S: Service<Request<MeteredBody<B>>>,
     B: Body,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     let responder = Arc::clone(&settings.http.responder);
     let watch = Watch::new(guarded.hand_on(), responder, ending);

@@ -67,7 +67,7 @@ impl<S, B, Q> State<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
     B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     pub(super) fn reserve(
         settings: &Settings<Q>,
@@ -172,7 +172,7 @@ impl<S, B, Q> Door<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
     B: Body + Send + 'static,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     pub(super) fn poll(
         self: Pin<&mut Self>,

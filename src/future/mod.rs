@@ -239,7 +239,7 @@ where
     R: Body,
     R::Data: From<Bytes>,
     R::Error: Into<BoxError>,
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
 {
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
 

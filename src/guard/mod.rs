@@ -141,7 +141,7 @@ impl<Q: Clone> Guard<Q> {
     }
 }
 
-impl<Q: QuotaSource + Send + Sync + 'static> Guard<Q> {
+impl<Q: QuotaSource> Guard<Q> {
     /// Sets aside what is demanded, on the volume and in every one of the scopes, or nothing at all.
     ///
     /// A demand that finds no room waits for what others in flight give back, as long as the guard's

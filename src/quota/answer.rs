@@ -10,8 +10,7 @@ use pin_project_lite::pin_project;
 
 /// What a quota source answers: at once, or in a while.
 ///
-/// A source that decides in memory answers at once, and nobody has to keep the request waiting. It can be
-/// awaited either way.
+/// A source that decides in memory answers at once, so that the request need not wait. It can be awaited either way.
 pub enum Answer<F: Future> {
     /// Here it is.
     Now(F::Output),
@@ -38,12 +37,13 @@ impl<F: Future> IntoFuture for Answer<F> {
     type Output = F::Output;
 
     fn into_future(self) -> Answering<F> {
-        match self {
-            Self::Now(output) => Answering::Now {
+        let state = match self {
+            Self::Now(output) => State::Now {
                 output: Some(output),
             },
-            Self::Later(future) => Answering::Later { future },
-        }
+            Self::Later(future) => State::Later { future },
+        };
+        Answering { state }
     }
 }
 
@@ -57,12 +57,17 @@ impl<F: Future> fmt::Debug for Answer<F> {
 }
 
 pin_project! {
-    /// An [`Answer`] that is awaited.
-    #[project = AnsweringProj]
-    pub enum Answering<F: Future> {
-        #[doc(hidden)]
+    /// The future of an [`Answer`].
+    pub struct Answering<F: Future> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F: Future> {
         Now { output: Option<F::Output> },
-        #[doc(hidden)]
         Later { #[pin] future: F },
     }
 }
@@ -71,11 +76,11 @@ impl<F: Future> Future for Answering<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        match self.project() {
-            AnsweringProj::Now { output } => {
+        match self.project().state.project() {
+            StateProj::Now { output } => {
                 Poll::Ready(output.take().expect("not polled after it was ready"))
             }
-            AnsweringProj::Later { future } => future.poll(cx),
+            StateProj::Later { future } => future.poll(cx),
         }
     }
 }

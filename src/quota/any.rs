@@ -26,10 +26,7 @@ pub struct AnyQuota(Arc<dyn AnySource>);
 
 impl AnyQuota {
     /// Wraps a source.
-    pub fn new<Q>(source: Q) -> Self
-    where
-        Q: QuotaSource<Future: Send + 'static> + Send + Sync + 'static,
-    {
+    pub fn new(source: impl QuotaSource) -> Self {
         Self(Arc::new(source))
     }
 }
@@ -87,10 +84,7 @@ trait AnySource: Send + Sync {
     fn give_back_any(&self, scopes: &Scopes, amount: Amount);
 }
 
-impl<Q> AnySource for Q
-where
-    Q: QuotaSource<Future: Send + 'static> + Send + Sync,
-{
+impl<Q: QuotaSource> AnySource for Q {
     fn reserve_any(
         &self,
         scopes: &Scopes,
@@ -116,7 +110,7 @@ trait AnyHeld: Send {
     fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()>;
 }
 
-impl<H: QuotaHold<Grow: 'static, Commit: 'static>> AnyHeld for H {
+impl<H: QuotaHold> AnyHeld for H {
     fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>> {
         Box::pin(self.grow(more))
     }

@@ -1,11 +1,11 @@
-//! The contract between the guard and whoever keeps the quotas.
+//! The contract between the guard and a source of quotas.
 
 use std::sync::Arc;
 
 use super::{Answer, Change, QuotaError};
 use crate::{amount::Amount, scope::Scopes};
 
-/// The keeper of limits and usage per [`Scope`](crate::Scope).
+/// Keeps limits and usage per [`Scope`](crate::Scope), and sets aside what requests demand.
 ///
 /// What an implementation promises:
 ///
@@ -25,19 +25,23 @@ use crate::{amount::Amount, scope::Scopes};
     note = "use `MemoryQuota::new(limits)`, `CollectionQuota`, or with feature `store` `StoredQuota`",
     note = "or ask your own accounts with `quota_fn` or `quota_future`, or implement `QuotaSource`"
 )]
-pub trait QuotaSource {
+pub trait QuotaSource: Send + Sync + 'static {
     /// The record of what is set aside for one request.
     type Hold: QuotaHold;
     /// Resolves to the hold, where it is not there at once.
-    type Future: Future<Output = Result<Self::Hold, QuotaError>>;
+    type Future: Future<Output = Result<Self::Hold, QuotaError>> + Send + 'static;
 
     /// Sets `demand` aside in every one of `scopes`, or in none.
     ///
     /// `expected` is what the client announces in all, of which this request may be a part. It must fit
     /// too, and is not set aside. Where it is less than `demand`, it says nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`QuotaError::Exceeded`] where a scope has no room, and [`QuotaError::Unavailable`] where the source cannot decide.
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future>;
 
-    /// Takes `amount` off what each of `scopes` uses: it was removed, or belongs to somebody else now.
+    /// Takes `amount` off what each of `scopes` uses: it was removed, or is charged to another scope now.
     ///
     /// It has happened, and cannot be refused. Must not block: what takes time goes to a task. A source that
     /// looks usage up where it is counted anyway has nothing to do.
@@ -45,6 +49,7 @@ pub trait QuotaSource {
 }
 
 /// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
+#[must_use = "dropped, it releases everything"]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not hold what a quota source has set aside",
     label = "not a `QuotaHold`",
@@ -59,6 +64,10 @@ pub trait QuotaHold: Send + 'static {
     /// Sets `more` aside in every scope, or in none.
     ///
     /// The hold is as before when this fails, or when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`QuotaSource::reserve`].
     fn grow(&mut self, more: Amount) -> Self::Grow;
 
     /// Ends the hold: charges `change` to every scope and releases everything that was set aside.

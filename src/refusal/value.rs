@@ -17,7 +17,7 @@ use crate::{
 /// };
 ///
 /// let refusal = Refusal::from(Fault::new(Cause::QuotaExceeded, Resource::Bytes))
-///     .with_figures(Figures { limit: 1000, used: 900, required: 200 });
+///     .with_figures(Figures::new(1000, 900, 200));
 ///
 /// assert_eq!(refusal.status(), 507);
 /// assert_eq!(refusal.message(), "Storage quota exceeded");

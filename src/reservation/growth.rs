@@ -26,7 +26,7 @@ use crate::{
 
 impl<Q, X> Shared<Q, X>
 where
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
     X: Attachment,
 {
     /// Sets `want` bytes more aside, or at least `need`.

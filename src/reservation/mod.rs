@@ -41,6 +41,7 @@ use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 ///
 /// With feature `axum` it is an extractor.
 #[derive(Clone)]
+#[must_use = "dropped, it releases everything"]
 pub struct Reservation(Arc<dyn ReservationOps>);
 
 impl Reservation {
@@ -121,6 +122,10 @@ impl Reservation {
     /// # Errors
     ///
     /// Where it is less than the demand said, the quota must hold the rest too, and has no room for it.
+    ///
+    /// # Panics
+    ///
+    /// Where the quota source waits, in a runtime of tokio whose timer is not enabled.
     pub async fn replaces(&self, replaced: Amount) -> Result<(), Refused> {
         for ops in self.chain() {
             Arc::clone(ops).replaces(replaced).await?;
@@ -133,6 +138,10 @@ impl Reservation {
     /// # Errors
     ///
     /// When there is no room for them. What was set aside before stays.
+    ///
+    /// # Panics
+    ///
+    /// Where it has to wait, in a runtime of tokio whose timer is not enabled.
     pub async fn grow(&self, bytes: u64) -> Result<(), Refused> {
         // The outermost first: it may hold the claim for the others.
         let chain: Vec<_> = self.chain().collect();

@@ -367,7 +367,7 @@ struct Settlement {
 
 impl<Q, X> Shared<Q, X>
 where
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
     X: Attachment,
 {
     /// Commits, and waits for it as long as the quota source has time.
@@ -387,7 +387,7 @@ where
 
 impl<Q, X> ReservationOps for Shared<Q, X>
 where
-    Q: QuotaSource + Send + Sync + 'static,
+    Q: QuotaSource,
     X: Attachment,
 {
     fn meter(&self) -> &Meter {

@@ -182,9 +182,9 @@ impl Volume {
 
     /// Sets a level to resume at, higher than what is kept free.
     ///
-    /// Once a request was refused while less than this was free, all are, until so much is free again. To
-    /// tell somebody that [nothing is taken](Self::takes_writes) counts as a refusal. Without a level, a full
-    /// volume lets in whatever happens to fit at the moment.
+    /// Once a request was refused while less than this was free, all that need bytes are, until so much is free again. That
+    /// [`Self::takes_writes`] says no counts as a refusal. Without a level, a full volume admits whatever happens to fit at the
+    /// moment.
     ///
     /// Defaults to none.
     #[must_use]
@@ -334,7 +334,7 @@ impl Volume {
         room - room % self.filesystem().in_blocks(1)
     }
 
-    /// How large a new object may be. None where nobody knows.
+    /// How large a new object may be. None where it is not known.
     pub(crate) fn left(&self) -> Option<Amount> {
         let ledger = &self.filesystem().ledger;
         if self.is_stale() {

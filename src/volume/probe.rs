@@ -65,6 +65,16 @@ pub trait Probe: Send + 'static {
     }
 }
 
+impl<P: Probe + ?Sized> Probe for Box<P> {
+    fn read(&mut self) -> io::Result<Reading> {
+        P::read(self)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        P::sync(self)
+    }
+}
+
 /// Asks the operating system about a filesystem, by any of the paths on it that volumes were opened
 /// at: a folder may go, and the filesystem stays.
 #[derive(Debug)]

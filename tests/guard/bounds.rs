@@ -11,7 +11,10 @@ use test_support::service::{USER, answer, full, layer, put, read_all};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService,
 };
-use tower_http::timeout::RequestBodyTimeoutLayer;
+use tower_http::{
+    cors::{Any, CorsLayer},
+    timeout::RequestBodyTimeoutLayer,
+};
 use tower_storage_guard::{
     Amount, Guard, MeteredBody, Refused, Reservation, ResponseBody, Scope, Scopes, StorageGuard,
     StorageGuardLayer, Volume,
@@ -62,8 +65,7 @@ where
     S::Error: Send + 'static,
     B: Body<Data: Send> + Send + 'static,
     R: Body<Data = Bytes, Error: Into<BoxError>> + Send,
-    Q: QuotaSource<Future: Send> + Send + Sync + 'static,
-    Q::Hold: Send,
+    Q: QuotaSource,
 {
     is_send::<<StorageGuard<S, Q> as Service<Request<B>>>::Future>();
     is_send::<<StorageGuard<S> as Service<Request<B>>>::Future>();
@@ -138,4 +140,24 @@ fn closures_over_the_head_need_no_annotation() {
         Scope::from(head.uri.path().to_owned())
     }
     drop(StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED)).scope_by(scope));
+}
+
+/// A layer that answers by itself makes an empty body, so it needs one of a type with a default.
+#[tokio::test]
+async fn cors_outside_of_the_guard() {
+    let (_, _, layer) = layer(10);
+    let service = ServiceBuilder::new()
+        .layer(CorsLayer::new().allow_origin(Any))
+        .layer(layer)
+        .service(service_fn(read_all));
+    let preflight = Request::options("/a").header("access-control-request-method", "PUT");
+    let preflight = preflight.body(full(0)).unwrap();
+    let answer = service.clone().oneshot(preflight).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let body = answer.into_body().collect().await.unwrap();
+    assert!(body.to_bytes().is_empty());
+
+    let answer = service.oneshot(put(full(11))).await.unwrap();
+    assert_eq!(answer.status(), 507);
+    assert_eq!(answer.headers()["access-control-allow-origin"], "*");
 }

@@ -365,7 +365,7 @@ async fn a_reading_that_counts_twice_refuses_nobody() {
     let writes = Held::begin(&layer, 60);
     let writing = writes.inside.await.unwrap();
     let fails = Held::begin(&layer, 40);
-    fails.inside.await.unwrap();
+    drop(fails.inside.await.unwrap());
     let waits = Held::begin(&layer, 40);
     has_begun.recv().unwrap();
     *disk.lock().unwrap() = 60;
@@ -376,7 +376,7 @@ async fn a_reading_that_counts_twice_refuses_nobody() {
     step.send(()).unwrap();
     fails.end.send(500).unwrap();
     assert_eq!(fails.answer.await.unwrap(), 500);
-    waits.inside.await.expect("is let in");
+    drop(waits.inside.await.expect("is let in"));
     for (end, answer) in [(waits.end, waits.answer), (writes.end, writes.answer)] {
         end.send(200).unwrap();
         assert_eq!(answer.await.unwrap(), 200);

@@ -129,7 +129,7 @@ async fn a_source_that_answers_later_would_block() {
     let error = guard.try_reserve(USER, Demand::known(1)).unwrap_err();
     assert!(matches!(error, TryReserveError::WouldBlock), "{error}");
     assert_eq!(volume.status().claimed, 0);
-    guard.reserve(USER, Demand::known(1_000)).await.unwrap();
+    drop(guard.reserve(USER, Demand::known(1_000)).await.unwrap());
 }
 
 /// A source that never answers.

@@ -174,7 +174,7 @@ async fn serve(request: Request<Body>) -> http::Response<Body> {
     match &*method {
         "Sink" => {
             let sink = service_fn(|request: tonic::Request<Streaming<Message>>| async {
-                reservation(&request)?;
+                drop(reservation(&request)?);
                 let mut messages = request.into_inner();
                 while messages.message().await?.is_some() {}
                 Ok(Response::new(Message::default()))
