@@ -36,7 +36,7 @@ impl<Q> StorageGuardLayer<Q> {
         if calls.0.is_empty() {
             return Ok(self);
         }
-        Ok(self.set(|http| http.selects.push(Arc::new(calls))))
+        Ok(self.set(|http| http.applies.selects.push(Arc::new(calls))))
     }
 
     /// Sets how [`Grpc`] answers.
@@ -181,7 +181,11 @@ mod tests {
         ] {
             let request = Request::post(path).header(CONTENT_TYPE, "application/grpc");
             let (head, ()) = request.body(()).unwrap().into_parts();
-            assert_eq!(layer.http_settings().select(&head), guards, "{path}");
+            assert_eq!(
+                layer.http_settings().applies.select(&head),
+                guards,
+                "{path}"
+            );
         }
     }
 }

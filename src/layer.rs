@@ -164,7 +164,7 @@ impl<Q> StorageGuardLayer<Q> {
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
     {
-        self.set(|settings| settings.applies = Some(Arc::new(applies)))
+        self.set(|settings| settings.applies.chosen = Some(Arc::new(applies)))
     }
 
     /// Sets what a request costs, given what its head declares.

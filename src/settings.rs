@@ -35,9 +35,7 @@ pub(crate) struct Settings<Q> {
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
     pub(crate) scopes: Option<Choose<Scopes>>,
-    pub(crate) applies: Option<Choose<bool>>,
-    /// Asked in turn, where `applies` is not set.
-    pub(crate) selects: Vec<Arc<dyn Select>>,
+    pub(crate) applies: Applies,
     pub(crate) price: Option<PriceBy>,
     pub(crate) hints: Hints,
     pub(crate) steps: Option<Arc<dyn Steps>>,
@@ -46,11 +44,20 @@ pub(crate) struct HttpSettings {
     pub(crate) responder: Arc<Responder>,
 }
 
-impl HttpSettings {
-    /// Whether a request with this head is guarded.
-    pub(crate) fn guards(&self, head: &request::Parts) -> bool {
-        match &self.applies {
-            Some(applies) => applies(head),
+/// Which requests are guarded.
+#[derive(Clone, Default)]
+pub(crate) struct Applies {
+    /// The user's own choice.
+    pub(crate) chosen: Option<Choose<bool>>,
+    /// Asked where that is not set. Without any, and for what is no request of theirs, the method decides.
+    pub(crate) selects: Vec<Arc<dyn Select>>,
+}
+
+impl Applies {
+    #[inline]
+    pub(crate) fn to(&self, head: &request::Parts) -> bool {
+        match &self.chosen {
+            Some(chosen) => chosen(head),
             None => self
                 .select(head)
                 .unwrap_or_else(|| head::is_write(&head.method)),

@@ -24,7 +24,7 @@ impl CollectionQuota {
     /// # let root = tempfile::tempdir()?;
     /// # let root = root.path();
     /// std::fs::write(root.join("a"), [7; 30])?;
-    /// let collections = CollectionQuota::new(Folder::new(root)).limit("", Limits::bytes(100))?;
+    /// let collections = CollectionQuota::builder(Folder::new(root)).limit("", Limits::bytes(100))?.build();
     /// collections.rescan().await?;
     ///
     /// let volume = Volume::open(root)?;

@@ -1,5 +1,6 @@
 //! Limits on directories.
 
+mod builder;
 mod dav_quota;
 mod figures;
 mod scan;
@@ -9,24 +10,23 @@ use std::{
     fmt,
     future::{Ready, ready},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::Notify;
 
-pub use self::dav_quota::DavQuota;
 pub(crate) use self::state::After;
-use self::state::State;
+use self::state::{State, Thread};
+pub use self::{builder::CollectionQuotaBuilder, dav_quota::DavQuota};
 use crate::{
     amount::Amount,
     config::ConfigError,
     quota::{
         Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource, Usage,
     },
-    scope::Scopes,
+    scope::{Scope, Scopes},
     tree::Tree,
 };
 
@@ -50,9 +50,10 @@ use crate::{
 /// # let root = tempfile::tempdir()?;
 /// # let root = root.path();
 /// let tree = Folder::new(root);
-/// let collections = CollectionQuota::new(tree.clone())
+/// let collections = CollectionQuota::builder(tree.clone())
 ///     .limit("photos", Limits::bytes(5 << 30))?
-///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?;
+///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?
+///     .build();
 /// // Other scopes have their limits beside.
 /// collections.quota().set_limits("user:42", Limits::bytes(1 << 30));
 ///
@@ -73,13 +74,13 @@ use crate::{
 /// # How usage is known
 ///
 /// The first scan of a collection is begun when it gets its limit, on a thread of its own. Until it has ended
-/// nobody knows what fits: requests wait for it, bounded by the layer's
+/// it is not known what fits: requests wait for it, bounded by the layer's
 /// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and are then answered as its
 /// [`quota_outage`](crate::StorageGuardLayer::quota_outage) says. Where the tree cannot be read, they are
 /// answered so at once, and it is tried again after a while.
 ///
 /// From then on, each request is counted as it settles. What came behind the server's back is found by a
-/// [rescan](Self::rescan), which is also done [on a schedule](Self::rescan_every).
+/// [rescan](Self::rescan), which is also done [on a schedule](CollectionQuotaBuilder::rescan_every).
 ///
 /// A scan counts only if no request was under way in its collection from its begin to its end. Else it may have
 /// seen half an upload, or missed what was moved while it looked. It is then tried again, after a pause that
@@ -93,7 +94,7 @@ use crate::{
 /// # What it cannot count
 ///
 /// Two requests that write to one path at once are both priced by what was there before. A handler that goes
-/// on writing after its request has ended is seen by nobody. The next scan finds both. Charged by pricing of your
+/// on writing after its request has ended is not seen. The next scan finds both. Charged by pricing of your
 /// own ([`Price::giving_back`](crate::Price::giving_back)) instead of
 /// [`WebDav`](crate::dav::WebDav), a scan does not know of deletes
 /// that are under way.
@@ -105,32 +106,38 @@ pub struct CollectionQuota {
 impl CollectionQuota {
     /// Collections of `tree`, none of which has a limit yet.
     pub fn new(tree: impl Tree) -> Self {
-        Self {
+        Self::builder(tree).build()
+    }
+
+    /// Collections of `tree`, with limits to begin with.
+    pub fn builder(tree: impl Tree) -> CollectionQuotaBuilder {
+        CollectionQuotaBuilder::new(tree)
+    }
+
+    fn start(builder: CollectionQuotaBuilder) -> Self {
+        let CollectionQuotaBuilder {
+            tree,
+            collections,
+            every,
+            is_disclosed,
+        } = builder;
+        let quota = Self {
             owner: Arc::new(Owner(Arc::new(Shared {
-                tree: Box::new(tree),
+                tree,
                 quota: MemoryQuota::new(Limits::UNLIMITED),
-                state: Mutex::new(State::new()),
+                state: Mutex::new(State::new(every, is_disclosed)),
                 changed: Condvar::new(),
                 scanned: Notify::new(),
             }))),
+        };
+        for (path, scope, limits) in collections {
+            quota.add(path, scope, limits);
         }
+        quota
     }
 
-    /// Limits the collection at `path`, relative to the root of the tree. An empty path is the root.
-    ///
-    /// Its scope is `collection:/` and the path. It need not exist yet. With [`Limits::UNLIMITED`] it is
-    /// counted all the same.
-    ///
-    /// # Errors
-    ///
-    /// When the path leads out of the tree, or is not UTF-8.
-    pub fn limit(self, path: impl AsRef<Path>, limits: Limits) -> Result<Self, ConfigError> {
-        self.set_limits(path, limits)?;
-        Ok(self)
-    }
-
-    /// As [`Self::limit`], later: of a collection that is known already, this changes the limits only. What is
-    /// held already stays held.
+    /// Limits the collection at `path`, as [`CollectionQuotaBuilder::limit`] does, for all clones. Where it is known already,
+    /// this changes the limits only. What is held already stays held.
     ///
     /// What is under way where there was no collection before is charged to it by the next scan.
     ///
@@ -138,46 +145,26 @@ impl CollectionQuota {
     ///
     /// When the path leads out of the tree, or is not UTF-8.
     pub fn set_limits(&self, path: impl AsRef<Path>, limits: Limits) -> Result<(), ConfigError> {
-        let path = path.as_ref();
-        let (path, scope) =
-            state::named(path).ok_or_else(|| ConfigError::Collection(path.to_owned()))?;
+        let (path, scope) = state::named(path.as_ref())?;
+        self.add(path, scope, limits);
+        Ok(())
+    }
+
+    fn add(&self, path: PathBuf, scope: Scope, limits: Limits) {
         let shared = self.shared();
         let mut state = shared.lock();
         shared.quota.set_limits(&scope, limits);
         state.add(path, scope);
-        // Where no thread can be started now, whoever needs it tries again.
+        // Where no thread can be started now, the next request that needs a scan tries again.
         let _ = shared.start(&mut state);
         drop(state);
         shared.changed.notify_all();
-        Ok(())
-    }
-
-    /// Sets how often a collection is scanned again. [`Duration::MAX`] is never.
-    ///
-    /// A scan reads the whole of the collection's directory. Nested ones are read once each.
-    ///
-    /// Defaults to an hour.
-    #[must_use]
-    pub fn rescan_every(self, every: Duration) -> Self {
-        let shared = self.shared();
-        shared.lock().every = every;
-        shared.changed.notify_all();
-        self
-    }
-
-    /// Keeps the figures of all collections from callers: a refusal names neither a collection nor its usage.
-    ///
-    /// For when callers may write to a collection whose usage they must not learn of.
-    #[must_use]
-    pub fn undisclosed(self) -> Self {
-        self.shared().lock().is_disclosed = false;
-        self
     }
 
     /// Scans every collection again, from now on. Resolves when all have been, with figures that are exact.
     ///
     /// What is at rest is scanned at once; what is in use when it comes to rest, if ever. So bound how long
-    /// you wait. It is scanned whether or not anybody does.
+    /// you wait. It is scanned in any case.
     ///
     /// ```
     /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};
@@ -186,7 +173,7 @@ impl CollectionQuota {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let root = tempfile::tempdir()?;
     /// # let root = root.path();
-    /// let collections = CollectionQuota::new(Folder::new(root)).limit("", Limits::bytes(100))?;
+    /// let collections = CollectionQuota::builder(Folder::new(root)).limit("", Limits::bytes(100))?.build();
     /// std::fs::write(root.join("by hand"), "seven b")?;
     ///
     /// collections.rescan().await?;
@@ -224,7 +211,7 @@ impl CollectionQuota {
 
     /// Where the collection at `path` stands now. None where it has no limit, or was not scanned yet.
     pub fn usage(&self, path: impl AsRef<Path>) -> Option<Usage> {
-        let (path, scope) = state::named(path.as_ref())?;
+        let (path, scope) = state::named(path.as_ref()).ok()?;
         let is_known = self.shared().lock().is_known(&path);
         is_known.then(|| self.shared().quota.usage(scope))
     }
@@ -235,8 +222,8 @@ impl CollectionQuota {
         &self.shared().quota
     }
 
-    /// Notes that a request is under way that writes to `paths`. Where it is `uncounted`, nobody knows what
-    /// it takes away.
+    /// Notes that a request is under way that writes to `paths`. Where it is `uncounted`, it is not known
+    /// what it takes away.
     pub(crate) fn enter(&self, paths: &[(&Path, After)], uncounted: bool) -> Visit {
         let shared = self.shared();
         let mut state = shared.lock();
@@ -364,8 +351,8 @@ struct Owner(Arc<Shared>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // A thread that hangs in the tree sees this when it returns; nobody waits for it.
-        self.0.lock().is_stopped = true;
+        // A thread that hangs in the tree sees this when it returns; the drop does not wait for it.
+        self.0.lock().thread = Thread::Stops;
         self.0.changed.notify_all();
     }
 }

@@ -8,18 +8,21 @@ use std::{
     time::Instant,
 };
 
-use super::{Shared, state::State};
+use super::{
+    Shared,
+    state::{State, Thread},
+};
 use crate::tree::Depth;
 
 impl Shared {
     /// Starts the thread, if it does not run.
     pub(super) fn start(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
-        if !state.is_running {
+        if state.thread == Thread::NotStarted {
             let shared = Arc::clone(self);
             thread::Builder::new()
                 .name("storage-guard-scan".into())
                 .spawn(move || shared.scan_until_stopped())?;
-            state.is_running = true;
+            state.thread = Thread::Runs;
         }
         Ok(())
     }
@@ -27,7 +30,7 @@ impl Shared {
     /// Holds no lock while it looks, however long that takes.
     fn scan_until_stopped(&self) {
         let mut state = self.lock();
-        while !state.is_stopped {
+        while state.thread != Thread::Stops {
             let now = Instant::now();
             let at = match state.next(now) {
                 Some((at, due)) if due <= now => at,

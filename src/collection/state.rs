@@ -10,14 +10,12 @@ use std::{
 use crate::{
     amount::Amount,
     cause::Cause,
+    config::ConfigError,
     quota::QuotaError,
     scope::{Scope, Scopes},
 };
 
-/// How often a collection is scanned, unless somebody says.
-const EVERY: Duration = Duration::from_secs(60 * 60);
-
-/// How many scans of a collection that nobody knows anything of are thrown away as inexact.
+/// How many scans of a collection whose usage is unknown are thrown away as inexact.
 const TRIES: u32 = 2;
 
 /// The pause after a scan that came to nothing, and the longest of those that double it. It is longer where
@@ -41,29 +39,49 @@ pub(super) struct State {
     by_path: HashMap<PathBuf, usize>,
     by_scope: HashMap<Scope, usize>,
     pub(super) every: Duration,
-    pub(super) is_disclosed: bool,
-    pub(super) is_running: bool,
-    pub(super) is_stopped: bool,
+    is_disclosed: bool,
+    pub(super) thread: Thread,
     /// Rescans asked for so far.
     tickets: u64,
+}
+
+/// The scanning thread.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Thread {
+    NotStarted,
+    Runs,
+    /// It ends once it sees this.
+    Stops,
 }
 
 /// A directory with a limit.
 struct Collection {
     path: PathBuf,
     scope: Scope,
-    /// The quota has a figure for it that requests may be measured by.
-    is_known: bool,
-    /// The figure may be wrong.
-    is_doubtful: bool,
+    figure: Figure,
     /// Requests that may be changing it.
     underway: u64,
     /// How many times that has changed, or what was counted. Only differences mean anything.
     changes: u64,
-    /// The last who asked for a scan, and the last whom one has answered.
+    scans: Scans,
+}
+
+/// What the quota has for a collection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Figure {
+    /// Nothing that requests may be measured by.
+    Unknown,
+    /// It may be wrong.
+    Doubtful,
+    Exact,
+}
+
+/// The scans of a collection.
+struct Scans {
+    /// The last ticket that asked for a scan, and the last that one has answered.
     asked: u64,
     answered: u64,
-    /// The last scan failed: as of whom, and with what.
+    /// The last scan failed: as of which ticket, and with what.
     failed: Option<(u64, io::ErrorKind)>,
     /// Scans in a row that came to nothing.
     tries: u32,
@@ -81,36 +99,40 @@ pub(super) struct Scan {
     began: Instant,
 }
 
-/// The path as it is kept, and its scope. None where it leads out of the tree, or is no text.
-pub(super) fn named(path: &Path) -> Option<(PathBuf, Scope)> {
+/// The path as it is kept, and its scope.
+///
+/// # Errors
+///
+/// When it leads out of the tree, or is no text.
+pub(super) fn named(path: &Path) -> Result<(PathBuf, Scope), ConfigError> {
+    let wrong = || ConfigError::Collection(path.to_owned());
     let (mut plain, mut name) = (PathBuf::new(), String::from("collection:"));
     for component in path.components() {
         match component {
             Component::Normal(part) => {
                 name.push('/');
-                name.push_str(part.to_str()?);
+                name.push_str(part.to_str().ok_or_else(wrong)?);
                 plain.push(part);
             }
             Component::RootDir | Component::CurDir => {}
-            Component::Prefix(_) | Component::ParentDir => return None,
+            Component::Prefix(_) | Component::ParentDir => return Err(wrong()),
         }
     }
     if plain.as_os_str().is_empty() {
         name.push('/');
     }
-    Some((plain, name.into()))
+    Ok((plain, name.into()))
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(every: Duration, is_disclosed: bool) -> Self {
         Self {
             collections: Vec::new(),
             by_path: HashMap::new(),
             by_scope: HashMap::new(),
-            every: EVERY,
-            is_disclosed: true,
-            is_running: false,
-            is_stopped: false,
+            every,
+            is_disclosed,
+            thread: Thread::NotStarted,
             tickets: 0,
         }
     }
@@ -125,16 +147,17 @@ impl State {
         self.collections.push(Collection {
             path,
             scope,
-            is_known: false,
-            is_doubtful: false,
+            figure: Figure::Unknown,
             underway: 0,
             changes: 0,
-            asked: 0,
-            answered: 0,
-            failed: None,
-            tries: 0,
-            not_before: now,
-            scanned_at: now,
+            scans: Scans {
+                asked: 0,
+                answered: 0,
+                failed: None,
+                tries: 0,
+                not_before: now,
+                scanned_at: now,
+            },
         });
     }
 
@@ -170,7 +193,7 @@ impl State {
 
     pub(super) fn is_known(&self, path: &Path) -> bool {
         let at = self.by_path.get(path);
-        at.is_some_and(|at| self.collections[*at].is_known)
+        at.is_some_and(|at| self.collections[*at].is_known())
     }
 
     /// Those of `scopes` that are collections.
@@ -184,10 +207,10 @@ impl State {
         let mut are_known = true;
         for (at, _) in places {
             let collection = &self.collections[*at];
-            if collection.is_known {
+            if collection.is_known() {
                 continue;
             }
-            if let Some((_, kind)) = collection.failed {
+            if let Some((_, kind)) = collection.scans.failed {
                 // It is tried again after a pause, which is too long to wait for.
                 return Err(kind.into());
             }
@@ -238,11 +261,11 @@ impl State {
             match after {
                 After::Nothing => {}
                 After::Forget if success => {
-                    collection.is_known = false;
-                    collection.tries = 0;
+                    collection.figure = Figure::Unknown;
+                    collection.scans.tries = 0;
                 }
                 // Half of it may be there.
-                After::Forget | After::Rescan => collection.is_doubtful = true,
+                After::Forget | After::Rescan => collection.doubt(),
             }
             // Before it is due the thread sleeps until then anyway, unless it knows nothing of that yet.
             let was_waited_for =
@@ -275,7 +298,7 @@ impl State {
     pub(super) fn ask(&mut self) -> u64 {
         self.tickets += 1;
         for collection in &mut self.collections {
-            collection.asked = self.tickets;
+            collection.scans.asked = self.tickets;
         }
         self.tickets
     }
@@ -283,7 +306,7 @@ impl State {
     /// Whether all have been scanned for this ticket. None while they have not.
     pub(super) fn answer(&self, ticket: u64) -> Option<io::Result<()>> {
         let mut collections = self.collections.iter();
-        let failed = |collection: &Collection| match collection.failed {
+        let failed = |collection: &Collection| match collection.scans.failed {
             Some((number, kind)) if number >= ticket => Some(kind),
             _ => None,
         };
@@ -291,12 +314,13 @@ impl State {
             return Some(Err(kind.into()));
         }
         // Those that were added later were not asked for.
-        let is_answered =
-            |collection: &Collection| collection.asked < ticket || collection.answered >= ticket;
+        let is_answered = |collection: &Collection| {
+            collection.scans.asked < ticket || collection.scans.answered >= ticket
+        };
         collections.all(is_answered).then_some(Ok(()))
     }
 
-    /// The next scan, and when it is due. None while there is none to do, until somebody leaves.
+    /// The next scan, and when it is due. None while there is none to do, until a request leaves.
     pub(super) fn next(&self, now: Instant) -> Option<(usize, Instant)> {
         let collections = self.collections.iter().enumerate();
         collections
@@ -310,7 +334,7 @@ impl State {
         Scan {
             at,
             path: collection.path.clone(),
-            ticket: collection.asked,
+            ticket: collection.scans.asked,
             was_quiet: collection.underway == 0,
             changes: collection.changes,
             began: Instant::now(),
@@ -325,53 +349,65 @@ impl State {
     ) -> Option<(&Scope, Amount)> {
         let now = Instant::now();
         let collection = &mut self.collections[scan.at];
-        collection.failed = found
+        collection.scans.failed = found
             .as_ref()
             .err()
             .map(|error| (scan.ticket, error.kind()));
-        // Nobody was there, and nobody came or went.
+        // No request was there, and none came or went.
         let is_exact = scan.was_quiet && collection.changes == scan.changes;
         let found = match found {
             Ok(found) if is_exact => {
-                collection.is_known = true;
-                collection.is_doubtful = false;
-                collection.answered = scan.ticket;
-                collection.tries = 0;
-                collection.not_before = now;
-                collection.scanned_at = now;
+                collection.figure = Figure::Exact;
+                collection.scans.answered = scan.ticket;
+                collection.scans.tries = 0;
+                collection.scans.not_before = now;
+                collection.scans.scanned_at = now;
                 return Some((&collection.scope, found.unwrap_or_default()));
             }
             Ok(found) => found,
             Err(_) => {
-                collection.pause(scan.began);
+                collection.scans.pause(scan.began);
                 return None;
             }
         };
-        let is_enough = !collection.is_known && collection.tries >= TRIES;
-        collection.pause(scan.began);
+        let is_enough = !collection.is_known() && collection.scans.tries >= TRIES;
+        collection.scans.pause(scan.began);
         is_enough.then(|| {
-            collection.is_known = true;
-            collection.is_doubtful = true;
+            collection.figure = Figure::Doubtful;
             (&collection.scope, found.unwrap_or_default())
         })
     }
 }
 
 impl Collection {
+    fn is_known(&self) -> bool {
+        self.figure != Figure::Unknown
+    }
+
+    /// Its figure may be wrong from now on.
+    fn doubt(&mut self) {
+        if self.is_known() {
+            self.figure = Figure::Doubtful;
+        }
+    }
+
     /// Whether a scan that began now could come to anything.
     fn may_begin(&self) -> bool {
-        !self.is_known || self.underway == 0
+        !self.is_known() || self.underway == 0
     }
 
     /// When it is to be scanned.
     fn due(&self, every: Duration) -> Option<Instant> {
-        if !self.is_known || self.is_doubtful || self.asked > self.answered {
-            return Some(self.not_before);
+        let scans = &self.scans;
+        if self.figure != Figure::Exact || scans.asked > scans.answered {
+            return Some(scans.not_before);
         }
-        let due = self.scanned_at.checked_add(every)?;
-        Some(due.max(self.not_before))
+        let due = scans.scanned_at.checked_add(every)?;
+        Some(due.max(scans.not_before))
     }
+}
 
+impl Scans {
     /// A scan that began then came to nothing.
     fn pause(&mut self, began: Instant) {
         let doubled = PAUSE.saturating_mul(1 << self.tries.min(16));

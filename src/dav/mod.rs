@@ -60,7 +60,7 @@ use crate::{
     price::Price, reservation::StartHook, scope::Scopes, time::within,
 };
 pub use crate::{
-    collection::{CollectionHold, CollectionQuota, DavQuota},
+    collection::{CollectionHold, CollectionQuota, CollectionQuotaBuilder, DavQuota},
     tree::{Depth, Folder, Tree},
 };
 

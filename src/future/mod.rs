@@ -87,6 +87,19 @@ struct Failed {
     unread: Option<Unread>,
 }
 
+impl Failed {
+    /// Waits for the reading that says what a full disk lacks.
+    fn poll_look(&mut self, cx: &mut Context<'_>, volume: Option<&Volume>) -> Poll<()> {
+        if let (Some(look), Some(volume)) = (&mut self.look, volume) {
+            ready!(look.poll(cx, volume));
+            if volume.lacks_inodes() {
+                self.refusal = Fault::new(Cause::DiskFull, Resource::Objects).into();
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 /// A request inside. Dropped before it is settled, all that was set aside for it is released.
 struct Guarded<Q: QuotaSource> {
     reservation: Arc<HttpReservation<Q>>,
@@ -290,19 +303,11 @@ where
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateProj::Failed { failed } => {
-                    let look = failed.as_mut().and_then(|failed| failed.look.as_mut());
-                    if let (Some(look), Some(volume)) = (look, settings.guard.volume()) {
-                        ready!(look.poll(cx, volume));
-                    }
+                    let volume = settings.guard.volume();
+                    ready!(failed.as_mut().expect(ONCE).poll_look(cx, volume));
                     let failed = *failed.take().expect(ONCE);
                     this.state.set(State::Done);
-                    let mut refusal = failed.refusal;
-                    if failed.look.is_some()
-                        && settings.guard.volume().is_some_and(Volume::lacks_inodes)
-                    {
-                        refusal = Fault::new(Cause::DiskFull, Resource::Objects).into();
-                    }
-                    let mut response = answer(settings, this.asked, refusal, failed.unread);
+                    let mut response = answer(settings, this.asked, failed.refusal, failed.unread);
                     carry_over(failed.headers, response.headers_mut());
                     return Poll::Ready(Ok(response));
                 }

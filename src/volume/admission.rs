@@ -192,7 +192,7 @@ impl Look {
 
     /// Whether there is no more time, or the probe hangs so that none is of use.
     fn is_over(&mut self, cx: &mut Context<'_>, volume: &Volume) -> bool {
-        let hung = volume.filesystem().in_doubt_for();
+        let hung = volume.filesystem().freshness.in_doubt_for();
         hung.is_some_and(|hung| hung > self.patience.after()) || self.patience.poll(cx).is_ready()
     }
 

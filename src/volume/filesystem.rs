@@ -7,13 +7,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
+    freshness::{Freshness, Probing},
     ledger::{Epoch, Ledger, UNKNOWN},
     probe::{Device, Probe, Reading, Statvfs, Writes},
 };
@@ -33,13 +34,6 @@ const EVERY: Duration = Duration::from_secs(1);
 const LARGEST_BLOCK: u64 = 64 << 10;
 const USUAL_BLOCK: u64 = 4 << 10;
 
-/// All times are kept as nanoseconds since this, so that they fit an atomic.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-fn now() -> u64 {
-    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// One filesystem.
 #[derive(Debug)]
 pub(crate) struct Filesystem {
@@ -54,16 +48,7 @@ pub(crate) struct Filesystem {
     block: u64,
     /// Content that is written over keeps its blocks.
     pub(super) writes_in_place: bool,
-    /// A probe is under way, or the last one failed: look at the reading's age.
-    doubt: AtomicBool,
-    /// Since when: the beginning of the probe that hangs, or of the first that failed.
-    doubt_since: AtomicU64,
-    /// When the published reading began.
-    read_at: AtomicU64,
-    /// Probes begun so far.
-    begun: AtomicU64,
-    /// Which of them was published last.
-    published: AtomicU64,
+    pub(super) freshness: Freshness,
     control: Mutex<Control>,
     wake: Condvar,
 }
@@ -94,11 +79,7 @@ impl Filesystem {
             inodes_total: AtomicU64::new(0),
             block,
             writes_in_place,
-            doubt: AtomicBool::new(true),
-            doubt_since: AtomicU64::new(0),
-            read_at: AtomicU64::new(0),
-            begun: AtomicU64::new(0),
-            published: AtomicU64::new(0),
+            freshness: Freshness::new(),
             control: Mutex::new(Control {
                 every: every.unwrap_or(EVERY).max(SHORTEST),
                 wanted: false,
@@ -121,12 +102,7 @@ impl Filesystem {
             let epoch = self.ledger.begin();
             // What settles from here on may miss the sync, so that its bucket has to wait.
             let is_settling = self.ledger.is_settling();
-            let began = now();
-            if !self.doubt.load(Ordering::Acquire) {
-                self.doubt_since.store(began, Ordering::Release);
-                self.doubt.store(true, Ordering::Release);
-            }
-            let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+            let probing = self.freshness.begin();
             // A probe of the user's own may panic. That is a failed reading, not the end of all.
             let reading = catch_unwind(AssertUnwindSafe(|| {
                 if is_settling {
@@ -138,9 +114,7 @@ impl Filesystem {
             let failed = match reading {
                 Ok(reading) => {
                     self.publish(epoch, &reading, is_settling);
-                    self.read_at.store(began, Ordering::Release);
-                    self.published.store(number, Ordering::Release);
-                    self.doubt.store(false, Ordering::Release);
+                    self.freshness.publish(probing);
                     None
                 }
                 Err(error) => Some(error.kind()),
@@ -151,7 +125,7 @@ impl Filesystem {
             self.wake.notify_all();
             self.queue.notify();
             self.followers.notify();
-            if !self.rest(began) {
+            if !self.rest(probing) {
                 return;
             }
         }
@@ -170,7 +144,7 @@ impl Filesystem {
     }
 
     /// Until the next probe is due or asked for. False when there is to be none.
-    fn rest(&self, began: u64) -> bool {
+    fn rest(&self, probing: Probing) -> bool {
         let mut control = self.control();
         loop {
             if control.stop {
@@ -181,8 +155,10 @@ impl Filesystem {
             } else {
                 control.every
             };
-            let age = Duration::from_nanos(now().saturating_sub(began));
-            let Some(left) = due.checked_sub(age).filter(|left| !left.is_zero()) else {
+            let Some(left) = due
+                .checked_sub(probing.age())
+                .filter(|left| !left.is_zero())
+            else {
                 control.wanted = false;
                 return true;
             };
@@ -202,27 +178,12 @@ impl Filesystem {
 
     /// The number of probes begun: a reading with a higher number holds all that is written now.
     pub(crate) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
+        self.freshness.begun()
     }
 
     /// The number of the published reading.
     pub(crate) fn published(&self) -> u64 {
-        self.published.load(Ordering::Acquire)
-    }
-
-    /// For how long a probe has been under way, or has been failing. None where all is well: then the
-    /// thread keeps the reading young, and no request has to look at a clock.
-    #[inline]
-    pub(super) fn in_doubt_for(&self) -> Option<Duration> {
-        self.doubt.load(Ordering::Acquire).then(|| {
-            let since = self.doubt_since.load(Ordering::Acquire);
-            Duration::from_nanos(now().saturating_sub(since))
-        })
-    }
-
-    /// How old the reading is.
-    pub(super) fn age(&self) -> Duration {
-        Duration::from_nanos(now().saturating_sub(self.read_at.load(Ordering::Acquire)))
+        self.freshness.published()
     }
 
     #[inline]

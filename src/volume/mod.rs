@@ -21,6 +21,7 @@
 mod admission;
 mod builder;
 mod filesystem;
+mod freshness;
 mod headroom;
 mod ledger;
 mod probe;
@@ -227,7 +228,7 @@ impl Volume {
             inodes_total: inodes,
             inodes_available: inodes.map(|_| available.objects),
             objects_claimed: claimed.objects,
-            age: filesystem.age(),
+            age: filesystem.freshness.age(),
             is_stale: self.is_stale(),
             is_full: self.is_full(),
         }
@@ -384,6 +385,7 @@ impl Volume {
     #[inline]
     fn is_stale(&self) -> bool {
         self.filesystem()
+            .freshness
             .in_doubt_for()
             .is_some_and(|doubt| doubt > self.max_age)
     }

@@ -103,7 +103,11 @@ impl Volume {
 
     /// After how long the reading may have become too old, with no event to tell of it.
     fn may_be_stale_in(&self) -> Duration {
-        let doubt = self.filesystem().in_doubt_for().unwrap_or_default();
+        let doubt = self
+            .filesystem()
+            .freshness
+            .in_doubt_for()
+            .unwrap_or_default();
         let left = self.max_age.checked_sub(doubt);
         // Once it is too old, only a new reading changes anything.
         left.unwrap_or(self.max_age).max(SHORTEST)

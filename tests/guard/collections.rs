@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{CollectionQuota, DavQuota, Depth, Folder, Tree, WebDav},
+    dav::{CollectionQuota, CollectionQuotaBuilder, DavQuota, Depth, Folder, Tree, WebDav},
     quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
 };
 
@@ -60,11 +60,20 @@ impl Server {
     }
 
     fn over(root: TempDir, limits: &[(&'static str, Limits)]) -> Self {
-        let collections = CollectionQuota::new(Slow(Folder::new(root.path())));
+        Self::built(root, limits, |builder| builder)
+    }
+
+    fn built(
+        root: TempDir,
+        limits: &[(&'static str, Limits)],
+        set: impl FnOnce(CollectionQuotaBuilder) -> CollectionQuotaBuilder,
+    ) -> Self {
+        let mut builder = set(CollectionQuota::builder(Slow(Folder::new(root.path()))));
         for (path, limits) in limits {
             fs::create_dir_all(root.path().join(path)).unwrap();
-            collections.set_limits(path, *limits).unwrap();
+            builder = builder.limit(path, *limits).unwrap();
         }
+        let collections = builder.build();
         Self {
             root,
             volume: Disk::new(1 << 30).volume(),
@@ -304,10 +313,9 @@ async fn a_refusal_says_that_it_is_the_collection() {
     assert_eq!(refused["reason"], json!("collection_limit_reached"));
     assert_eq!(refused["limit"], json!(100));
 
-    let server = Server {
-        collections: server.collections.clone().undisclosed(),
-        ..server
-    };
+    let limits = &[("photos", Limits::bytes(100))];
+    let server = Server::built(server.root, limits, CollectionQuotaBuilder::undisclosed);
+    server.collections.rescan().await.unwrap();
     let refused = body(&server).await;
     assert_eq!(refused["reason"], json!("collection_limit_reached"));
     assert_eq!(refused["limit"], Value::Null);
@@ -330,15 +338,13 @@ async fn what_changes_behind_the_servers_back_is_found() {
 
 #[tokio::test]
 async fn it_is_found_on_schedule_too() {
-    let mut server = Server::new(&[("a", Limits::bytes(100))]);
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::built(root, &[("a", Limits::bytes(100))], |builder| {
+        builder.rescan_every(Duration::from_millis(5))
+    });
     server.collections.rescan().await.unwrap();
-    server.collections = server
-        .collections
-        .clone()
-        .rescan_every(Duration::from_millis(5));
     fs::write(server.path("a/x"), [7; 50]).unwrap();
     server.until(|server| server.usage("a") == (50, 2)).await;
-    server.collections = server.collections.clone().rescan_every(Duration::MAX);
 }
 
 #[tokio::test]
@@ -418,9 +424,10 @@ fn reserve(
 #[tokio::test]
 async fn a_scan_that_others_disturb_is_not_taken() {
     let (tree, measured, sender) = stepped();
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
-        .unwrap();
+        .unwrap()
+        .build();
     let scopes = collections.scopes("a/x");
     let begun = async |number| until(|| measured.load(SeqCst) == number).await;
     sender.send(Amount::bytes(10)).unwrap();
@@ -534,10 +541,11 @@ async fn send(collections: &CollectionQuota, request: Request<Content>) -> Statu
 #[tokio::test]
 async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
     let (tree, _, sender) = stepped();
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
-        .unwrap();
-    // Nobody but the timer runs on this thread.
+        .unwrap()
+        .build();
+    // Only the timer runs on this thread.
     let start = Instant::now();
     assert_eq!(send(&collections, put("a/x", 1)).await, 503);
     assert!((200..5_000).contains(&start.elapsed().as_millis()));
@@ -565,9 +573,10 @@ async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
 #[tokio::test]
 async fn a_request_that_waits_is_let_in_once_it_is_known() {
     let (tree, measured, sender) = stepped();
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
-        .unwrap();
+        .unwrap()
+        .build();
     let scopes = collections.scopes("a/x");
     let wait = |bytes| {
         let answer = collections.reserve(&scopes, Amount::bytes(bytes), Amount::ZERO);
@@ -595,9 +604,10 @@ async fn a_tree_that_fails_is_an_outage_and_heals() {
             _ if panics => panic!("a tree of the user's own"),
             _ => Err(io::ErrorKind::PermissionDenied.into()),
         });
-        let collections = CollectionQuota::new(tree)
+        let collections = CollectionQuota::builder(tree)
             .limit("a", Limits::bytes(100))
-            .unwrap();
+            .unwrap()
+            .build();
         assert!(collections.rescan().await.is_err());
         let start = Instant::now();
         assert_eq!(send(&collections, put("a/x", 1)).await, 503);
@@ -624,9 +634,10 @@ async fn deletes_do_not_keep_a_collection_out_of_service() {
         Ok(Some(Amount::bytes(70)))
     });
     let measured = Arc::clone(&tree.measured);
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
-        .unwrap();
+        .unwrap()
+        .build();
     let scopes = collections.scopes("a/x");
     let start = Instant::now();
     while collections.usage("a").is_none() {
@@ -651,16 +662,17 @@ async fn the_thread_ends_with_the_last_handle() {
         let _ = &alive;
         Ok(None)
     });
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::UNLIMITED)
-        .unwrap();
+        .unwrap()
+        .build();
     let other = collections.clone();
     collections.rescan().await.unwrap();
     let hold = reserve(&other, other.scopes("a"), Amount::bytes(1))
         .unwrap()
         .unwrap();
     drop(collections);
-    drop(other.rescan_every(Duration::from_millis(1)));
+    drop(other);
     let _ = hold.commit(Change::ZERO).await;
     until(|| weak.strong_count() == 0).await;
 }
@@ -692,9 +704,10 @@ async fn paths_that_lead_elsewhere_are_no_collections() {
 #[tokio::test]
 async fn other_scopes_are_charged_beside() {
     let tree = Odd::new(|| Ok(None));
-    let collections = CollectionQuota::new(tree)
+    let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
-        .unwrap();
+        .unwrap()
+        .build();
     collections.quota().set_limits("user:42", Limits::bytes(50));
     collections.rescan().await.unwrap();
     let scopes: Scopes = collections

@@ -1,0 +1,96 @@
+//! How old the reading of a filesystem is.
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// All times are kept as nanoseconds since this, so that they fit an atomic.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn now() -> u64 {
+    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Which probe was begun last, which reading is published, and since when neither is sure.
+#[derive(Debug)]
+pub(super) struct Freshness {
+    /// A probe is under way, or the last one failed: look at the reading's age.
+    doubt: AtomicBool,
+    /// Since when: the beginning of the probe that hangs, or of the first that failed.
+    doubt_since: AtomicU64,
+    /// When the published reading began.
+    read_at: AtomicU64,
+    /// Probes begun so far.
+    begun: AtomicU64,
+    /// Which of them was published last.
+    published: AtomicU64,
+}
+
+/// A probe under way.
+#[derive(Clone, Copy)]
+pub(super) struct Probing {
+    number: u64,
+    began: u64,
+}
+
+impl Probing {
+    pub(super) fn age(self) -> Duration {
+        Duration::from_nanos(now().saturating_sub(self.began))
+    }
+}
+
+impl Freshness {
+    pub(super) fn new() -> Self {
+        Self {
+            doubt: AtomicBool::new(true),
+            doubt_since: AtomicU64::new(0),
+            read_at: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn begin(&self) -> Probing {
+        let began = now();
+        if !self.doubt.load(Ordering::Acquire) {
+            self.doubt_since.store(began, Ordering::Release);
+            self.doubt.store(true, Ordering::Release);
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        Probing { number, began }
+    }
+
+    /// The reading of this probe is published.
+    pub(super) fn publish(&self, probing: Probing) {
+        self.read_at.store(probing.began, Ordering::Release);
+        self.published.store(probing.number, Ordering::Release);
+        self.doubt.store(false, Ordering::Release);
+    }
+
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// For how long a probe has been under way, or has been failing. None where all is well: then the
+    /// thread keeps the reading young, and no request has to look at a clock.
+    #[inline]
+    pub(super) fn in_doubt_for(&self) -> Option<Duration> {
+        self.doubt.load(Ordering::Acquire).then(|| {
+            let since = self.doubt_since.load(Ordering::Acquire);
+            Duration::from_nanos(now().saturating_sub(since))
+        })
+    }
+
+    /// How old the reading is.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(now().saturating_sub(self.read_at.load(Ordering::Acquire)))
+    }
+}
