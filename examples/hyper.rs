@@ -1,7 +1,7 @@
 //! Guards a plain hyper server, without a web framework.
 //!
 //! ```sh
-//! cargo run --features tokio --example hyper
+//! cargo run --example hyper
 //! curl -i -T README.md http://127.0.0.1:3000/files/a # 201
 //! curl -i -T README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3000/files/b # 507
 //! ```

@@ -350,3 +350,33 @@ async fn without_a_layer_a_refusal_has_the_same_body() {
     }
     assert_eq!(server.put("/", content(10)).await, StatusCode::CREATED);
 }
+
+/// The command in each file's docs names the file, and the features that it needs.
+#[test]
+fn their_docs_say_how_to_run_them() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let manifest = fs::read_to_string(format!("{root}/Cargo.toml")).unwrap();
+    let mut examples = 0;
+    for file in fs::read_dir(format!("{root}/examples")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let entry = format!("[[example]]\nname = \"{name}\"\nrequired-features = [\"");
+        let features = match manifest.split_once(&entry) {
+            Some((_, rest)) => format!("--features {} ", rest.split('"').next().unwrap()),
+            None => String::new(),
+        };
+        let command = format!("cargo run {features}--example {name}");
+        let docs = fs::read_to_string(&path).unwrap();
+        let says = |line: &str| {
+            line.trim_start_matches("//! ")
+                .replace('`', "")
+                .starts_with(&command)
+        };
+        assert!(docs.lines().any(says), "{name}: {command}");
+        examples += 1;
+    }
+    assert!(examples >= 7, "{examples}");
+}
