@@ -129,7 +129,7 @@ impl Volume {
 ///
 /// # How soon it follows
 ///
-/// As soon as there is a reading, which is [once a second](Volume::probe_every) unless somebody asks for
+/// As soon as there is a reading, which is [once a second](super::VolumeBuilder::probe_every) unless a request asks for
 /// another. A probe that hangs or fails shows after [`Volume::max_age`], ten seconds by default.
 ///
 /// Headroom, level and outage belong to a `Volume` and its clones. So clone it when all is set:
