@@ -147,7 +147,8 @@ impl Demand {
         self
     }
 
-    /// Bytes. None where the length is unknown.
+    /// Bytes, with those that are [copied](Self::copied). None where the length of the body is unknown and nothing is
+    /// copied.
     pub const fn bytes(&self) -> Option<u64> {
         self.bytes
     }

@@ -2,7 +2,6 @@
 
 mod builder;
 mod dav_quota;
-mod figures;
 mod scan;
 mod state;
 

@@ -161,8 +161,13 @@ impl Uploads {
     }
 
     /// How many uploads are open.
-    pub fn open(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.registry.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// What is known of an upload. None where it is not open.
@@ -238,7 +243,7 @@ impl Default for Uploads {
 impl fmt::Debug for Uploads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uploads")
-            .field("open", &self.open())
+            .field("open", &self.len())
             .field("protocols", &self.protocols.len())
             .field("expire_after", &self.idle)
             .finish_non_exhaustive()

@@ -556,7 +556,7 @@ async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
         503
     );
     assert_eq!(collections.usage("a"), None);
-    assert_eq!(collections.figures(None, "a"), DavQuota::default());
+    assert_eq!(collections.dav_quota(None, "a"), DavQuota::default());
     // The delete has spoiled this one.
     sender.send(Amount::bytes(1)).unwrap();
     sender.send(Amount::bytes(40)).unwrap();
@@ -726,18 +726,18 @@ async fn other_scopes_are_charged_beside() {
         ("user:42", "quota_exceeded")
     );
     assert_eq!(
-        collections.figures_with(None, "a/x", "user:42").available,
+        collections.dav_quota_with(None, "a/x", "user:42").available,
         Some(50)
     );
     let mut hold = reserve(&collections, scopes, Amount::bytes(50))
         .unwrap()
         .unwrap();
     assert_eq!(
-        collections.figures_with(None, "a/x", "user:42").available,
+        collections.dav_quota_with(None, "a/x", "user:42").available,
         Some(0)
     );
-    assert_eq!(collections.figures(None, "a/x").available, Some(50));
-    assert_eq!(collections.figures(None, "a/x").used, Some(50));
+    assert_eq!(collections.dav_quota(None, "a/x").available, Some(50));
+    assert_eq!(collections.dav_quota(None, "a/x").used, Some(50));
     let Err(QuotaError::Exceeded(full)) = hold.grow(Amount::bytes(51)).await else {
         panic!("it does not fit");
     };
@@ -988,7 +988,7 @@ async fn is_enforced(case: Case) {
     let place = format!("{}/new", case.path);
     let DavQuota {
         available, used, ..
-    } = collections.figures_with(volume.as_ref(), place.trim_start_matches('/'), "user:42");
+    } = collections.dav_quota_with(volume.as_ref(), place.trim_start_matches('/'), "user:42");
     let nearest = collections.scopes(place.trim_start_matches('/'));
     let nearest = nearest.iter().next().map(|scope| {
         let usage = collections.quota().usage(scope);

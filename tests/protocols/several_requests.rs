@@ -229,7 +229,7 @@ async fn the_whole_is_held_at_the_first_request_and_charged_at_the_last() {
     assert_eq!(site.uploads.get(&file).unwrap().received, 99);
     assert_eq!(site.patch(&file, 99, full(1)).await, 204);
     assert_eq!(site.quota.usage(USER).used, Amount::new(100, 1));
-    assert_eq!((site.held(), site.uploads.open()), (0, 0));
+    assert_eq!((site.held(), site.uploads.len()), (0, 0));
     // Nobody knows of it any more, and the service answers for itself.
     assert_eq!(site.patch(&file, 99, full(0)).await, 409);
     assert_eq!(site.used(), 100);
@@ -352,7 +352,7 @@ async fn what_is_aborted_is_given_back() {
     assert_eq!(site.patch(&file, 0, full(60)).await, 204);
     let delete = tus("DELETE", &file).body(full(0)).unwrap();
     assert_eq!(site.status(delete).await, 204);
-    assert_eq!((site.used(), site.held(), site.uploads.open()), (0, 0, 0));
+    assert_eq!((site.used(), site.held(), site.uploads.len()), (0, 0, 0));
     assert_eq!(site.quota.usage(USER).held, Amount::ZERO);
     Disk::until_settled(&site.volume).await;
 
@@ -378,7 +378,7 @@ async fn what_nobody_comes_back_for_expires() {
     assert_eq!(site.held(), 100);
     sleep(2 * MINUTE).await;
     assert_eq!(site.held(), 0);
-    assert_eq!(site.uploads.open(), 0);
+    assert_eq!(site.uploads.len(), 0);
     // What comes all the same is charged by itself.
     assert_eq!(site.patch(&file, 0, full(10)).await, 204);
     assert_eq!((site.used(), site.held()), (10, 0));
@@ -397,7 +397,7 @@ async fn every_part_keeps_an_upload_for_longer() {
     sleep(HOUR - MINUTE).await;
     assert_eq!(site.held(), 100);
     sleep(2 * MINUTE).await;
-    assert_eq!((site.held(), site.uploads.open()), (0, 0));
+    assert_eq!((site.held(), site.uploads.len()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -412,13 +412,13 @@ async fn one_that_expires_earlier_than_the_others_does_not_wait_for_them() {
         // The task has seen it.
         sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(uploads.open(), 3);
+    assert_eq!(uploads.len(), 3);
     sleep(MINUTE).await;
     assert_eq!((long.held(), short.held(), never.held()), (100, 0, 100));
     sleep(HOUR).await;
     assert_eq!((long.held(), never.held()), (0, 100));
     sleep(10_000 * HOUR).await;
-    assert_eq!((uploads.open(), never.held()), (1, 100));
+    assert_eq!((uploads.len(), never.held()), (1, 100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -455,7 +455,7 @@ fn uploads_outlive_the_runtime_that_they_began_on() {
         site.begin(40).await.unwrap();
         assert_eq!(site.held(), 100);
         sleep(HOUR + MINUTE).await;
-        assert_eq!((site.held(), site.uploads.open()), (0, 0));
+        assert_eq!((site.held(), site.uploads.len()), (0, 0));
     });
 }
 
@@ -479,11 +479,11 @@ async fn an_upload_whose_request_ends_on_a_plain_thread_expires() {
     let answer = service.oneshot(first).await.unwrap();
     answer.into_body().collect().await.unwrap();
     let body = taken.recv().await.unwrap();
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
     std::thread::spawn(|| drop(body)).join().unwrap();
-    assert_eq!((uploads.open(), quota.usage(USER).held.bytes), (1, 100));
+    assert_eq!((uploads.len(), quota.usage(USER).held.bytes), (1, 100));
     sleep(HOUR + MINUTE).await;
-    assert_eq!((uploads.open(), quota.usage(USER).held.bytes), (0, 0));
+    assert_eq!((uploads.len(), quota.usage(USER).held.bytes), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -515,7 +515,7 @@ async fn a_first_request_that_fails_leaves_nothing() {
     assert_eq!(site.begin(u64::MAX).await, Err(507));
     let first = Request::put("/chunks/1/1").header("oc-total-length", 100);
     assert_eq!(site.status(first.body(broken(10)).unwrap()).await, 500);
-    assert_eq!((site.used(), site.held(), site.uploads.open()), (0, 0, 0));
+    assert_eq!((site.used(), site.held(), site.uploads.len()), (0, 0, 0));
 }
 
 #[tokio::test]
@@ -604,7 +604,7 @@ async fn the_ietfs_uploads_end_when_they_say_so() {
     let answer = layer.layer(service_fn(kept(200, "?1"))).oneshot(whole);
     assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
     assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
 }
 
 #[tokio::test]
@@ -624,7 +624,7 @@ async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
     let request = request.body(full(10)).unwrap();
     assert_eq!(service.oneshot(request).await.unwrap().status(), 201);
     assert_eq!(quota.usage(USER).used, Amount::new(10, 1));
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
 }
 
 /// At random, beside a model: what is open is held, what is whole is used, and nothing else.
@@ -673,7 +673,7 @@ async fn figures_agree_with_a_model_at_every_quiet_point() {
             }
             let held = open.iter().map(|(_, whole, _)| whole).sum();
             assert_eq!((site.used(), site.held()), (used, held), "seed {seed}");
-            assert_eq!(site.uploads.open(), open.len());
+            assert_eq!(site.uploads.len(), open.len());
         }
     }
 }
@@ -823,7 +823,7 @@ async fn what_is_read_behind_the_answer_counts() {
     answer.into_body().collect().await.unwrap();
     sleep(MINUTE).await;
     assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
 
     // The same of a call.
     let (quota, uploads, layer) = guard(MINUTE);
@@ -840,7 +840,7 @@ async fn what_is_read_behind_the_answer_counts() {
     let answer = service.oneshot(first("application/grpc")).await.unwrap();
     answer.into_body().collect().await.unwrap();
     assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
 
     // One that is open expires all the same.
     let (quota, uploads, layer) = guard(MINUTE);
@@ -851,9 +851,9 @@ async fn what_is_read_behind_the_answer_counts() {
     let answer = service.oneshot(first("image/png")).await.unwrap();
     answer.into_body().collect().await.unwrap();
     sleep(MINUTE / 2).await;
-    assert_eq!(uploads.open(), 1);
+    assert_eq!(uploads.len(), 1);
     sleep(MINUTE).await;
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
     assert_eq!(quota.usage(USER).held, Amount::ZERO);
 }
 
@@ -920,5 +920,5 @@ async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
     assert!(left(put).await.is_err());
     assert_eq!(quota.usage(USER).used, Amount::new(50, 2));
     assert_eq!(quota.usage(USER).held, Amount::ZERO);
-    assert_eq!(uploads.open(), 0);
+    assert_eq!(uploads.len(), 0);
 }

@@ -146,7 +146,9 @@ impl Server {
             .is_some_and(|depth| depth == "0");
         match DavPath::from_uri(request.uri()) {
             Ok(path) if is_alone && request.method().as_str() == "PROPFIND" => {
-                let figures = self.collections.figures(&self.volume, path.as_rel_ospath());
+                let figures = self
+                    .collections
+                    .dav_quota(&self.volume, path.as_rel_ospath());
                 files.with_quota(path, figures)
             }
             _ => files,
