@@ -1,6 +1,6 @@
 //! Why nothing was set aside.
 
-use std::fmt;
+use std::{error::Error, fmt, sync::Arc};
 
 use crate::{
     cause::{Cause, Fault},
@@ -12,7 +12,8 @@ use crate::{
 /// The error of [`Guard::reserve`](crate::Guard::reserve), of a [`Reservation`](crate::Reservation) that cannot grow, and of
 /// a request body that was cut. A handler that passes it on with `?` answers the client as the guard does.
 ///
-/// Its text names neither the scope nor a figure.
+/// Its text names neither the scope nor a figure, because it may reach a client. Its source is for logs: the error of a quota
+/// source that could not decide.
 #[derive(Clone)]
 pub struct Refused(Box<Details>);
 
@@ -22,6 +23,7 @@ struct Details {
     is_temporary: bool,
     figures: Option<Figures>,
     scope: Option<Scope>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 /// Why nothing was set aside.
@@ -92,6 +94,7 @@ impl Refused {
             is_temporary: true,
             figures: None,
             scope: None,
+            source: None,
         }))
     }
 
@@ -107,6 +110,13 @@ impl Refused {
     pub(crate) fn with_figures(mut self, figures: Figures, scope: Scope) -> Self {
         self.0.figures = Some(figures);
         self.0.scope = Some(scope);
+        self
+    }
+
+    /// Sets what the quota source failed with.
+    #[must_use]
+    pub(crate) fn with_source(mut self, source: impl Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(source));
         self
     }
 
@@ -153,6 +163,7 @@ impl fmt::Debug for Refused {
             .field("is_temporary", &self.0.is_temporary)
             .field("figures", &self.0.figures)
             .field("scope", &self.0.scope)
+            .field("source", &self.0.source)
             .finish()
     }
 }
@@ -163,4 +174,8 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl Error for Refused {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as _)
+    }
+}

@@ -166,11 +166,12 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
         Err(QuotaError::Exceeded(exceeded)) if pending.makes_do_with_less(&exceeded) => {
             return ask_quota(pending, charges_reserved);
         }
-        Err(QuotaError::Exceeded(exceeded)) => Err(Refused::from(&exceeded)),
-        Err(_) if pending.context().rules.quota_outage == Outage::Admit => {
+        Err(QuotaError::Unavailable(_))
+            if pending.context().rules.quota_outage == Outage::Admit =>
+        {
             Ok(reservation(pending, None, charges_reserved))
         }
-        Err(_) => Err(Refused::unavailable()),
+        Err(error) => Err(error.into()),
     })
 }
 

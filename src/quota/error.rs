@@ -22,8 +22,8 @@ pub enum QuotaError {
 
 /// The limit that would have been passed.
 ///
-/// Its text names neither the scope nor a figure: errors end up in places where they can be read by
-/// anybody.
+/// Its text names neither the scope nor a figure: errors end up in places where others can read
+/// them.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -54,7 +54,18 @@ pub struct Exceeded {
     pub required: u64,
 }
 
-/// What the one who asked is told: which scope has no room, and its figures, if they are its own.
+/// No room, or an outage, whose error is the source.
+impl From<QuotaError> for Refused {
+    fn from(error: QuotaError) -> Self {
+        match error {
+            QuotaError::Exceeded(exceeded) => Self::from(&exceeded),
+            // Whole, so that no classifier takes a full disk behind an outage for a full quota.
+            outage @ QuotaError::Unavailable(_) => Self::unavailable().with_source(outage),
+        }
+    }
+}
+
+/// What the caller is told: which scope has no room, and its figures, if they are its own.
 impl From<&Exceeded> for Refused {
     fn from(exceeded: &Exceeded) -> Self {
         let refused = Self::from(Fault::new(exceeded.cause, exceeded.resource));

@@ -219,9 +219,9 @@ where
                 error: Refused::from(&exceeded),
             }),
             Err(_) if self.context.rules.quota_outage == Outage::Admit => Ok(()),
-            Err(_) => Err(Short {
+            Err(outage) => Err(Short {
                 of: None,
-                error: Refused::unavailable(),
+                error: outage.into(),
             }),
         }
     }

@@ -2,8 +2,14 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::{Future, pending},
+    io,
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Waker},
     thread,
     time::Duration,
@@ -19,11 +25,12 @@ use test_support::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_storage_guard::{
-    Amount, Demand, Guard, Headroom, MeteredBody, Outage, Price, Reason, Reservation, Scopes,
-    StorageGuardLayer, TryReserveError, Volume,
+    Amount, Demand, Guard, Headroom, MeteredBody, Outage, Price, Reason, Refused, Reservation,
+    Scope, Scopes, StorageGuardLayer, TryReserveError, Volume,
     fault::Cause,
     quota::{
-        Answer, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_future,
+        Answer, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn,
+        quota_future,
     },
 };
 
@@ -158,6 +165,35 @@ async fn a_source_that_is_silent_is_an_outage() {
     let job = guard.reserve(USER, Demand::known(1)).await.unwrap();
     assert_eq!(volume.status().claimed, 1);
     job.commit().await;
+}
+
+/// What the source failed with is for logs. A full disk below it is not the client's.
+#[tokio::test]
+async fn an_outage_has_the_error_of_the_source() {
+    let source = |asked: Arc<AtomicUsize>| {
+        quota_fn(move |_: &Scope| match asked.fetch_add(1, SeqCst) {
+            0 => Ok(Quota {
+                limits: Limits::bytes(1_000),
+                used: Amount::ZERO,
+            }),
+            _ => Err(io::Error::from(io::ErrorKind::StorageFull)),
+        })
+    };
+    let is_outage = |refused: &Refused| {
+        let error = refused.source().and_then(Error::source).unwrap();
+        let error = error.downcast_ref::<io::Error>().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(refused.reason(), Reason::Unavailable);
+        assert_eq!(tower_storage_guard::fault::classify(refused), None);
+    };
+
+    let broken = Guard::quota_only(source(Arc::new(AtomicUsize::new(1))));
+    is_outage(&broken.reserve(USER, Demand::known(1)).await.unwrap_err());
+
+    let breaks = Guard::quota_only(source(Arc::default()));
+    let job = breaks.reserve(USER, Demand::known(1)).await.unwrap();
+    is_outage(&job.grow(1).await.unwrap_err());
+    assert_eq!(job.reserved(), 1);
 }
 
 /// Polled as often as that, and then dropped.
