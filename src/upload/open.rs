@@ -31,9 +31,7 @@ pub(crate) struct Upload {
 
 #[derive(Default)]
 struct State {
-    /// How long it is in all. Not sure before a request that said so has succeeded, or brought something.
-    whole: Option<u64>,
-    is_sure: bool,
+    whole: Whole,
     parts: HashMap<Box<str>, Part>,
     /// The sum of what is there of the parts. Wide, as clients choose where a part begins.
     stored: u128,
@@ -46,6 +44,40 @@ struct State {
     in_flight: usize,
     /// A part has succeeded, so that the service knows of the upload.
     is_confirmed: bool,
+}
+
+/// How long an upload is in all.
+#[derive(Clone, Copy, Default)]
+enum Whole {
+    #[default]
+    Unknown,
+    /// A request says so, which may still fail.
+    Said(u64),
+    /// A request that said so has succeeded, or brought something.
+    Sure(u64),
+}
+
+impl Whole {
+    const fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Unknown => None,
+            Self::Said(bytes) | Self::Sure(bytes) => Some(bytes),
+        }
+    }
+
+    const fn sure(self) -> Option<u64> {
+        match self {
+            Self::Sure(bytes) => Some(bytes),
+            Self::Unknown | Self::Said(_) => None,
+        }
+    }
+
+    /// What a request says of it, unless it is sure already.
+    fn update(&mut self, said: Option<u64>, kind: fn(u64) -> Self) {
+        if self.sure().is_none() {
+            *self = said.map_or(Self::Unknown, kind);
+        }
+    }
 }
 
 /// What is there of a part, and what is in flight to take its place.
@@ -110,7 +142,7 @@ impl Upload {
             registry,
             key: OnceLock::new(),
             state: Mutex::new(State {
-                whole: step.whole,
+                whole: step.whole.map_or(Whole::Unknown, Whole::Said),
                 ..State::default()
             }),
         }
@@ -118,7 +150,7 @@ impl Upload {
 
     /// How long it is in all, as far as that is known.
     pub(super) fn whole(&self) -> Option<u64> {
-        self.state().whole
+        self.state().whole.bytes()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -158,8 +190,8 @@ impl Upload {
     pub(super) fn enter(self: Arc<Self>, step: &Step, wanted: Option<u64>) -> Arc<Draw> {
         let mut state = self.state();
         // It does not change: who says so later is told by the service.
-        let said = step.whole.filter(|_| !state.is_sure);
-        let whole = said.or(state.whole);
+        let said = step.whole.filter(|_| state.whole.sure().is_none());
+        let whole = said.or(state.whole.bytes());
         state.draws += 1;
         state.in_flight += 1;
         let number = state.draws;
@@ -251,7 +283,7 @@ impl Draw {
     /// How long the upload is in all, as far as this request or another said.
     pub(super) fn whole(&self) -> Option<u64> {
         let state = self.upload.state();
-        state.whole.filter(|_| state.is_sure).or(self.whole)
+        state.whole.sure().or(self.whole)
     }
 
     /// Bytes that have to be set aside beside what is, before the request is let in.
@@ -281,9 +313,7 @@ impl Draw {
             return None;
         }
         // Only now, as nothing was set aside where it is refused.
-        if !state.is_sure {
-            state.whole = self.whole;
-        }
+        state.whole.update(self.whole, Whole::Said);
         let bytes = self.wanted.unwrap_or(grant).min(left);
         Some(self.take(&mut state, bytes))
     }
@@ -357,9 +387,8 @@ impl Draw {
         state.in_flight -= 1;
         state.used_up -= unused;
         state.is_confirmed |= success;
-        if (success || received > 0) && !state.is_sure {
-            state.whole = self.whole;
-            state.is_sure = self.whole.is_some();
+        if success || received > 0 {
+            state.whole.update(self.whole, Whole::Sure);
         }
         let is_latest = |part: &Part| part.by == self.number;
         // A success is the service's word. One that failed says nothing where another has come in since.
