@@ -119,6 +119,12 @@ impl fmt::Display for Scope {
     }
 }
 
+impl AsRef<str> for Scope {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
 impl Eq for Scope {}
 
 impl PartialEq for Scope {

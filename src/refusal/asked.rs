@@ -1,4 +1,4 @@
-use std::iter;
+use std::{iter, sync::Arc};
 
 use bytes::Bytes;
 use http::{
@@ -131,6 +131,26 @@ pub trait Dialect: Send + Sync + 'static {
 
     /// The response that says so.
     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes>;
+}
+
+impl<T: Dialect + ?Sized> Dialect for Arc<T> {
+    fn hears(&self, head: &Parts) -> bool {
+        T::hears(self, head)
+    }
+
+    fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes> {
+        T::render(self, refusal, asked)
+    }
+}
+
+impl<T: Dialect + ?Sized> Dialect for Box<T> {
+    fn hears(&self, head: &Parts) -> bool {
+        T::hears(self, head)
+    }
+
+    fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes> {
+        T::render(self, refusal, asked)
+    }
 }
 
 /// What is kept of a request's head, so that it can be answered when the request is gone.

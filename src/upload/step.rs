@@ -1,5 +1,7 @@
 //! What a request is to an upload, and what its answer says of it.
 
+use std::sync::Arc;
+
 use http::{request, response};
 
 /// How uploads of several requests are told from others, and how far they are.
@@ -48,6 +50,26 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// What a successful answer says of the upload. It is not asked about a [`Step::abort`].
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
+}
+
+impl<T: Protocol + ?Sized> Protocol for Arc<T> {
+    fn step(&self, head: &request::Parts) -> Option<Step> {
+        T::step(self, head)
+    }
+
+    fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome {
+        T::outcome(self, step, answer)
+    }
+}
+
+impl<T: Protocol + ?Sized> Protocol for Box<T> {
+    fn step(&self, head: &request::Parts) -> Option<Step> {
+        T::step(self, head)
+    }
+
+    fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome {
+        T::outcome(self, step, answer)
+    }
 }
 
 /// What a successful answer says of an upload.

@@ -1,6 +1,6 @@
 //! What has to compile: the auto traits of the crate's types, and services beside those of others.
 
-use std::{convert::Infallible, io, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -16,10 +16,28 @@ use tower_http::{
     timeout::RequestBodyTimeoutLayer,
 };
 use tower_storage_guard::{
-    Amount, Guard, MeteredBody, Refused, Reservation, ResponseBody, Scope, Scopes, StorageGuard,
-    StorageGuardLayer, Volume,
+    Amount, Guard, MeteredBody, Probe, Refused, Reservation, ResponseBody, Scope, Scopes,
+    StorageGuard, StorageGuardLayer, Volume,
+    dav::Tree,
     quota::{Limits, MemoryQuota, NoQuota, QuotaSource},
-    refusal::{Asked, Refusal},
+    refusal::{Asked, Dialect, Refusal},
+    upload::Protocol,
+};
+
+/// Chosen at run time, and shared: what a user implements is still one behind a pointer.
+const _: () = {
+    const fn dialect<T: Dialect>() {}
+    const fn protocol<T: Protocol>() {}
+    const fn tree<T: Tree>() {}
+    const fn probe<T: Probe>() {}
+
+    dialect::<Box<dyn Dialect>>();
+    dialect::<Arc<dyn Dialect>>();
+    protocol::<Box<dyn Protocol>>();
+    protocol::<Arc<dyn Protocol>>();
+    tree::<Box<dyn Tree>>();
+    tree::<Arc<dyn Tree>>();
+    probe::<Box<dyn Probe>>();
 };
 
 const fn is_send<T: Send>() {}
