@@ -63,19 +63,21 @@ pub struct Quota {
 ///     quota::{Limits, Quota, QuotaSource, quota_fn},
 /// };
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_storage_guard::quota::QuotaError> {
 /// let stored = HashMap::from([(Scope::from("user:42"), Amount::bytes(70))]);
 /// let quota = quota_fn(move |scope| {
 ///     let used = stored.get(scope).copied().unwrap_or_default();
 ///     Ok::<_, Infallible>(Quota { limits: Limits::bytes(100), used })
 /// });
 ///
-/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let user = Scopes::from("user:42");
-/// let hold = quota.reserve(&user, Amount::bytes(30), Amount::ZERO).await.unwrap();
+/// let hold = quota.reserve(&user, Amount::bytes(30), Amount::ZERO).await?;
 /// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_err());
 /// drop(hold);
 /// assert!(quota.reserve(&user, Amount::bytes(1), Amount::ZERO).await.is_ok());
-/// # });
+/// # Ok(())
+/// # }
 /// ```
 pub fn quota_fn<F, E>(lookup: F) -> FunctionQuota
 where

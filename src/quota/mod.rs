@@ -8,7 +8,7 @@
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | `store::StoredQuota` | an SQLite file (feature `store-sqlite`), PostgreSQL (`store-postgres`), Redis or Valkey (`store-redis`), or your own store (`store`); they outlive the process | all requests of all processes |
 //! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |
-//! | your own [`QuotaSource`] | anywhere | whatever it promises |
+//! | your own [`QuotaSource`] | anywhere | what it promises |
 //!
 //! ```
 //! use tower_storage_guard::{
@@ -16,18 +16,20 @@
 //!     quota::{Change, Limits, MemoryQuota, QuotaHold, QuotaSource},
 //! };
 //!
-//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_storage_guard::quota::QuotaError> {
 //! let quota = MemoryQuota::new(Limits::bytes(100));
 //! let user = Scopes::from("user:42");
 //!
-//! let hold = quota.reserve(&user, Amount::bytes(80), Amount::ZERO).await.unwrap();
+//! let hold = quota.reserve(&user, Amount::bytes(80), Amount::ZERO).await?;
 //! // Set aside already, though nothing is stored yet.
 //! assert!(quota.reserve(&user, Amount::bytes(80), Amount::ZERO).await.is_err());
 //!
 //! // Half of it came.
 //! hold.commit(Change::from(Amount::bytes(40))).await;
 //! assert!(quota.reserve(&user, Amount::bytes(60), Amount::ZERO).await.is_ok());
-//! # });
+//! # Ok(())
+//! # }
 //! ```
 
 mod answer;

@@ -41,18 +41,19 @@ impl Http {
     /// use http::Request;
     /// use tower_storage_guard::refusal::{Asked, Dialect, Http, Refusal};
     ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let http = Http::default().problem_types("https://example.com/problems/")?;
     ///
     /// let request = Request::put("/")
     ///     .header("accept", "application/problem+json")
-    ///     .body(())
-    ///     .unwrap();
+    ///     .body(())?;
     /// let response = http.render(&Refusal::unavailable(), &Asked::from(&request));
-    /// let body = str::from_utf8(response.body()).unwrap();
+    /// let body = str::from_utf8(response.body())?;
     /// assert!(body.contains(r#""type":"https://example.com/problems/capacity_unknown""#));
     ///
     /// assert!(Http::default().problem_types("problems").is_err());
-    /// # Ok::<_, tower_storage_guard::ConfigError>(())
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn problem_types(mut self, base: &str) -> Result<Self, ConfigError> {
         match base.parse::<Uri>() {

@@ -13,7 +13,8 @@
 //!     refusal::{Asked, Dialect, Http, Refusal},
 //! };
 //!
-//! let request = Request::put("/photos/1").body(()).unwrap();
+//! # fn main() -> Result<(), http::Error> {
+//! let request = Request::put("/photos/1").body(())?;
 //! let refusal = Refusal::from(Fault::new(Cause::DiskFull, Resource::Bytes));
 //!
 //! let response = Http::default().render(&refusal, &Asked::from(&request));
@@ -25,6 +26,8 @@
 //!         r#""reason":"disk_full","resource":"bytes","temporary":true}"#,
 //!     ),
 //! );
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! The refusal is in the extensions of every response that the guard makes, so that outer layers
