@@ -1,4 +1,4 @@
-//! What PROPFIND shows of quotas.
+//! The quota properties that PROPFIND returns.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use super::{CollectionQuota, DavQuota};
 use crate::{amount::Amount, quota::Usage, scope::Scopes, volume::Volume};
 
 impl CollectionQuota {
-    /// The values of the properties `quota-available-bytes` and `quota-used-bytes` of what is at `path`
-    /// (RFC 4331), as they are enforced now.
+    /// Returns the properties `quota-available-bytes` and `quota-used-bytes` of the resource at `path` (RFC 4331), as
+    /// they are enforced now.
     ///
-    /// A PUT of a new file of so many bytes is let in, and one of a byte more is refused. `volume` is the one
+    /// A PUT of a new file of `available` bytes is admitted, and one of one byte more is refused. `volume` is the one
     /// that the layer guards, if any. See [`DavQuota`].
     ///
     /// ```
@@ -41,7 +41,7 @@ impl CollectionQuota {
         self.figures_with(volume, path, Scopes::NONE)
     }
 
-    /// As [`Self::figures`], where the PUT would be charged to `others` as well: its user, say.
+    /// Like [`Self::figures`], if the PUT is also charged to `others`, such as a user's scope.
     pub fn figures_with<'a>(
         &self,
         volume: impl Into<Option<&'a Volume>>,
@@ -49,7 +49,7 @@ impl CollectionQuota {
         others: impl Into<Scopes>,
     ) -> DavQuota {
         let (volume, path, others) = (volume.into(), path.as_ref(), others.into());
-        // Under the lock, nobody is let in between one scope and the next.
+        // Under the lock, no request is admitted between one scope and the next.
         let state = self.shared().lock();
         let collections = state.scopes(path);
         if !matches!(state.are_known(&state.places(&collections)), Ok(true)) {
@@ -77,7 +77,7 @@ impl CollectionQuota {
         }
         DavQuota {
             available: left.and_then(|left| match left {
-                // Whatever is new is an object.
+                // A new resource counts as an object.
                 Amount { objects: 0, .. } => Some(0),
                 Amount { bytes, .. } => (bytes < COUNTABLE).then_some(bytes),
             }),
@@ -86,7 +86,7 @@ impl CollectionQuota {
     }
 }
 
-/// More than anybody has: what is left where nothing is limited.
+/// Larger than any real limit: the remaining room where nothing is limited.
 const COUNTABLE: u64 = 1 << 63;
 
 fn least(a: Amount, b: Amount) -> Amount {
