@@ -341,7 +341,7 @@ impl Claim {
         Ok(())
     }
 
-    /// Replaces everything that is held by what was stored, at most what was held.
+    /// Releases everything that is held, and counts `change` as committed.
     fn settle(&self, change: Change) {
         let mut flights = self.shared.lock();
         let held = mem::take(&mut *self.lock());
