@@ -22,18 +22,18 @@ use crate::{amount::Amount, wait_queue::WaitQueue};
 /// How long opening a volume waits for the first reading.
 const FIRST_READING: Duration = Duration::from_secs(5);
 
-/// Readings that requests ask for are at least this far apart, so that a crowd before a full disk
-/// cannot turn the probe into a busy loop.
+/// The minimum interval between readings that requests ask for, so that many requests on a full disk cannot turn the
+/// probe into a busy loop.
 pub(super) const SHORTEST: Duration = Duration::from_millis(5);
 
 /// How often the filesystem is read by default.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Blocks larger than this are a network filesystem's transfer size, not what a small file costs.
+/// A larger block size is a network filesystem's transfer size, not the cost of a small file.
 const LARGEST_BLOCK: u64 = 64 << 10;
 const USUAL_BLOCK: u64 = 4 << 10;
 
-/// All times are kept as nanoseconds since this, so that they fit an atomic.
+/// All times are stored as nanoseconds since this instant, so that they fit an atomic.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn now() -> u64 {
@@ -45,36 +45,37 @@ fn now() -> u64 {
 pub(crate) struct Filesystem {
     pub(super) ledger: Ledger,
     pub(crate) queue: Arc<WaitQueue>,
-    /// Notified after every reading, for those that follow whether the volume takes writes. Not the queue of requests: they
-    /// listen for as long as the process lives, and each request has to look into a queue with listeners.
+    /// Notified after every reading, for tasks that follow whether the volume takes writes. Separate from the queue
+    /// of requests, because these tasks listen for as long as the process lives, and each request has to check a
+    /// queue with listeners.
     pub(super) followers: Arc<WaitQueue>,
     total: AtomicU64,
     inodes_total: AtomicU64,
     /// Allocation unit in bytes, a power of two.
     block: u64,
-    /// Content that is written over keeps its blocks.
+    /// Overwritten content keeps its blocks.
     pub(super) writes_in_place: bool,
-    /// A probe is under way, or the last one failed: look at the reading's age.
+    /// A probe is in progress, or the last one failed: check the reading's age.
     doubt: AtomicBool,
-    /// Since when: the beginning of the probe that hangs, or of the first that failed.
+    /// Since when: the start of the probe that hangs, or of the first that failed.
     doubt_since: AtomicU64,
     /// When the published reading began.
     read_at: AtomicU64,
-    /// Probes begun so far.
+    /// The number of probes begun so far.
     begun: AtomicU64,
-    /// Which of them was published last.
+    /// The number of the probe that was published last.
     published: AtomicU64,
     control: Mutex<Control>,
     wake: Condvar,
 }
 
-/// What the probing thread is told.
+/// The control state of the probing thread.
 #[derive(Debug)]
 struct Control {
     every: Duration,
     wanted: bool,
     stop: bool,
-    /// What the last probe failed with, until one succeeds.
+    /// The error of the last probe, until one succeeds.
     failed: Option<io::ErrorKind>,
 }
 
@@ -115,11 +116,11 @@ impl Filesystem {
         Ok(watched)
     }
 
-    /// The probing thread. It holds no lock while it reads, however long that takes.
+    /// The probing thread. It holds no lock during a reading, however long it takes.
     fn probe_until_stopped(&self, mut probe: impl Probe) {
         loop {
             let epoch = self.ledger.begin();
-            // What settles from here on may miss the sync, so that its bucket has to wait.
+            // A claim that settles from here on may miss the sync, so its bucket has to wait.
             let is_settling = self.ledger.is_settling();
             let began = now();
             if !self.doubt.load(Ordering::Acquire) {
@@ -127,7 +128,7 @@ impl Filesystem {
                 self.doubt.store(true, Ordering::Release);
             }
             let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-            // A probe of the user's own may panic. That is a failed reading, not the end of all.
+            // A user's probe may panic. That is a failed reading, and the thread goes on.
             let reading = catch_unwind(AssertUnwindSafe(|| {
                 if is_settling {
                     probe.sync()?;
@@ -169,7 +170,7 @@ impl Filesystem {
             .publish(epoch, Amount::new(reading.available, inodes), was_settling);
     }
 
-    /// Until the next probe is due or asked for. False when there is to be none.
+    /// Waits until the next probe is due or requested. False when the thread has to stop.
     fn rest(&self, began: u64) -> bool {
         let mut control = self.control();
         loop {
@@ -194,13 +195,13 @@ impl Filesystem {
         }
     }
 
-    /// Asks for a reading soon. Costs a lock; for the way to a refusal, not for every request.
+    /// Requests a reading soon. Takes a lock; for requests that are about to be refused, not for every request.
     pub(crate) fn want_reading(&self) {
         self.control().wanted = true;
         self.wake.notify_all();
     }
 
-    /// The number of probes begun: a reading with a higher number holds all that is written now.
+    /// The number of probes begun: a reading with a higher number includes everything that is written now.
     pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Acquire)
     }
@@ -210,8 +211,8 @@ impl Filesystem {
         self.published.load(Ordering::Acquire)
     }
 
-    /// For how long a probe has been under way, or has been failing. None where all is well: then the
-    /// thread keeps the reading young, and no request has to look at a clock.
+    /// For how long a probe has been in progress, or has been failing. None in normal operation: then the thread
+    /// keeps the reading fresh, and requests need no clock.
     #[inline]
     pub(super) fn in_doubt_for(&self) -> Option<Duration> {
         self.doubt.load(Ordering::Acquire).then(|| {
@@ -220,7 +221,7 @@ impl Filesystem {
         })
     }
 
-    /// How old the reading is.
+    /// The age of the reading.
     pub(super) fn age(&self) -> Duration {
         Duration::from_nanos(now().saturating_sub(self.read_at.load(Ordering::Acquire)))
     }
@@ -242,7 +243,7 @@ impl Filesystem {
         bytes.saturating_add(rest) & !rest
     }
 
-    /// Probes at least so often from now on.
+    /// Sets the maximum interval between probes from now on.
     fn probe_more_often(&self, every: Duration) {
         let mut control = self.control();
         control.every = control.every.min(every.max(SHORTEST));
@@ -251,7 +252,7 @@ impl Filesystem {
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
-        // Plain values, each of them valid at all times: a panic elsewhere breaks none.
+        // Plain values, each of them always valid: a panic elsewhere breaks none.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -289,7 +290,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A thread that hangs in its probe sees this when it returns; the drop does not wait for it.
+        // A thread that hangs in its probe sees this when it returns; the drop does not join it.
         self.0.control().stop = true;
         self.0.wake.notify_all();
     }
@@ -302,7 +303,8 @@ struct Known {
     paths: Arc<Mutex<Vec<PathBuf>>>,
 }
 
-/// The filesystem that holds `path`: the one already watched, if any. One ledger for a filesystem.
+/// Returns the filesystem that holds `path`: the one already watched, if any. There is one ledger for each
+/// filesystem.
 pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watched>> {
     static KNOWN: LazyLock<Mutex<HashMap<Device, Known>>> = LazyLock::new(Mutex::default);
 
@@ -312,8 +314,8 @@ pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watch
         block if block.is_power_of_two() && block <= LARGEST_BLOCK => block,
         _ => USUAL_BLOCK,
     };
-    // Held over the first reading, so that two who open at once do not make two ledgers. Bounded,
-    // as that reading is; it happens at start.
+    // Held during the first reading, so that two concurrent calls do not make two ledgers. The wait is bounded,
+    // because the reading is; it happens at startup.
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(there) = known.get(&device)
         && let Some(watched) = there.watched.upgrade()
