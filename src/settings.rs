@@ -1,4 +1,4 @@
-//! What a layer reserves from, and how it does so over HTTP.
+//! The settings of a layer: its guard, and how it applies to HTTP.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -20,23 +20,23 @@ use crate::{
 type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
 /// Decides by an answer's head.
 type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
-/// Prices a request, given what its head declares.
+/// Prices a request, given the demand that its head declares.
 type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-/// A price that takes a while.
+/// A price that is computed asynchronously.
 pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
 
-/// What a layer reserves from, and how it does so over HTTP.
+/// The settings of a layer: its guard, and how it applies to HTTP.
 pub(crate) struct Settings<Q> {
     pub(crate) guard: Guard<Q>,
     pub(crate) http: HttpSettings,
 }
 
-/// What is HTTP's own among the settings.
+/// The settings that only concern HTTP.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Option<Choose<bool>>,
-    /// Asked in turn, where `applies` is not set.
+    /// Consulted in order, if `applies` is not set.
     pub(crate) selects: Vec<Arc<dyn Select>>,
     pub(crate) price: Option<PriceBy>,
     pub(crate) hints: Hints,
@@ -57,14 +57,14 @@ impl HttpSettings {
         }
     }
 
-    /// What the protocols say of it. None where it is not one of theirs.
+    /// The protocols' decision. None if the request belongs to none of them.
     pub(crate) fn select(&self, head: &request::Parts) -> Option<bool> {
         let guards = self.selects.iter().filter_map(|select| select.guards(head));
         guards.reduce(|one, other| one || other)
     }
 }
 
-/// How a request is priced, where its headers do not decide.
+/// How a request is priced if its headers do not decide.
 #[derive(Clone)]
 pub(crate) enum PriceBy {
     At(Pricing<Price>),
