@@ -255,7 +255,7 @@ async fn a_growth_beyond_the_volume_is_refused_at_once_without_eviction() {
     service.enter(full(10)).await;
 }
 
-/// 150 bytes are admitted although the limit is 120.
+/// The error this guards against: 150 bytes are admitted although the limit is 120.
 #[tokio::test]
 async fn a_growth_does_not_use_what_a_correction_only_requested() {
     for limit in [120, 20] {
@@ -294,7 +294,7 @@ async fn a_growth_does_not_use_what_a_correction_only_requested() {
     }
 }
 
-/// two growths in the quota's line.
+/// Two growths are queued for the quota.
 #[tokio::test]
 async fn a_growth_does_not_use_what_another_only_requested() {
     let volume = Disk::new(100_000).volume();
