@@ -1,4 +1,4 @@
-//! What a lease allocates, exactly.
+//! The exact allocations of a lease.
 
 #[path = "../../benches/stores/src/memory.rs"]
 mod memory;

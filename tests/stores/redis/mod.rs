@@ -1,4 +1,4 @@
-//! Redis: a server that the test starts, and a cluster of them.
+//! Redis: a server that the test starts, and a cluster.
 
 mod exact;
 mod outage;
@@ -87,10 +87,10 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
     let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
     let day = 24 * 60 * 60 * 1_000;
     assert!(left <= day && left > day - 60_000, "{left}");
-    // The user's account is the rest.
+    // The rest is the user's account.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 2);
 
-    // What keeps something is remembered without a charge.
+    // A settlement that keeps something is remembered even without a charge.
     let kept = keeping(HoldId::unique(), "user".into(), 3);
     store.settle(std::slice::from_ref(&kept)).await.unwrap();
     let mark = format!("quota:{{user}}settled:{}", kept.id);
@@ -98,7 +98,7 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
     assert!(left <= day && left > day - 60_000, "{left}");
 }
 
-/// Releases, and keeps so many bytes.
+/// Releases, and keeps this many bytes.
 fn keeping(id: HoldId, scopes: Scopes, bytes: u64) -> Settlement {
     let amount = Amount::bytes(bytes);
     let keep = Keep::new(HoldId::unique(), amount, Duration::from_secs(60));
@@ -132,7 +132,7 @@ async fn without_a_cluster_names_do_not_matter() {
     for scope in &scopes() {
         assert_eq!(figures(&store, scope.as_str()).await, (50, 0));
     }
-    // All of it in one step: there is one mark.
+    // Everything in one step: there is one mark.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 3);
 }
 
@@ -148,7 +148,7 @@ async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happen
         "{why}"
     );
 
-    // What comes after it is not held up.
+    // Later charges are not delayed by it.
     let quota = StoredQuota::new(cluster.store().await, Limits::bytes(100));
     let change = Change {
         bytes: 9,
