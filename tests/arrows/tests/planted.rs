@@ -1,4 +1,4 @@
-//! Small crates with one violation each, and clean ones that look as if they had one.
+//! Small crates with one violation each, and clean ones that resemble violations.
 
 use std::{fs, path::Path};
 
@@ -41,7 +41,7 @@ const B: &str = "
     macro_rules! m { () => {} }
     pub(crate) use m;";
 
-/// What is wrong in `a`, below `b`, which imports it.
+/// The violations in `a`, below `b`, which imports it.
 fn in_a(a: &str) -> Vec<String> {
     let order = Order {
         layers: &[&["a"], &["b"]],
@@ -232,7 +232,7 @@ fn body_of_a_function() {
         "impl A { fn f() { if x {\n use crate::b::B;\n } } }",
         &[(2, "crate::b::B")],
     );
-    // The name is in scope in its block only; elsewhere it is a crate.
+    // The name is only in scope in its block; elsewhere it is a crate.
     upward(
         "fn f() {\n  {\n    use crate::b;\n    b::f();\n  }\n  b::f();\n}",
         &[(3, "crate::b"), (4, "b::f")],
@@ -459,7 +459,7 @@ fn files_of_a_folder() {
         cycle("helper")
     );
     assert_eq!(of("use super::*; fn f() { g!(Two) }", two), cycle("Two"));
-    // What `mod.rs` defines itself is for all of the folder.
+    // Items that `mod.rs` defines itself are for all files of the folder.
     assert_eq!(of("use super::Own;", two), [""; 0]);
     assert_eq!(
         of("use super::*; fn f(x: Own) { let helper = 1; helper }", two),
