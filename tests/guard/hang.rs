@@ -377,7 +377,7 @@ async fn a_reading_that_counts_twice_causes_no_refusal() {
     step.send(()).unwrap();
     fails.end.send(500).unwrap();
     assert_eq!(fails.answer.await.unwrap(), 500);
-    waits.inside.await.expect("is let in");
+    waits.inside.await.expect("is admitted");
     for (end, answer) in [(waits.end, waits.answer), (writes.end, writes.answer)] {
         end.send(200).unwrap();
         assert_eq!(answer.await.unwrap(), 200);

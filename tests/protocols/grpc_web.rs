@@ -386,7 +386,7 @@ async fn axum_and_tonic_on_one_port_share_the_ledger() {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let upload = tokio::spawn(client.request(upload));
     let held = || guarded.quota.usage(USER).held.bytes;
-    eventually("it is let in", || held() == 60_000).await;
+    eventually("it is admitted", || held() == 60_000).await;
     let refused = call().await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.message(), "Server storage capacity reached");

@@ -467,7 +467,7 @@ fn charges_without_room_are_written_once_there_is_room() {
             let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=10m"));
             let store = folder.store();
             let child = Process::start(
-                "journal::what_has_no_room_is_written_once_there_is",
+                "journal::charges_without_room_are_written_once_there_is_room",
                 folder.0.to_str().unwrap(),
             );
             child.kill();

@@ -237,7 +237,7 @@ async fn a_refused_request_takes_no_lease_away() {
     let trips = trips_beside("user", "user".into(), 1 << 41).await;
     assert!(
         trips < 20,
-        "{trips} round trips, for what no limit would let in"
+        "{trips} round trips, for requests that exceed the limit"
     );
 }
 
@@ -398,7 +398,7 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
             let counts = client.await.unwrap();
             (let_in, refused) = (let_in + counts.0, refused + counts.1);
         }
-        assert!(let_in > 200, "{let_in} let in, {refused} refused");
+        assert!(let_in > 200, "{let_in} admitted, {refused} refused");
         sleep(Duration::from_secs(2)).await;
         for scope in ["user:1", "user:2", "tenant"] {
             let figures = figures(&*reference, scope).await;

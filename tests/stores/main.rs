@@ -63,7 +63,7 @@ fn exceeded<T>(answer: Result<T, QuotaError>) -> Exceeded {
     match answer {
         Err(QuotaError::Exceeded(exceeded)) => exceeded,
         Err(error) => panic!("not decided: {error:?}"),
-        Ok(_) => panic!("let in"),
+        Ok(_) => panic!("admitted"),
     }
 }
 

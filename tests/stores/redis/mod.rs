@@ -33,7 +33,7 @@ fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
         }
         Err(QuotaError::Exceeded(exceeded)) => panic!("refused: {exceeded:?}"),
         Err(error) => panic!("{error:?}"),
-        Ok(_) => panic!("let in"),
+        Ok(_) => panic!("admitted"),
     }
 }
 
