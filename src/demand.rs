@@ -51,7 +51,7 @@ impl Demand {
 
     /// A number of bytes that is only known once they are stored, and one object.
     ///
-    /// A first [grant](crate::Guard::grants) is set aside, and the reservation grows.
+    /// A first [grant](crate::Guard::grants) is reserved, and the reservation grows.
     pub const fn unknown() -> Self {
         Self::new(None, 0)
     }
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_blocks_that_are_there_count() {
+    fn only_allocated_blocks_count() {
         use std::io::{Seek, SeekFrom, Write};
 
         let mut file = tempfile::tempfile().unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_place_makes_no_object() {
+    fn an_in_place_demand_creates_no_object() {
         let old = InPlace {
             content: 100,
             allocated: 60,

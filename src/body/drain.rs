@@ -1,4 +1,4 @@
-//! Drains the rest of a refused request beside its answer, so that the answer arrives.
+//! Drains the rest of a refused request while its answer is sent, so that the answer arrives.
 
 use std::{future::poll_fn, time::Duration};
 

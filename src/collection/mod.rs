@@ -53,7 +53,7 @@ use crate::{
 /// let collections = CollectionQuota::new(tree.clone())
 ///     .limit("photos", Limits::bytes(5 << 30))?
 ///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?;
-/// // Other scopes have their limits beside.
+/// // Other scopes have limits too.
 /// collections.quota().set_limits("user:42", Limits::bytes(1 << 30));
 ///
 /// let guard = StorageGuardLayer::new(Volume::open(root)?)
@@ -303,7 +303,7 @@ impl QuotaSource for CollectionQuota {
     }
 }
 
-/// What a [`CollectionQuota`] has set aside for one request.
+/// What a [`CollectionQuota`] has reserved for one request.
 pub struct CollectionHold {
     // Dropped before the visit ends, so that no scan is adopted in between.
     hold: MemoryHold,

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_object_store_says_is_matched_from_its_first_word_to_its_last() {
+    fn the_text_of_an_object_store_is_matched_completely() {
         let says = |text: &str| {
             let error: tower::BoxError = text.into();
             look(&*error)

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_on_the_way_to_the_database_is_looked_at() {
+    fn connection_errors_are_opened() {
         let full = || io::Error::from(io::ErrorKind::StorageFull).into();
         for error in [
             DieselError::SerializationError(full()),

@@ -21,9 +21,8 @@
 //! - A limit of the program (`FileTooLarge`) is HTTP 413: a smaller request helps, making room does not.
 //! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
 //!   storage. Where memory is the storage, as in Redis, it does.
-//! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that:
-//!   say so with [`Verdict::NotOurs`].
-//!
+//! - A full disk at the other end of an outbound call is not the guarded server's. The classifier cannot know that:
+//!   return [`Verdict::NotOurs`] for it.
 #![doc = include_str!("libraries.md")]
 //!
 //! # Errors that hide their inner errors

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_contains_the_words_does_not() {
+    fn a_text_that_only_contains_the_words_is_ignored() {
         for text in [
             "",
             "No space left on device",

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_error_inside_is_undecided() {
+    fn an_error_without_an_inner_one_is_undecided() {
         for error in [
             TantivyError::from(LockError::LockBusy),
             TantivyError::from(OpenDirectoryError::DoesNotExist(PathBuf::new())),

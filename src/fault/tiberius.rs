@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_server_says_is_looked_at() {
+    fn only_server_errors_are_examined() {
         assert_eq!(look(&TiberiusError::Protocol("1105".into())), None);
         assert_eq!(look(&std::io::Error::other("1105")), None);
     }

@@ -53,7 +53,7 @@ impl QuotaSource for AnyQuota {
     }
 }
 
-/// What an [`AnyQuota`] has set aside.
+/// What an [`AnyQuota`] has reserved.
 pub struct AnyHold(Box<dyn AnyHeld>);
 
 impl fmt::Debug for AnyHold {

@@ -1,4 +1,4 @@
-//! Why nothing could be set aside.
+//! Why nothing could be reserved.
 
 use tower::BoxError;
 

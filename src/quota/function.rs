@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_for_certain_is_not_asked_again() {
+    fn a_certain_fit_is_not_looked_up_again() {
         let database = ByHand::default();
         let source = database.source();
         let first = database.hold(&source, 60, 0);

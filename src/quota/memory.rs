@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_must_fit_and_is_not_held() {
+    fn an_expected_amount_must_fit_and_is_not_held() {
         let quota = MemoryQuota::new(Limits::bytes(100));
         let reserve = |demand, expected| {
             let (demand, expected) = (Amount::bytes(demand), Amount::bytes(expected));

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn http_can_be_told_its_problem_types() {
+    fn problem_types_of_http_are_configurable() {
         let mut answers = Answers::default();
         answers.set_http(
             Http::default()

@@ -14,7 +14,7 @@ pub(crate) struct Context<Q> {
     pub(crate) rules: Rules,
 }
 
-/// The settings of a guard, beside what it guards.
+/// The settings of a guard.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     /// How long a demand may wait for room.

@@ -76,7 +76,7 @@ fn is_full(result: Result<Amount, Shortfall>, resource: Resource) -> bool {
 }
 
 #[test]
-fn an_exact_fit_above_the_headroom_is_let_in_and_one_more_is_not() {
+fn an_exact_fit_above_the_headroom_is_admitted_and_one_more_is_not() {
     let (_, volume) = Disk::volume(500);
     let volume = volume.keep_free(Headroom::bytes(100).or_percent(20));
     assert!(is_full(claim(&volume, 301), Resource::Bytes));
@@ -101,7 +101,7 @@ fn inodes_are_a_resource_of_their_own() {
 }
 
 #[test]
-fn what_is_expected_must_fit_and_is_not_claimed() {
+fn an_expected_amount_must_fit_and_is_not_claimed() {
     let (_, volume) = Disk::volume(500);
     assert!(is_full(
         volume.claim(Amount::bytes(10), 501),
@@ -245,7 +245,7 @@ fn files_take_whole_blocks() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_cannot_be_guarded() {
+fn a_missing_folder_cannot_be_guarded() {
     let folder = tempfile::tempdir().unwrap();
     let error = Volume::open(folder.path().join("missing")).unwrap_err();
     assert_eq!(error.io_error().kind(), io::ErrorKind::NotFound);
@@ -282,7 +282,7 @@ fn a_volume_down_to_its_headroom_takes_no_writes() {
 }
 
 #[test]
-fn what_is_in_flight_closes_no_volume() {
+fn requests_in_flight_close_no_volume() {
     let (disk, volume) = Disk::volume(500);
     let volume = volume.keep_free(100).resume_at(200);
     let blocks = claim(&volume, 400).unwrap();
@@ -380,7 +380,7 @@ impl Probe for Gated {
 }
 
 #[test]
-fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
+fn a_follower_is_woken_by_readings_and_not_by_requests() {
     const HOUR: Duration = Duration::from_secs(3_600);
     let (disk, gate) = (Disk::default(), Arc::default());
     disk.available.store(500, SeqCst);

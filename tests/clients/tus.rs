@@ -119,7 +119,7 @@ async fn an_interrupted_upload_is_resumed() {
 
 #[tokio::test]
 #[ignore = "needs tuspy: run by `make test`"]
-async fn what_does_not_fit_is_refused_at_its_creation() {
+async fn an_upload_that_does_not_fit_is_refused_at_its_creation() {
     let server = start(&["--quota", "1MiB"]);
     let tuspy = Tuspy::new(&server);
     for asynchronous in ["", "--asynchronous"] {

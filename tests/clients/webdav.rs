@@ -314,7 +314,7 @@ fn davfs2_maps_the_refusal_to_enospc() {
 
 #[test]
 #[ignore = "mounts davfs2: run by `make test`"]
-fn what_davfs2_uploads_is_there_whole_or_not_at_all() {
+fn uploads_by_davfs2_are_complete_or_absent() {
     with_own_mounts(|| {
         in_runtime(async {
             let server = start(&["/photos=100KiB"]);

@@ -233,7 +233,7 @@ async fn says_why_there_is_no_room() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_for_reading_and_deleting() {
+async fn a_full_disk_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "hello").unwrap();
     let server = Server::start_in(dir, "axum-upload", &["--keep-free", "1000PiB"]);
@@ -595,7 +595,7 @@ async fn finishes_what_is_in_flight_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_new_start_counts_what_is_there() {
+async fn a_restart_counts_the_existing_files() {
     let flags = ["--quota", "1000", "--quota-store", "memory:"];
     let server = start(&flags);
     server.put("/files/a", vec![0; 700]).await;

@@ -111,7 +111,7 @@ async fn usage_survives_a_kill_in_redis() {
 }
 
 #[tokio::test]
-async fn a_new_store_is_told_once_what_is_there() {
+async fn a_new_store_counts_existing_files_once() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), [0; 300]).unwrap();
     let server = start_in(dir, &[]);

@@ -242,7 +242,7 @@ async fn users_have_folders_and_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_refused_leaves_nothing() {
+async fn a_refused_upload_leaves_nothing() {
     let (server, client) = start(&["--quota", "1MiB"]);
     let limit = MIB as u64;
     client.put("a", content(MIB / 2)).await.unwrap();
@@ -296,7 +296,7 @@ async fn an_overwrite_is_charged_for_its_difference() {
 }
 
 #[tokio::test]
-async fn a_full_quota_is_for_reading_and_deleting() {
+async fn a_full_quota_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), content(1000)).unwrap();
     let (server, client) = start_in(dir, &["--quota", "1000"]);
@@ -316,7 +316,7 @@ async fn a_full_quota_is_for_reading_and_deleting() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_for_reading_and_deleting() {
+async fn a_full_disk_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "hello").unwrap();
     let (server, client) = start_in(dir, &["--keep-free", "1000PiB"]);

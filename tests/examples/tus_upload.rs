@@ -75,7 +75,7 @@ async fn parts_arrive_as_one_file() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_and_change_nothing() {
+async fn client_errors_are_reported_and_change_nothing() {
     let server = start(&["--quota", "1000"]);
     let path = create(&server, 100).await;
     assert_eq!(append(&server, &path, 0, &[1; 50]).await, 50);
@@ -240,7 +240,7 @@ async fn a_length_may_come_later() {
 }
 
 #[tokio::test]
-async fn a_part_that_breaks_off_keeps_what_came() {
+async fn an_interrupted_part_keeps_the_received_bytes() {
     let server = start(&["--quota", "300KiB"]);
     let whole = content(1, 300 * KIB);
     let path = create(&server, 300 * KIB).await;
@@ -263,7 +263,7 @@ async fn a_part_that_breaks_off_keeps_what_came() {
 /// The whole content has arrived, but not the end of the request: the file is neither renamed nor charged before a
 /// client learns of it.
 #[tokio::test]
-async fn one_that_breaks_off_at_its_very_end_goes_on() {
+async fn an_upload_interrupted_at_its_very_end_is_resumed() {
     let server = start(&["--quota", "1000"]);
     let path = create(&server, 900).await;
     let mut stream = begin_framed(&server, &path, 0, "transfer-encoding: chunked").await;
@@ -301,7 +301,7 @@ async fn a_later_request_goes_before_one_that_hangs() {
 }
 
 #[tokio::test]
-async fn what_fits_exactly_goes_in_by_parts_and_one_more_byte_does_not() {
+async fn an_exact_fit_is_stored_in_parts_and_one_more_byte_is_refused() {
     let server = start(&["--quota", "1000KiB"]);
     let refused = refusal(creation(&server, 1000 * KIB + 1)).await;
     assert_eq!(refused["reason"], "quota_exceeded");
@@ -388,7 +388,7 @@ async fn an_upload_that_hangs_expires() {
 }
 
 #[tokio::test]
-async fn strangers_and_others_reach_nothing() {
+async fn unauthenticated_and_other_users_reach_nothing() {
     let server = start(&USERS);
     for token in ["", "wrong"] {
         for (method, path) in [
@@ -427,7 +427,7 @@ async fn strangers_and_others_reach_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_start_counts_what_is_whole_and_removes_the_rest() {
+async fn a_restart_counts_complete_uploads_and_removes_the_rest() {
     let server = start(&["--quota", "1000"]);
     let whole = create(&server, 300).await;
     append(&server, &whole, 0, &[1; 300]).await;

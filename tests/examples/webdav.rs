@@ -11,7 +11,7 @@ use test_support::{
 };
 
 #[tokio::test]
-async fn what_fits_exactly_goes_in_and_nothing_else_does() {
+async fn an_exact_fit_is_stored_and_one_more_byte_is_refused() {
     let server = start(&["/photos=100KiB"]);
     assert_eq!(send(&server, "MKCOL", "/photos/", &[]).await, 201);
     let exact = content(1, 100 * KIB);

@@ -287,7 +287,7 @@ async fn a_file_has_to_fit_into_all_collections_around_it() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_that_it_is_the_collection() {
+async fn a_refusal_names_the_collection_limit() {
     let server = Server::new(&[("photos", Limits::bytes(100))]);
     server.collections.rescan().await.unwrap();
     let body = async |server: &Server| {
@@ -563,7 +563,7 @@ async fn a_tree_that_hangs_is_an_outage_and_blocks_no_thread() {
 }
 
 #[tokio::test]
-async fn a_request_that_waits_is_let_in_once_it_is_known() {
+async fn a_waiting_request_is_admitted_once_the_usage_is_known() {
     let (tree, measured, sender) = stepped();
     let collections = CollectionQuota::new(tree)
         .limit("a", Limits::bytes(100))

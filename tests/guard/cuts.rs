@@ -89,7 +89,7 @@ async fn an_answer_that_goes_idle_over_a_cut_ends_in_error() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_a_whole_answer_is_not_charged() {
+async fn a_cut_after_a_complete_answer_is_not_charged() {
     let (volume, quota, layer) = layer(100);
     let (give, mut taken) = mpsc::unbounded_channel();
     let service = layer.layer(service_fn(move |request: Request<Incoming>| {

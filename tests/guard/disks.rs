@@ -197,7 +197,7 @@ fn a_btrfs_at_the_quota_of_its_subvolume() {
 /// statvfs on btrfs does not follow writes before the filesystem commits, which may take half a minute.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn what_was_stored_on_btrfs_is_not_free_again() {
+fn space_stored_on_btrfs_does_not_become_free_again() {
     with_own_loop_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();

@@ -359,7 +359,7 @@ async fn a_body_that_passes_its_demand_must_grow_or_is_cut() {
 }
 
 #[tokio::test]
-async fn a_grant_takes_no_more_than_there_is() {
+async fn a_grant_is_limited_to_the_available_room() {
     // The quota and the disk have less left than a grant.
     for (limit, disk, bytes, status) in [
         (800, 1 << 30, 800, 201),
@@ -402,7 +402,7 @@ async fn a_handler_can_commit_before_its_answer() {
 }
 
 #[tokio::test]
-async fn what_was_cut_cannot_be_committed() {
+async fn a_cut_upload_cannot_be_committed() {
     let (_, quota, layer) = layer(100);
     let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
         let reservation = request.extensions().get::<Reservation>().unwrap().clone();
@@ -491,7 +491,7 @@ async fn a_hint_reserves_no_more_than_its_cap() {
 }
 
 #[tokio::test]
-async fn a_later_chunk_needs_room_for_what_is_left() {
+async fn a_later_chunk_needs_room_for_the_rest() {
     for (total, offset) in [
         ("upload-length", "upload-offset"),
         ("oc-total-length", "oc-chunk-offset"),

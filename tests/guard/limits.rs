@@ -147,7 +147,7 @@ fn expected(limit: Limit, place: Place, extractor: Extractor, has_length: bool) 
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_answered_413_inside_and_outside_of_the_guard() {
+async fn a_body_too_large_is_answered_413_inside_and_outside_of_the_guard() {
     for limit in [
         Limit::RequestBody,
         Limit::RequestBodyAlone,

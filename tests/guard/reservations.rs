@@ -351,7 +351,7 @@ async fn the_volume_claim_includes_the_write_factor() {
 }
 
 #[tokio::test]
-async fn a_grant_by_a_factor_takes_no_more_than_there_is() {
+async fn a_grant_with_a_write_factor_is_limited_to_the_available_room() {
     let disk = Disk::new(1_000);
     let guard = Guard::new(disk.volume()).patience(Duration::from_millis(20));
     let job = guard

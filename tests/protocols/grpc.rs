@@ -352,7 +352,7 @@ pub(crate) fn on_the_wire(messages: u64) -> u64 {
     messages * (CONTENT as u64 + FRAMING)
 }
 
-/// Messages that are sent when the test says so, and end when the test drops this.
+/// Messages that the test sends one by one. They end when the test drops this.
 fn by_hand() -> (mpsc::Sender<Message>, ReceiverStream<Message>) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, ReceiverStream::new(receiver))
@@ -517,7 +517,7 @@ async fn a_client_stream_is_cut_where_it_no_longer_fits() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_the_head_is_in_the_trailers() {
+async fn a_cut_after_the_head_is_in_the_trailers() {
     for path in ["/test.v1.Store/Echo", "/test.v1.Store/EchoElsewhere"] {
         let guarded = Guarded::new();
         let caller = guarded.serve().await;
@@ -598,7 +598,7 @@ async fn the_server_ends_first_and_reads_on() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_behind_the_head_is_not_charged() {
+async fn a_call_that_fails_after_the_head_is_not_charged() {
     for (path, code) in [
         ("/test.v1.Store/OneThenAborted", Code::Aborted),
         ("/test.v1.Store/OneThenDiskFull", Code::ResourceExhausted),

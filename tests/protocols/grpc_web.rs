@@ -170,7 +170,7 @@ async fn a_failure_in_the_last_frame_is_not_charged() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_the_head_is_the_last_frame() {
+async fn a_cut_after_the_head_is_the_last_frame() {
     for setting in SETTINGS {
         let guarded = Guarded::new();
         let request = setting.request("Echo").body(setting.body(20)).unwrap();
@@ -231,7 +231,7 @@ async fn a_cut_within_four_characters_of_base64_is_an_error() {
 }
 
 #[tokio::test]
-async fn all_of_grpc_web_goes_on_to_the_client_behind_the_status() {
+async fn all_of_grpc_web_is_passed_on_until_the_status() {
     let mut huge = format!("grpc-status:0\r\nlong:{}\r\n", "x".repeat(100 << 10));
     huge.push_str("last:1\r\n");
     let mut text = STANDARD

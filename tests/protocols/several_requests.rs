@@ -250,7 +250,7 @@ async fn an_upload_complete_in_its_first_request_is_charged_with_it() {
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_goes_on_where_it_was() {
+async fn an_interrupted_upload_is_resumed_at_its_offset() {
     // It fits exactly on both, so that nothing may be counted twice.
     let site = Site::new(100, 100);
     let file = site.begin(100).await.unwrap();
@@ -561,7 +561,7 @@ async fn chunks_that_come_at_once_hold_the_whole_once() {
 }
 
 #[tokio::test]
-async fn the_ietfs_uploads_end_when_they_say_so() {
+async fn uploads_of_the_ietf_protocol_end_with_upload_complete() {
     let kept = |status: u16, complete: &'static str| {
         move |request: Request<Incoming>| async move {
             request.into_body().collect().await.unwrap();
@@ -608,7 +608,7 @@ async fn the_ietfs_uploads_end_when_they_say_so() {
 }
 
 #[tokio::test]
-async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
+async fn a_service_without_uploads_is_charged_for_the_received_bytes() {
     let (quota, uploads) = (MemoryQuota::new(Limits::bytes(100)), Uploads::default());
     let layer = StorageGuardLayer::quota_only(quota.clone())
         .scope_by(|_| USER)

@@ -206,7 +206,7 @@ async fn a_move_between_scopes_changes_owners() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_overwritten_is_not_priced() {
+async fn an_overwrite_that_is_forbidden_is_not_priced() {
     let server = Server::new();
     server.quota.set_limits("bob", Limits::bytes(1));
     let to = [("destination", "/dav/bob/a"), ("overwrite", "F")];

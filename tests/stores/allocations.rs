@@ -4,7 +4,7 @@
 mod memory;
 
 #[tokio::test]
-async fn what_a_lease_decides_allocates_no_more_than_a_memory_quota() {
+async fn a_lease_allocates_no_more_than_a_memory_quota() {
     let folder = tempfile::tempdir().unwrap();
     let (memory, leased) = (memory::memory(), memory::leased(folder.path()).await);
     let scope = memory::scope();

@@ -141,7 +141,7 @@ async fn budget_of_another_node_is_available_a_second_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_not_renewed_gives_nothing_away() {
+async fn an_expired_lease_grants_nothing() {
     let reference = Arc::new(ReferenceStore::default());
     let (one, line) = node(&reference, Limits::bytes(1_000_000));
     let (other, _) = node(&reference, Limits::bytes(1_000_000));
@@ -276,7 +276,7 @@ async fn charges_that_cancel_out_leave_nothing_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
+async fn a_call_cancelled_during_the_decision_leaves_no_hold() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(1_000));
     for patience in 1..40 {

@@ -50,7 +50,7 @@ async fn it_conforms() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
+async fn a_settlement_is_remembered_for_a_day_and_a_release_is_not() {
     let server = Server::new();
     let (store, pool) = (server.store(), server.pool());
     for bytes in [1, 2, 3] {
@@ -131,7 +131,7 @@ async fn a_charge_whose_answer_is_lost_counts_once() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
+async fn a_hung_server_is_an_outage_and_calls_time_out() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -212,7 +212,7 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
 /// A server that has become a standby answers, but accepts no writes.
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
+async fn connections_to_a_read_only_server_are_not_kept() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -240,7 +240,7 @@ async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
 /// Packets get lost, and no connection is closed, as when a machine disappears, or a firewall drops its state.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
+async fn dead_connections_do_not_fill_the_pool() {
     let server = Server::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     // A pool that tests connections before it hands them out finds some of them by itself.

@@ -72,7 +72,7 @@ async fn figures_outlive_the_process() {
 }
 
 #[tokio::test]
-async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
+async fn a_settlement_is_remembered_for_a_day_and_a_release_is_not() {
     let file = File::new();
     let store = file.open();
     for bytes in [1, 2, 3] {
@@ -212,7 +212,7 @@ async fn dropped_tables_are_created_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_broken_or_out_of_reach_is_no_refusal_and_it_recovers() {
+async fn a_broken_or_unreachable_file_is_an_outage_and_recovers() {
     let file = File::new();
     let store = file.open();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -288,7 +288,7 @@ async fn many_open_a_new_file_at_the_same_time() {
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
+fn a_full_disk_is_an_outage_and_loses_no_charge() {
     use test_support::{
         eventually,
         mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},

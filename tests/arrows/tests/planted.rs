@@ -596,7 +596,7 @@ fn crates_of_the_same_name_do_not_count() {
     }
     clean("fn f(b: u8) { b + self.b + b(); b.b() } struct X { b: u8 } mod c { use b::X; }");
     clean("fn f<'b>(x: &'b u8) { T::b(); Self::b::c() } use a::b::C;");
-    // A child of that name is ours; it is in the same room.
+    // A child of that name is a module of this crate, in the same room.
     clean("mod b { pub fn f() {} } fn f() { b::f() } use b::f as g; use self::b::f as h;");
     // The file that the crate's own name is in means the library.
     let files = [
@@ -676,7 +676,7 @@ fn function_and_module_of_one_name() {
         ("b.rs", "pub fn b() {} pub struct X;"),
     ];
     assert_eq!(violations(&files, &[&["b"], &["a"]]), [""; 0]);
-    // A path goes on after a module only.
+    // Only a module's path can continue.
     let files = [
         ("lib.rs", "mod a; mod b; mod c;"),
         ("a.rs", "use crate::c::*; fn b() {} fn f() { b::f() }"),

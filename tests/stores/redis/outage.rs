@@ -51,7 +51,7 @@ async fn is_back<S: Store>(store: &S, scope: &str) {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_is_killed_comes_back_with_all_that_it_had_answered() {
+async fn a_killed_server_restarts_with_everything_that_it_had_answered() {
     let mut server = Server::start();
     let store = server.store().await;
     let quota = StoredQuota::new(server.store().await, Limits::bytes(100));
@@ -74,7 +74,7 @@ async fn a_server_that_is_killed_comes_back_with_all_that_it_had_answered() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_is_wiped_goes_on_from_nothing() {
+async fn a_wiped_server_starts_from_empty_state() {
     let server = Server::start();
     let store = server.store().await;
     let id = hold(&store, "user", 60, 100).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_server_that_is_wiped_goes_on_from_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() {
+async fn calls_to_a_hung_server_time_out_and_count_once() {
     let server = Server::start();
     // With the client's timeout, and with the store's alone.
     let impatient = ConnectionManagerConfig::new();
@@ -145,7 +145,7 @@ fn set_network(to: &str) {
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "needs redis-server, unshare and ip"]
-fn a_machine_that_vanishes_without_a_word_is_given_up() {
+fn calls_to_a_machine_that_vanishes_time_out() {
     with_own_network(|| {
         set_network("up");
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -197,7 +197,7 @@ async fn a_node_that_is_away_stops_only_its_own_scopes() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_replica_that_takes_over_goes_on_where_its_primary_was() {
+async fn a_promoted_replica_continues_with_the_state_of_its_primary() {
     let cluster = Cluster::start().await;
     let store = cluster.store().await;
     let replica = Cluster::node();
@@ -236,7 +236,7 @@ fn of_the_killed() -> Scopes {
 }
 
 const KILLED: &str = "redis::outage::\
-    a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge";
+    a_killed_process_frees_its_holds_and_leaves_no_partial_charge";
 
 /// Holds and stores repeatedly, until it is killed.
 async fn is_killed(url: &str) {
@@ -263,7 +263,7 @@ async fn is_killed(url: &str) {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge() {
+async fn a_killed_process_frees_its_holds_and_leaves_no_partial_charge() {
     if let Some(url) = part() {
         return is_killed(&url).await;
     }
