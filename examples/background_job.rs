@@ -1,4 +1,4 @@
-//! A job and a layer on one guard: neither of them takes the room that the other was promised.
+//! A job and a layer on one guard: neither of them takes the room that is reserved for the other.
 //!
 //! ```sh
 //! cargo run --example background_job
@@ -12,7 +12,7 @@ use tokio::{fs, net::TcpListener, time::sleep};
 use tower_storage_guard::quota::{Limits, MemoryQuota};
 use tower_storage_guard::{BoxError, Demand, Guard, StorageGuardLayer, Volume};
 
-/// What each of the job's files takes, in bytes.
+/// The size of each of the job's files, in bytes.
 const REPORT: usize = 256 << 10;
 
 #[tokio::main]
@@ -37,7 +37,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(axum::serve(listener, app).await?)
 }
 
-/// Writes one file after the other, for as long as there is room.
+/// Writes one file after the other while there is room.
 async fn write_reports(guard: Guard<MemoryQuota>) {
     for number in 0.. {
         if let Err(error) = write_report(&guard, number).await {
@@ -49,7 +49,7 @@ async fn write_reports(guard: Guard<MemoryQuota>) {
 
 async fn write_report(guard: &Guard<MemoryQuota>, number: u32) -> Result<(), BoxError> {
     let reservation = guard.reserve("all", Demand::known(REPORT as u64)).await?;
-    // Dropped by an error, the reservation gives everything back.
+    // If an error drops it, the reservation gives everything back.
     fs::write(format!("report-{number}"), vec![b'.'; REPORT]).await?;
     reservation.commit().await;
     Ok(())

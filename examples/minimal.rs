@@ -39,7 +39,7 @@ async fn put_file(State(dir): State<PathBuf>, Path(name): Path<String>, body: Bo
         return Ok(StatusCode::BAD_REQUEST);
     }
     store(body, dir, name).await.map_err(|error| {
-        // The guard looks at the error behind the response, and answers 507 if the disk was full.
+        // The guard inspects the error in the response, and answers 507 if the disk was full.
         let source = Extension(Source::new(error));
         (StatusCode::INTERNAL_SERVER_ERROR, source)
     })

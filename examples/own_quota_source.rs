@@ -1,4 +1,4 @@
-//! A quota source of one's own: a pool of bytes that all uploads share.
+//! A custom quota source: a pool of bytes that all uploads share.
 //!
 //! `cargo run --example own_quota_source`, then `curl -i -T README.md http://127.0.0.1:3000/1`
 use std::{future, sync::Mutex};
@@ -7,11 +7,11 @@ use axum::{Router, body::Bytes, extract::Path, http::StatusCode, routing::put};
 use tower_storage_guard::quota::{Answer, Change, Exceeded, QuotaError, QuotaHold, QuotaSource};
 use tower_storage_guard::{Amount, BoxError, Scopes, StorageGuardLayer, fault::Resource};
 
-/// What is used and held, together. It may go below zero: a removal may come before its upload.
+/// What is used and held, together. It may be negative, because a removal may be counted before its upload.
 static TAKEN: Mutex<i64> = Mutex::new(0);
 const LIMIT: u64 = 1 << 20;
 
-/// The look and the taking are one step. Zero always fits, and so does an exact fit.
+/// Check and reservation are one atomic step. Zero always fits, and so does an exact fit.
 fn take(bytes: u64, expected: u64) -> Result<(), QuotaError> {
     let mut taken = TAKEN.lock().unwrap();
     let (used, needed) = ((*taken).max(0) as u64, bytes.max(expected));

@@ -1,4 +1,4 @@
-//! Plain hyper, without a layer: the handler reserves by itself, and refuses in the guard's words.
+//! Plain hyper, without a layer: the handler reserves by itself, and sends the guard's refusals.
 //!
 //! ```sh
 //! cargo run --example without_tower
@@ -48,7 +48,7 @@ async fn answer(
 }
 
 async fn store(guard: &Guard<MemoryQuota>, request: Request<Incoming>) -> Result<(), BoxError> {
-    // Content-Length says how long it is. For a chunked body, the reservation grows once that is known.
+    // Content-Length is the size. For a chunked body, the reservation grows once the size is known.
     let demand = match hyper::body::Body::size_hint(request.body()).exact() {
         Some(bytes) => Demand::known(bytes),
         None => Demand::unknown(),

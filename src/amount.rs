@@ -2,46 +2,46 @@
 
 use std::ops::{Add, Sub};
 
-/// Bytes and objects (files): what is asked for, held, stored or given back.
+/// Bytes and objects (files): demanded, held, stored or given back.
 ///
 /// Arithmetic on it saturates.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Amount {
     /// Bytes of content.
     pub bytes: u64,
-    /// Objects: files, collections, rows; whatever the scope counts.
+    /// Objects: files, collections, rows; the unit that the scope counts.
     pub objects: u64,
 }
 
 impl Amount {
-    /// Nothing at all.
+    /// Zero bytes and zero objects.
     pub const ZERO: Self = Self {
         bytes: 0,
         objects: 0,
     };
 
-    /// An amount of both.
+    /// Makes an amount of both.
     pub const fn new(bytes: u64, objects: u64) -> Self {
         Self { bytes, objects }
     }
 
-    /// Bytes alone.
+    /// Makes an amount of bytes only.
     pub const fn bytes(bytes: u64) -> Self {
         Self::new(bytes, 0)
     }
 
-    /// Objects alone.
+    /// Makes an amount of objects only.
     pub const fn objects(objects: u64) -> Self {
         Self::new(0, objects)
     }
 
-    /// The larger of each.
+    /// Returns the larger of each.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self::new(self.bytes.max(other.bytes), self.objects.max(other.objects))
     }
 
-    /// Whether this is nothing at all.
+    /// Whether both are zero.
     pub const fn is_zero(self) -> bool {
         self.bytes == 0 && self.objects == 0
     }

@@ -1,5 +1,4 @@
-//! What only axum needs: the [`Reservation`] as an extractor, an error type for handlers, and [`Readiness`] as a
-//! route.
+//! Support for axum: the [`Reservation`] as an extractor, an error type for handlers, and [`Readiness`] as a route.
 //!
 //! ```
 //! use axum::{
@@ -31,8 +30,7 @@
 //!
 //! # A route that says whether writes are taken
 //!
-//! For a load balancer that asks before it sends writes here. See [`Readiness`] on what else to use it for, and
-//! what not.
+//! For a load balancer that asks before it sends writes here. See [`Readiness`] for when to use it.
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::get};
@@ -42,7 +40,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let volume = Volume::open(std::env::temp_dir())?;
-//! // Everything has to stay free here, so that nothing is taken.
+//! The whole volume is headroom here, so that it takes no writes.
 //! let full = volume.clone().keep_free(Headroom::percent(100));
 //! let app: Router = Router::new()
 //!     .route("/ready", get(Readiness::new(volume)))
@@ -66,11 +64,11 @@ use http::{HeaderValue, StatusCode, header::CACHE_CONTROL, request::Parts};
 use crate::{fault::Source, reservation::Reservation, volume::Readiness};
 use tower::BoxError;
 
-/// Any error of a handler's.
+/// An error of a handler.
 ///
-/// `?` turns every error into it. The guard answers a storage fault with its refusal; everything else is
-/// 500, and the client learns nothing of it. The error stays in the answer's extensions as a [`Source`],
-/// for your own layers to log.
+/// `?` converts every error into it. The guard answers a storage fault with its refusal; everything else is 500, and
+/// the client learns nothing about it. The error stays in the response's extensions as a [`Source`], for your own
+/// layers to log.
 ///
 /// The guard must be around the handler. Without it, a storage fault is 500 as well.
 #[derive(Debug)]
@@ -97,10 +95,10 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Answers by the moment: 200 and `ready` while all of the volumes take writes, otherwise 503 and the
-/// [reason](crate::volume::Closed::reason). No cache may keep it, and there are no figures in it.
+/// Answers with the current state: 200 and `ready` while all of the volumes take writes, otherwise 503 and the
+/// [reason](crate::volume::Closed::reason). Caches must not store the answer, and it contains no figures.
 ///
-/// Such a value is a handler of axum's by itself.
+/// A `Readiness` is an axum handler by itself.
 impl IntoResponse for Readiness {
     fn into_response(self) -> Response {
         const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -126,7 +124,7 @@ impl<S: Sync> FromRequestParts<S> for Reservation {
     }
 }
 
-/// The request's reservation. None where the request is not guarded.
+/// The request's reservation. None if the request is not guarded.
 impl<S: Sync> OptionalFromRequestParts<S> for Reservation {
     type Rejection = Infallible;
 
@@ -135,7 +133,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Reservation {
     }
 }
 
-/// A handler asked for a [`Reservation`], and its request is not guarded. Answered 500.
+/// A handler asked for a [`Reservation`], but its request is not guarded. Answered 500.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is not guarded: is there a StorageGuardLayer, and does it apply?")]
 pub struct MissingReservation {
@@ -144,7 +142,7 @@ pub struct MissingReservation {
 
 impl IntoResponse for MissingReservation {
     fn into_response(self) -> Response {
-        // The mistake is the developer's, and says nothing of the server.
+        // This is a developer's mistake, and the text reveals nothing about the server.
         (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
     }
 }

@@ -1,4 +1,4 @@
-//! Which remote procedure calls are guarded, and how they are refused: what a layer is told of them.
+//! Which remote procedure calls are guarded, and how they are refused.
 
 use std::sync::Arc;
 
@@ -10,21 +10,20 @@ use crate::{
 
 /// Settings for gRPC, gRPC-Web and Connect.
 impl<Q> StorageGuardLayer<Q> {
-    /// Names the calls that write: `package.Service/Method` for one, `package.Service` for all of a service.
-    /// These are guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their
-    /// calls is a POST, so that the method does not tell those that write. Adds to those that were named
-    /// before.
+    /// Adds calls that write: `package.Service/Method` for one, `package.Service` for all of a service. These are
+    /// guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so
+    /// the method does not identify those that write. Calls added earlier are kept.
     ///
-    /// A call is a POST that says so by its content type, to a path such as `/package.Service/Method`. A
-    /// client can send that to any handler. So where handlers of plain HTTP are behind the same layer, and take
-    /// a POST at such a path, give them a layer of their own: a clone, from before the calls were named.
+    /// A call is a POST with the content type of a call, to a path such as `/package.Service/Method`. A client can
+    /// send that to any handler. So if handlers of plain HTTP are behind the same layer, and accept a POST at such a
+    /// path, give them a layer of their own: a clone made before the calls were added.
     ///
-    /// Defaults to none: then a call is guarded as any POST is, those that read too. Where
+    /// Defaults to none: then a call is guarded like any POST, including calls that only read. If
     /// [`Self::applies_when`] is set, that decides instead.
     ///
     /// # Errors
     ///
-    /// When a name is not of that form.
+    /// If a name does not have that form.
     pub fn calls<T: AsRef<str>>(
         self,
         names: impl IntoIterator<Item = T>,
@@ -66,8 +65,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Whether a call of this path is guarded. None where the path is no call's: a client chooses the content type,
-    /// and could choose not to be guarded.
+    /// Whether a call of this path is guarded. None if the path is not a call's: a client chooses the content type,
+    /// and could use it to bypass the guard.
     fn guard(&self, path: &str) -> Option<bool> {
         let (service, method) = path.strip_prefix('/')?.split_once('/')?;
         if !is_identifier(method) {
@@ -94,7 +93,7 @@ impl Select for Calls {
     }
 }
 
-/// As the language of protos has them.
+/// An identifier of the protobuf language.
 fn is_identifier(name: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     name.bytes().all(is_word) && !name.is_empty() && !name.as_bytes()[0].is_ascii_digit()
@@ -119,7 +118,7 @@ mod tests {
             ("/Plain/Anything", Some(true)),
             ("/Mixed/Write", Some(true)),
             ("/Mixed/Read", Some(false)),
-            // These are no calls, whatever their content type is.
+            // These are not calls, whatever their content type is.
             ("/PlainToo/Anything", None),
             ("/files/a", None),
             ("/files/a.b", None),

@@ -1,10 +1,10 @@
-//! Why there is no room, and of what.
+//! The cause of a storage failure, and the resource.
 
 use std::fmt;
 
 /// A storage failure: its cause, and the resource that ran out.
 ///
-/// It is an error too, so that a handler can return it with `?`. The classifier takes it as it is.
+/// It is also an error, so that a handler can return it with `?`. The classifier returns it unchanged.
 ///
 /// ```
 /// use tower_storage_guard::fault::{self, Cause, Fault, Resource};
@@ -24,9 +24,9 @@ use std::fmt;
 #[error("{cause}: no {resource} left")]
 #[non_exhaustive]
 pub struct Fault {
-    /// Why there is no room.
+    /// The cause.
     pub cause: Cause,
-    /// What ran out.
+    /// The resource that ran out.
     pub resource: Resource,
 }
 
@@ -34,13 +34,13 @@ impl Fault {
     /// A full disk.
     pub(crate) const DISK_FULL: Self = Self::new(Cause::DiskFull, Resource::Bytes);
 
-    /// A fault of this cause, for want of this resource.
+    /// Makes a fault with this cause and resource.
     pub const fn new(cause: Cause, resource: Resource) -> Self {
         Self { cause, resource }
     }
 }
 
-/// Why there is no room. The four causes of HTTP 507.
+/// The cause of a storage failure. The four causes of HTTP 507.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -75,7 +75,7 @@ impl Cause {
     }
 }
 
-/// The cause in words, for logs.
+/// The cause as text, for logs.
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -87,7 +87,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// What ran out.
+/// The resource that ran out.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Resource {

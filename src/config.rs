@@ -1,12 +1,12 @@
-//! Settings that cannot be.
+//! Invalid settings.
 
 use http::StatusCode;
 
-/// A setting that cannot be.
+/// An invalid setting.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A refusal is an error of the client's or of the server's, so its status is 4xx or 5xx.
+    /// A refusal is a client error or a server error, so its status is 4xx or 5xx.
     #[error("a refusal cannot have the status {0}: it has to be 4xx or 5xx")]
     Status(StatusCode),
     /// The base of problem types has to be an absolute URI.

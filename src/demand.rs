@@ -1,4 +1,4 @@
-//! What is to be stored, and what that replaces.
+//! The demand of a request: what is to be stored, and what that replaces.
 
 use std::{fs::Metadata, ops::Range};
 
@@ -23,11 +23,11 @@ pub struct Demand {
     reach: Reach,
 }
 
-/// How bytes that are stored become bytes on the volume.
+/// How stored bytes become bytes on the volume.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reach {
     percent: u32,
-    /// Bytes that find blocks of their own there already.
+    /// Bytes that already have blocks of their own there.
     in_place: u64,
 }
 
@@ -49,20 +49,20 @@ impl Demand {
         Self::new(Some(bytes), bytes)
     }
 
-    /// A number of bytes that shows only while they are stored, and one object.
+    /// A number of bytes that is only known once they are stored, and one object.
     ///
-    /// A first [grant](crate::Guard::grants) is set aside, and the reservation grows.
+    /// A first [grant](crate::Guard::grants) is reserved, and the reservation grows.
     pub const fn unknown() -> Self {
         Self::new(None, 0)
     }
 
-    /// Nothing at all. It always fits.
+    /// No bytes and no objects. It always fits.
     pub const fn nothing() -> Self {
         Self::known(0).with_objects(0)
     }
 
-    /// Sets what is to come in all, in bytes, as far as the client says. It must fit, but only the known
-    /// bytes are set aside; where they are unknown, this is, up to the guard's [cap](crate::Guard::hint_cap).
+    /// Sets the total size in bytes that the client announces. It must fit, but only the known bytes are reserved; if
+    /// they are unknown, the announced size is reserved, up to the guard's [cap](crate::Guard::hint_cap).
     #[must_use]
     pub const fn expecting(mut self, bytes: u64) -> Self {
         if bytes > self.expected {
@@ -71,21 +71,21 @@ impl Demand {
         self
     }
 
-    /// Sets how many objects it makes.
+    /// Sets the number of objects that are created.
     #[must_use]
     pub const fn with_objects(mut self, objects: u64) -> Self {
         self.objects = objects;
         self
     }
 
-    /// Adds what the service writes by itself, beside the body: a COPY, for one.
+    /// Adds bytes that the service writes in addition to the body, such as for a COPY.
     ///
-    /// It is set aside with the rest, and charged when the request has succeeded.
+    /// They are reserved with the rest, and charged when the request has succeeded.
     #[must_use]
     pub const fn copying(mut self, copied: Amount) -> Self {
         let body = match self.bytes {
             Some(bytes) => bytes,
-            // It grows with what the body brings.
+            // It grows with the length of the body.
             None => 0,
         };
         self.bytes = Some(body.saturating_add(copied.bytes));
@@ -95,36 +95,36 @@ impl Demand {
         self
     }
 
-    /// Sets what changes hands: it is charged to the scopes, and the volume has it already. A MOVE, for one.
+    /// Sets what changes owners: it is charged to the scopes, and is already on the volume. For example a MOVE.
     #[must_use]
     pub const fn moving(mut self, moved: Amount) -> Self {
         self.moved = moved;
         self
     }
 
-    /// Sets what it replaces. Scopes are charged for the difference only.
+    /// Sets what is replaced. Scopes are only charged for the difference.
     ///
-    /// The volume is asked for all of it: the old content stays on the disk until the new is there. Where it does not, see
-    /// [`Self::in_place`].
+    /// The full size is claimed on the volume, because the old content stays on the disk until the new content is
+    /// complete. If it does not, see [`Self::in_place`].
     #[must_use]
     pub const fn replacing(mut self, replaced: Amount) -> Self {
         self.replaced = replaced;
         self
     }
 
-    /// Sets what is written in place, over content that is there: it makes no object, and both the scopes and the volume are
-    /// asked for the difference only.
+    /// Sets what is overwritten in place: no object is created, and both the scopes and the volume are only asked for
+    /// the difference.
     ///
-    /// Use it for a file that is opened and written over, not for one that is renamed into the place of another. The volume
-    /// gives credit only where its filesystem writes in place: ext4 and tmpfs (feature `inodes`). A copy-on-write
-    /// filesystem such as btrfs needs new blocks for the same content, and on one that is not known, that is assumed.
+    /// Use it for a file that is opened and overwritten, not for one that is renamed over another. The volume only
+    /// gives credit if its filesystem writes in place: ext4 and tmpfs (feature `inodes`). A copy-on-write filesystem
+    /// such as btrfs needs new blocks for the same content, and an unknown filesystem is treated like one.
     ///
     /// ```no_run
     /// use tower_storage_guard::{Demand, InPlace};
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let old = std::fs::metadata("disk.img")?;
-    /// // 64 KiB in the middle of a file that is there.
+    /// 64 KiB in the middle of an existing file.
     /// let patch = Demand::known(64 << 10).in_place(InPlace::range(&old, 1 << 20..(1 << 20) + (64 << 10)));
     /// # Ok(())
     /// # }
@@ -137,8 +137,8 @@ impl Demand {
         self
     }
 
-    /// Sets how many bytes reach the volume for each hundred that are stored: 210 where a write-ahead log holds each page
-    /// once more, 300 for three replicas on the same volume. Scopes are charged without it.
+    /// Sets how many bytes reach the volume for each hundred that are stored: 210 if a write-ahead log holds each
+    /// page once more, 300 for three replicas on the same volume. Scopes are charged without this factor.
     ///
     /// Defaults to 100.
     #[must_use]
@@ -147,38 +147,37 @@ impl Demand {
         self
     }
 
-    /// Bytes, with those that are [copied](Self::copied). None where the length of the body is unknown and nothing is
-    /// copied.
+    /// The number of bytes. None if the length is unknown.
     pub const fn bytes(&self) -> Option<u64> {
         self.bytes
     }
 
-    /// Bytes that the client announces in all. At least the known ones.
+    /// The total size that the client announces, in bytes. At least the known ones.
     pub const fn expected(&self) -> u64 {
         self.expected
     }
 
-    /// How many objects it makes.
+    /// The number of objects that are created.
     pub const fn objects(&self) -> u64 {
         self.objects
     }
 
-    /// Bytes that the service writes by itself.
+    /// The bytes that the service writes in addition to the body.
     pub const fn copied(&self) -> u64 {
         self.copied
     }
 
-    /// What changes hands.
+    /// What changes owners.
     pub const fn moved(&self) -> Amount {
         self.moved
     }
 
-    /// What it replaces.
+    /// What is replaced.
     pub const fn replaced(&self) -> Amount {
         self.replaced
     }
 
-    /// How its bytes reach the volume. Only where that writes in place, what is there already counts.
+    /// How the bytes reach the volume. Existing blocks only count if the filesystem writes in place.
     pub(crate) const fn reach(&self, writes_in_place: bool) -> Reach {
         let mut reach = self.reach;
         if !writes_in_place {
@@ -187,13 +186,13 @@ impl Demand {
         reach
     }
 
-    /// Whether what a volume has claimed for this demand is enough for that of a guard inside, now and however much of the
-    /// body comes: both see the same body.
+    /// Whether the claim of this demand on a volume is sufficient for the demand of an inner guard, now and for any
+    /// further part of the body: both see the same body.
     pub(crate) const fn covers(&self, inner: &Self) -> bool {
         let at_first = match (self.bytes, inner.bytes) {
             (Some(own), Some(inner)) => own >= inner,
             (None, None) => self.expected >= inner.expected,
-            // One guard knows what the other does not: they do not mean the same.
+            // One guard has information that the other lacks, so the demands are not comparable.
             (Some(_), None) | (None, Some(_)) => false,
         };
         at_first
@@ -204,13 +203,13 @@ impl Demand {
 }
 
 impl Reach {
-    /// Each byte once.
+    /// Counts each byte once.
     pub(crate) const PLAIN: Self = Self {
         percent: 100,
         in_place: 0,
     };
 
-    /// Bytes on the volume for so many that are stored. Never too few.
+    /// The bytes on the volume for this many stored bytes. Never too few.
     #[inline]
     pub(crate) const fn on_volume(self, stored: u64) -> u64 {
         let written = if self.percent == 100 {
@@ -226,7 +225,7 @@ impl Reach {
         written.saturating_sub(self.in_place)
     }
 
-    /// The most bytes that can be stored in so many on the volume. Never too many.
+    /// The maximum number of bytes that can be stored in this many bytes of the volume. Never too many.
     pub(crate) const fn stored_in(self, on_volume: u64) -> u64 {
         let written = on_volume.saturating_add(self.in_place);
         match self.percent {
@@ -244,9 +243,9 @@ impl Reach {
     }
 }
 
-/// Content that is there, and will be written over in place. See [`Demand::in_place`].
+/// Existing content that will be overwritten in place. See [`Demand::in_place`].
 ///
-/// It is read off the file's metadata, so that it never claims more blocks than the file has.
+/// Read from the file's metadata, so that it never counts more blocks than the file has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InPlace {
     content: u64,
@@ -254,7 +253,7 @@ pub struct InPlace {
 }
 
 impl InPlace {
-    /// All of a file, from its beginning.
+    /// The whole of a file.
     pub fn whole(old: &Metadata) -> Self {
         Self {
             content: old.len(),
@@ -262,8 +261,8 @@ impl InPlace {
         }
     }
 
-    /// A range of a file, in bytes. What is behind the file's end is not there. Where the file has holes, it is not known
-    /// whether the range is one of them, and no block counts.
+    /// A range of a file, in bytes. The part after the file's end does not exist. If the file has holes, it is
+    /// unknown whether the range is in one of them, and no block counts.
     pub fn range(old: &Metadata, range: Range<u64>) -> Self {
         let content = range.end.min(old.len()).saturating_sub(range.start);
         let has_holes = allocated(old) < old.len();
@@ -274,7 +273,7 @@ impl InPlace {
     }
 }
 
-/// Bytes of the file's own blocks.
+/// The bytes of the file's own blocks.
 fn allocated(file: &Metadata) -> u64 {
     #[cfg(unix)]
     return std::os::unix::fs::MetadataExt::blocks(file).saturating_mul(512);
@@ -311,7 +310,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is claimed is enough for what is stored, and what is stored in a claim fits into it.
+        /// A claim is sufficient for what is stored, and what can be stored in a claim fits into it.
         #[test]
         fn bytes_reach_the_volume_and_back(
             stored in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>(), room in any::<u64>()
@@ -319,14 +318,14 @@ mod tests {
             let reach = Reach { percent, in_place };
             let exact = (u128::from(stored) * u128::from(percent)).div_ceil(100);
             let needed = exact.saturating_sub(in_place.into());
-            // Beyond what can be counted it stops, and fits nowhere.
+            // Beyond the numeric range it saturates, and fits nowhere.
             let most = u128::from(u64::MAX - in_place);
             prop_assert_eq!(u128::from(reach.on_volume(stored)), needed.min(most));
             let fits = reach.stored_in(room);
             prop_assert!(reach.on_volume(fits) <= room, "{fits} bytes do not fit");
         }
 
-        /// A guard inside claims nothing only where the one outside has claimed enough, and goes on to.
+        /// An inner guard claims nothing only if the outer one has claimed enough, and continues to.
         #[test]
         fn a_claim_that_covers_another_is_enough_for_it(
             own in any_demand(), inner in any_demand(), read in 0u64..3_000, in_place in any::<bool>(),
@@ -342,7 +341,7 @@ mod tests {
             prop_assert!(own.covers(&own));
         }
 
-        /// More that is stored never takes less.
+        /// Storing more never takes less.
         #[test]
         fn a_growth_never_shrinks_the_claim(less in any::<u64>(), more in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>()) {
             let reach = Reach { percent, in_place };
@@ -351,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_blocks_that_are_there_count() {
+    fn only_allocated_blocks_count() {
         use std::io::{Seek, SeekFrom, Write};
 
         let mut file = tempfile::tempfile().unwrap();
@@ -384,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_place_makes_no_object() {
+    fn an_in_place_demand_creates_no_object() {
         let old = InPlace {
             content: 100,
             allocated: 60,

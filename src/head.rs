@@ -1,4 +1,4 @@
-//! What a request's head declares.
+//! The demand that a request's head declares.
 
 use http::{
     HeaderMap, HeaderValue, Method,
@@ -8,7 +8,7 @@ use http_body::SizeHint;
 
 use crate::demand::Demand;
 
-/// Headers that tell how long an upload will be, beside Content-Length.
+/// Headers that announce the length of an upload, in addition to Content-Length.
 ///
 /// `x-expected-entity-length` is sent by macOS, `oc-total-length` by ownCloud and Nextcloud,
 /// `x-amz-decoded-content-length` with aws-chunked bodies, and `upload-length` by tus 1.0 and the IETF's
@@ -21,11 +21,11 @@ const HINTS: [HeaderName; 5] = [
     HeaderName::from_static("x-upload-length"),
 ];
 
-/// What the lines of a request's head say, read in one pass: each lookup by name costs about as much.
+/// The relevant headers of a request, read in one pass, because each lookup by name costs about as much.
 pub(crate) struct Lines {
     /// Content-Length.
     length: Result<Option<u64>, InvalidLength>,
-    /// The largest of the hints that are numbers.
+    /// The largest hint that is a number.
     hint: Option<u64>,
     /// The client waits for `100 Continue` (RFC 9110, section 10.1.1).
     pub(crate) expects_continue: bool,
@@ -52,7 +52,7 @@ impl Lines {
         lines
     }
 
-    /// What the request wants, of which these are the lines.
+    /// The demand that these headers declare.
     #[inline]
     pub(crate) fn demand(
         &self,
@@ -73,9 +73,9 @@ impl Lines {
     }
 }
 
-/// Whether a method is guarded unless the user decides: those that write.
+/// Whether a method is guarded by default: methods that write.
 ///
-/// DELETE is not: it is how people make room.
+/// DELETE is not, because it makes room.
 #[inline]
 pub(crate) fn is_write(method: &Method) -> bool {
     match *method {
@@ -96,12 +96,11 @@ fn objects_made_by(method: &Method) -> u64 {
     }
 }
 
-/// A Content-Length that is not a number. It cannot be trusted to mean anything, so it is answered 400
-/// (RFC 9110, section 8.6).
+/// A Content-Length that is not a number. Its meaning is undefined, so it is answered 400 (RFC 9110, section 8.6).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct InvalidLength;
 
-/// Adds a line of Content-Length. A list of one and the same number counts as that number (RFC 9110, section 8.6).
+/// Adds a line of Content-Length. A list of identical numbers counts as that number (RFC 9110, section 8.6).
 fn content_length(
     known: Result<Option<u64>, InvalidLength>,
     line: &HeaderValue,
@@ -116,12 +115,12 @@ fn content_length(
     Ok(length)
 }
 
-/// The headers that tell how long an upload will be, beside Content-Length.
+/// The headers that announce the length of an upload.
 #[derive(Clone, Debug)]
 pub(crate) struct Hints {
     names: Vec<HeaderName>,
-    /// A bit for the length of each name, in bytes. Hardly any request has a hint, and this tells most
-    /// other headers apart without looking at their names.
+    /// A bit for the length of each name, in bytes. Few requests have a hint, and this excludes most other headers
+    /// without comparing their names.
     lengths: u64,
 }
 
@@ -138,7 +137,7 @@ impl Hints {
     }
 }
 
-/// How much of an upload came in earlier requests. A hint tells of the whole of it.
+/// How much of an upload came in earlier requests. A hint announces the whole of it.
 ///
 /// `upload-offset` is of tus 1.0 and the IETF's resumable uploads, `oc-chunk-offset` of ownCloud.
 #[cold]
@@ -155,15 +154,14 @@ fn bit(name: &HeaderName) -> u64 {
     1 << (name.as_str().len() % 64)
 }
 
-/// Those of [`HINTS`].
+/// The values of [`HINTS`].
 impl Default for Hints {
     fn default() -> Self {
         Self::new(HINTS)
     }
 }
 
-/// Digits and nothing else, white space around them aside. A number too large for us is still one: it
-/// saturates, and fits nowhere.
+/// Digits only, with optional white space around them. A number that is too large saturates, and fits nowhere.
 pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     if digits.is_empty() {
@@ -196,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn content_length_is_taken_at_its_word() {
+    fn content_length_is_the_declared_size() {
         assert_eq!(bytes(&[("content-length", "0")]), Ok((Some(0), 0)));
         assert_eq!(bytes(&[("content-length", "42")]), Ok((Some(42), 42)));
         let twice = [("content-length", "42"), ("content-length", "42, 42")];
         assert_eq!(bytes(&twice), Ok((Some(42), 42)));
-        // Too large to be counted is still a number, and fits nowhere.
+        // A number that is too large to count is still a number, and fits nowhere.
         let huge = bytes(&[("content-length", "99999999999999999999999")]);
         assert_eq!(huge, Ok((Some(u64::MAX), u64::MAX)));
     }
@@ -241,7 +239,7 @@ mod tests {
             ("x-expected-entity-length", "many"),
         ];
         assert_eq!(bytes(&all), Ok((Some(10), 30)));
-        // Content-Length counts beside hints, and is what comes with this request.
+        // Content-Length counts in addition to hints, and is the length of this request.
         let smaller = [
             ("content-length", "10"),
             ("x-amz-decoded-content-length", "9"),

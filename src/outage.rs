@@ -1,13 +1,13 @@
-//! What happens when the guard itself cannot find out.
+//! The policy for outages of the probe or the quota source.
 
-/// What happens to requests while the guard cannot know: a probe hangs or fails, a quota source does not
-/// answer. Never 507: nothing is known to be full.
+/// The policy for requests during an outage: a probe hangs or fails, or a quota source does not answer. Never 507,
+/// because nothing is known to be full.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Outage {
     /// They are answered 503 Service Unavailable.
     #[default]
     Refuse,
-    /// They are let in. What is full then shows when they write.
+    /// They are admitted. If the storage is full, their writes fail.
     Admit,
 }

@@ -1,15 +1,15 @@
-//! What a request costs, and who is charged for it.
+//! The price of a request, and the scopes that are charged for it.
 
 use crate::{amount::Amount, demand::Demand, reservation::StartHook, scope::Scopes};
 
-/// What a request costs: its [`Demand`], and where its head alone does not say so, who is charged.
+/// The price of a request: its [`Demand`], and the scopes to charge if its head alone does not determine them.
 ///
-/// A demand is a price by itself. The rest is for requests that concern more than one place:
+/// A demand converts into a price. The other methods are for requests that concern more than one path:
 ///
 /// ```
 /// use tower_storage_guard::{Amount, Demand, Price};
 ///
-/// // A file of 100 bytes changes hands.
+/// A file of 100 bytes changes owners.
 /// let file = Amount::new(100, 1);
 /// let price = Price::from(Demand::nothing().moving(file))
 ///     .charged_to("user:ann")
@@ -24,21 +24,21 @@ pub struct Price {
     pub(crate) on_start: Option<StartHook>,
 }
 
-/// What a price is worth.
+/// The value of a price.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
-    /// What the demand says.
+    /// The demand's.
     Known,
-    /// It cannot be found out.
+    /// It cannot be determined.
     Unknown,
-    /// Nothing is set aside, and the body has no bound.
+    /// Nothing is reserved, and the body is not bounded.
     Free,
-    /// Another reservation holds `bytes` for it. Of these, `unclaimed` are to be claimed on the volume once more.
+    /// Another reservation holds `bytes` for it. Of these, `unclaimed` have to be claimed again on the volume.
     Covered { bytes: u64, unclaimed: u64 },
 }
 
 impl Price {
-    /// It cannot be found out what the request costs. It is answered 503, and not called.
+    /// The cost cannot be determined. The request is answered 503, and the service is not called.
     pub fn unavailable() -> Self {
         Self {
             kind: Kind::Unknown,
@@ -46,7 +46,7 @@ impl Price {
         }
     }
 
-    /// Nothing, whatever its body is: the request is never refused, and nobody is charged.
+    /// Costs nothing, whatever its body is: the request is never refused, and no scope is charged.
     pub fn free() -> Self {
         Self {
             scopes: Some(Scopes::NONE),
@@ -55,8 +55,8 @@ impl Price {
         }
     }
 
-    /// What another reservation holds for it, which alone is charged. Of `bytes`, `unclaimed` are to be claimed on the
-    /// volume once more.
+    /// Covered by another reservation, which alone is charged. Of `bytes`, `unclaimed` have to be claimed again on
+    /// the volume.
     pub(crate) fn covered(demand: Demand, bytes: u64, unclaimed: u64) -> Self {
         Self {
             scopes: Some(Scopes::NONE),
@@ -65,21 +65,21 @@ impl Price {
         }
     }
 
-    /// Sets who is charged, in the place of whom the [layer](crate::StorageGuardLayer::scope_by) says.
+    /// Sets the scopes to charge, instead of those of the [layer](crate::StorageGuardLayer::scope_by).
     #[must_use]
     pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
         self.scopes = Some(scopes.into());
         self
     }
 
-    /// Sets what runs when the request is let in.
+    /// Sets a hook that runs when the request is admitted.
     pub(crate) fn on_start(mut self, hook: Option<StartHook>) -> Self {
         self.on_start = hook;
         self
     }
 
-    /// Adds what is given back to others when the request has succeeded: what it removes there, or takes
-    /// from them.
+    /// Adds what is given back to other scopes when the request has succeeded: what it removes there, or takes from
+    /// them.
     #[must_use]
     pub fn giving_back(mut self, scopes: impl Into<Scopes>, amount: Amount) -> Self {
         let scopes = scopes.into();

@@ -1,42 +1,43 @@
-//! Protocols over HTTP that do not say in the status how a request ended: where one takes part in an answer's way.
+//! Protocols over HTTP that do not report a request's outcome in the status: the hooks for their answers.
 
 use bytes::Bytes;
 use http::{HeaderMap, request};
 use http_body::Frame;
 use tower::BoxError;
 
-/// A protocol that says how a request ended elsewhere than in the status.
+/// A protocol that reports a request's outcome elsewhere than in the status.
 pub(crate) trait Protocol: Send + Sync {
-    /// Whether the head of an answer says that the request has failed, whatever its status is.
+    /// Whether the head of an answer reports failure, whatever its status is.
     fn has_failed(&self, head: &HeaderMap) -> bool;
 
-    /// Reads how an answer ends behind this head. None where the head has said it.
+    /// Finds the outcome of an answer after this head. None if the head has it.
     fn tail(&self, head: &HeaderMap) -> Option<Box<dyn Tail>>;
 
     /// The error that the inner service reads from a request body that has failed.
     fn body_error(&self, error: BoxError) -> BoxError;
 }
 
-/// Looks in the frames of an answer for what says how it ends.
+/// Searches the frames of an answer for its outcome.
 pub(crate) trait Tail: Send + Sync {
-    /// Whether the content is where it is said. Otherwise only the trailers are read.
+    /// Whether the content has the outcome. Otherwise only the trailers are read.
     fn is_in_content(&self) -> bool;
 
-    /// Whether these data, or these trailers, say that the request has succeeded. None where they do not say how it ended.
+    /// Whether these data, or these trailers, report success. None if they do not have the outcome.
     fn read(&mut self, frame: Piece<'_>) -> Option<bool>;
 
-    /// The frame that refuses the request after all, from the headers of an answer that does so. None where it has no
+    /// The frame that refuses the request after all, made from the headers of a refusal. None if the protocol has no
+    /// place for it here.
     /// place here.
     fn refuse(&self, headers: HeaderMap) -> Option<Last>;
 }
 
-/// What a [`Tail`] is shown of an answer.
+/// The parts of an answer that a [`Tail`] is given.
 pub(crate) enum Piece<'a> {
     Data(&'a [u8]),
     Trailers(&'a HeaderMap),
 }
 
-/// The frame of an answer that says how it ends.
+/// The frame of an answer that has its outcome.
 pub(crate) enum Last {
     Data(Bytes),
     Trailers(HeaderMap),
@@ -51,8 +52,8 @@ impl Last {
     }
 }
 
-/// Tells a protocol's requests that write from those that do not.
+/// Distinguishes a protocol's requests that write from those that do not.
 pub(crate) trait Select: Send + Sync {
-    /// Whether a request with this head is guarded. None where it is not the protocol's.
+    /// Whether a request with this head is guarded. None if it is not a request of the protocol.
     fn guards(&self, head: &request::Parts) -> Option<bool>;
 }

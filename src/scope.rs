@@ -1,4 +1,4 @@
-//! Who is charged.
+//! The names of what is charged.
 
 use std::{
     cmp::Ordering,
@@ -13,13 +13,13 @@ use std::{
 /// With it a [`Scope`] is 32 bytes.
 const INLINE: usize = 21;
 
-/// Keyed at random once per process: clients who choose names cannot choose collisions.
+/// Keyed randomly once per process, so that clients that choose names cannot choose collisions.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Who is charged: a name such as `user:42` or `collection:/photos`.
+/// The name of what is charged, such as `user:42` or `collection:/photos`.
 ///
-/// Two scopes are equal when their names are. Names of up to 21 bytes need no allocation, and a
-/// clone never does. The name is hashed here, once, and never again on the way of the request.
+/// Two scopes are equal when their names are. Names of up to 21 bytes need no allocation, and a clone never does. The
+/// name is hashed once, when the scope is made.
 ///
 /// ```
 /// use tower_storage_guard::Scope;
@@ -35,7 +35,7 @@ pub struct Scope {
     name: Name,
 }
 
-// `disclosed` is in here and not in `Scope` because there is padding for it in both variants.
+// `disclosed` is in here and not in `Scope` because both variants have padding for it.
 #[derive(Clone)]
 enum Name {
     Inline {
@@ -60,11 +60,9 @@ impl Scope {
         }
     }
 
-    /// Keeps the figures of this scope from the caller: a refusal names neither its limit nor its
-    /// usage.
+    /// Hides the figures of this scope from the client: a refusal names neither its limit nor its usage.
     ///
-    /// For when somebody else is charged, such as the owner of the folder that the caller writes
-    /// to.
+    /// Use it if the scope is not the client's, such as that of the owner of the folder that the client writes to.
     ///
     /// ```
     /// use tower_storage_guard::Scope;
@@ -79,7 +77,7 @@ impl Scope {
         self
     }
 
-    /// Whether a refusal may show the figures of this scope to the caller. They may unless
+    /// Whether a refusal may show the figures of this scope to the client. It may unless
     /// [`undisclosed`](Self::undisclosed) was called.
     pub fn is_disclosed(&self) -> bool {
         match self.name {
@@ -87,12 +85,12 @@ impl Scope {
         }
     }
 
-    /// What [`Hash`] writes; keyed, so that it can pick a shard as well.
+    /// The value that [`Hash`] writes; keyed, so that it can also select a shard.
     pub(crate) fn hash_code(&self) -> u64 {
         self.hash
     }
 
-    // Cheaper than `as_str`, which has to look at every byte to prove that it is text.
+    // Cheaper than `as_str`, which has to validate every byte as UTF-8.
     fn as_bytes(&self) -> &[u8] {
         match &self.name {
             Name::Inline { len, bytes, .. } => &bytes[..usize::from(*len)],
@@ -186,11 +184,11 @@ impl From<&Self> for Scope {
     }
 }
 
-/// Formats the name in place: no allocation when it is short.
+/// Formats the name in place, without an allocation if it is short.
 ///
 /// # Panics
 ///
-/// Panics like [`format!`] does: when a `Display` in `args` fails.
+/// If a `Display` in `args` fails, like [`format!`].
 impl From<fmt::Arguments<'_>> for Scope {
     fn from(args: fmt::Arguments<'_>) -> Self {
         let mut text = Buffer::default();
@@ -217,12 +215,12 @@ impl Hasher for PassThrough {
     }
 }
 
-/// Collects formatted text, on the stack as long as it is short.
+/// Collects formatted text, on the stack while it is short.
 #[derive(Default)]
 struct Buffer {
     bytes: [u8; INLINE],
     len: usize,
-    /// Takes over, with everything so far, once the text is longer than `bytes`.
+    /// Used for the whole text once it is longer than `bytes`.
     long: Option<String>,
 }
 
@@ -250,10 +248,10 @@ impl fmt::Write for Buffer {
     }
 }
 
-/// All the scopes that a request charges: none, one or several, each once.
+/// The scopes that a request charges: none, one or several, each once.
 ///
-/// When a scope is given twice, it is [disclosed](Scope::is_disclosed) if one of the two is: a
-/// caller who happens to be the owner as well may see their own figures.
+/// If a scope is given twice, it is [disclosed](Scope::is_disclosed) if one of the two is: a client that is also the
+/// owner may see its own figures.
 ///
 /// ```
 /// use tower_storage_guard::{Scope, Scopes};
@@ -275,7 +273,7 @@ enum Set {
 }
 
 impl Scopes {
-    /// No scope.
+    /// No scopes.
     pub const NONE: Self = Self(Set::None);
 
     /// The scopes, in the order given.
@@ -283,17 +281,17 @@ impl Scopes {
         self.as_slice().iter()
     }
 
-    /// How many there are.
+    /// The number of scopes.
     pub fn len(&self) -> usize {
         self.as_slice().len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no scopes.
     pub fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
     }
 
-    /// Those that are in `others` too.
+    /// The scopes that are also in `others`.
     pub(crate) fn both(&self, others: &Self) -> Self {
         let both = self
             .iter()
@@ -301,7 +299,7 @@ impl Scopes {
         both.cloned().collect()
     }
 
-    /// Those that are not in `others`.
+    /// The scopes that are not in `others`.
     pub(crate) fn without(&self, others: &Self) -> Self {
         let rest = self
             .iter()
@@ -399,7 +397,7 @@ impl<S: Into<Scope>> FromIterator<S> for Scopes {
 
         let mut distinct: Vec<Scope> = vec![first];
         for scope in std::iter::once(second).chain(scopes) {
-            // A request charges a handful: looking at each is quicker than a set.
+            // A request charges few scopes: a linear search is faster than a set.
             match distinct.iter_mut().find(|known| **known == scope) {
                 Some(known) => *known.disclosed_mut() |= scope.is_disclosed(),
                 None => distinct.push(scope),

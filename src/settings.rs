@@ -1,4 +1,4 @@
-//! What a layer reserves from, and how it does so over HTTP.
+//! The settings of a layer: its guard, and how it applies to HTTP.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -20,18 +20,18 @@ use crate::{
 type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
 /// Decides by an answer's head.
 type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
-/// Prices a request, given what its head declares.
+/// Prices a request, given the demand that its head declares.
 type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-/// A price that takes a while.
+/// A price that is computed asynchronously.
 pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
 
-/// What a layer reserves from, and how it does so over HTTP.
+/// The settings of a layer: its guard, and how it applies to HTTP.
 pub(crate) struct Settings<Q> {
     pub(crate) guard: Guard<Q>,
     pub(crate) http: HttpSettings,
 }
 
-/// What is HTTP's own among the settings.
+/// The settings that only concern HTTP.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
     pub(crate) scopes: Option<Choose<Scopes>>,
@@ -49,7 +49,7 @@ pub(crate) struct HttpSettings {
 pub(crate) struct Applies {
     /// The user's own choice.
     pub(crate) chosen: Option<Choose<bool>>,
-    /// Asked where that is not set. Without any, and for what is no request of theirs, the method decides.
+    /// Consulted if that is not set. Without any, and for other requests than theirs, the method decides.
     pub(crate) selects: Vec<Arc<dyn Select>>,
 }
 
@@ -64,14 +64,14 @@ impl Applies {
         }
     }
 
-    /// What the protocols say of it. None where it is not one of theirs.
+    /// The protocols' decision. None if the request belongs to none of them.
     pub(crate) fn select(&self, head: &request::Parts) -> Option<bool> {
         let guards = self.selects.iter().filter_map(|select| select.guards(head));
         guards.reduce(|one, other| one || other)
     }
 }
 
-/// How a request is priced, where its headers do not decide.
+/// How a request is priced if its headers do not decide.
 #[derive(Clone)]
 pub(crate) enum PriceBy {
     At(Pricing<Price>),

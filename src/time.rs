@@ -1,4 +1,4 @@
-//! Bounds on waiting.
+//! Timeouts.
 
 use std::{
     future::poll_fn,
@@ -13,18 +13,18 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// A bound on how long something may stay pending. Its timer is made at the first wait.
+/// A bound on how long something may be pending. The timer is created at the first wait.
 #[derive(Debug)]
 pub(crate) struct Bound {
     after: Duration,
-    /// Boxed, because nearly every bound is moved around and never waits.
+    /// Boxed, because most bounds are moved often and never wait.
     timer: Option<Box<Timer>>,
 }
 
 #[derive(Debug)]
 enum Timer {
     Runtime(Pin<Box<Sleep>>),
-    /// Outside of a runtime no timer wakes the task. The clock is checked whenever something else does.
+    /// Outside of a runtime no timer wakes the task. The clock is checked at every poll.
     Clock(Instant),
 }
 
@@ -59,7 +59,7 @@ impl Bound {
     }
 }
 
-/// `future`, or None if it takes longer than the bound.
+/// Awaits `future`. None if it takes longer than the bound.
 pub(crate) async fn within<F: Future>(after: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut bound = Bound::new(after);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_takes_longer_is_given_up() {
+    async fn a_slow_future_times_out() {
         assert_eq!(within(HOUR, async { 7 }).await, Some(7));
         let began = Instant::now();
         assert_eq!(within(HOUR, pending::<()>()).await, None);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_future_that_is_never_idle_is_given_up() {
+    async fn a_future_that_is_never_idle_times_out() {
         let busy = async {
             loop {
                 consume_budget().await;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bound_as_good_as_for_ever_is_one() {
+    async fn a_very_long_bound_is_accepted() {
         assert_eq!(poll(&mut Bound::new(Duration::MAX)), Poll::Pending);
         let outside = || poll(&mut Bound::new(Duration::MAX));
         assert_eq!(thread::spawn(outside).join().unwrap(), Poll::Pending);

@@ -1,4 +1,4 @@
-//! How large things are.
+//! The sizes of files and folders.
 
 use std::{
     fs, io,
@@ -8,30 +8,31 @@ use std::{
 
 use crate::amount::Amount;
 
-/// How deep to look (RFC 4918, section 10.2).
+/// The depth of a measurement (RFC 4918, section 10.2).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Depth {
-    /// The thing itself: of a collection not what is in it.
+    /// The resource itself: for a collection, without its members.
     Zero,
-    /// With all that is in it.
+    /// With all its members.
     Infinity,
 }
 
-/// Where a WebDAV service keeps its files: what there is, and how large.
+/// The storage of a WebDAV service: which resources exist, and their sizes.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say how large files are",
     label = "not a `Tree`",
     note = "use `Folder` for files in a directory, or implement `Tree`"
 )]
 pub trait Tree: Send + Sync + 'static {
-    /// What is at a path: bytes of files, and objects, which are files and collections. None where nothing
+    /// Measures what is at a path: bytes of files, and objects, which are files and collections. None if nothing
+    /// exists there.
     /// is.
     ///
     /// May block. It is not called on the thread of a request.
     ///
     /// # Errors
     ///
-    /// When it cannot be found out. The request is then answered 503.
+    /// If the size cannot be determined. The request is then answered 503.
     fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>>;
 }
 
@@ -47,14 +48,14 @@ impl<T: Tree + ?Sized> Tree for Box<T> {
     }
 }
 
-/// A tree of files. Links are objects of their own and are not followed.
+/// A tree of files. Symbolic links are objects of their own and are not followed.
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: PathBuf,
 }
 
 impl Folder {
-    /// The tree under `root`.
+    /// Makes the tree under `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
@@ -77,7 +78,7 @@ impl Tree for Folder {
             };
             for entry in entries {
                 let entry = entry?;
-                // Gone meanwhile: others write too.
+                // Removed meanwhile by another writer.
                 let Some(metadata) = unless_gone(entry.metadata())? else {
                     continue;
                 };
@@ -91,7 +92,7 @@ impl Tree for Folder {
     }
 }
 
-/// In bytes: what a folder takes is not content.
+/// In bytes, without folders: their own size is not content.
 fn size(metadata: &fs::Metadata) -> u64 {
     if metadata.is_file() {
         metadata.len()
@@ -103,7 +104,7 @@ fn size(metadata: &fs::Metadata) -> u64 {
 fn unless_gone<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
-        // A file where a folder was thought to be: nothing is under it.
+        // A file instead of the expected folder: nothing is under it.
         Err(error)
             if matches!(
                 error.kind(),

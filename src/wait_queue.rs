@@ -1,9 +1,9 @@
 //! Where requests wait for room that others are about to give back.
 //!
-//! Uploads of unknown length are let in on a small grant and grow. When there is no room to grow, all
-//! of them would fail together, and with as many files stored as none. So they wait in a queue: the
-//! oldest is served first, and when nothing moves for a while, the youngest is sent away, whose room
-//! the others then have. An upload that waits is not read from; its client just sees a slow server.
+//! Uploads of unknown length are admitted with a small grant and grow. If there is no room to grow, all of them would
+//! fail together, and none would be stored. So they wait in a queue: the oldest is served first, and if nothing moves
+//! for a while, the youngest is refused, and the others use its room. The body of a waiting upload is not read, so
+//! backpressure reaches its client.
 
 use std::{
     collections::BTreeMap,
@@ -18,16 +18,16 @@ use std::{
 
 use crate::{scope::Scope, time::Bound};
 
-/// How many times a waiting request looks around within its patience.
+/// How many times a waiting request tries again within its patience.
 const LOOKS: u32 = 10;
 
-/// What is short: the volume, or a scope's quota.
+/// The resource that is short: the volume, or a scope's quota.
 pub(crate) type Shortage = Option<Scope>;
 
-/// One queue. It is empty unless something is short.
+/// One queue. It is empty unless a resource is short.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
-    /// How many wakers there are, so that the lock is not taken for an empty queue.
+    /// The number of wakers, so that an empty queue needs no lock.
     listeners: AtomicUsize,
     /// Reservations that may have to grow.
     growers: AtomicUsize,
@@ -39,17 +39,16 @@ pub(crate) struct WaitQueue {
 struct State {
     /// By listener.
     wakers: BTreeMap<u64, Waker>,
-    /// Who waits to grow, and until when the place is kept without another look. A future that nobody
-    /// polls must not hold up everybody behind it.
+    /// The reservations that wait to grow, each with the time until which its place is kept without another poll. A
+    /// future that is no longer polled must not block all reservations behind it.
     growing: BTreeMap<Standing, Instant>,
-    /// Who was sent away, and for want of what, until the reservation has ended.
+    /// The reservations that were refused growth, with the resource that was short, until they have ended.
     evicted: BTreeMap<u64, Shortage>,
-    /// How many times somebody gave back what is short, while anybody waits for it.
+    /// How many times room was given back while a reservation waits.
     moves: BTreeMap<Shortage, u64>,
 }
 
-/// What is short, the age of the reservation, and which of its places this is: body and handle may wait
-/// at once.
+/// The resource, the age of the reservation, and the number of its place: body and handle may wait at once.
 type Standing = (Shortage, u64, u64);
 
 impl WaitQueue {
@@ -57,9 +56,9 @@ impl WaitQueue {
         Self::default()
     }
 
-    /// Something was given back, or a new reading is there: whoever waits looks again.
+    /// Room was given back, or a new reading was published: all waiters try again.
     ///
-    /// A listener that comes just now may miss it. It looks again soon by itself.
+    /// A listener that registers concurrently may miss this. It tries again after a while by itself.
     #[inline]
     pub(crate) fn notify(&self) {
         if self.listeners.load(Ordering::SeqCst) != 0 {
@@ -71,7 +70,7 @@ impl WaitQueue {
         }
     }
 
-    /// A place for somebody who only listens.
+    /// A place for a waiter that only listens.
     pub(crate) fn listener(self: &Arc<Self>) -> Listener {
         Listener {
             queue: Arc::clone(self),
@@ -92,13 +91,13 @@ impl WaitQueue {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Whether somebody older than `number` waits for one of `keys`, or anybody where that is None.
+    /// Whether a reservation older than `number` waits for one of `keys`, or any reservation if `number` is None.
     pub(crate) fn is_waiting<'a>(
         &self,
         keys: impl IntoIterator<Item = &'a Shortage>,
         number: Option<u64>,
     ) -> bool {
-        // The queue is empty most of the time, and then there is nothing to lock.
+        // The queue is empty most of the time, and then no lock is needed.
         self.listeners.load(Ordering::SeqCst) != 0 && {
             let state = self.state();
             keys.into_iter().any(|key| {
@@ -110,13 +109,13 @@ impl WaitQueue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Sets of plain values, whole between any two statements.
+        // Sets of plain values, consistent between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The ages of those who wait for `key`, oldest first.
+    /// The ages of the reservations that wait for `key`, oldest first.
     fn waiting(&self, key: &Shortage) -> impl DoubleEndedIterator<Item = u64> {
         let now = Instant::now();
         self.growing
@@ -126,7 +125,7 @@ impl State {
     }
 
     fn first(&self, key: &Shortage) -> Option<u64> {
-        // Nobody waits most of the time, and then the clock is not read.
+        // Usually no reservation waits, and then the clock is not read.
         if self.growing.is_empty() {
             return None;
         }
@@ -152,7 +151,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Leaves the waker for the next notify.
+    /// Registers the waker for the next notification.
     pub(crate) fn listen(&self, cx: &Context<'_>) {
         let mut state = self.queue.state();
         state.wakers.insert(self.number, cx.waker().clone());
@@ -195,43 +194,43 @@ impl Drop for Ticket {
         if let Some(key) = state.evicted.remove(&self.number).flatten() {
             state.moved(&Some(key));
         }
-        // Any end gives back room on the volume, and the next reading has to see it.
+        // Any end gives back room on the volume, and the next reading has to show it.
         state.moved(&None);
         drop(state);
         queue.notify();
     }
 }
 
-/// Why an attempt to grow did not succeed.
+/// Why an attempt to grow failed.
 #[derive(Debug)]
 pub(crate) struct Short<E> {
-    /// What is short. None where waiting cannot help.
+    /// The resource that is short. None if waiting cannot help.
     pub(crate) of: Option<Shortage>,
     pub(crate) error: E,
 }
 
 impl Ticket {
-    /// Whether somebody older waits for one of `keys`, so that this one may not try yet.
+    /// Whether an older reservation waits for one of `keys`, so that this one may not try yet.
     pub(crate) fn yields<'a>(&self, keys: impl IntoIterator<Item = &'a Shortage>) -> bool {
         self.queue.is_waiting(keys, Some(self.number))
     }
 
-    /// The reservation goes on, though it was sent away: nobody has to wait for its end.
+    /// The reservation goes on, though its growth was refused: other reservations do not have to wait for its end.
     pub(crate) fn reinstate(&self) {
         self.queue.state().evicted.remove(&self.number);
     }
 
-    /// Whether some other reservation may be sent away, and give room back.
+    /// Whether another reservation may be refused, and give room back.
     pub(crate) fn has_company(&self) -> bool {
         self.queue.growers.load(Ordering::Acquire) > 1
     }
 
-    /// Tries `attempt` until it succeeds, queued with others that are short of the same.
+    /// Runs `attempt` until it succeeds, queued with others that wait for the same resource.
     ///
     /// # Errors
     ///
-    /// With the last error: when waiting cannot help, when this one is the youngest in the queue and
-    /// nothing moved, or when it waited as the first for all of its patience.
+    /// The last error, if waiting cannot help, if this reservation is the youngest in the queue and nothing moved, or
+    /// if it has been the first in the queue for all of its patience.
     pub(crate) async fn grow<T, E, F>(
         &self,
         patience: Duration,
@@ -255,7 +254,7 @@ impl Ticket {
                 let mut late = place.look(&mut bound).await;
                 let before = std::mem::replace(&mut moves, place.moves());
                 if late || moves != before {
-                    // What somebody gives back is seen only by the next reading.
+                    // Room that is given back only shows in the next reading.
                     bound = Bound::new(patience / LOOKS);
                     late = moves == before;
                 }
@@ -267,7 +266,7 @@ impl Ticket {
                 }
                 match attempt().await {
                     Ok(done) => return Ok(done),
-                    // Now it is something else that is short: another queue to wait in.
+                    // Another resource is short now: wait in its queue.
                     Err(again) if again.of.as_ref() != Some(&place.key) => break again,
                     Err(again) => short = again,
                 }
@@ -282,7 +281,7 @@ impl Ticket {
     }
 }
 
-/// A place in the queue. Dropping it leaves the queue.
+/// A place in the queue. Leaves the queue on drop.
 struct Place<'a> {
     ticket: &'a Ticket,
     listener: Listener,
@@ -302,7 +301,7 @@ impl<'a> Place<'a> {
         place
     }
 
-    /// Waits until the queue is notified, or for `bound`: true for the latter.
+    /// Waits until the queue is notified, or for `bound`: true if the bound elapsed.
     async fn look(&self, bound: &mut Bound) -> bool {
         let mut listening = false;
         poll_fn(|cx| {
@@ -320,7 +319,7 @@ impl<'a> Place<'a> {
         .await
     }
 
-    /// Keeps the place, for as long as it has patience.
+    /// Keeps the place for as long as the patience lasts.
     fn stay(&self) {
         if let Some(until) = Instant::now().checked_add(self.patience) {
             self.state().growing.insert(self.standing(), until);
@@ -335,7 +334,7 @@ impl<'a> Place<'a> {
         self.state().moves.get(&self.key).copied().unwrap_or(0)
     }
 
-    /// Whether nobody older waits. Body and handle of one request may be the first together.
+    /// Whether no older reservation waits. Body and handle of one request may be the first together.
     fn is_first(&self) -> bool {
         let first = self.state().first(&self.key);
         first == Some(self.ticket.number)
@@ -345,7 +344,7 @@ impl<'a> Place<'a> {
         self.state().evicted.contains_key(&self.ticket.number)
     }
 
-    /// One at a time: what the last one gives back may be enough.
+    /// One at a time, because the room of the last one may be enough.
     fn evict_youngest(&self) -> bool {
         let mut state = self.state();
         let youngest = state.waiting(&self.key).next_back();
@@ -374,7 +373,7 @@ impl Drop for Place<'_> {
         state.moved(&self.key);
         drop(state);
         self.listener.leave();
-        // Somebody else is the first now.
+        // Another reservation is the first now.
         self.listener.queue.notify();
     }
 }

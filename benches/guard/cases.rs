@@ -1,4 +1,4 @@
-//! The services that are measured, and the requests that they are sent.
+//! The services that are measured, and their requests.
 //!
 //! `tests/guard/allocations.rs` counts the allocations of the same cases. The timed binary does not count: the counter
 //! is an allocator of its own, and would make every allocation slower.
@@ -33,13 +33,13 @@ const UPLOAD: usize = 1 << 10;
 /// The frames of a long upload.
 pub(crate) const FRAMES: usize = 1024;
 
-/// Serves requests, and leaves none.
+/// Serves requests until none is left.
 type Serve<B> = dyn FnMut(&mut Vec<Request<B>>);
 
-/// A service, and the requests that it is sent.
+/// A service, and its requests.
 pub(crate) struct Case<B = Full<Bytes>> {
     pub(crate) name: &'static str,
-    /// What serving one request allocates, over the first of its group.
+    /// The allocations for one request, in addition to those of the first case of its group.
     pub(crate) allocations: u64,
     pub(crate) request: fn() -> Request<B>,
     serve: Box<Serve<B>>,
@@ -61,7 +61,7 @@ impl<B: 'static> Case<B> {
         })
     }
 
-    /// One whose requests are served like this.
+    /// A case whose requests are served like this.
     pub(crate) fn by(
         name: &'static str,
         allocations: u64,
@@ -76,13 +76,13 @@ impl<B: 'static> Case<B> {
         }
     }
 
-    /// Sends the requests, one after the other, and reads the answers to their ends.
+    /// Sends the requests one by one, and reads the answers to their ends.
     pub(crate) fn serve(&mut self, requests: &mut Vec<Request<B>>) {
         (self.serve)(requests);
     }
 }
 
-/// Sends a request and reads the answer, as a server would. Nothing of this waits, so no runtime is in the figures.
+/// Sends a request and reads the answer, as a server would. None of this waits, so the figures include no runtime.
 #[inline]
 pub(crate) fn serve<S, B, R>(service: &mut S, request: Request<B>)
 where
@@ -102,7 +102,7 @@ where
     }
 }
 
-/// Sends a request. The rest of the answer is still to be read.
+/// Sends a request. The rest of the answer is not read yet.
 #[inline]
 pub(crate) fn answer<S, B, R>(
     service: &mut S,
@@ -152,7 +152,7 @@ fn read_with_reservation<B: Body + 'static>()
     })
 }
 
-/// The check that most people write: is there room for Content-Length?
+/// A common hand-written check: is there room for Content-Length?
 fn read_if_it_fits<B: Body + 'static>(
     folder: PathBuf,
 ) -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: 'static>
@@ -193,11 +193,11 @@ fn content_length(headers: &HeaderMap) -> u64 {
         .unwrap_or(0)
 }
 
-/// What is in the extensions when a request comes to a handler: a router or a connection put it there.
+/// The extensions that a router or a connection sets before a request reaches a handler.
 #[derive(Clone)]
 struct FromOutside(#[expect(dead_code, reason = "it is only carried")] Arc<str>);
 
-/// A request as hyper hands it on: header values are slices of what was read from the connection.
+/// A request as hyper passes it on: header values are slices of the connection's read buffer.
 pub(crate) fn request<B>(
     method: Method,
     uri: &'static str,
@@ -245,7 +245,7 @@ fn long_upload() -> Request<Frames> {
     by_curl(Method::PUT, Frames(FRAMES))
 }
 
-/// A body of so many frames more.
+/// A body with this many frames left.
 pub(crate) struct Frames(usize);
 
 impl Frames {
@@ -280,7 +280,7 @@ impl Body for Frames {
     }
 }
 
-/// A disk that does not fill up, however long we measure.
+/// A disk that never fills up during the measurement.
 struct LargeDisk;
 
 impl Probe for LargeDisk {
@@ -304,7 +304,7 @@ pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota> {
     disk_guard().quota(quota).scope_by(|_| "user:42")
 }
 
-/// Requests that read, and need no guard.
+/// Requests that read, and are not guarded.
 pub(crate) fn downloads() -> [Case; 2] {
     [
         Case::new("bare service", 0, download, ignore()),
@@ -312,7 +312,7 @@ pub(crate) fn downloads() -> [Case; 2] {
     ]
 }
 
-/// Uploads, beside the alternatives. In this order: what they are compared with comes first.
+/// Uploads, with the alternatives to the guard. The baseline comes first.
 pub(crate) fn uploads() -> [Case; 5] {
     let limit = RequestBodyLimitLayer::new(1 << 20);
     let statvfs = read_if_it_fits(std::env::temp_dir());

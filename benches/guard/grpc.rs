@@ -30,20 +30,20 @@ use super::{
 /// The messages of a stream.
 pub(crate) const MESSAGES: usize = 1000;
 
-/// What a message brings.
+/// The size of a message.
 const CONTENT: Bytes = Bytes::from_static(&[7; 1 << 10]);
 
-/// What the guard allocates for a call: cell, body and handle, as for any upload; its places in line, as its length
-/// is not known; what is kept of the request until the trailers; and the settling behind these.
+/// The guard's allocations for a call: cell, body and handle, as for any upload; its places in the queue, because its
+/// length is unknown; the parts of the request that are kept until the trailers; and the settlement after these.
 const CALL: u64 = 6;
 
-/// How often a stream of [`MESSAGES`] outgrows what is set aside for it.
+/// How often a stream of [`MESSAGES`] exceeds its reservation.
 const GROWTHS: u64 = 10;
 
-/// What the guard allocates for each: the message that waits, the growth, and the scopes to grow in.
+/// The guard's allocations for each: the message that waits, the growth, and the scopes to grow in.
 const GROWTH: u64 = 3;
 
-/// Unary calls: bare, one that the guard is not told of, and one that it guards.
+/// Unary calls: without a guard, a call that the guard ignores, and one that it guards.
 pub(crate) fn unary_calls() -> [Case<TonicBody>; 3] {
     let others = guard("upload.v1.Uploads/Put");
     let guard = guard("upload.v1.Uploads/PutSmall");
@@ -113,14 +113,14 @@ where
                 went_well = status.is_some_and(|status| status == "0");
             }
             Poll::Ready(_) => break,
-            // The next message has to wait, and is there at once.
+            // The next message waits once, and is ready at once.
             Poll::Pending => {}
         }
     }
     assert!(went_well);
 }
 
-/// A task that runs anyway. To keep its waker costs as much as any task's.
+/// A task that runs anyway. Storing its waker costs as much as any task's.
 struct Task;
 
 impl Wake for Task {
@@ -129,7 +129,7 @@ impl Wake for Task {
     fn wake_by_ref(self: &Arc<Self>) {}
 }
 
-/// Keeps nothing.
+/// Stores nothing.
 struct Store;
 
 #[tonic::async_trait]
@@ -175,9 +175,9 @@ impl Uploads for Store {
     }
 }
 
-/// A stream whose sender waits for each message, as for a disk.
+/// A stream whose sender waits before each message, as for a disk.
 ///
-/// tonic puts messages that are there at once into one frame. So it is told twice to wait: the first time it
+/// tonic puts messages that are ready at once into one frame. So the stream is pending twice: the first time tonic
 /// sends what it has, and the second time it waits itself.
 struct Replies {
     left: usize,
@@ -229,7 +229,7 @@ fn get() -> Request<TonicBody> {
     by_tonic("/upload.v1.Uploads/Get", &MESSAGE, 1)
 }
 
-/// A call as tonic's server hands it on: its length is not known, and its body is boxed.
+/// A call as tonic's server passes it on: its length is unknown, and its body is boxed.
 fn by_tonic(path: &'static str, message: &Bytes, messages: usize) -> Request<TonicBody> {
     let lines = [
         (TE, "trailers"),
@@ -255,7 +255,7 @@ fn frame(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-/// A body of so many messages more, one in a frame.
+/// A body with this many messages left, one in a frame.
 struct Messages {
     message: Bytes,
     left: usize,

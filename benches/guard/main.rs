@@ -1,11 +1,11 @@
-//! What the guard costs, beside a reference that is measured in the same run: `cargo bench --bench guard`.
+//! The cost of the guard, relative to a reference that is measured in the same run: `cargo bench --bench guard`.
 //!
-//! A figure in nanoseconds says as much about the machine, and about who else is on it, as about the code. So
-//! every row is a difference or a ratio of things that take turns in rounds of some microseconds, and what is
-//! told is the median over the rounds: whatever slows the machine for a while slows both. Criterion measures one
-//! thing for seconds and then the next, and knows no ratios; hence a runner of our own.
+//! A figure in nanoseconds depends on the machine and its other load as much as on the code. So every row is a
+//! difference or a ratio of cases that alternate in rounds of some microseconds, and the reported value is the median
+//! over the rounds: a temporary slowdown of the machine affects both. Criterion measures one case for seconds and
+//! then the next, and has no ratios; hence this runner.
 //!
-//! It ends in two tables in Markdown, about a minute later.
+//! It prints two tables in Markdown after about a minute.
 
 mod cases;
 mod grpc;
@@ -25,8 +25,8 @@ use self::{
     grpc::MESSAGES,
 };
 
-/// Requests at a time. So few that their heads are still in the cache, as on a server that has just read them; and
-/// that what they free fits the allocator's own cache.
+/// Requests in a batch. Few enough that their heads stay in the cache, as on a server that has just read them, and
+/// that freed memory fits the allocator's own cache.
 const BATCH: usize = 4;
 
 fn main() {
@@ -34,12 +34,12 @@ fn main() {
     match arguments.next().as_deref() {
         Some("--count") => count(&mut arguments),
         Some("--bench") => report(100_000, 10_000_000),
-        // `cargo test --benches`: all that matters is that it runs.
+        // `cargo test --benches`: only checks that it runs.
         _ => report(2, 10_000),
     }
 }
 
-/// Measures everything, in so many rounds and with so many scopes at the most.
+/// Measures all cases, with this many rounds and at most this many scopes.
 fn report(rounds: usize, scopes: u32) {
     let [open_bare, open] = measure(cases::downloads(), rounds, BATCH);
     let [bare, limit, statvfs, disk, whole] = measure(cases::uploads(), rounds, BATCH);
@@ -120,7 +120,7 @@ fn report(rounds: usize, scopes: u32) {
         ("a message of 1 KiB in a client's stream", &from_bare, &from),
         ("a message of 1 KiB in a server's stream", &to_bare, &to),
     ] {
-        // Beyond what the call itself takes.
+        // In addition to the cost of the call itself.
         let messages = MESSAGES as f64;
         let reference = bare.median() / messages;
         let added = (stream.over(bare) - call.over(&call_bare)) / messages;
@@ -210,7 +210,7 @@ fn row(
     println!("| {what} | {reference} | {measured} | {budget} | {holds} | {allocations} |");
 }
 
-/// How long a request took, in each round.
+/// The time for a request, in each round.
 struct Times {
     name: &'static str,
     allocations: u64,
@@ -234,7 +234,7 @@ impl Times {
     }
 }
 
-/// Not a number where there is none: no two threads ran at once, say. No budget holds then.
+/// NaN if there is no value, for example if no two threads ran at once. No budget holds then.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     if values.is_empty() {
@@ -244,7 +244,7 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
-/// Lets the cases take turns, each with `batch` requests at a time. The requests are made before the clock starts.
+/// Alternates the cases, each with `batch` requests at a time. The requests are made before the clock starts.
 fn measure<B: 'static, const N: usize>(
     mut cases: [Case<B>; N],
     rounds: usize,
@@ -253,7 +253,7 @@ fn measure<B: 'static, const N: usize>(
     let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
     let mut requests = Vec::with_capacity(batch);
     for round in 0..rounds.max(1) {
-        // Nobody always comes after the same.
+        // The order changes, so that no case always follows the same one.
         for turn in 0..N {
             let at = (turn * if round % 2 == 0 { 1 } else { N - 1 } + round) % N;
             let case = &mut cases[at];

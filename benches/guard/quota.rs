@@ -9,15 +9,15 @@ use tower_storage_guard::{
 
 use super::median;
 
-/// In nanoseconds, for setting aside and committing.
+/// In nanoseconds, for reserving and committing.
 pub(crate) struct Quota {
     /// A thousand scopes.
     pub(crate) few: f64,
-    /// Many, of which the same few are in use.
+    /// Many scopes, of which the same few are in use.
     pub(crate) many: f64,
-    /// Many, picked at random: the cost of missing the cache comes on top.
+    /// Many scopes, picked at random: cache misses are included.
     pub(crate) random: f64,
-    /// What a scope takes beside its key, in bytes.
+    /// The size of a scope in addition to its key, in bytes.
     pub(crate) bytes: f64,
 }
 
@@ -36,14 +36,14 @@ pub(crate) fn measure(rounds: usize, scopes: u32) -> Quota {
     for _ in 0..rounds.max(1) {
         at_random.clear();
         at_random.extend((0..BATCH).map(|_| {
-            // Xorshift: all that is asked of it is to be nowhere near the last one.
+            // Xorshift: each value only has to be far from the last one.
             random ^= random << 13;
             random ^= random >> 17;
             random ^= random << 5;
             scope(random % scopes)
         }));
         times[2].push(time(&many, &at_random));
-        // Once before the clock counts: the random ones have swept the cache.
+        // Once before the clock starts, because the random ones have evicted the cache.
         time(&few, &in_use);
         times[0].push(time(&few, &in_use));
         time(&many, &in_use);
@@ -83,7 +83,7 @@ fn time(quota: &MemoryQuota, scopes: &[Scopes]) -> f64 {
     start.elapsed().as_nanos() as f64 / scopes.len() as f64
 }
 
-/// The memory of this process, in bytes. None is told where there is no `/proc`.
+/// The memory of this process, in bytes. None if there is no `/proc`.
 fn resident() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

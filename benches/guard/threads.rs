@@ -1,7 +1,7 @@
 //! Reserve and release, by one thread and by two on one volume.
 //!
-//! The ledger is private, and stays so: a guard with a volume and one without differ by nothing else, so their
-//! difference is what the volume costs. Both threads have a guard of their own; only the volume is shared.
+//! The ledger is private, and stays so: a guard with a volume and one without differ only in the volume, so the
+//! difference of their times is its cost. Both threads have a guard of their own; only the volume is shared.
 
 use std::{
     hint::black_box,
@@ -26,15 +26,15 @@ use super::{
 
 /// In nanoseconds.
 pub(crate) struct Threads {
-    /// A compare-and-swap and another back.
+    /// A compare-and-swap and its reversal.
     pub(crate) pair: f64,
     /// Reserve and release, by one thread.
     pub(crate) alone: f64,
-    /// The same, while another does the same on the same volume.
+    /// The same, while another thread does the same on the same volume.
     pub(crate) shared: f64,
 }
 
-/// So many that waking a thread takes little time beside them.
+/// Large enough that the time to wake a thread is negligible.
 const BATCH: u32 = 4096;
 
 pub(crate) fn measure(rounds: usize) -> Threads {
@@ -87,7 +87,7 @@ fn time_pairs() -> Duration {
     start.elapsed()
 }
 
-/// The least of a request, so that two threads meet in the ledger as often as they can.
+/// The minimal request, so that two threads contend for the ledger as often as possible.
 fn time<S, R>(service: &mut S) -> Duration
 where
     S: Service<Request<Full<Bytes>>, Response = Response<R>>,
@@ -115,7 +115,7 @@ where
     (start, start + took)
 }
 
-/// How long a request took, if both threads were at work nearly all of the time. The machine has others to serve.
+/// The time for a request, if both threads ran nearly all of the time, because the machine has other load.
 fn together(one: Span, other: Span) -> Option<f64> {
     let both = one
         .1

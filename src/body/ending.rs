@@ -1,4 +1,4 @@
-//! How an answer ends: where its content ends, or as its protocol says.
+//! How an answer ends: at the end of its content, or as its protocol says.
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -10,15 +10,15 @@ use crate::{
     refused::Refused,
 };
 
-/// Where the outcome of an answer is, whose head is out.
+/// Where the outcome of an answer is, after its head was sent.
 pub(crate) enum Ending {
-    /// The head has said it all. What can still fail is the sending.
+    /// The head has the outcome. Only the transfer can still fail.
     Length {
         /// The length that was announced, in bytes.
         expected: Option<u64>,
         sent: u64,
     },
-    /// The protocol says it behind the head.
+    /// The protocol sends it after the head.
     Tail {
         asked: Box<Asked>,
         tail: Box<dyn Tail>,
@@ -27,14 +27,14 @@ pub(crate) enum Ending {
 
 /// A frame that was read.
 pub(super) enum Read<D> {
-    /// It says nothing of the outcome.
+    /// It says nothing about the outcome.
     Goes(Frame<D>),
-    /// It says the outcome: whether that is success.
+    /// It has the outcome: whether the request succeeded.
     Last(Last, bool),
 }
 
 impl Ending {
-    /// The end of an answer whose head says success.
+    /// The end of an answer whose head reports success.
     pub(crate) fn of_content(size: &SizeHint) -> Self {
         Self::Length {
             expected: size.exact(),
@@ -42,15 +42,16 @@ impl Ending {
         }
     }
 
-    /// The end of an answer with this head, where the protocol says it. None where the head has said it.
+    /// The end of an answer with this head, if the protocol sends the outcome after the head. None if the head has
+    /// it.
     pub(crate) fn of_protocol(asked: &Asked, head: &HeaderMap) -> Option<Self> {
         let tail = asked.protocol()?.tail(head)?;
         let asked = Box::new(asked.clone());
         Some(Self::Tail { asked, tail })
     }
 
-    /// Whether it ends where its content ends. Then that is as long as the inner service says, and whole at its
-    /// end. Otherwise it may end in a refusal instead, which is longer or shorter.
+    /// Whether the answer ends where its content ends. Then it has the length that the inner service announced, and
+    /// is complete at its end. Otherwise it may end in a refusal instead, which has another length.
     pub(super) fn is_of_content(&self) -> bool {
         matches!(self, Self::Length { .. })
     }
@@ -66,7 +67,7 @@ impl Ending {
         };
         match frame.into_data() {
             Ok(mut data) if tail.is_in_content() => {
-                // For `Bytes` this copies nothing.
+                // Does not copy if the data are `Bytes`.
                 let data = data.copy_to_bytes(data.remaining());
                 match tail.read(Piece::Data(&data)) {
                     Some(success) => Read::Last(Last::Data(data), success),
@@ -84,13 +85,13 @@ impl Ending {
         }
     }
 
-    /// Whether all of it was sent when it is dropped: a transport that has sent the announced length does not poll it
-    /// again.
+    /// Whether all of the content was sent when the body is dropped: a transport that has sent the announced length
+    /// does not poll again.
     pub(super) fn is_success_when_dropped(&self) -> bool {
         matches!(self, Self::Length { expected, sent } if *expected == Some(*sent))
     }
 
-    /// What says that the request was refused after all. None where there is no place for it.
+    /// The frame that reports the refusal. None if the protocol has no place for it.
     pub(super) fn refusal(&self, answers: &Answers, refused: &Refused) -> Option<Last> {
         let Self::Tail { asked, tail } = self else {
             return None;

@@ -1,4 +1,4 @@
-//! What the body, the handle and the answer of one request share: a reservation, and how far each of them is.
+//! What the body, the handle and the answer of one request share: a reservation, and the progress of each.
 
 use std::{
     mem,
@@ -16,15 +16,15 @@ use crate::{
 /// The reservation of a request.
 pub(crate) type HttpReservation<Q> = Shared<Q, Progress>;
 
-/// How far the body and the answer of a request are.
+/// The progress of a request's body and answer.
 #[derive(Default)]
 pub(crate) struct Progress {
     body: BodyState,
-    /// What may have to be drained.
+    /// The body to be drained, if any.
     unread: Option<Unread>,
     /// The answer was a success, and was sent before the body ended.
     is_answered: bool,
-    /// Wakes the answer that is being sent, when the body is cut.
+    /// Wakes the answer that is being sent when the body is cut.
     watcher: Option<Waker>,
 }
 
@@ -33,7 +33,7 @@ enum BodyState {
     #[default]
     Open,
     Read,
-    /// The client is gone, or broke the protocol.
+    /// The client disconnected, or violated the protocol.
     Failed,
 }
 
@@ -47,33 +47,33 @@ impl Attachment for Progress {
 
 /// How a body ended.
 pub(crate) enum BodyEnd {
-    /// Read to its end, or as far as the handler wanted. What is left may have to be drained.
+    /// Read to its end, or as far as the handler wanted. The rest may have to be drained.
     Read(Option<Unread>),
-    /// The client is gone, or broke the protocol.
+    /// The client disconnected, or violated the protocol.
     Failed,
 }
 
-/// What body and answer do with the reservation that they share, whatever the quota source is.
+/// The operations of body and answer on the reservation that they share, for any quota source.
 pub(crate) trait Exchange: ReservationOps {
-    /// The body was cut. What is left of it may have to be drained.
+    /// The body was cut. The rest may have to be drained.
     fn cut(&self, refused: &Refused, unread: Option<Unread>);
     fn body_ended(&self, end: BodyEnd);
 
-    /// The answer was sent whole, or was not. The reservation's end, where the body's came before.
+    /// The answer was sent completely, or was not. Returns the reservation's end, if the body has ended before.
     fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()>;
 
-    /// Wakes the answer that is being sent, when the body is cut.
+    /// Wakes the answer that is being sent when the body is cut.
     fn watch(&self, waker: &Waker);
 
     fn take_unread(&self) -> Option<Unread>;
 }
 
 impl<Q: QuotaSource> HttpReservation<Q> {
-    /// Ends the reservation as a success, if the body has been read. None if it still is.
+    /// Ends the reservation as a success if the body has been read. None if it is still being read.
     ///
     /// # Errors
     ///
-    /// If the body was cut, and nothing ends here.
+    /// If the body was cut; then the reservation is not ended here.
     pub(crate) fn end_if_read(&self) -> Result<Option<Ended<Q::Hold>>, Refused> {
         let state = self.state();
         match state.refused() {
@@ -100,7 +100,7 @@ where
         self.close();
         let mut state = self.progress();
         state.cut(refused);
-        // Together with the refusal: an answer that sees that may be sent at once, by another thread.
+        // Set together with the refusal: another thread may see the refusal and send the answer at once.
         let useless = match state.has_ended() {
             true => unread,
             false => mem::replace(&mut state.attachment.unread, unread),
@@ -124,7 +124,7 @@ where
         };
         let is_answered = progress.is_answered;
         match end {
-            // The one who answers drains it.
+            // The code that answers drains it.
             BodyEnd::Read(Some(unread)) if !is_answered && !has_ended => {
                 progress.unread = Some(unread);
             }
@@ -132,7 +132,7 @@ where
         }
         drop(state);
         if is_answered && let Some((hold, change)) = self.end(!has_failed).into_commit() {
-            // There is no one left to wait for it.
+            // The answer has ended, so the rest is not drained.
             drop(hold.commit(change));
         }
     }
@@ -145,7 +145,7 @@ where
             drop(state);
             return Box::pin(std::future::ready(()));
         }
-        // The handler answered before it had read everything, so that it cannot have known.
+        // The handler answered before it had read everything, so its answer cannot include the rest.
         let success = success && progress.body != BodyState::Failed;
         let commit = self.end_in(state, success).into_commit();
         self.settle(commit)
@@ -153,7 +153,7 @@ where
 
     fn watch(&self, waker: &Waker) {
         match &mut self.progress().attachment.watcher {
-            // The same one nearly always, and then there is nothing to clone.
+            // Nearly always the same waker, so that nothing has to be cloned.
             Some(watcher) => watcher.clone_from(waker),
             none => *none = Some(waker.clone()),
         }

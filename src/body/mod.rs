@@ -25,15 +25,15 @@ pub(crate) use self::{
 };
 pub use self::{request::MeteredBody, response::ResponseBody};
 
-/// A request body that nobody reads any more, to be drained so that the answer arrives.
+/// A request body that the handler no longer reads, to be drained so that the answer arrives.
 pub(crate) struct Unread {
     body: Rest,
-    /// Whether the transport is about to reset the stream, and only has to be held off for a while.
+    /// Whether the transport is about to reset the stream, so that only a delay is needed.
     is_reset: bool,
 }
 
 impl Unread {
-    /// The rest of a body, where somebody has to drain it.
+    /// The rest of a body that has to be drained.
     pub(crate) fn new(body: Rest, drain: WhenDropped) -> Option<Self> {
         let is_reset = match drain {
             WhenDropped::Drain => false,
@@ -44,15 +44,15 @@ impl Unread {
     }
 }
 
-/// What is left of a body, whatever its type.
+/// The rest of a body, whatever its type.
 pub(crate) type Rest = Pin<Box<dyn Discard + Send>>;
 
-/// A body that can only be thrown away, whatever its data are.
+/// A body that can only be discarded, whatever its data type.
 pub(crate) trait Discard {
-    /// The number of bytes thrown away next. None at the end, or after an error.
+    /// Discards the next frame and returns its length in bytes. None at the end, or after an error.
     fn poll_discard(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u64>>;
 
-    /// Whether there is nothing left.
+    /// Whether the body has ended.
     fn is_done(&self) -> bool;
 }
 

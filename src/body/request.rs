@@ -18,22 +18,23 @@ use super::{BodyEnd, Exchange, Rest, Unread};
 use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
 
 pin_project! {
-    /// A request body that is counted as it is read, and cut when it passes what is set aside and cannot
-    /// grow. The error is then [`Refused`].
+    /// A request body that is counted as it is read, and cut when it exceeds the reserved size and the reservation
+    /// cannot grow. The error is then [`Refused`].
     ///
-    /// The body of a request that is not guarded passes untouched.
+    /// The body of an unguarded request is passed through unchanged.
     ///
     /// It is `Send` and `Sync` where `B` and its data are.
     ///
     /// # Its error
     ///
-    /// The error is a [`BoxError`]: that of `B`, in the same box, or a [`Refused`]. Only that of a remote procedure call
-    /// is in an error without a source, because tonic takes a reset for the end of the stream. axum finds the error of a body limit
-    /// (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so that a type of this crate's around it
-    /// would turn a 413 into a 400. For the same reason, put tower-http's `RequestBodyLimit` and the guard into one
-    /// `ServiceBuilder`: each `Router::layer` whose layer changes the type of the body is one level more.
+    /// The error is a [`BoxError`]: that of `B`, in the same box, or a [`Refused`]. Only the error of a remote
+    /// procedure call is wrapped in an error without a source, because tonic treats a reset as the end of the stream.
+    /// axum finds the error of a body limit (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so a
+    /// wrapper type of this crate would turn a 413 into a 400. For the same reason, put tower-http's
+    /// `RequestBodyLimit` and the guard into one `ServiceBuilder`: each `Router::layer` whose layer changes the body
+    /// type adds one level.
     ///
-    /// For a service that wants an error of a concrete type, one line in between makes it:
+    /// For a service that needs a concrete error type, convert it with `map_err`:
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -81,33 +82,32 @@ pin_project! {
 }
 
 struct Metered<B: Body> {
-    /// None once it has ended. Boxed so that it can be handed on, to be drained.
+    /// None once it has ended. Boxed so that it can be handed over for draining.
     body: Option<Pin<Box<B>>>,
     exchange: Arc<dyn Exchange>,
     received: u64,
-    /// As far as the meter was last seen to reach.
+    /// The limit of the meter when it was last read.
     reserved: u64,
-    /// A frame that has to wait until there is room for it. Boxed, because the body is moved around, and hardly any
-    /// has to wait.
+    /// A frame that waits for room. Boxed, because bodies are moved often, and frames rarely wait.
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
     drain: WhenDropped,
-    /// Where it says how requests end, and what its bodies fail with.
+    /// Set if the protocol defines how requests end, and the error of its bodies.
     protocol: Option<&'static dyn Protocol>,
-    /// Takes an unfinished body, for whoever answers to drain.
+    /// Receives an unfinished body, for the code that answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
 type Growth = SyncFuture<BoxFuture<Result<(), Refused>>>;
 
-/// What becomes of the rest of a body that is not read to its end.
+/// How the rest of a body is handled that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum WhenDropped {
-    /// The transport resets the stream by itself (HTTP/2). Right behind the answer, that loses it for
-    /// some clients.
+    /// The transport resets the stream by itself (HTTP/2). If the reset directly follows the answer, some clients
+    /// lose the answer.
     Reset,
-    /// The client is sending: it has to be read, or the answer is lost (HTTP/1).
+    /// The client is sending: the body has to be read, or the answer is lost (HTTP/1).
     Drain,
-    /// The client waits for `100 Continue`. It sends nothing until the body is first polled.
+    /// The client waits for `100 Continue`, and sends nothing until the body is first polled.
     DrainOncePolled,
 }
 
@@ -125,14 +125,14 @@ impl WhenDropped {
 }
 
 impl<B: Body> MeteredBody<B> {
-    /// A body that is not metered.
+    /// Wraps a body that is not metered.
     pub(crate) fn open(body: B) -> Self {
         Self {
             kind: Kind::Open { body },
         }
     }
 
-    /// A metered body.
+    /// Wraps a body that is metered.
     pub(crate) fn new(
         body: B,
         exchange: Arc<dyn Exchange>,
@@ -168,7 +168,7 @@ where
     B::Error: Into<BoxError>,
 {
     type Data = B::Data;
-    // No type of this crate's: see above.
+    // Not a type of this crate: see above.
     type Error = BoxError;
 
     fn poll_frame(
@@ -209,7 +209,7 @@ where
             return Poll::Ready(None);
         };
         if self.exchange.meter().is_closed() {
-            // The answer came first, and with it the end of the reservation.
+            // The answer has ended first, and with it the reservation.
             let refused = self.exchange.refused().unwrap_or_else(Refused::unavailable);
             self.give_up();
             return Poll::Ready(Some(Err(refused.into())));
@@ -273,7 +273,7 @@ where
         self.poll_growth(cx)
     }
 
-    /// Waits until there is room for the frame that is held back, or cuts the body.
+    /// Waits until there is room for the frame that is held, or cuts the body.
     #[cold]
     fn poll_growth(
         &mut self,
@@ -302,12 +302,12 @@ where
         }))
     }
 
-    /// A frame goes on to the handler.
+    /// Passes a frame on to the handler.
     #[inline]
     fn pass(&mut self, received: u64) {
         self.received = received;
         self.exchange.meter().set_received(received);
-        // A consumer may leave it at that and never poll again.
+        // A consumer may stop here and never poll again.
         if self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
             self.end(None);
         }
@@ -321,7 +321,7 @@ impl<B: Body> Metered<B> {
         self.exchange.body_ended(BodyEnd::Read(unread));
     }
 
-    /// Ends it before its end. What is left goes to whoever answers.
+    /// Ends the body early. The rest is handed to the code that answers.
     fn give_up(&mut self) {
         let unread = self.take_rest();
         self.end(unread);
@@ -342,7 +342,7 @@ impl<B: Body> Metered<B> {
     }
 }
 
-/// In bytes of data: trailers cost nothing.
+/// In bytes of data: trailers are not counted.
 fn length<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }

@@ -1,4 +1,4 @@
-//! How refusals are answered: in the client's words, and so that they arrive.
+//! How refusals are answered: in the client's protocol, and so that they arrive.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::refusal::Answers;
 #[derive(Clone, Debug)]
 pub(crate) struct Responder {
     pub(crate) answers: Answers,
-    /// The most that is read of a refused body, in bytes.
+    /// The maximum number of bytes that are read of a refused body.
     pub(crate) drain_bytes: u64,
-    /// For how long it is read at the most.
+    /// The maximum time for which it is read.
     pub(crate) drain_time: Duration,
 }
 
@@ -26,7 +26,7 @@ impl Default for Responder {
 }
 
 impl Responder {
-    /// Drains what is left unread, beside the answer.
+    /// Drains the unread rest concurrently with the answer.
     pub(crate) fn drain(&self, unread: Option<Unread>) {
         if let Some(unread) = unread {
             drain(unread, self.drain_bytes, self.drain_time);

@@ -1,4 +1,4 @@
-//! Watches an answer to its end, and settles by that.
+//! Watches an answer until its end, which settles the reservation.
 
 use std::{
     pin::Pin,
@@ -32,13 +32,13 @@ enum State {
         settled: SyncFuture<BoxFuture<()>>,
         last: Option<Last>,
     },
-    /// Settled. What is left of the content goes on as it is: padding, or trailers too long to be kept.
+    /// Settled. The rest of the content is passed on unchanged: padding, or trailers too long to be kept.
     Rest,
     Done,
 }
 
 impl Watch {
-    /// Watches an answer that ends so.
+    /// Watches an answer with this kind of end.
     pub(crate) fn new(
         exchange: Arc<dyn Exchange>,
         responder: Arc<Responder>,
@@ -54,7 +54,7 @@ impl Watch {
 
     pub(super) fn is_end_stream<B: Body>(&self, body: &B) -> bool {
         match self.state {
-            // It has to be polled once more, to settle.
+            // It has to be polled once more to settle.
             State::Open | State::Settling { .. } => false,
             State::Rest => body.is_end_stream(),
             State::Done => true,
@@ -100,7 +100,7 @@ impl Watch {
         }
         let Poll::Ready(frame) = body.poll_frame(cx) else {
             self.exchange.watch(cx.waker());
-            // Cut in the meantime, with nobody to wake.
+            // The body was cut meanwhile, while no waker was registered.
             let Some(refused) = self.exchange.refused() else {
                 return Poll::Pending;
             };
@@ -112,7 +112,7 @@ impl Watch {
                 Read::Last(last, success) => self.end(Some(last), success, cx),
             },
             Some(Err(error)) => {
-                // Its error may be the cut's, where it reads the request and passes on what it gets.
+                // Its error may be caused by the cut, if it reads the request and passes on the error.
                 if let Some(refused) = self.exchange.refused() {
                     return Poll::Ready(Some(self.cut(refused)));
                 }
@@ -123,14 +123,14 @@ impl Watch {
         }
     }
 
-    /// The inner service has said its last word.
+    /// The inner service has sent the outcome.
     fn end<D: From<Bytes>>(
         &mut self,
         last: Option<Last>,
         success: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<D>, BoxError>>> {
-        // Cut in this very poll, where the answer reads the request.
+        // The body was cut in this poll, if the answer reads the request.
         if let Some(refused) = self.exchange.refused() {
             return Poll::Ready(Some(self.cut(refused)));
         }
@@ -154,14 +154,14 @@ impl Watch {
         last.map(|last| Ok(last.into_frame()))
     }
 
-    /// The head is out and said nothing of this. What is left is to end in the refusal, where the answer
-    /// has a place for it, and in error where it has none.
+    /// The head was sent without the refusal. The answer has to end in the refusal if its protocol has a place for
+    /// it, and in an error otherwise.
     fn cut<D: From<Bytes>>(&mut self, refused: Refused) -> Result<Frame<D>, BoxError> {
         let Some(last) = self.ending.refusal(&self.responder.answers, &refused) else {
             self.settle_failed();
             return Err(refused.into());
         };
-        // Settling drops what is left unread.
+        // Settling drops the unread rest.
         self.responder.drain(self.exchange.take_unread());
         self.settle_failed();
         Ok(last.into_frame())

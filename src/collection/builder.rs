@@ -7,7 +7,7 @@ use std::{
 use super::{CollectionQuota, state};
 use crate::{config::ConfigError, quota::Limits, scope::Scope, tree::Tree};
 
-/// How often a collection is scanned by default.
+/// The default interval between scans of a collection.
 const EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Limits of collections and how these are scanned, to be set before the first scan. Made by
@@ -44,7 +44,7 @@ impl CollectionQuotaBuilder {
         Ok(self)
     }
 
-    /// Sets how often a collection is scanned again. [`Duration::MAX`] is never.
+    /// Sets the interval at which a collection is rescanned. [`Duration::MAX`] disables rescans.
     ///
     /// A scan reads the whole of the collection's directory. Nested ones are read once each.
     ///
@@ -54,9 +54,9 @@ impl CollectionQuotaBuilder {
         self
     }
 
-    /// Keeps the figures of all collections from callers: a refusal names neither a collection nor its usage.
+    /// Hides the figures of all collections from clients: a refusal names neither a collection nor its usage.
     ///
-    /// For when callers may write to a collection whose usage they must not learn of.
+    /// Use it when clients may write to a collection whose usage they must not learn.
     pub fn undisclosed(mut self) -> Self {
         self.is_disclosed = false;
         self

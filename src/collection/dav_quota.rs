@@ -7,22 +7,22 @@ use crate::{amount::Amount, quota::Usage, scope::Scopes, volume::Volume};
 
 /// The two properties of RFC 4331, in bytes. One that is None is left out of PROPFIND's answer.
 ///
-/// [`CollectionQuota::dav_quota`](crate::dav::CollectionQuota::dav_quota) finds them. Both count what is held for
-/// uploads in flight as used: it is what the next request is measured by.
+/// [`CollectionQuota::dav_quota`](crate::dav::CollectionQuota::dav_quota) computes them. Both count what is held for
+/// uploads in flight as used, because admission counts it too.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct DavQuota {
-    /// `quota-available-bytes`: how large a new file may be. The least of what is left in each of the
-    /// collections that it would be in, and in other scopes, and of the room on the volume.
+    /// `quota-available-bytes`: how large a new file may be. The minimum of what remains in each collection that the
+    /// file would be in, in other scopes, and on the volume.
     ///
-    /// 0 where a new file is refused for want of objects, however small. None where nothing limits it, or where
-    /// it is not known now: a collection was not scanned yet, or the volume's probe hangs.
+    /// 0 if a new file is refused because objects ran out, however small it is. None if nothing limits it, or if the
+    /// value is unknown: a collection was not scanned yet, or the volume's probe hangs.
     pub available: Option<u64>,
-    /// `quota-used-bytes`: what the nearest limited collection uses. None where there is none, or it was not
-    /// scanned yet.
+    /// `quota-used-bytes`: what the nearest limited collection uses. None if there is no such collection, or if it
+    /// was not scanned yet.
     ///
-    /// Of the sets that RFC 4331, section 4, leaves to choose from, always this one, so that the figure does not
-    /// jump when another limit comes closer.
+    /// RFC 4331, section 4, leaves a choice of sets. This is always the nearest collection, so that the figure does
+    /// not jump when another limit comes closer.
     pub used: Option<u64>,
 }
 

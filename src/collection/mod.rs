@@ -29,10 +29,10 @@ use crate::{
     tree::Tree,
 };
 
-/// Limits on directories: of their bytes, and of the objects in them.
+/// Limits on directories: on the bytes of files in them, and on the number of objects.
 ///
-/// A collection is a directory of a [`Tree`] that has a limit. They may be nested: a file is charged to every
-/// collection that it is in, and has to fit into each. What does not fit is refused as
+/// A collection is a directory of a [`Tree`] that has a limit. Collections may be nested: a file is charged to every
+/// collection that it is in, and has to fit into each. A request that does not fit is refused with
 /// `collection_limit_reached`.
 ///
 /// A handle: clones share everything. Give one to the layer, and one to
@@ -51,9 +51,8 @@ use crate::{
 /// let tree = Folder::new(root);
 /// let collections = CollectionQuota::builder(tree.clone())
 ///     .limit("photos", Limits::bytes(5 << 30))?
-///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?
-///     .build();
-/// // Other scopes have their limits beside.
+///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?;
+/// // Other scopes have limits too.
 /// collections.quota().set_limits("user:42", Limits::bytes(1 << 30));
 ///
 /// let guard = StorageGuardLayer::new(Volume::open(root)?)
@@ -65,45 +64,45 @@ use crate::{
 ///
 /// # What counts
 ///
-/// What [`Tree::measure`] finds: bytes of files, and objects, which are files and collections. A collection is
-/// an object in itself, so that one which is limited to ten objects has room for nine beside itself. Paths are
-/// compared byte by byte: where the filesystem takes `Photos` for `photos`, what comes by that name is found
-/// by the next scan only.
+/// Usage is what [`Tree::measure`] finds: bytes of files, and objects, which are files and collections. A collection
+/// is an object itself, so one that is limited to ten objects has room for nine more. Paths are compared byte by
+/// byte: if the filesystem treats `Photos` and `photos` as one directory, requests by the other name are only counted
+/// by the next scan.
 ///
 /// # How usage is known
 ///
-/// The first scan of a collection is begun when it gets its limit, on a thread of its own. Until it has ended
-/// it is not known what fits: requests wait for it, bounded by the layer's
-/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and are then answered as its
-/// [`quota_outage`](crate::StorageGuardLayer::quota_outage) says. Where the tree cannot be read, they are
-/// answered so at once, and it is tried again after a while.
+/// The first scan of a collection begins when it gets its limit, on a thread of its own. Until the scan has ended its
+/// usage is unknown: requests wait for it, bounded by the layer's
+/// [`quota_timeout`](crate::StorageGuardLayer::quota_timeout), and are then answered as
+/// [`quota_outage`](crate::StorageGuardLayer::quota_outage) says. If the tree cannot be read, they are answered so at
+/// once, and the scan is retried after a pause.
 ///
-/// From then on, each request is counted as it settles. What came behind the server's back is found by a
-/// [rescan](Self::rescan), which is also done [on a schedule](CollectionQuotaBuilder::rescan_every).
+/// From then on, each request is counted as it settles. Changes that bypass the server are found by a
+/// [rescan](Self::rescan), which also runs [on a schedule](Self::rescan_every).
 ///
-/// A scan counts only if no request was under way in its collection from its begin to its end. Else it may have
-/// seen half an upload, or missed what was moved while it looked. It is then tried again, after a pause that
-/// grows and is at least four times as long as the scan took; meanwhile the old figure stays, which is
-/// exact for all that the guard has let in. A collection that is never at rest is never rescanned.
+/// A scan counts only if no request was in flight in its collection while it ran. Otherwise it may have seen half an
+/// upload, or missed a file that was moved meanwhile. It is then retried after a pause that grows and is at least
+/// four times as long as the scan took; meanwhile the old figure stays, which is exact for everything that the guard
+/// has admitted. A collection that always has requests in flight is never rescanned.
 ///
-/// Two exceptions. The first scan is taken at its third try as it is: deletes are never refused, and must not keep
-/// a collection out of service. And a COPY or MOVE that brings a limited collection along, under the
-/// path that it writes to, makes its usage unknown until it is scanned, and is not held to its limit.
+/// There are two exceptions. The first scan is accepted as it is at its third try, because deletes are never refused,
+/// and must not keep a collection out of service. And a COPY or MOVE that brings along a limited collection, under
+/// the path that it writes to, makes that collection's usage unknown until it is scanned, and is not held to its
+/// limit.
 ///
 /// # What it cannot count
 ///
-/// Two requests that write to one path at once are both priced by what was there before. A handler that goes
-/// on writing after its request has ended is not seen. The next scan finds both. Charged by pricing of your
-/// own ([`Price::giving_back`](crate::Price::giving_back)) instead of
-/// [`WebDav`](crate::dav::WebDav), a scan does not know of deletes
-/// that are under way.
+/// Two requests that write to one path at once are both priced by what was there before. If a handler goes on writing
+/// after its request has ended, the guard does not see it. The next scan corrects both. With your own pricing
+/// ([`Price::giving_back`](crate::Price::giving_back)) instead of [`WebDav`](crate::dav::WebDav), a scan does not
+/// know of deletes that are in flight.
 #[derive(Clone)]
 pub struct CollectionQuota {
     owner: Arc<Owner>,
 }
 
 impl CollectionQuota {
-    /// Collections of `tree`, none of which has a limit yet.
+    /// Creates a handle for collections of `tree`, none of which has a limit yet.
     pub fn new(tree: impl Tree) -> Self {
         Self::builder(tree).build()
     }
@@ -138,7 +137,7 @@ impl CollectionQuota {
     /// Limits the collection at `path`, as [`CollectionQuotaBuilder::limit`] does, for all clones. Where it is known already,
     /// this changes the limits only. What is held already stays held.
     ///
-    /// What is under way where there was no collection before is charged to it by the next scan.
+    /// Requests in flight when a collection is added are charged to it by the next scan.
     ///
     /// # Errors
     ///
@@ -154,16 +153,16 @@ impl CollectionQuota {
         let mut state = shared.lock();
         shared.quota.set_limits(&scope, limits);
         state.add(path, scope);
-        // Where no thread can be started now, the next request that needs a scan tries again.
+        // If no thread can be started now, the next request that needs it tries again.
         let _ = shared.start(&mut state);
         drop(state);
         shared.changed.notify_all();
     }
 
-    /// Scans every collection again, from now on. Resolves when all have been, with figures that are exact.
+    /// Rescans every collection. Resolves when all scans that began after this call have ended, with exact figures.
     ///
-    /// What is at rest is scanned at once; what is in use when it comes to rest, if ever. So bound how long
-    /// you wait. It is scanned in any case.
+    /// A collection without requests in flight is scanned at once; others when their requests have ended, if ever. So
+    /// bound the wait with a timeout. The scans run whether or not the future is polled.
     ///
     /// ```
     /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};
@@ -184,7 +183,7 @@ impl CollectionQuota {
     ///
     /// # Errors
     ///
-    /// When the tree cannot be read, or no thread can be started. It is tried again after a while.
+    /// When the tree cannot be read, or no thread can be started. The scan is retried after a pause.
     pub fn rescan(&self) -> impl Future<Output = io::Result<()>> + Send + use<> {
         let shared = self.shared();
         let mut state = shared.lock();
@@ -208,21 +207,20 @@ impl CollectionQuota {
         self.shared().lock().scopes(path.as_ref())
     }
 
-    /// Where the collection at `path` stands now. None where it has no limit, or was not scanned yet.
+    /// Returns the limits and usage of the collection at `path`. None if it has no limit, or was not scanned yet.
     pub fn usage(&self, path: impl AsRef<Path>) -> Option<Usage> {
         let (path, scope) = state::named(path.as_ref()).ok()?;
         let is_known = self.shared().lock().is_known(&path);
         is_known.then(|| self.shared().quota.usage(scope))
     }
 
-    /// The limits and the usage of all scopes. Those that are not collections have no limits until they are
-    /// given some.
+    /// Returns the limits and usage of all scopes. Scopes that are not collections have no limits until they are set.
     pub fn quota(&self) -> &MemoryQuota {
         &self.shared().quota
     }
 
-    /// Notes that a request is under way that writes to `paths`. Where it is `uncounted`, it is not known
-    /// what it takes away.
+    /// Registers a request in flight that writes to `paths`. If it is `uncounted`, the bytes that it removes are
+    /// unknown.
     pub(crate) fn enter(&self, paths: &[(&Path, After)], uncounted: bool) -> Visit {
         let shared = self.shared();
         let mut state = shared.lock();
@@ -235,11 +233,12 @@ impl CollectionQuota {
         }
     }
 
-    /// What `answer` returns, asked again after each scan. The handle keeps the scanning thread alive meanwhile.
+    /// Returns what `answer` returns, and calls it again after each scan. The handle keeps the scanning thread alive
+    /// meanwhile.
     async fn once_known<T>(self, answer: impl Fn(&Arc<Shared>) -> Option<T>) -> T {
         let shared = self.shared();
         loop {
-            // Before the question, so that no scan is missed in between.
+            // Subscribe before the question, so that no scan in between is missed.
             let scanned = shared.scanned.notified();
             if let Some(answer) = answer(shared) {
                 return answer;
@@ -264,7 +263,7 @@ impl fmt::Debug for CollectionQuota {
 }
 
 impl QuotaSource for CollectionQuota {
-    /// Comes while a collection has not been scanned yet.
+    /// Pending while a collection has not been scanned yet.
     type Future = Pin<Box<dyn Future<Output = Result<CollectionHold, QuotaError>> + Send>>;
     type Hold = CollectionHold;
 
@@ -282,16 +281,16 @@ impl QuotaSource for CollectionQuota {
 
     fn give_back(&self, scopes: &Scopes, amount: Amount) {
         let shared = self.shared();
-        // Under the lock: no scan is adopted between the note of it and the change.
+        // Under the lock: no scan is adopted between this note and the change.
         let mut state = shared.lock();
         state.note_change(scopes);
         shared.quota.give_back(scopes, amount);
     }
 }
 
-/// What a [`CollectionQuota`] has set aside for one request.
+/// What a [`CollectionQuota`] has reserved for one request.
 pub struct CollectionHold {
-    // Dropped before the visit ends: a scan must not be adopted in between.
+    // Dropped before the visit ends, so that no scan is adopted in between.
     hold: MemoryHold,
     visit: Visit,
 }
@@ -319,7 +318,7 @@ impl fmt::Debug for CollectionHold {
     }
 }
 
-/// A request that is under way in some collections, until this is dropped.
+/// A request in flight in some collections, until this is dropped.
 pub(crate) struct Visit {
     shared: Arc<Shared>,
     places: Vec<(usize, After)>,
@@ -345,7 +344,7 @@ impl Drop for Visit {
     }
 }
 
-/// Stops the scanning with the last handle.
+/// Stops the scanning when the last handle is dropped.
 struct Owner(Arc<Shared>);
 
 impl Drop for Owner {
@@ -356,19 +355,19 @@ impl Drop for Owner {
     }
 }
 
-/// What handles, holds and the scanning thread share.
+/// State shared by handles, holds and the scanning thread.
 struct Shared {
     tree: Box<dyn Tree>,
     quota: MemoryQuota,
     state: Mutex<State>,
     /// Wakes the scanning thread.
     changed: Condvar,
-    /// Wakes those that wait for a scan.
+    /// Wakes requests that wait for a scan.
     scanned: Notify,
 }
 
 impl Shared {
-    /// Sets aside, or says why not. None while that is not known.
+    /// Reserves, or says why not. None while the usage is unknown.
     fn take(
         self: &Arc<Self>,
         scopes: &Scopes,
@@ -377,7 +376,7 @@ impl Shared {
     ) -> Option<Result<CollectionHold, QuotaError>> {
         let mut state = self.lock();
         let places = state.places(scopes);
-        // Nothing at all always fits, whatever is known.
+        // A demand of zero always fits, whatever is known.
         if !demand.max(expected).is_zero() {
             match state.are_known(&places) {
                 Ok(true) => {}
@@ -390,7 +389,7 @@ impl Shared {
                 Err(error) => return Some(Err(QuotaError::Unavailable(error.into()))),
             }
         }
-        // Under the lock: who is let in is under way for a scan, and who is refused spoils none.
+        // Under the lock: an admitted request is in flight for a scan, and a refused one spoils none.
         let taken = self.quota.reserve(scopes, demand, expected).now();
         let taken = taken.expect("memory decides at once");
         Some(match taken {
@@ -410,7 +409,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Whole between any two statements: only our own code runs under it.
+        // Consistent between any two statements: only this crate's code runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that looks what is in collections.
+//! The thread that scans collections.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use super::{
 use crate::tree::Depth;
 
 impl Shared {
-    /// Starts the thread, if it does not run.
+    /// Starts the thread unless it is already running.
     pub(super) fn start(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if state.thread == Thread::NotStarted {
             let shared = Arc::clone(self);
@@ -27,7 +27,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Holds no lock while it looks, however long that takes.
+    /// Holds no lock during a scan, however long it takes.
     fn scan_until_stopped(&self) {
         let mut state = self.lock();
         while state.thread != Thread::Stops {
@@ -47,7 +47,7 @@ impl Shared {
             };
             let scan = state.begin(at);
             drop(state);
-            // A tree of the user's own may panic. That is a failed scan, not the end of all.
+            // A user's tree may panic. That is a failed scan, and the thread goes on.
             let measure = || self.tree.measure(&scan.path, Depth::Infinity);
             let found = catch_unwind(AssertUnwindSafe(measure))
                 .unwrap_or_else(|_| Err(io::Error::other("the tree panicked")));

@@ -15,22 +15,21 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How many scans of a collection whose usage is unknown are thrown away as inexact.
+/// How many inexact first scans of a collection are discarded before one is accepted.
 const TRIES: u32 = 2;
 
-/// The pause after a scan that came to nothing, and the longest of those that double it. It is longer where
-/// the scan took long.
+/// The pause after a failed or inexact scan, and the maximum that it doubles to. It is longer if the scan took long.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What is to become of a collection when a request that was under way there has ended.
+/// What happens to a collection's figure when a request in it ends.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum After {
-    /// All that it changed is counted.
+    /// All changes of the request are counted.
     Nothing,
-    /// It may have taken something away that was not counted: look again soon.
+    /// The request may have removed something that was not counted: scan again soon.
     Rescan,
-    /// It may have brought something that was not counted: the figure is worth nothing, if it succeeded.
+    /// The request may have added something that was not counted: if it succeeded, the figure is invalid.
     Forget,
 }
 
@@ -61,7 +60,7 @@ struct Collection {
     figure: Figure,
     /// Requests that may be changing it.
     underway: u64,
-    /// How many times that has changed, or what was counted. Only differences mean anything.
+    /// How many times `underway` or the counted usage has changed. Only differences are meaningful.
     changes: u64,
     scans: Scans,
 }
@@ -69,7 +68,7 @@ struct Collection {
 /// What the quota has for a collection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Figure {
-    /// Nothing that requests may be measured by.
+    /// None that admission can use.
     Unknown,
     /// It may be wrong.
     Doubtful,
@@ -78,18 +77,18 @@ enum Figure {
 
 /// The scans of a collection.
 struct Scans {
-    /// The last ticket that asked for a scan, and the last that one has answered.
+    /// The ticket of the newest rescan request, and of the newest one that is answered.
     asked: u64,
     answered: u64,
-    /// The last scan failed: as of which ticket, and with what.
+    /// The error of the last failed scan, and the ticket that it answers.
     failed: Option<(u64, io::ErrorKind)>,
-    /// Scans in a row that came to nothing.
+    /// The number of consecutive scans without a result.
     tries: u32,
     not_before: Instant,
     scanned_at: Instant,
 }
 
-/// A scan under way.
+/// A scan in progress.
 pub(super) struct Scan {
     at: usize,
     pub(super) path: PathBuf,
@@ -99,11 +98,11 @@ pub(super) struct Scan {
     began: Instant,
 }
 
-/// The path as it is kept, and its scope.
+/// The normalised path and its scope.
 ///
 /// # Errors
 ///
-/// When it leads out of the tree, or is no text.
+/// When it leads out of the tree, or is not UTF-8.
 pub(super) fn named(path: &Path) -> Result<(PathBuf, Scope), ConfigError> {
     let wrong = || ConfigError::Collection(path.to_owned());
     let (mut plain, mut name) = (PathBuf::new(), String::from("collection:"));
@@ -196,13 +195,13 @@ impl State {
         at.is_some_and(|at| self.collections[*at].is_known())
     }
 
-    /// Those of `scopes` that are collections.
+    /// The collections among `scopes`.
     pub(super) fn places(&self, scopes: &Scopes) -> Vec<(usize, After)> {
         let places = scopes.iter().filter_map(|scope| self.by_scope.get(scope));
         places.map(|at| (*at, After::Nothing)).collect()
     }
 
-    /// Whether the usage of all is known.
+    /// Whether the usage of all of them is known.
     pub(super) fn are_known(&self, places: &[(usize, After)]) -> io::Result<bool> {
         let mut are_known = true;
         for (at, _) in places {
@@ -211,7 +210,7 @@ impl State {
                 continue;
             }
             if let Some((_, kind)) = collection.scans.failed {
-                // It is tried again after a pause, which is too long to wait for.
+                // The scan is retried after a pause that is too long for a request to wait for.
                 return Err(kind.into());
             }
             are_known = false;
@@ -219,8 +218,8 @@ impl State {
         Ok(are_known)
     }
 
-    /// All collections that a request touches which writes to these paths: those that each is in, and with
-    /// what comes after, those under it.
+    /// All collections that a request to these paths touches: those that contain a path, and those under it, if the
+    /// request may change them.
     pub(super) fn touched(&self, paths: &[(&Path, After)], uncounted: bool) -> Vec<(usize, After)> {
         let of_those_above = match uncounted {
             true => After::Rescan,
@@ -250,7 +249,7 @@ impl State {
         }
     }
 
-    /// A request has ended. Says whether a scan is due that waited for this.
+    /// A request has ended. Returns whether a scan that waited for this is now due.
     pub(super) fn leave(&mut self, places: &[(usize, After)], success: bool) -> bool {
         let (now, every) = (Instant::now(), self.every);
         let mut is_due = false;
@@ -264,10 +263,10 @@ impl State {
                     collection.figure = Figure::Unknown;
                     collection.scans.tries = 0;
                 }
-                // Half of it may be there.
+                // Half of it may be in the figure.
                 After::Forget | After::Rescan => collection.doubt(),
             }
-            // Before it is due the thread sleeps until then anyway, unless it knows nothing of that yet.
+            // The thread sleeps until the due time anyway, unless it does not know that time yet.
             let was_waited_for =
                 collection.may_begin() && collection.due(every).is_some_and(|due| due <= now);
             is_due |= was_waited_for || *after > After::Nothing;
@@ -275,7 +274,7 @@ impl State {
         is_due
     }
 
-    /// What was counted changes beside the requests that are under way.
+    /// Usage changes outside of the requests in flight.
     pub(super) fn note_change(&mut self, scopes: &Scopes) {
         for scope in scopes {
             if let Some(at) = self.by_scope.get(scope) {
@@ -284,7 +283,7 @@ impl State {
         }
     }
 
-    /// Says what kind of limit it is that was reached.
+    /// Sets the cause of a refusal for the kind of limit that was reached.
     pub(super) fn named(&self, error: QuotaError) -> QuotaError {
         match error {
             QuotaError::Exceeded(exceeded) if self.by_scope.contains_key(&exceeded.scope) => {
@@ -294,7 +293,7 @@ impl State {
         }
     }
 
-    /// Asks for a scan of all.
+    /// Requests a scan of all collections.
     pub(super) fn ask(&mut self) -> u64 {
         self.tickets += 1;
         for collection in &mut self.collections {
@@ -303,7 +302,7 @@ impl State {
         self.tickets
     }
 
-    /// Whether all have been scanned for this ticket. None while they have not.
+    /// Whether all have been scanned for this ticket. None while some have not.
     pub(super) fn answer(&self, ticket: u64) -> Option<io::Result<()>> {
         let mut collections = self.collections.iter();
         let failed = |collection: &Collection| match collection.scans.failed {
@@ -313,14 +312,14 @@ impl State {
         if let Some(kind) = collections.clone().find_map(failed) {
             return Some(Err(kind.into()));
         }
-        // Those that were added later were not asked for.
+        // Collections that were added later are not covered by the ticket.
         let is_answered = |collection: &Collection| {
             collection.scans.asked < ticket || collection.scans.answered >= ticket
         };
         collections.all(is_answered).then_some(Ok(()))
     }
 
-    /// The next scan, and when it is due. None while there is none to do, until a request leaves.
+    /// The next scan, and when it is due. None while there is none to do before a request ends.
     pub(super) fn next(&self, now: Instant) -> Option<(usize, Instant)> {
         let collections = self.collections.iter().enumerate();
         collections
@@ -341,7 +340,7 @@ impl State {
         }
     }
 
-    /// A scan has ended. What the collection is to be set to, if anything.
+    /// A scan has ended. Returns the figure to set for the collection, if any.
     pub(super) fn end(
         &mut self,
         scan: &Scan,
@@ -353,7 +352,7 @@ impl State {
             .as_ref()
             .err()
             .map(|error| (scan.ticket, error.kind()));
-        // No request was there, and none came or went.
+        // No request was in flight, and none began or ended meanwhile.
         let is_exact = scan.was_quiet && collection.changes == scan.changes;
         let found = match found {
             Ok(found) if is_exact => {
@@ -391,12 +390,12 @@ impl Collection {
         }
     }
 
-    /// Whether a scan that began now could come to anything.
+    /// Whether a scan that began now could be exact.
     fn may_begin(&self) -> bool {
         !self.is_known() || self.underway == 0
     }
 
-    /// When it is to be scanned.
+    /// When the collection is due for a scan.
     fn due(&self, every: Duration) -> Option<Instant> {
         let scans = &self.scans;
         if self.figure != Figure::Exact || scans.asked > scans.answered {
@@ -408,7 +407,7 @@ impl Collection {
 }
 
 impl Scans {
-    /// A scan that began then came to nothing.
+    /// A scan that began at that time had no result.
     fn pause(&mut self, began: Instant) {
         let doubled = PAUSE.saturating_mul(1 << self.tries.min(16));
         let (now, took) = (Instant::now(), began.elapsed());

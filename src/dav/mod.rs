@@ -1,4 +1,4 @@
-//! WebDAV (RFC 4918): what its requests cost, and whom.
+//! WebDAV (RFC 4918): what requests cost, and which scopes are charged.
 //!
 //! A guard around any WebDAV service prices every verb that writes, without the service knowing:
 //!
@@ -12,8 +12,8 @@
 //! | LOCK | on an unmapped URL its body and one object, otherwise nothing | the target |
 //! | DELETE | nothing, and is never refused | given back to the target |
 //!
-//! The sizes come from a [`Tree`]: [`Folder`] is one of files. Directories may have limits, see
-//! [`CollectionQuota`], which tells what PROPFIND shows of quotas too.
+//! The sizes come from a [`Tree`]: [`Folder`] is a tree of files. Directories may have limits, see
+//! [`CollectionQuota`], which also computes the quota properties for PROPFIND.
 //!
 //! ```
 //! use tower_storage_guard::{
@@ -81,7 +81,7 @@ pub struct WebDav {
 type ScopeBy = dyn Fn(&request::Parts, &Path) -> Scopes + Send + Sync;
 
 impl WebDav {
-    /// Prices by what is in `tree`.
+    /// Prices by the contents of `tree`.
     pub fn new(tree: impl Tree) -> Self {
         Self {
             tree: Arc::new(tree),
@@ -92,12 +92,12 @@ impl WebDav {
         }
     }
 
-    /// Sets whom a path is charged to: the owner of what is there, or the collections that it is in.
+    /// Sets the scopes that a path is charged to, such as the owner of the resource.
     ///
-    /// It is asked for the target, and of COPY and MOVE for the destination. Paths are relative to the
-    /// root of the tree, and decoded.
+    /// The function is called for the target, and for COPY and MOVE also for the destination. Paths are relative to
+    /// the root of the tree, and decoded.
     ///
-    /// Defaults to nobody.
+    /// Defaults to no scopes.
     #[must_use]
     pub fn scope_by<F, T>(mut self, scopes: F) -> Self
     where
@@ -108,8 +108,8 @@ impl WebDav {
         self
     }
 
-    /// Sets the collections that have limits. A path is charged to those that it is in, beside whom
-    /// [`Self::scope_by`] says. The layer's quota has to be a clone of this, over the same tree.
+    /// Sets the collections that have limits. A path is charged to those that it is in, in addition to the scopes of
+    /// [`Self::scope_by`]. The layer's quota has to be a clone of `collections`, over the same tree.
     ///
     /// Defaults to none.
     #[must_use]
@@ -118,7 +118,7 @@ impl WebDav {
         self
     }
 
-    /// Sets what comes before the tree in URLs, such as `/dav`.
+    /// Sets the path prefix of the tree in URLs, such as `/dav`.
     ///
     /// Defaults to nothing.
     #[must_use]
@@ -127,8 +127,8 @@ impl WebDav {
         self
     }
 
-    /// Sets how long the tree may take to be measured. Nobody knows what a request costs whose tree takes
-    /// longer: it is answered 503. A DELETE is let in all the same.
+    /// Sets the timeout for measuring the tree. If it takes longer, the request's cost is unknown, and the request is
+    /// answered 503. A DELETE is admitted all the same.
     ///
     /// Defaults to five seconds.
     #[must_use]
@@ -137,7 +137,7 @@ impl WebDav {
         self
     }
 
-    /// Whether a request is priced: those that write, and those that remove.
+    /// Whether a request is priced: methods that write, and methods that remove.
     fn applies(method: &Method) -> bool {
         is_write(method) || *method == Method::DELETE
     }
@@ -153,7 +153,7 @@ impl WebDav {
         let collections = self.collections.clone();
         async move {
             let Some(asked) = asked else {
-                // No path of ours: the service will say so.
+                // Not a path of the tree: the service answers it.
                 return demand.into();
             };
             let is_removal = asked.verb == Verb::Delete;
@@ -193,8 +193,8 @@ impl WebDav {
 }
 
 impl<Q> StorageGuardLayer<Q> {
-    /// Prices WebDAV requests, in the place of [`Self::price_by`] and [`Self::scope_by`]. Every method that
-    /// writes is guarded then, and DELETE, which is never refused and gives back what it removes.
+    /// Prices WebDAV requests, instead of [`Self::price_by`] and [`Self::scope_by`]. All methods that write are then
+    /// guarded, and DELETE, which is never refused and gives back what it removes.
     pub fn webdav(self, dav: WebDav) -> Self {
         self.applies_when(|head| WebDav::applies(&head.method))
             .price_by_async(move |head, demand| dav.price(head, demand))
@@ -210,26 +210,26 @@ impl fmt::Debug for WebDav {
     }
 }
 
-/// What a request does, as far as its price goes.
+/// What a request does, as far as its price depends on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Verb {
-    /// Takes the place of what is there: PUT.
+    /// Replaces the target: PUT.
     Put,
     Copy(Depth),
     Move,
     Delete,
     Lock,
-    /// As its head declares: MKCOL, PROPPATCH and the rest.
+    /// Costs what its head declares: MKCOL, PROPPATCH and others.
     Other,
 }
 
-/// A place, and whom it is charged to.
+/// A path, and the scopes that it is charged to.
 struct Place {
     path: PathBuf,
     scopes: Scopes,
 }
 
-/// What is kept of a request to price it.
+/// The parts of a request that its price depends on.
 struct Asked {
     verb: Verb,
     target: Place,
@@ -245,7 +245,7 @@ impl Asked {
             Some(Place { path, scopes })
         };
         let verb = match head.method.as_str() {
-            // Of a part nobody knows what it takes the place of.
+            // A part of a file replaces an unknown range.
             "PUT" if head.headers.contains_key(CONTENT_RANGE) => Verb::Other,
             "PUT" => Verb::Put,
             "COPY" => Verb::Copy(depth(&head.headers)),
@@ -260,7 +260,7 @@ impl Asked {
             verb,
             target: place(head.uri.path())?,
             destination: destination.as_deref().and_then(place),
-            // RFC 4918, section 10.6: T where it is not said.
+            // RFC 4918, section 10.6: T is the default.
             overwrites: head
                 .headers
                 .get(OVERWRITE)
@@ -268,8 +268,8 @@ impl Asked {
         })
     }
 
-    /// The paths that it writes to, and what becomes of limited collections under them, for which the price does
-    /// not say anything.
+    /// The paths that the request writes to, and how it affects limited collections under them, which the price does
+    /// not include.
     fn touched(&self) -> Vec<(PathBuf, After)> {
         let (at_target, at_destination) = match self.verb {
             Verb::Put | Verb::Lock | Verb::Other => (After::Nothing, After::Nothing),
@@ -300,7 +300,7 @@ impl Asked {
                 let replaced = whole(&path)?.unwrap_or(Amount::ZERO);
                 return Ok(Price::from(demand.replacing(replaced)).charged_to(scopes));
             }
-            // Clients lock before they overwrite. That has to go when all is full.
+            // Clients lock before they overwrite. This has to succeed on a full volume.
             Verb::Lock if tree.measure(&path, Depth::Zero)?.is_some() => return Ok(Price::free()),
             Verb::Lock => {
                 // RFC 4918, section 9.10.4: it makes an empty resource.
@@ -313,13 +313,13 @@ impl Asked {
             Verb::Copy(depth) => (depth, false),
             Verb::Move => (Depth::Infinity, true),
         };
-        // What the head declares says nothing here. Nextcloud's MOVE that ends an upload announces its length.
+        // The declared length is ignored. Nextcloud's MOVE that ends an upload announces its length.
         let (Some(to), Some(source)) = (self.destination, tree.measure(&path, depth)?) else {
-            // It will be refused for another reason.
+            // The service will refuse it for another reason.
             return Ok(Price::free());
         };
         let replaced = match whole(&to.path)? {
-            // 412: nothing will come of it.
+            // The service answers 412 and writes nothing.
             Some(_) if !self.overwrites => return Ok(Price::free()),
             replaced => replaced.unwrap_or(Amount::ZERO),
         };
@@ -341,7 +341,7 @@ impl Asked {
     }
 }
 
-/// RFC 4918, section 9.8.3: infinity where it is not said.
+/// RFC 4918, section 9.8.3: infinity is the default.
 fn depth(headers: &HeaderMap) -> Depth {
     match headers.get(DEPTH) {
         Some(depth) if depth.as_bytes().trim_ascii() == b"0" => Depth::Zero,

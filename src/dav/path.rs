@@ -1,11 +1,11 @@
-//! URLs into paths of a tree.
+//! Maps URLs to paths of a tree.
 
 use std::path::{Component, Path, PathBuf};
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// The path in a tree of a URL's path. None where it leads elsewhere.
+/// The path in the tree for a URL's path. None if it is outside of the tree.
 pub(super) fn of(path: &str, prefix: &str) -> Option<PathBuf> {
     let path = path.strip_prefix(prefix.trim_end_matches('/'))?;
     if !path.is_empty() && !path.starts_with('/') {
@@ -15,7 +15,7 @@ pub(super) fn of(path: &str, prefix: &str) -> Option<PathBuf> {
     for segment in path.split('/').filter(|segment| !segment.is_empty()) {
         let segment = decoded(segment)?;
         let mut components = Path::new(&segment).components();
-        // One plain name, as the operating system sees it. A slash that was encoded is none.
+        // One plain name, as the operating system sees it. An encoded slash is not allowed.
         match (components.next(), components.next()) {
             (Some(Component::Normal(name)), None) if name == segment.as_os_str() => {
                 found.push(name)
@@ -33,7 +33,8 @@ pub(super) fn in_header(value: &[u8]) -> Option<String> {
     Some(uri.path().to_owned())
 }
 
-/// Percent-decoded (RFC 3986, section 2.1). None where a `%` is not followed by two digits, and where a NUL is in it.
+/// Percent-decodes (RFC 3986, section 2.1). None if a `%` is not followed by two hex digits, or if the result
+/// contains a NUL.
 fn decoded(segment: &str) -> Option<PathBuf> {
     let is_escape = |after: &str| after.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     if !segment.split('%').skip(1).all(is_escape) {

@@ -8,19 +8,19 @@
 //! | 10077 "maximum bytes exceeded", "maximum messages exceeded": a stream's own limit, with `discard: new` | `CollectionFull` |
 //! | 10002 resource limits exceeded for account | `QuotaExceeded` |
 //! | 10023 insufficient resources, of a publish: the server's `max_file_store` or `max_memory_store` | `DatabaseFull` |
-//! | 10047 insufficient storage resources: what a stream wants to set aside is not to be had | `DatabaseFull` |
+//! | 10047 insufficient storage resources: the server cannot reserve the space that a stream asks for | `DatabaseFull` |
 //! | 10012, 10049, 10062, 10069, 10077, 10104 ending in ": no space left on device" | `DiskFull` |
 //! | the same ending in ": disk quota exceeded" | `QuotaExceeded` |
 //!
 //! Not storage:
-//! - 10023 of anything but a publish: the server says so too when it has too many API requests to do.
+//! - 10023 of anything but a publish: the server also returns it when it has too many API requests to process.
 //! - 10028 insufficient memory resources, 10026 and 10027 too many consumers and streams.
-//! - 10054 message size exceeds maximum, 10122 and 10113 `max_bytes` that the account does not allow: making room does
-//!   not help.
+//! - 10054 message size exceeds maximum, 10122 and 10113 `max_bytes` that the account does not allow: making room
+//!   does not help.
 //! - 10077 "maximum messages per subject exceeded": streams refuse duplicates that way.
 //! - 10049 and 10012 "error creating store": the server keeps the reason in its log.
-//! - No answer at all, and 10076 not enabled: nats-server 2.9 hangs when its disk fills up under a stream, others turn
-//!   JetStream off. Neither says why.
+//! - No reply at all, and 10076 not enabled: nats-server 2.9 hangs when the disk under a stream fills up, other
+//!   versions turn JetStream off. Neither reports a reason.
 
 use std::error::Error;
 
@@ -40,7 +40,7 @@ use super::{
 
 pub(super) const LIBRARY: Library = Library {
     look,
-    // What hides is only to be had as a copy: `look` opens it.
+    // The inner errors can only be obtained by copying them out: `look` opens them.
     inside: |_| None,
     types: &[
         of_type::<PublishError>,
@@ -63,7 +63,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     }
 }
 
-/// The server's error in a kind, where `source()` does not lead to it.
+/// The server's error in an error kind that `source()` does not lead to.
 fn hidden(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
     if let Some(error) = error.downcast_ref::<CreateStreamError>()
         && let CreateStreamErrorKind::JetStream(refused) = error.kind()
@@ -86,8 +86,9 @@ fn hidden(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
     }
 }
 
-/// Putting an object leaves nothing but text of why a publish failed, in an error without a type of its own. (The type
-/// around it takes a feature of `async-nats` that takes a choice of cryptography, which is not ours to make.)
+/// When an object is put, only the text of a failed publish is kept, in an error without a type of its own.
+/// (Naming the type around it needs a feature of `async-nats` that selects a cryptography backend, which this crate
+/// must not select for its users.)
 fn in_object_store(error: &(dyn Error + 'static)) -> Option<Verdict> {
     if error.source().is_some() {
         return None;
@@ -99,15 +100,15 @@ fn in_object_store(error: &(dyn Error + 'static)) -> Option<Verdict> {
     judge(refused, Of::Publish)
 }
 
-/// What was refused.
+/// The operation that the server refused.
 #[derive(Clone, Copy, PartialEq)]
 enum Of {
     Publish,
     Anything,
 }
 
-/// Judges the server's error by its text, "description (code 503, error code 10077)": the description is not to be had
-/// otherwise.
+/// Judges the server's error by its text, "description (code 503, error code 10077)", because the library does
+/// not expose the description in any other way.
 fn judge(refused: &str, of: Of) -> Option<Verdict> {
     let (description, codes) = refused.strip_suffix(')')?.rsplit_once(" (code ")?;
     let (_, code) = codes.split_once(", error code ")?;
@@ -117,7 +118,7 @@ fn judge(refused: &str, of: Of) -> Option<Verdict> {
         ("10023", _) if of == Of::Publish => Some(STORE_FULL),
         ("10077", "maximum bytes exceeded") => Some(stream_full(Resource::Bytes)),
         ("10077", "maximum messages exceeded") => Some(stream_full(Resource::Objects)),
-        // Those that end in an error of the server's operating system, in the words of Go.
+        // Messages that end in an error of the server's operating system, as Go words it.
         ("10012" | "10049" | "10062" | "10069" | "10077" | "10104", _) => {
             if description.ends_with(": no space left on device") {
                 Some(Verdict::Fault(Fault::DISK_FULL))
@@ -144,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// As the server sends it.
+    /// Formatted as the server sends it.
     fn refused(code: u64, description: &str) -> jetstream::Error {
         serde_json::from_value(
             serde_json::json!({ "code": 503, "err_code": code, "description": description }),
@@ -196,7 +197,7 @@ mod tests {
                 "stream max bytes exceeds account limit max stream bytes",
                 None,
             ),
-            // The words of another code.
+            // The description of another code.
             (10052, &on_disk("no space left on device"), None),
             (10060, "maximum bytes exceeded", None),
         ] {
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_object_store_says_is_matched_from_its_first_word_to_its_last() {
+    fn the_text_of_an_object_store_is_matched_completely() {
         let says = |text: &str| {
             let error: tower::BoxError = text.into();
             look(&*error)

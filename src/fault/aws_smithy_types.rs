@@ -1,12 +1,12 @@
 //! Every crate of the AWS SDK, by `aws-smithy-types`.
 //!
-//! The error of an operation keeps what the service answered as an [`ErrorMetadata`] two errors further in, with the
-//! code of [`s3_codes`](super::s3_codes). That is so for a code that the service's model does not know, which all of
-//! those are.
+//! The error of an operation holds the service's answer as an [`ErrorMetadata`] two errors further in, with a
+//! code of [`s3_codes`](super::s3_codes). The SDK keeps it this way for every code that the service's model does not
+//! define, which is true of all of these.
 //!
-//! Out of reach are errors that the model knows (DynamoDB's `ItemCollectionSizeLimitExceededException`): their types
-//! are in the service's own crate, which we do not bring. And an answer without a code, whatever its status: the
-//! answer itself is in a type that depends on the operation.
+//! Two kinds of errors cannot be classified. Errors that the model defines (DynamoDB's
+//! `ItemCollectionSizeLimitExceededException`) have types in the service's own crate, which this crate does not
+//! depend on. An answer without a code is in a type that depends on the operation, whatever its status.
 
 use std::error::Error;
 
@@ -36,7 +36,7 @@ mod tests {
     use crate::fault::{Cause, Classifier, Fault, classify};
 
     fn meta(code: &str) -> ErrorMetadata {
-        // The message is the store's text: it decides nothing.
+        // The message is the store's text and is not used for the decision.
         let builder = ErrorMetadata::builder().message("XMinioStorageFull");
         builder.code(code).build()
     }

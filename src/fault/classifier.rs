@@ -31,22 +31,22 @@ use crate::{cause::Fault, quota::QuotaError};
 ///
 /// # Engines that stay failed
 ///
-/// redb and fjall take no more writes once one has failed, and say of the following ones only that one has failed
-/// before (`PreviousIo`, `Poisoned`). The cause was in the first error. So a classifier remembers, for each of the
-/// two, whether the last failure that it saw was a fault and which, and says the same again.
+/// redb and fjall accept no more writes after one has failed. Their later errors only say that an earlier write
+/// failed (`PreviousIo`, `Poisoned`), and the cause is in the first error. So a classifier remembers, for each of the
+/// two engines, its verdict on the last failure, and repeats it for these errors.
 ///
 /// - Clones share the memory, also those that [`with`](Self::with) has changed. Two classifiers do not.
-/// - What nobody has classified is not remembered. If a thread of the engine's own is the first to fail, no later
-///   error is a fault.
-/// - Of two databases of one engine, nobody can tell whose error it is. Give each a layer and a classifier of its
-///   own.
-/// - Nobody sees that an engine works again. Should it then fail in a way that is not classified, the errors after
-///   that are still taken for what they were before.
+/// - A failure that the classifier has not seen is not remembered. If a thread of the engine's own fails first, no
+///   later error of that engine is a fault.
+/// - The errors of two databases of one engine cannot be distinguished. Give each database a layer and a classifier
+///   of its own.
+/// - A classifier does not notice that an engine works again. If the engine then fails in a way that is not
+///   classified, its later errors are still reported with the earlier verdict.
 ///
-/// When there is room again, the engine has to be opened again. Until then it takes no writes, and they are refused.
-/// Drop every handle first (of redb the `Database` and its transactions, of fjall the `Database` and its
-/// `Keyspace`s), then open it as at the start. What was committed is there. A tantivy `IndexWriter` whose commit has
-/// failed must be opened again too, although nothing says so: it takes documents, and loses them.
+/// When there is room again, the engine has to be reopened. Until then it accepts no writes, and requests that write
+/// are refused. Drop every handle first (of redb the `Database` and its transactions, of fjall the `Database` and its
+/// `Keyspace`s), then open it as at startup. Committed data is intact. A tantivy `IndexWriter` whose commit has
+/// failed must be reopened too, although it reports no error: it accepts documents and loses them.
 ///
 /// # Panics
 ///
@@ -67,10 +67,10 @@ struct Inner {
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 
-/// The types that services without an error type of their own fail with.
+/// The error types of services that have no error type of their own.
 const TYPES: &[OfType] = &[boxed, of_type::<Fault>];
 
-/// Long enough for every real chain, and an end to the cyclic ones.
+/// Longer than any real chain, and a bound for cyclic ones.
 const MOST_ERRORS: usize = 64;
 
 impl Classifier {
@@ -90,12 +90,12 @@ impl Classifier {
         Self::of(&[], &[])
     }
 
-    /// Asks `classify` about every error, before all that were there already.
+    /// Runs `classify` on every error, before all functions that were added earlier.
     ///
-    /// It is shown one error at a time, and need not look inside. `None` means "I cannot say", and
+    /// It is shown one error at a time, and need not look inside. `None` means that the function cannot decide, and
     /// the next function is asked.
     ///
-    /// A classifier knows nothing of where an error comes from. Here a full disk is not ours,
+    /// A classifier does not know where an error comes from. In this example a full disk is not the guarded server's,
     /// because it is at the other end of an outbound call:
     ///
     /// ```
@@ -125,11 +125,11 @@ impl Classifier {
         self
     }
 
-    /// Looks into `E`, when that is what a service fails with.
+    /// Classifies errors of type `E` when `E` is the service's error type.
     ///
-    /// A service's error can be any type, and one that is no storage failure has to come out as it
-    /// went in. So the guard has to be told which types are errors at all. It knows [`BoxError`],
-    /// [`io::Error`](std::io::Error), `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
+    /// A service's error can be any type, and an error that is no storage failure has to be passed on unchanged. So
+    /// the guard has to be told which types implement `Error`. It knows [`BoxError`], [`io::Error`](std::io::Error),
+    /// `Arc<io::Error>`, [`Fault`], and the errors of the libraries whose features are on.
     #[must_use]
     pub fn error_type<E: Error + 'static>(mut self) -> Self {
         Arc::make_mut(&mut self.inner).types.push(of_type::<E>);
@@ -173,7 +173,7 @@ impl Classifier {
         fault
     }
 
-    /// As [`classify`](Self::classify), for an error whose type is not known to be one: `S::Error`.
+    /// Like [`classify`](Self::classify), for a value that may not implement `Error`: `S::Error`.
     pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
         let error = TYPES
             .iter()
@@ -206,7 +206,7 @@ impl Classifier {
     }
 }
 
-/// Quotas that nobody could look up say nothing of the client's storage, whatever their store has failed for.
+/// A failed quota lookup says nothing about the client's storage, whatever the quota store failed with.
 fn is_outage(error: &(dyn Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(QuotaError::Unavailable(_)))
 }
@@ -248,13 +248,13 @@ pub fn classify(error: &(dyn Error + 'static)) -> Option<Fault> {
     common().classify(error)
 }
 
-/// The classifier of those that have none of their own.
+/// The classifier used by callers that have none of their own.
 pub(crate) fn common() -> &'static Classifier {
     static COMMON: LazyLock<Classifier> = LazyLock::new(Classifier::default);
     &COMMON
 }
 
-/// The first error of type `E` in `error`.
+/// Returns the first error of type `E` in `error`.
 pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     walk(error).find_map(|error| error.downcast_ref())
 }
@@ -300,7 +300,7 @@ mod tests {
         kind.into()
     }
 
-    /// As anyhow does it: a context whose source is the rest.
+    /// Wraps an error as anyhow does: a context whose source is the rest.
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
     struct Context {
@@ -319,7 +319,7 @@ mod tests {
     #[error("shared")]
     struct Holder<E: Error + 'static>(#[source] E);
 
-    /// Wraps an error of a kind in every way that errors are wrapped.
+    /// Wraps an `io::Error` of one kind in every way that errors are wrapped.
     fn wrapped(kind: io::ErrorKind) -> Vec<(&'static str, BoxError)> {
         let e = || io_error(kind);
         let shared: Arc<dyn Error + Send + Sync> = Arc::new(e());
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn no_wrapping_makes_a_fault_of_something_else() {
+    fn wrapping_does_not_make_a_fault_of_another_error() {
         for kind in [
             io::ErrorKind::NotFound,
             io::ErrorKind::FileTooLarge,
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_an_error_says_nothing() {
+    fn the_text_of_an_error_is_ignored() {
         assert_eq!(
             classify(&io::Error::other("No space left on device (os error 28)")),
             None
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_veto_ends_the_walk_where_it_is_spoken() {
+    fn a_veto_ends_the_walk() {
         let classifier =
             Classifier::default().with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
         let full = || io_error(io::ErrorKind::StorageFull);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_quotas_that_is_full_is_an_outage() {
+    fn a_full_quota_store_is_an_outage() {
         let full = io_error(io::ErrorKind::StorageFull);
         let outage = context(QuotaError::Unavailable(full.into()));
         assert_eq!(Classifier::default().classify(&outage), None);
@@ -483,7 +483,7 @@ mod tests {
             .into(),
         });
         assert_eq!(classifier.classify(&error), None);
-        // An io::Error shows the text of the error in it, hence the pairs.
+        // An io::Error displays the text of its inner error, hence the pairs.
         assert_eq!(*seen.lock().unwrap(), ["a", "a", "b", "b", "c"]);
     }
 
@@ -547,7 +547,7 @@ mod tests {
             any(&BoxError::from(HandlerError::Store(full()))),
             Some(DISK_FULL)
         );
-        // Not errors at all.
+        // Types that are not errors at all.
         assert_eq!(any(&()), None);
         assert_eq!(any(&"No space left on device"), None);
     }
@@ -566,7 +566,7 @@ mod tests {
         assert_eq!(classifier.classify_any(&missing), None);
     }
 
-    /// Of an engine that stays failed.
+    /// Errors of an engine that stays failed.
     #[derive(Debug, thiserror::Error)]
     enum EngineError {
         #[error("failed")]
@@ -594,13 +594,13 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_failed_before_is_at_fault_for_what_it_failed_for() {
+    fn an_engine_that_stays_failed_repeats_its_verdict() {
         let classifier = with_engine();
         let before = || classifier.classify(&context(EngineError::Before));
         assert_eq!(before(), None);
         classifier.classify(&fails(io::ErrorKind::StorageFull));
         assert_eq!(before(), Some(DISK_FULL));
-        // Neither errors of use nor those of others change that.
+        // Usage errors and errors of other engines do not change that.
         assert_eq!(classifier.classify(&EngineError::Misused), None);
         classifier.classify(&io_error(io::ErrorKind::QuotaExceeded));
         assert_eq!(before(), Some(DISK_FULL));
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_is_shared_by_clones_and_by_nobody_else() {
+    fn memory_is_shared_by_clones_only() {
         let classifier = with_engine();
         let relatives = [classifier.clone(), classifier.clone().with(|_| None)];
         classifier.classify(&fails(io::ErrorKind::StorageFull));
@@ -626,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_the_verdict_in_the_end() {
+    fn the_final_verdict_is_remembered() {
         let classifier = with_engine().with(|error| {
             let error = error.downcast_ref::<EngineError>()?;
             matches!(error, EngineError::Now(_)).then_some(Verdict::NotOurs)

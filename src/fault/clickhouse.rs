@@ -1,6 +1,6 @@
 //! `clickhouse`.
 //!
-//! What the server answers is text alone. It begins with the code of the exception, "Code: 243. DB::Exception: …". The
+//! The server's answer is text only. It begins with the code of the exception, "Code: 243. DB::Exception: …". The
 //! codes are those of `ErrorCodes.cpp` in the sources of ClickHouse, and of its table `system.errors`.
 //!
 //! | code | cause |
@@ -10,10 +10,11 @@
 //! | the same with "errno: 122, strerror" | `QuotaExceeded` |
 //! | 1000 `POCO_EXCEPTION` with "File access error: no space left on device" | `DiskFull` |
 //!
-//! Not storage: 241 `MEMORY_LIMIT_EXCEEDED`, 201 `QUOTA_EXCEEDED` (so many queries, rows and bytes in a time), 252
-//! `TOO_MANY_PARTS` (merges that lag behind), 396 `TOO_MANY_ROWS_OR_BYTES`, 359 `TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT`.
+//! Not storage: 241 `MEMORY_LIMIT_EXCEEDED`, 201 `QUOTA_EXCEEDED` (a limit on queries, rows and bytes per interval),
+//! 252 `TOO_MANY_PARTS` (merges that lag behind), 396 `TOO_MANY_ROWS_OR_BYTES`, 359
+//! `TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT`.
 //!
-//! The words are looked for under those codes alone: other exceptions repeat what the client has sent.
+//! The text is only searched under those codes, because other exceptions repeat what the client has sent.
 
 use std::error::Error;
 
@@ -120,7 +121,7 @@ mod tests {
             ("Code: 159. DB::Exception: Timeout exceeded", None),
             ("Code: 2430. DB::Exception: ?", None),
             ("507 Insufficient Storage", None),
-            // What the client has sent.
+            // Text that the client has sent.
             (
                 "Code: 62. DB::Exception: Syntax error: failed at position 1 (Code: 243. , errno: 28, strerror: )",
                 None,

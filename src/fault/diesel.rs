@@ -1,5 +1,5 @@
-//! `diesel`, and `diesel-async`, which has the same errors. They keep the server's message and lose its code, so the
-//! message is all there is. It must be as the server writes it, from its beginning to its end:
+//! `diesel`, and `diesel-async`, which has the same errors. They keep the server's message and drop its code, so the
+//! message is all that can be examined. It must match what the server writes from beginning to end:
 //!
 //! | message | is taken for |
 //! |---|---|
@@ -17,11 +17,11 @@
 //!
 //! The codes are judged in `sqlstate.rs`, `mysql_codes.rs` and `sqlite_codes.rs`.
 //!
-//! No fault is what diesel knows to be something else (a violated constraint, say); a server's message in another
-//! language; and 4874 of SQLite, whose message is that of every I/O error. A procedure or trigger of the user's own
-//! that raises one of these messages, word for word, is taken for the server.
+//! Not a fault: errors that diesel identifies as something else (a violated constraint, for example); a server's
+//! message in another language; and 4874 of SQLite, whose message is the same for every I/O error. A user's procedure
+//! or trigger that raises one of these messages word for word is mistaken for the server.
 //!
-//! Where diesel holds another error and shows only the source of it, or nothing, that error is opened.
+//! Where diesel holds another error and exposes only its source, or nothing, the classifier opens that error.
 
 use std::{error::Error, sync::Arc};
 
@@ -52,7 +52,7 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             DieselError::QueryBuilderError(inner)
             | DieselError::DeserializationError(inner)
             | DieselError::SerializationError(inner) => Some(&**inner),
-            // What the rollback failed of comes after it.
+            // The rollback's own error comes after it.
             DieselError::RollbackErrorOnCommit { commit_error, .. } => Some(&**commit_error),
             _ => None,
         }
@@ -68,7 +68,7 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
 
 fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     match error.downcast_ref()? {
-        // Not to be named, says diesel, as more kinds may come. What they will be is no fault then.
+        // diesel forbids naming the variant, because kinds may be added. A new kind is not a fault.
         DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {
             verdict(information.message())
         }
@@ -86,7 +86,7 @@ fn verdict(message: &str) -> Option<Verdict> {
     }
 }
 
-/// `md.c`, `fd.c` and others: `%m` at the end is the system's error.
+/// `md.c`, `fd.c` and others: `%m` at the end is the operating system's error.
 fn postgres(message: &str) -> Option<&'static str> {
     if message.starts_with("could not ") && message.ends_with(": No space left on device")
         || message.starts_with("could not extend file \"") && message.contains("\": wrote only ")
@@ -183,7 +183,7 @@ mod tests {
                 Some(Cause::DatabaseFull),
                 "{message}"
             );
-            // diesel knows better.
+            // diesel's own kind takes precedence.
             let duplicate = of_kind(DatabaseErrorKind::UniqueViolation, message);
             assert_eq!(cause(&duplicate), None, "{message}");
         }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_on_the_way_to_the_database_is_looked_at() {
+    fn connection_errors_are_opened() {
         let full = || io::Error::from(io::ErrorKind::StorageFull).into();
         for error in [
             DieselError::SerializationError(full()),

@@ -6,10 +6,10 @@
 //! | `Poisoned` | as the last of those |
 //! | everything else | undecided |
 //!
-//! fjall shows what is inside as a source.
+//! fjall exposes the inner error as a source.
 //!
-//! Once a write has failed, also one of its own threads, fjall takes no more of them until the database is opened
-//! again. `Poisoned` does not say what the failure was: see `memory`.
+//! After a write has failed, including one of its own threads', fjall accepts no writes until the database is
+//! reopened. `Poisoned` does not say what the failure was: see `memory`.
 //!
 //! Documentation: `fjall::Error`; `is_poisoned` in fjall's source.
 
@@ -24,7 +24,7 @@ use super::{
 
 pub(super) const LIBRARY: Library = Library {
     look: undecided,
-    // Else `Poisoned` would not be seen: it has no source.
+    // Without this `Poisoned` would not be seen: it has no source.
     inside: held::<fjall::Error>,
     types: &[of_type::<fjall::Error>],
 };
@@ -77,7 +77,7 @@ mod tests {
         let cause = |error: BoxError| cause(&classifier, error);
         for of in [journal, tree] {
             cause(of(io::ErrorKind::StorageFull).into());
-            // An error of use.
+            // A usage error.
             cause(fjall::Error::KeyspaceDeleted.into());
             let poisoned = Some(Cause::DiskFull);
             assert_eq!(cause(fjall::Error::Poisoned.into()), poisoned);

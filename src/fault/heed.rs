@@ -7,13 +7,13 @@
 //! | `Encoding`, `Decoding` | the error inside decides |
 //! | everything else | undecided |
 //!
-//! heed shows none of its errors' insides as a source.
+//! heed exposes none of its inner errors as a source.
 //!
-//! A write that a full disk cuts short is EIO in LMDB, as on a broken disk: undecided. The next one, which finds no
-//! room at all, is ENOSPC. With `EnvFlags::WRITE_MAP`, a full disk is no error at all: it ends the process (SIGBUS).
+//! A write that a full disk cuts short is EIO in LMDB, as on a broken disk: undecided. The next write, which finds no
+//! space at all, is ENOSPC. With `EnvFlags::WRITE_MAP`, a full disk returns no error: the process is killed (SIGBUS).
 //!
 //! Not storage: `DbsFull`, `ReadersFull`, `TlsFull`, `TxnFull`, `CursorFull` and `PageFull`, which are limits of the
-//! program or of one transaction. `Panic` (the environment failed before) does not say for what.
+//! program or of one transaction. `Panic` (the environment failed before) does not report the reason.
 //!
 //! "Return Codes" in LMDB's documentation; `mdb_page_flush` in its source.
 
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_the_system_says_is_read_off_the_error_inside() {
+    fn the_inner_io_error_decides() {
         // ENOSPC, EDQUOT, and EIO.
         for (code, expected) in [
             (28, Some(Cause::DiskFull)),

@@ -24,14 +24,12 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
 
 fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let error = error.downcast_ref::<io::Error>()?;
-    // The kind first: libraries keep it when they wrap an error, and lose the code. std also knows
-    // the codes of every platform, so the table below is left with the ones that it has no kind
-    // for.
+    // Check the kind first: libraries keep it when they wrap an error, and drop the code. std also maps the codes of
+    // every platform, so the table below only lists codes that std has no kind for.
     kind(error.kind()).or_else(|| code(Os::HERE, error.raw_os_error()?))
 }
 
-/// Whether bytes or inodes ran out, no kind and no code tells: `ENOSPC` is both. Bytes is the
-/// likely one.
+/// Neither kind nor code says whether bytes or inodes ran out: `ENOSPC` is both. Bytes are the likelier of the two.
 fn kind(kind: io::ErrorKind) -> Option<Verdict> {
     match kind {
         io::ErrorKind::StorageFull => Some(DISK_FULL),
@@ -46,14 +44,14 @@ fn kind(kind: io::ErrorKind) -> Option<Verdict> {
 const DISK_FULL: Verdict = Verdict::Fault(Fault::new(Cause::DiskFull, Resource::Bytes));
 const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, Resource::Bytes));
 
-/// Whose error codes they are.
+/// The system that the error codes belong to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Os {
     Linux,
-    /// macOS too.
+    /// Includes macOS.
     Bsd,
     Windows,
-    /// We know no codes of it, only kinds.
+    /// No known error codes, only kinds.
     Other,
 }
 
@@ -75,7 +73,7 @@ impl Os {
     };
 }
 
-/// What an error code says.
+/// The verdict for an error code.
 ///
 /// Linux: `errno(3)`, `asm-generic/errno.h`. BSD: `intro(2)`. Windows: "System Error Codes" in
 /// `winerror.h`.
@@ -100,8 +98,7 @@ fn code(os: Os, raw: i32) -> Option<Verdict> {
     }
 }
 
-/// The code within an `HRESULT` of `FACILITY_WIN32` (0x8007xxxx), which is how COM and WinRT report
-/// it.
+/// The code within an `HRESULT` of `FACILITY_WIN32` (0x8007xxxx), the form that COM and WinRT report.
 fn win32(raw: i32) -> u32 {
     let raw = raw.cast_unsigned();
     if raw >> 16 == 0x8007 {
@@ -163,7 +160,7 @@ mod tests {
                 assert_eq!(code(os, raw), None, "{os:?} {raw}");
             }
         }
-        // What is EDQUOT here is something else there.
+        // EDQUOT has another meaning on these systems.
         assert_eq!(code(Os::Linux, 122), Some(QUOTA_EXCEEDED));
         assert_eq!(code(Os::Bsd, 122), None);
         assert_eq!(code(Os::Bsd, 69), Some(QUOTA_EXCEEDED));
@@ -186,7 +183,7 @@ mod tests {
             assert_eq!(code(Os::Windows, raw), verdict, "{raw}");
             let hresult = (0x8007_0000 | raw.cast_unsigned()).cast_signed();
             assert_eq!(code(Os::Windows, hresult), verdict, "{hresult:#x}");
-            // The same number of another facility means something else.
+            // The same number means something else in another facility.
             let other = (0x8004_0000 | raw.cast_unsigned()).cast_signed();
             assert_eq!(code(Os::Windows, other), None, "{other:#x}");
         }

@@ -1,7 +1,7 @@
 //! `lettre`: SMTP.
 //!
-//! What a mail server answers begins with a reply code (RFC 5321), mostly followed by an enhanced status code (RFC 3463,
-//! section 3) that says more. The classes of both have to agree (RFC 2034, section 4).
+//! A mail server's reply begins with a reply code (RFC 5321), usually followed by an enhanced status code (RFC 3463,
+//! section 3) that is more specific. The classes of both have to agree (RFC 2034, section 4).
 //!
 //! | reply | cause |
 //! |---|---|
@@ -10,11 +10,11 @@
 //! | 452 without an enhanced code, "insufficient system storage" | `DiskFull` |
 //! | 552 without an enhanced code, "exceeded storage allocation" | `QuotaExceeded` |
 //!
-//! The words are those of RFC 5321, section 4.2.3. Without them the two replies say too little: 452 is for too many
-//! recipients as well (section 4.5.3.1.10), as 552 used to be, and 552 is what many a server says to a large message.
+//! The texts are those of RFC 5321, section 4.2.3. Without them the two replies are ambiguous: 452 also means too
+//! many recipients (section 4.5.3.1.10), as 552 used to, and many servers reply 552 to a large message.
 //!
-//! Not storage: x.3.4 and x.2.3, a message too large; x.5.3, too many recipients; x.7.x, policy. "Insufficient system
-//! resources" under x.3.1 is what Exchange says for want of memory too ("Back pressure" in its manual).
+//! Not storage: x.3.4 and x.2.3, a message too large; x.5.3, too many recipients; x.7.x, policy. Exchange also
+//! replies "Insufficient system resources" under x.3.1 when memory runs out ("Back pressure" in its manual).
 
 use std::error::Error;
 
@@ -67,7 +67,7 @@ const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, 
 mod tests {
     use super::*;
 
-    /// The library has no constructor for such an error: see the tests of what comes from downstream.
+    /// The library has no constructor for such an error: see the downstream tests.
     #[test]
     fn the_enhanced_code_decides_and_without_it_the_words_of_the_standard() {
         for (reply, text, verdict) in [

@@ -1,16 +1,16 @@
-//! What is known of each library that can fail for want of storage.
+//! How to classify the errors of each library that can fail for want of storage.
 
 use std::{any::Any, error::Error, sync::Arc};
 
 use super::verdict::Verdict;
 
-/// What is known of one library.
+/// How to classify one library's errors.
 pub(super) struct Library {
-    /// What one of its errors says. None when the error is not that library's, or does not decide.
+    /// Judges one of its errors. None when the error is another library's, or is undecided.
     pub(super) look: fn(&(dyn Error + 'static)) -> Option<Verdict>,
-    /// The error inside of one of its errors, where `source()` does not lead to it.
+    /// Returns the error inside one of its errors, where `source()` does not lead to it.
     pub(super) inside: for<'a> fn(&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)>,
-    /// Its errors, as a service fails with them.
+    /// Its error types, as services fail with them.
     pub(super) types: &'static [OfType],
 }
 
@@ -22,7 +22,7 @@ pub(super) fn of_type<E: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error
     error.downcast_ref::<E>().map(|error| error as _)
 }
 
-/// For [`Library::inside`]: the error in an `Arc` or a `Box` of its own, which show its source in its place.
+/// For [`Library::inside`]: the error in an `Arc` or a `Box` of its own, which forwards `source()` past it.
 pub(super) fn held<'a, E: Error + 'static>(
     error: &'a (dyn Error + 'static),
 ) -> Option<&'a (dyn Error + 'static)> {
@@ -34,7 +34,7 @@ pub(super) fn held<'a, E: Error + 'static>(
     }
 }
 
-/// For [`Library::look`], where only what is inside of a library's errors decides.
+/// For [`Library::look`], where only the inner errors of a library decide.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "tantivy"))]
 pub(super) fn undecided(_: &(dyn Error + 'static)) -> Option<Verdict> {
     None

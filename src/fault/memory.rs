@@ -1,7 +1,7 @@
-//! What an engine last failed for.
+//! Remembers the last failure of an engine.
 //!
-//! Some engines stop at a failure, and answer every later write that one has failed before, whatever it was. So it
-//! has to be kept.
+//! Some engines stop after a failure, and answer every later write that an earlier one has failed, without the
+//! reason. So the reason has to be remembered.
 
 use std::{
     error::Error,
@@ -10,34 +10,34 @@ use std::{
 
 use super::Fault;
 
-/// What one error of an engine says about its state. None when the error is not that engine's, or says nothing
-/// about it.
+/// Reads an engine's state from one of its errors. None when the error is another engine's, or does not report a
+/// state.
 pub(super) type Sticky = fn(&(dyn Error + 'static)) -> Option<Said>;
 
-/// What an engine says.
+/// The state that an engine reports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[cfg_attr(
     not(any(test, feature = "fjall", feature = "redb")),
     expect(dead_code, reason = "no engine here says anything")
 )]
 pub(super) enum Said {
-    /// It fails now. The verdict on this error, or on one inside of it, says for what.
+    /// It fails now. The verdict on this error, or on one inside it, is the reason.
     Fails,
-    /// It has failed before. For what, only the error at that time said.
+    /// It has failed before. Only the error at that time had the reason.
     FailedBefore,
 }
 
-/// What engines last failed for, as far as one classifier has seen it.
+/// The last failures of engines, as far as one classifier has seen them.
 pub(super) struct Memory(Vec<Engine>);
 
-/// One of them.
+/// One engine's entry.
 pub(super) struct Engine {
     says: Sticky,
     fault: Mutex<Option<Fault>>,
 }
 
 impl Memory {
-    /// Has seen nothing yet.
+    /// An empty memory.
     pub(super) fn of(engines: &[Sticky]) -> Self {
         let engine = |&says| Engine {
             says,
@@ -46,7 +46,7 @@ impl Memory {
         Self(engines.iter().map(engine).collect())
     }
 
-    /// What an error says, and which engine says it.
+    /// The state that an error reports, and the engine that reports it.
     pub(super) fn said(&self, error: &(dyn Error + 'static)) -> Option<(&Engine, Said)> {
         self.0
             .iter()
@@ -59,7 +59,7 @@ impl Engine {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None is what it fails for when that is not storage.
+    /// None if the failure is not a storage failure.
     pub(super) fn remember(&self, fault: Option<Fault>) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }

@@ -1,8 +1,8 @@
 //! Storage failures, classified by cause.
 //!
-//! When a disk fills up, what comes back from a service is some library's error, with the news
-//! somewhere inside of it. A [`Classifier`] finds it there. It looks at the error, then at the
-//! error inside of that one, and so on: the first one that says "no room" makes the [`Fault`].
+//! When a disk fills up, a service returns some library's error, with the cause somewhere inside it. A [`Classifier`]
+//! finds the cause. It examines the error, then the error inside that one, and so on: the first storage failure
+//! becomes the [`Fault`].
 //!
 //! ```
 //! use std::io;
@@ -18,16 +18,14 @@
 //!
 //! # Failures that are not faults
 //!
-//! - A limit of the program (`FileTooLarge`) is HTTP 413: asking for less helps, making room does
-//!   not.
+//! - A limit of the program (`FileTooLarge`) is HTTP 413: a smaller request helps, making room does not.
 //! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
 //!   storage. Where memory is the storage, as in Redis, it does.
-//! - A full disk at the other end of an outbound call is not ours. The classifier cannot know that:
-//!   say so with [`Verdict::NotOurs`].
-//!
+//! - A full disk at the other end of an outbound call is not the guarded server's. The classifier cannot know that:
+//!   return [`Verdict::NotOurs`] for it.
 #![doc = include_str!("libraries.md")]
 //!
-//! # Errors that hide what is inside of them
+//! # Errors that hide their inner errors
 //!
 //! The walk follows `source()`, and looks into `io::Error`, `Arc` and `Box` where `source()` does
 //! not lead. An enum whose variant is `#[error(transparent)]` shows the *source* of the error in

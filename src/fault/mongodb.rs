@@ -5,15 +5,15 @@
 //! | 14031 `OutOfDiskSpace` | `disk_full` |
 //! | 8000 `AtlasError`, `you are over your space quota` | `quota_exceeded` |
 //!
-//! Wherever the server puts it: as the failure of a command, of one write or of several, or as a write concern that
-//! was not met. Of several errors, one of these is enough. Atlas has one code for all that it refuses on top of what
-//! MongoDB does, and tells them apart by text only.
+//! The server reports it as the failure of a command, of one write or of several, or as a write concern error. If
+//! several errors are reported, one of these is enough. Atlas uses one code for every refusal of its own, so the text
+//! has to distinguish them.
 //!
 //! Not storage: memory (146 `ExceededMemoryLimit`, 292 `QueryExceededMemoryLimitNoDiskUseAllowed`), limits of a
 //! request (10334 `BSONObjectTooLarge`, 257 `TransactionTooLarge`), rates (16500 of Cosmos DB, 449
-//! `RateLimitExceeded`), 402 `ResourceExhausted`, which does not say of what, and Atlas' limit of collections (8000,
-//! `cannot create a new collection`), which no disk stands behind. A server that finds its disk full in the midst of
-//! a write ends itself: what is left is a connection that broke.
+//! `RateLimitExceeded`), 402 `ResourceExhausted`, which does not name the resource, and Atlas' limit on collections
+//! (8000, `cannot create a new collection`), which is not a disk's limit. A server whose disk fills up in the middle
+//! of a write terminates, so the client sees only a broken connection.
 //!
 //! MongoDB: `error_codes.yml`. Atlas: "FAQ: Storage".
 
@@ -36,7 +36,7 @@ pub(super) const LIBRARY: Library = Library {
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     match &*error.downcast_ref::<MongoError>()?.kind {
         ErrorKind::Io(shared) => Some(&**shared),
-        // The upload that failed, not the clearing up after it.
+        // The failed upload takes precedence over the failed cleanup.
         ErrorKind::GridFs(GridFsErrorKind::AbortError { original_error, .. }) => {
             original_error.as_ref().map(|error| error as _)
         }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::fault::{Classifier, classify};
 
-    /// The library has no constructors for these: it reads them from what the server sends.
+    /// The library has no constructors for these: it deserializes them from what the server sends.
     fn read<T: DeserializeOwned>(document: Document) -> T {
         from_document(document).unwrap()
     }

@@ -11,19 +11,19 @@
 //! | 1030 `ER_GET_ERRNO`, 1180 `ER_ERROR_DURING_COMMIT`, with error 28 | `database_full` |
 //! | 200 to 202, where a "temporary space limit" is reached (MariaDB 11.5) | `quota_exceeded` |
 //!
-//! 1114 is also what a table of the MEMORY engine says when it has reached `max_heap_table_size`, which is a limit of
-//! memory. Nothing in it tells the two apart.
+//! 1114 is also returned for a table of the MEMORY engine that has reached `max_heap_table_size`, which is a limit on
+//! memory. The error does not distinguish the two.
 //!
-//! No fault are 1037, 1038, 1041 (memory), 1206 (the lock table), 1118, 1153 and 1197 (limits of the program), 1226
-//! (limits of how often), 1205 (timeouts) and 1290 (read-only). Neither is error 122 of 1030, 1026 and 1180: an
-//! engine's internal error has that number too (`HA_ERR_INTERNAL_ERROR`). Neither are 126 (an index is corrupt) and
-//! 1878 (a temporary file could not be written), which MariaDB may well say of a full disk, but of others too.
+//! Not faults: 1037, 1038, 1041 (memory), 1206 (the lock table), 1118, 1153 and 1197 (limits of the program), 1226
+//! (rate limits), 1205 (timeouts) and 1290 (read-only). Error 122 of 1030, 1026 and 1180 is not a fault either,
+//! because it is also an engine's internal error (`HA_ERR_INTERNAL_ERROR`). 126 (an index is corrupt) and 1878 (a
+//! temporary file could not be written) are not, because MariaDB returns them for a full disk and for other reasons.
 //!
-//! MyISAM and Aria answer nothing at all when the disk is full: they wait until there is room ("How MySQL Handles a
-//! Full Disk"). InnoDB may end the server: give its tablespace a size, and it answers 1114.
+//! MyISAM and Aria do not answer when the disk is full: they wait until there is room ("How MySQL Handles a Full
+//! Disk"). InnoDB may terminate the server: limit the size of its tablespace, and it answers 1114.
 //!
-//! The system error is in the message only. Servers whose `lc_messages` is not English may put it in other words,
-//! and are not understood then.
+//! The system error is in the message only. Servers whose `lc_messages` is not English may translate it, and then
+//! their errors are not recognised.
 
 use super::{Cause, Fault, Resource, Verdict};
 
@@ -55,16 +55,16 @@ const QUOTA_EXCEEDED: Verdict = Verdict::Fault(Fault::new(Cause::QuotaExceeded, 
 // Of Linux. 28 is the same everywhere, and no system has another meaning of 122 for a file.
 const ENOSPC: u16 = 28;
 const EDQUOT: u16 = 122;
-/// Of the engines (`my_base.h`): what 1114 stands for elsewhere.
+/// The engines' code (`my_base.h`) for what 1114 is elsewhere.
 const HA_ERR_RECORD_FILE_FULL: u16 = 135;
 
-/// These have no number that is documented.
+/// These have no documented number.
 pub(super) const TEMPORARY_SPACE: [&str; 2] = [
     "Local temporary space limit reached",
     "Global temporary space limit reached",
 ];
 
-/// The last one, as names of files come before it.
+/// The last one, because file names come before it.
 fn system_error(message: &str) -> Option<u16> {
     // MariaDB and its older relatives; MySQL 8.
     let (_, after) = ["(errno: ", "(Errcode: ", "(OS errno "]
@@ -126,7 +126,7 @@ mod tests {
                 r#"Can't create table `test`.`a` (errno: 150 "Foreign key constraint is incorrectly formed")"#,
                 None,
             ),
-            // What MariaDB makes of EDQUOT.
+            // MariaDB's message for EDQUOT.
             (
                 3,
                 r#"Error writing file '/tmp/x' (Errcode: 122 "Internal (unspecified) error in handler")"#,
@@ -143,7 +143,7 @@ mod tests {
                 None,
             ),
             (3, "Error writing file '/tmp/x' (errno: 280 - x)", None),
-            // A name of a file decides nothing.
+            // A file name is not used for the decision.
             (
                 3,
                 r#"Error writing file '(errno: 28 )' (errno: 5 "Input/output error")"#,
@@ -201,8 +201,8 @@ mod tests {
     }
 
     #[test]
-    fn other_numbers_say_nothing() {
-        // Memory, the lock table, limits of the program, of how often, a timeout, read-only, a duplicate key.
+    fn other_numbers_are_undecided() {
+        // Memory, the lock table, limits of the program, a rate limit, a timeout, read-only, a duplicate key.
         let numbers = [
             0, 13, 28, 122, 1037, 1038, 1041, 1062, 1118, 1153, 1197, 1205, 1206, 1226, 1290,
         ];

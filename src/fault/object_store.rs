@@ -5,14 +5,14 @@
 //! | a local filesystem | `std::io`, further in | as `std::io` |
 //! | S3, and any other store over HTTP | status 507, and the codes of [`s3_codes`](super::s3_codes) | as there |
 //!
-//! What a remote store answered is in a type that the library keeps to itself, so its text is all that can be read.
-//! We take it from that one error within, whose text begins with words of the library, then the status, then the
-//! content. Of the content we read the first `<Code>` of an `<Error>`: what users name, such as a key, comes later and
-//! escaped. The text of the outer errors has the address in it, so it decides nothing.
+//! The library keeps a remote store's answer in a private type, so only its text can be examined. The classifier
+//! reads the inner error whose text begins with the library's own words, followed by the status and the content. Of
+//! the content it reads the first `<Code>` of an `<Error>`: values that users choose, such as a key, come later and
+//! are escaped. The text of the outer errors contains the address, so it is not used.
 //!
-//! The library repeats every answer of 5xx, ten times within three minutes by default, before it fails. Tell it not
-//! to, by `RetryConfig::max_retries`, or a full MinIO keeps requests waiting. And of a `CompleteMultipartUpload` that
-//! is answered 200 with an error as content, it drops the error: only a failure to read the content is left.
+//! The library retries every 5xx answer, by default ten times within three minutes, before it fails. Disable this
+//! with `RetryConfig::max_retries`, or requests to a full MinIO wait. If a `CompleteMultipartUpload` is answered 200
+//! with an error as content, the library drops that error and reports only a failure to read the content.
 
 use std::{error::Error, iter};
 
@@ -31,7 +31,7 @@ pub(super) const LIBRARY: Library = Library {
 /// What the error for an answer begins with: `RequestError::Status`.
 const ANSWERED: &str = "Server returned non-2xx status code: ";
 
-/// Further in than the library wraps.
+/// Deeper than the library wraps.
 const MOST_ERRORS: usize = 8;
 
 fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
@@ -41,13 +41,13 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
         .find_map(|error| answer(error.to_string().strip_prefix(ANSWERED)?))
 }
 
-/// What `507 Insufficient Storage: <content>` says.
+/// Parses `507 Insufficient Storage: <content>`.
 fn answer(text: &str) -> Option<Verdict> {
     let (status, content) = text.split_once(": ")?;
     s3_codes::of_answer(status.starts_with("507 "), code(content))
 }
 
-/// The code in an error of S3.
+/// The code in an S3 error.
 fn code(content: &str) -> Option<&str> {
     let content = content.trim_start();
     let root = match content.strip_prefix("<?xml") {
@@ -66,7 +66,7 @@ mod tests {
 
     use crate::fault::{Cause, Classifier, Fault, classify};
 
-    /// As the library's own, which cannot be made here.
+    /// Imitates the library's own error, which cannot be constructed here.
     #[derive(Debug, thiserror::Error)]
     #[error("Error performing PUT http://store/bucket/key in 1ms - {0}")]
     struct Retry(#[source] Status);
@@ -126,7 +126,7 @@ mod tests {
                 "503 Service Unavailable: <Error><Code>SlowDown</Code></Error>".to_owned(),
                 None,
             ),
-            // What users name comes after the code.
+            // Values that users choose come after the code.
             (
                 "403 Forbidden: <Error><Code>AccessDenied</Code><Key>507 QuotaExceeded</Key></Error>"
                     .to_owned(),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_words_elsewhere_say_nothing() {
+    fn the_same_words_elsewhere_are_ignored() {
         let named = "Server returned non-2xx status code: 507 Insufficient Storage: ";
         assert_eq!(
             classify(&Status("507 Insufficient Storage: ".to_owned())),

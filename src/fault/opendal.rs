@@ -6,11 +6,11 @@
 //! | `s3` | the codes of [`s3_codes`](super::s3_codes) | as there |
 //! | every service over HTTP | status 507 | `disk_full` |
 //!
-//! The library's own kinds have none for want of storage. It makes a message of what S3 answered, which begins with
-//! `S3Error { code: "…"`. Of other answers it keeps the head, in a context that no method shows. `{:#?}` does, with
-//! every text quoted: so what users name cannot pass for a line of its own.
+//! The library has no error kind for want of storage. For S3 the message begins with `S3Error { code: "…"`. For other
+//! services the library keeps the head of the answer in a context that no method exposes. `{:#?}` prints it with
+//! every text quoted, so a user's value cannot imitate a line of it.
 //!
-//! The library takes a full disk for a temporary failure: its `RetryLayer` repeats it. It does not repeat 507.
+//! The library classifies a full disk as a temporary failure, so its `RetryLayer` retries it. It does not retry 507.
 
 use std::error::Error;
 
@@ -39,13 +39,13 @@ fn s3_code(error: &opendal::Error) -> Option<&str> {
     Some(code)
 }
 
-/// Whether the answer in the context has this status. The context is a list of pairs: `"response",` is a line, and
-/// the head of the answer is the next one.
+/// Whether the answer in the context has this status. The context is a list of pairs: the line `"response",` is
+/// followed by the head of the answer.
 fn is_507(error: &opendal::Error) -> bool {
     let shown = format!("{error:#?}");
     let lines = || {
         let lines = shown.lines();
-        // The error within comes last, and may show itself in any way.
+        // The inner error comes last, and may have any `Debug` output.
         lines
             .take_while(|line| !line.starts_with("    source: "))
             .map(str::trim_start)
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_users_name_says_nothing() {
+    fn values_that_users_choose_are_ignored() {
         let head = "Parts { status: 507, version: HTTP/1.1 }";
         let lines = format!("\"response\",\n\"{head}\"");
         for text in [head, &lines, "response", "\"response\","] {

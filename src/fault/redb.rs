@@ -6,13 +6,13 @@
 //! | `PreviousIo` | as the last of those |
 //! | everything else | undecided |
 //!
-//! They come in a `StorageError`, which each operation's kind of error has in its `Storage`, and in a `redb::Error`.
-//! All of these hide what is inside of them.
+//! They come in a `StorageError`, which is the `Storage` variant of each operation's error type, and in a
+//! `redb::Error`. All of these hide their inner errors.
 //!
-//! After an I/O error, redb does nothing more until the database is opened again. `PreviousIo` does not say what that
-//! error was: see `memory`.
+//! After an I/O error, redb does nothing more until the database is reopened. `PreviousIo` does not include that
+//! error: see `memory`.
 //!
-//! Not storage: `ValueTooLarge` is a limit of the program, and all the rest is about use.
+//! Not storage: `ValueTooLarge` is a limit of the program, and all others are usage errors.
 //! Documentation: `redb::Error`, `redb::StorageError`; `CheckedBackend` in redb's source.
 
 use std::error::Error;
@@ -54,7 +54,7 @@ pub(super) fn said(error: &(dyn Error + 'static)) -> Option<Said> {
         }
     } else {
         match error.downcast_ref()? {
-            // A cursor that finds the database corrupted says `PreviousIo` from then on.
+            // A cursor that finds the database corrupted returns `PreviousIo` from then on.
             redb::Error::Io(_) | redb::Error::Backend(_) | redb::Error::Corrupted(_) => {
                 Some(Said::Fails)
             }
@@ -84,7 +84,7 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
     }
 }
 
-/// What is in the error of one kind of operation, and the error in an `Arc` or a `Box` of it.
+/// The inner error of one operation's error type, also in an `Arc` or a `Box`.
 fn inside_of_a_kind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     macro_rules! of {
         ($($kind:ident),*) => {

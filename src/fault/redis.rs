@@ -7,18 +7,17 @@
 //! | `MISCONF` | the same: over quota | `quota_exceeded` |
 //! | `MISCONF` | `Redis is configured to save RDB snapshots, but …` | `database_full`: see below |
 //!
-//! Valkey and KeyDB say their own names instead.
+//! Valkey and KeyDB use their own names instead.
 //!
-//! Each of them by itself, in a pipeline, of a command that was to be queued in a transaction, as the reason of an
-//! `EXECABORT`, and raised in a script. Of several errors in one pipeline, one of these is enough.
+//! Each of them is recognised by itself, in a pipeline, for a command that was to be queued in a transaction, as the
+//! reason of an `EXECABORT`, and raised in a script. If a pipeline has several errors, one of these is enough.
 //!
-//! After a snapshot that failed, the server says that it cannot persist and takes no more writes. It does not say
-//! why: a full disk is the usual reason, a folder that it may not write to is another. Either way it is the server
-//! that cannot store, which is what 507 stands for. So it is a fault, and its cause is the one that claims nothing of
-//! a disk.
+//! After a failed snapshot, the server replies that it cannot persist and accepts no more writes. It does not report
+//! the reason: usually the disk is full, but the folder may also not be writable. In both cases the server cannot
+//! store, which is what 507 means. So it is a fault, with the cause that does not name a disk.
 //!
-//! Of a write to the append-only file that was cut short, Redis says that no space was left, whatever cut it: a limit
-//! on the size of files does too.
+//! When a write to the append-only file is cut short, Redis reports that no space was left, whatever the reason: a
+//! limit on file sizes causes this too.
 //!
 //! Not storage: any other reason for which the append-only file cannot be written (`File too large`,
 //! `Permission denied`, `Input/output error`), `BUSY`, `LOADING`, `READONLY`, `CLUSTERDOWN`, `NOREPLICAS`, too many
@@ -47,7 +46,7 @@ fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = error.downcast_ref::<ServerError>() {
         return server_error(error);
     }
-    // A pipeline has as many errors as commands failed, and no source. They are shared: this copies none.
+    // A pipeline has one error for each failed command, and no source. They are shared: this copies none.
     let error = error.downcast_ref::<RedisError>()?;
     let errors = error.clone().into_server_errors()?;
     errors.iter().find_map(|(_, error)| server_error(error))
@@ -66,7 +65,7 @@ fn server_error(error: &ServerError) -> Option<Verdict> {
 }
 
 /// The reply to the command in a script that Redis 6 or older ran: `Error running script (call to f_<hash>):
-/// @user_script:<line>: @user_script: <line>: -<reply>`. What a script says in its own words looks different. Since
+/// @user_script:<line>: @user_script: <line>: -<reply>`. An error that a script raises itself has another form. Since
 /// Redis 7 a script fails with the code of the command.
 fn raised_in_script(text: &str) -> Option<&str> {
     let text = text.strip_prefix("Error running script (call to f_")?;
@@ -77,7 +76,7 @@ fn raised_in_script(text: &str) -> Option<&str> {
     (is_line(called) && is_line(raised)).then_some(reply)
 }
 
-/// What an error reply says, without its `-`.
+/// Parses an error reply, without its `-`.
 fn reply(reply: &str) -> Option<Verdict> {
     let (name, text) = reply.split_once(' ')?;
     code(name, text)
@@ -109,8 +108,8 @@ fn misconf(text: &str) -> Option<Cause> {
     append(reason)
 }
 
-/// Why the append-only file cannot be written: `strerror` of the server's system. Redis leaves messages in the C
-/// locale, so only the C library counts. In a script, more follows.
+/// The reason that the append-only file cannot be written: `strerror` of the server's system. Redis uses the C locale
+/// for messages, so only the C library matters. In a script, more text follows.
 fn append(reason: &str) -> Option<Cause> {
     let is_any = |texts: &[&str]| texts.iter().any(|text| reason.starts_with(text));
     if is_any(&["No space left on device"]) {
@@ -219,7 +218,7 @@ mod tests {
             raised("NOREPLICAS Not enough good replicas to write."),
             None
         );
-        // In the script's own words.
+        // Raised by the script itself.
         assert_eq!(
             script(&format!("@user_script:1: user_script:1: -{OOM}")),
             None

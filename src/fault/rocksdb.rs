@@ -1,9 +1,9 @@
 use super::{Cause, Fault, Resource, Verdict};
 
-/// What an error of RocksDB's says, by its text: there is nothing else in it.
+/// Classifies an error of RocksDB by its text, which is all that the error exposes.
 ///
-/// RocksDB takes many minutes to compile, so there is no feature that brings it, and no classifier that knows it.
-/// Add one:
+/// RocksDB takes many minutes to compile, so no feature of this crate depends on it, and no classifier includes this
+/// function. Add it:
 ///
 /// ```
 /// # mod rocksdb {
@@ -30,16 +30,16 @@ use super::{Cause, Fault, Resource, Verdict};
 /// | everything else | none |
 ///
 /// Only the beginning of the text counts, where RocksDB puts the code and the subcode of its `Status`. These words
-/// are never translated. What follows is the system's text and names of files, so a disk quota, which has no
-/// subcode, is not told from a broken disk. Not storage: `Memory limit reached`, `Busy`, `TimedOut`, `Incomplete`.
+/// are never translated. The system's text and file names follow, so a disk quota, which has no subcode, cannot be
+/// distinguished from a broken disk. Not storage: `Memory limit reached`, `Busy`, `TimedOut`, `Incomplete`.
 ///
-/// RocksDB answers writes after a failure with that failure, until it has recovered (for a full disk, by itself,
-/// when it finds space) or is opened again. So the refusal stays right.
+/// RocksDB answers writes after a failure with that failure, until it has recovered (from a full disk by itself, when
+/// it finds space) or is reopened. So the refusal remains correct.
 ///
 /// "Status" and "Background Error Handling" in RocksDB's wiki; `Status::ToString` in its source.
 pub fn rocksdb(text: &str) -> Option<Verdict> {
     let said = text.strip_prefix("IO error: ")?;
-    // Then nothing, or a colon and the details.
+    // Then either nothing, or a colon and details.
     let is = |subcode| matches!(said.strip_prefix(subcode), Some(rest) if rest.is_empty() || rest.starts_with(':'));
     if is("No space left on device") {
         Some(Verdict::Fault(Fault::DISK_FULL))
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_contains_the_words_does_not() {
+    fn a_text_that_only_contains_the_words_is_ignored() {
         for text in [
             "",
             "No space left on device",

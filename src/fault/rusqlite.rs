@@ -1,9 +1,9 @@
 //! rusqlite: SQLite in the process.
 //!
 //! `ffi::Error::extended_code` decides, by the table of `sqlite_codes`. rusqlite turns extended codes on for every
-//! connection, and shows its `ffi::Error` as a source.
+//! connection, and exposes its `ffi::Error` as a source.
 //!
-//! Not storage: violated constraints, a database that is busy or locked, rusqlite's own errors of conversion.
+//! Not storage: violated constraints, a database that is busy or locked, rusqlite's own conversion errors.
 //! Documentation: `rusqlite::Error`, and "Result and Error Codes" in SQLite's.
 
 use std::error::Error;

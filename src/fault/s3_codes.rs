@@ -5,10 +5,10 @@
 //! | `XMinioStorageFull` | 507 | MinIO | `disk_full` |
 //! | `XMinioAdminBucketQuotaExceeded` | 400 | MinIO | `quota_exceeded` |
 //! | `QuotaExceeded` | 403 | Ceph | `quota_exceeded`, of a user or a bucket, in bytes or in objects |
-//! | any other or none | 507 | | `disk_full`: it is what the status says |
+//! | any other or none | 507 | | `disk_full`, because the status says so |
 //!
-//! A full store is `disk_full` although the disk is not the guarded server's own: the cause tells a client whether it
-//! is its share that is used up, or what everybody shares.
+//! A full store is `disk_full` although the disk is not the guarded server's own: the cause tells the client whether
+//! its own share is used up or the storage shared by all clients.
 //!
 //! Not storage: `SlowDown`, `ServiceUnavailable`, `TooManyRequests`, `RequestLimitExceeded` (rates), `EntityTooLarge`,
 //! `TooManyParts` (limits of a request), `TooManyBuckets`, `ServiceQuotaExceededException`, `LimitExceededException`
@@ -19,7 +19,7 @@
 
 use super::{Cause, Fault, Resource, Verdict};
 
-/// What a code says.
+/// The verdict for a code.
 pub(super) fn verdict(code: &str) -> Option<Verdict> {
     let cause = match code {
         "XMinioStorageFull" => Cause::DiskFull,
@@ -29,7 +29,7 @@ pub(super) fn verdict(code: &str) -> Option<Verdict> {
     Some(Verdict::Fault(Fault::new(cause, Resource::Bytes)))
 }
 
-/// What an answer says: its code if it is a known one, or else its status.
+/// The verdict for an answer: by its code if it is known, or else by its status.
 #[cfg(any(feature = "object_store", feature = "opendal"))]
 pub(super) fn of_answer(is_507: bool, code: Option<&str>) -> Option<Verdict> {
     code.and_then(verdict)

@@ -5,13 +5,14 @@
 //! | write failure with "Critical disk utilization: rejected write mutation" | `DiskFull` |
 //! | write timeout or write failure whose write type is CDC | `DatabaseFull` |
 //!
-//! The first are ScyllaDB's words, once a node's disk is filled to its `critical_disk_utilization_level` ("Critical disk
-//! utilization", in its manual under "Troubleshooting"); they are all that tells it from another write failure. The second
-//! is Cassandra's, when `cdc_total_space` is used up (the specification of the native protocol, version 4, section 9).
+//! ScyllaDB returns the first once a node's disk is filled to its `critical_disk_utilization_level` ("Critical disk
+//! utilization", in its manual under "Troubleshooting"); only this text distinguishes it from other write failures.
+//! Cassandra returns the second when `cdc_total_space` is used up (the specification of the native protocol, version
+//! 4, section 9).
 //!
-//! Not storage: every other timeout, failure and overload. A node of Cassandra whose disk is full fails writes or leaves
-//! the cluster (`disk_failure_policy`), as one whose disk is broken does, and the answer does not tell. Rate limits are not
-//! storage either.
+//! Not storage: every other timeout, failure and overload, and rate limits. A Cassandra node whose disk is full fails
+//! writes or leaves the cluster (`disk_failure_policy`), as a node whose disk is broken does, and the answer does not
+//! distinguish the two.
 
 use std::error::Error;
 
@@ -36,7 +37,7 @@ pub(super) const LIBRARY: Library = Library {
     ],
 };
 
-/// Those that are transparent show the source of the error in them, which has none.
+/// Transparent variants expose the source of their inner error, which has none.
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     if let Some(ExecutionError::LastAttemptError(attempt)) = error.downcast_ref() {
         Some(attempt)
@@ -126,7 +127,7 @@ mod tests {
                 "Operation timed out for ks.t",
                 None,
             ),
-            // What the client has sent may be repeated.
+            // The message may repeat what the client has sent.
             (DbError::SyntaxError, REJECTED, None),
             (DbError::Invalid, REJECTED, None),
             (DbError::Overloaded, "too many requests", None),

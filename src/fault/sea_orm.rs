@@ -1,7 +1,7 @@
 //! `sea-orm`: `sqlx` inside of it, which is judged in `sqlx.rs`.
 //!
-//! `RuntimeErr` shows neither that error nor its source, and `TransactionError` shows nothing. The latter is opened
-//! where what is in it is a `DbErr`: with an error type of the user's own, it has no name here.
+//! `RuntimeErr` exposes neither that error nor its source, and `TransactionError` exposes nothing. The latter is
+//! opened where it contains a `DbErr`: with an error type of the user's own, its type cannot be named here.
 
 use std::error::Error;
 

@@ -3,10 +3,9 @@ use std::{error::Error, fmt, sync::Arc};
 use http::Extensions;
 use tower::BoxError;
 
-/// The error behind an answer, in the answer's extensions, for the guard to classify.
+/// The error behind a response, kept in the response's extensions for the guard to classify.
 ///
-/// A handler that turns its errors into answers by itself keeps them with this. Nothing of the error is
-/// sent.
+/// A handler that turns its errors into responses by itself inserts this. The client sees nothing of the error.
 ///
 /// ```
 /// use http::{Response, StatusCode};
@@ -24,7 +23,7 @@ use tower::BoxError;
 pub struct Source(Arc<dyn Error + Send + Sync>);
 
 impl Source {
-    /// Keeps an error.
+    /// Wraps an error.
     pub fn new(error: impl Into<BoxError>) -> Self {
         Self(error.into().into())
     }
@@ -35,7 +34,7 @@ impl Source {
     }
 }
 
-/// The error that a handler has left in its answer.
+/// Returns the error that a handler has left in its response.
 pub(crate) fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
     let source = extensions.get::<Source>().map(Source::error);
     #[cfg(feature = "tonic")]

@@ -7,17 +7,17 @@
 //! | 18 `SQLITE_TOOBIG` | not storage: a limit of the program, HTTP 413 |
 //! | everything else | undecided |
 //!
-//! 13 is a database at its `max_page_count` and a full disk alike, and nobody can tell them apart. An AUTOINCREMENT
-//! table whose rowids are used up says it too.
+//! 13 is returned both for a database at its `max_page_count` and for a full disk, and the error does not distinguish
+//! them. An AUTOINCREMENT table whose rowids are used up returns it too.
 //!
-//! 4874 comes in WAL mode, when the file of the shared index cannot be made larger. That SQLite writes a byte to each
-//! of its pages at all is to find out about a full disk there. The code says nothing of why it could not, so a disk
-//! that breaks at just this write is taken for a full one.
+//! 4874 is returned in WAL mode when the file of the shared index cannot be extended. SQLite writes a byte to each
+//! new page there to detect a full disk. The code does not include the reason, so a disk that breaks during this
+//! write is taken for a full disk.
 //!
-//! The other codes of I/O are undecided, although a full disk can be behind some: 778 `SQLITE_IOERR_WRITE` is a
-//! disk quota and a broken disk alike, and so is 1034 `SQLITE_IOERR_FSYNC`; 14 `SQLITE_CANTOPEN` is a journal that
-//! finds no inode, and every other file that cannot be opened. 7 `SQLITE_NOMEM` and 3082 `SQLITE_IOERR_NOMEM`
-//! are memory.
+//! The other I/O codes are undecided, although a full disk can cause some of them: 778 `SQLITE_IOERR_WRITE` and 1034
+//! `SQLITE_IOERR_FSYNC` are returned for a disk quota and for a broken disk; 14 `SQLITE_CANTOPEN` for a journal that
+//! finds no inode, and for every other file that cannot be opened. 7 `SQLITE_NOMEM` and 3082 `SQLITE_IOERR_NOMEM` are
+//! memory.
 //!
 //! "Result and Error Codes" in SQLite's documentation; `unixWrite` and `unixShmMap` in its source.
 
@@ -27,7 +27,7 @@ const FULL: i32 = 13;
 const TOOBIG: i32 = 18;
 const IOERR_SHMSIZE: i32 = 4874;
 
-/// What an extended result code says.
+/// The verdict for an extended result code.
 pub(super) fn verdict(code: i32) -> Option<Verdict> {
     match code {
         FULL => Some(Verdict::Fault(Fault::new(

@@ -6,10 +6,10 @@
 //! | 53100 `disk_full` | `database_full`: the filesystem of a tablespace, or that of the write-ahead log |
 //! | 53400 `configuration_limit_exceeded`, with `temp_file_limit` in its message | `quota_exceeded` |
 //!
-//! 53400 alone is no fault: too few replication slots or background workers have that code too. Neither are 53000
-//! `insufficient_resources` (which does not say of what), 53200 `out_of_memory`, 53300 `too_many_connections`, 54xxx
-//! (limits of the program) and 57014 `query_canceled`. A disk quota of the server's user is XX000 `internal_error`,
-//! as much else is (`errcode_for_file_access` in `elog.c`).
+//! 53400 alone is no fault, because too few replication slots or background workers have that code too. Neither are
+//! 53000 `insufficient_resources` (which does not name the resource), 53200 `out_of_memory`, 53300
+//! `too_many_connections`, 54xxx (limits of the program) and 57014 `query_canceled`. A disk quota of the server's
+//! user is XX000 `internal_error`, as many other failures are (`errcode_for_file_access` in `elog.c`).
 
 use super::{Cause, Fault, Resource, Verdict};
 

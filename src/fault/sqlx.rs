@@ -1,9 +1,9 @@
-//! `sqlx`: what PostgreSQL, MySQL, MariaDB and SQLite say. Their codes are judged in `sqlstate.rs`, `mysql_codes.rs`
-//! and `sqlite_codes.rs`.
+//! `sqlx`: the errors of PostgreSQL, MySQL, MariaDB and SQLite. Their codes are judged in `sqlstate.rs`,
+//! `mysql_codes.rs` and `sqlite_codes.rs`.
 //!
-//! Our feature turns on none of its drivers, so their error types have no names here. The driver is told from what it
-//! writes before the server's own message (`Display` in `error.rs` of `sqlx-mysql` and `sqlx-sqlite`). No server
-//! and no user has a say in that. Any other driver has a SQLSTATE.
+//! This crate's feature turns on none of sqlx's drivers, so their error types cannot be named here. The driver is
+//! identified by what it writes before the server's message (`Display` in `error.rs` of `sqlx-mysql` and
+//! `sqlx-sqlite`), which neither servers nor users can influence. Any other driver has a SQLSTATE.
 
 use std::{error::Error, sync::Arc};
 
@@ -21,7 +21,7 @@ pub(super) const LIBRARY: Library = Library {
     types: &[of_type::<sqlx::Error>, of_type::<Arc<sqlx::Error>>],
 };
 
-/// A box has no source. The driver's error is in it, which users may want to look at.
+/// A box has no source. The driver's error is inside, and users may want to examine it.
 fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     let error = error.downcast_ref::<Box<dyn DatabaseError>>()?;
     Some(&**error)

@@ -5,12 +5,12 @@
 //! | `IoError`, and the I/O errors of `OpenDirectoryError`, `OpenReadError`, `OpenWriteError`, `DeleteError`, `LockError` and `tantivy_fst::Error` | the `io::Error` inside decides |
 //! | everything else | undecided |
 //!
-//! tantivy hides all of these. The last one, of its term dictionaries, is what a full disk is first seen as most often.
+//! tantivy hides all of these. A full disk most often appears first as the last one, from its term dictionaries.
 //!
-//! Documents are written by threads. When one fails, `add_document` answers `ErrorInThread`, which does not say of what,
-//! and which a panic is too: undecided. The next `commit` or `prepare_commit` fails with the error itself.
-//! `wait_merging_threads` loses it. A writer whose commit has failed has fewer threads, or none: it takes documents and
-//! loses them, so it has to be opened again.
+//! Threads write the documents. When one fails, `add_document` returns `ErrorInThread`, which has no reason and is
+//! also returned for a panic: undecided. The next `commit` or `prepare_commit` fails with the error itself.
+//! `wait_merging_threads` drops it. A writer whose commit has failed has fewer threads, or none: it accepts documents
+//! and loses them, so it has to be reopened.
 //!
 //! Not storage: `AggregationError::MemoryExceeded` and `BucketLimitExceeded` are limits of one request, `LockBusy` is
 //! another writer.
@@ -43,7 +43,7 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
         match error {
             TantivyError::IoError(error) => error,
             TantivyError::LockFailure(error, _) => return Some(error),
-            // The others are its source.
+            // The others are exposed as its source.
             _ => return None,
         }
     } else if let Some(OpenWriteError::IoError { io_error, .. }) = error.downcast_ref() {
@@ -81,7 +81,7 @@ mod tests {
     };
     use tower::BoxError;
 
-    /// An I/O error in every error of tantivy's that has one.
+    /// An I/O error in every tantivy error that can hold one.
     fn wrapped(kind: io::ErrorKind) -> Vec<BoxError> {
         let error = || io::Error::from(kind);
         let path = PathBuf::new;
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_error_inside_is_undecided() {
+    fn an_error_without_an_inner_one_is_undecided() {
         for error in [
             TantivyError::from(LockError::LockBusy),
             TantivyError::from(OpenDirectoryError::DoesNotExist(PathBuf::new())),

@@ -12,9 +12,9 @@
 //! | 40544 a database has reached its size quota, 1132 an elastic pool its storage limit | `QuotaExceeded` |
 //! | 3257 not enough room on a volume to restore a database | `DiskFull` |
 //!
-//! Not storage: 701, 802, 8645, 8651 and 41805 memory, 41823 and 41840 the quota of tables in memory, 1204 locks, 3958 a
-//! row version that is missing ("probably" for want of room), 5144 and 5145 growth that took too long, 40552 a
-//! transaction too large, 10928 and 10929 too many at work, 1205 a deadlock, 2601 and 2627 uniqueness.
+//! Not storage: 701, 802, 8645, 8651 and 41805 memory, 41823 and 41840 the quota of in-memory tables, 1204 locks,
+//! 3958 a row version that is missing ("probably" for want of room), 5144 and 5145 file growth that took too long,
+//! 40552 a transaction too large, 10928 and 10929 concurrency limits, 1205 a deadlock, 2601 and 2627 uniqueness.
 
 use std::error::Error;
 
@@ -49,7 +49,7 @@ fn judge(code: u32) -> Option<Verdict> {
 mod tests {
     use super::*;
 
-    /// The library has no constructor for such an error: see the tests of what comes from downstream.
+    /// The library has no constructor for such an error: see the downstream tests.
     #[test]
     fn codes_decide() {
         for (codes, cause) in [
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_server_says_is_looked_at() {
+    fn only_server_errors_are_examined() {
         assert_eq!(look(&TiberiusError::Protocol("1105".into())), None);
         assert_eq!(look(&std::io::Error::other("1105")), None);
     }

@@ -1,13 +1,13 @@
-//! What one error says.
+//! The verdict on one error.
 
 use crate::cause::Fault;
 
-/// What a function says about one error.
+/// The verdict of a function on one error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// This is a storage failure.
+    /// The error is a storage failure.
     Fault(Fault),
-    /// This is none, and neither is anything inside of it: a veto.
+    /// The error is not a storage failure, and neither is any error inside it: a veto.
     NotOurs,
 }

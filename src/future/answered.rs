@@ -1,4 +1,4 @@
-//! The inner service has answered: the refusal, a commit, a watch over the rest, or nothing more to do.
+//! Handles the inner service's answer: a refusal, a commit, a watch over its body, or nothing more to do.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     time::Bound,
 };
 
-/// What an answer leads to.
+/// The next step after an answer.
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every request takes the large one, and a box would be an allocation for each"
@@ -76,26 +76,26 @@ where
         };
         let (mut response, success) = success(settings, asked, response);
         if !success {
-            // Dropped, it releases.
+            // Dropping it releases.
             return as_it_is(response);
         }
         if response.status() == StatusCode::MULTI_STATUS {
-            // RFC 4918, section 13: of a DELETE or a MOVE, that some of it is still there.
+            // RFC 4918, section 13: some of the resources of a DELETE or a MOVE still exist.
             guarded.reservation.state().keep_all();
         }
         if let Some(ending) = Ending::of_protocol(asked, response.headers()) {
-            // A refusal in its place would have another length.
+            // A refusal instead of it would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
             let response = hear_once_ended(&mut guarded, response);
             return watched(settings, response, guarded, ending);
         }
         let ended = match guarded.reservation.end_if_read() {
-            // Cut just now, by another thread.
+            // Another thread has just cut the body.
             Err(refused) => return fail(Some(&guarded), refused.into(), without_body(response)),
             Ok(ended) => ended,
         };
         let Some(ended) = ended else {
-            // Still being read behind the answer. Both have to end.
+            // The body is still being read while the answer is sent. Both have to end.
             let ending = Ending::of_content(&response.body().size_hint());
             let response = hear_once_ended(&mut guarded, response);
             return watched(settings, response, guarded, ending);
@@ -117,7 +117,7 @@ where
     }
 }
 
-/// What the answer says of the larger thing that the request is a step of.
+/// What the answer means for the upload that the request is a step of.
 fn hear<Q: QuotaSource, R>(
     guarded: &mut Guarded<Q>,
     response: Response<R>,
@@ -130,7 +130,7 @@ fn hear<Q: QuotaSource, R>(
     (Response::from_parts(head, body), Some(heard))
 }
 
-/// The same, to count when the request has ended.
+/// The same, to be applied when the request has ended.
 fn hear_once_ended<Q: QuotaSource, R>(
     guarded: &mut Guarded<Q>,
     response: Response<R>,
@@ -141,7 +141,7 @@ fn hear_once_ended<Q: QuotaSource, R>(
     };
     let hook = Box::new(move |outcome| drop(heard.end(outcome)));
     if let Err(hook) = guarded.reservation.on_end(hook) {
-        // The handler has committed it just now.
+        // The handler has committed it meanwhile.
         hook(Outcome {
             success: true,
             ..Outcome::default()
@@ -175,7 +175,7 @@ where
     Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))
 }
 
-/// What the inner service said in headers. Its content is dropped.
+/// The inner service's answer by its headers. Its content is dropped.
 fn without_body<R>(response: Response<R>) -> HeaderMap {
     response.into_parts().0.headers
 }

@@ -1,4 +1,4 @@
-//! The way in: price, reserve, and the inner service.
+//! Admission: price, reserve, and call the inner service.
 
 use std::{
     mem,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 pin_project! {
-    /// A request that has to wait before it is let in.
+    /// A request that has to wait for admission.
     #[project = DoorProj]
     pub(super) enum Door<S, B, Q: QuotaSource> {
         /// For the user's own pricing.
@@ -42,7 +42,7 @@ pin_project! {
             admission: Pin<Box<Admission<Q>>>,
             held: Option<Held<S, B>>,
         },
-        /// For more that has to be set aside for all steps of an upload.
+        /// For an additional reservation for all steps of an upload.
         Grow {
             growth: BoxFuture<Result<(), Refused>>,
             demand: Demand,
@@ -51,15 +51,15 @@ pin_project! {
     }
 }
 
-/// A request that waits, with the service that is ready for it.
+/// A request that waits, with the ready service for it.
 pub(crate) struct Held<S, B> {
     pub(crate) service: S,
     pub(crate) head: request::Parts,
     pub(crate) body: B,
-    /// What has to become of the body where it is left unread.
+    /// How the body has to be handled if it is left unread.
     pub(crate) drain: WhenDropped,
     pub(crate) protocol: Option<&'static dyn Protocol>,
-    /// Where it is a step of something larger.
+    /// Set if the request is a step of an upload.
     pub(crate) visit: Option<Box<dyn Visit>>,
 }
 
@@ -100,7 +100,7 @@ where
         }
     }
 
-    /// A request that draws from what was set aside for all steps, and has more set aside if need be.
+    /// A request that draws from the reservation for all steps, and enlarges it if necessary.
     pub(super) fn drawn(settings: &Settings<Q>, held: Held<S, B>, demand: Demand) -> Self {
         let grant = settings.guard.context.rules.grants.first;
         let draw = match &held.visit {
@@ -128,7 +128,7 @@ where
         }
     }
 
-    /// Calls the inner service, with everything set aside.
+    /// Calls the inner service, with everything reserved.
     fn inside(
         settings: &Settings<Q>,
         reservation: Arc<HttpReservation<Q>>,
@@ -137,11 +137,11 @@ where
         let mut exchange: Arc<dyn Exchange> = reservation.clone();
         if let Some(visit) = &mut held.visit {
             if let Some(demand) = visit.begin(&exchange) {
-                // The whole is set aside. From here on the request is the first of its steps.
+                // The whole is reserved. From here on the request is the first of its steps.
                 return Self::drawn(settings, held, demand);
             }
             if let Some(hook) = visit.end_hook() {
-                // It has not ended: only this future has seen it.
+                // It has not ended: only this future has access to it.
                 let _ = reservation.on_end(hook);
             }
             exchange = visit.share(exchange);
@@ -213,7 +213,7 @@ impl<S, B> Held<S, B>
 where
     B: Body + Send + 'static,
 {
-    /// The body, if it has to be drained for the answer to arrive.
+    /// The body, if it has to be drained so that the answer arrives.
     pub(super) fn unread(self) -> Option<Unread> {
         Unread::new(Box::pin(self.body), self.drain)
     }

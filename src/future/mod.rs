@@ -1,4 +1,4 @@
-//! Price, reserve, call, settle: the way of a request as one future.
+//! Price, reserve, call, settle: the processing of a request as one future.
 
 mod answered;
 mod door;
@@ -35,7 +35,7 @@ use crate::{
 };
 
 pin_project! {
-    /// The answer to come.
+    /// The response future of the guard's service.
     pub struct ResponseFuture<S, B, Q>
     where
         S: Service<Request<MeteredBody<B>>>,
@@ -57,32 +57,33 @@ pin_project! {
         B: Body,
         Q: QuotaSource,
     {
-        /// Still outside. Boxed, as nearly every request goes straight in, and is moved around on its way.
+        /// Waiting for admission. Boxed, because nearly every request is admitted at once, and the future is moved
+        /// often.
         Door { door: Pin<Box<Door<S, B, Q>>> },
-        /// There is no room. Boxed as well.
+        /// Refused for want of room. Also boxed.
         Refused { refused: Option<Box<(Refusal, Held<S, B>)>> },
-        /// The inner service, with everything set aside.
+        /// Calling the inner service, with everything reserved.
         Inner { #[pin] response: S::Future, guarded: Option<Guarded<Q>> },
-        /// Its answer was a success: what it stored is charged before the answer is sent.
+        /// The inner service has succeeded: what it stored is charged before the answer is sent.
         Commit {
             #[pin] commit: <Q::Hold as QuotaHold>::Commit,
             time: Bound,
             response: Option<S::Response>,
         },
-        /// The same, of an upload that is complete. Boxed, as hardly any request is the last of several.
+        /// The same for a complete upload. Boxed, because few requests are the last of several.
         Complete { settled: BoxFuture<bool>, response: Option<S::Response> },
-        /// It was a fault, or the body was cut.
+        /// The answer was a fault, or the body was cut.
         Failed { failed: Option<Box<Failed>> },
         Done,
     }
 }
 
-/// A request that failed for want of storage, and what is left to do before it is answered.
+/// A request that failed for want of storage, and the work to do before it is answered.
 struct Failed {
     refusal: Refusal,
-    /// A full disk does not say what it lacks. The next reading does.
+    /// A full disk's error does not name the resource. The next reading shows it.
     look: Option<Look>,
-    /// What the inner service said in headers.
+    /// The inner service's answer by its headers.
     headers: HeaderMap,
     unread: Option<Unread>,
 }
@@ -100,17 +101,17 @@ impl Failed {
     }
 }
 
-/// A request inside. Dropped before it is settled, all that was set aside for it is released.
+/// A request in the inner service. If it is dropped before it is settled, its whole reservation is released.
 struct Guarded<Q: QuotaSource> {
     reservation: Arc<HttpReservation<Q>>,
     visit: Option<Box<dyn Visit>>,
-    /// Whether the answer's body settles it.
+    /// Whether the answer's body settles the request.
     is_handed_on: bool,
 }
 
 impl<Q: QuotaSource> Drop for Guarded<Q> {
     fn drop(&mut self) {
-        // The body or the handle may outlive the request, in some task of the handler's.
+        // The body or the handle may outlive the request, for example in a task that the handler has spawned.
         if !self.is_handed_on {
             self.reservation.end(false);
         }
@@ -129,7 +130,7 @@ where
         Self::new(settings, asked, State::Inner { response, guarded })
     }
 
-    /// A request that cannot be carried out.
+    /// A request that cannot be processed.
     pub(crate) fn refused(
         settings: Arc<Settings<Q>>,
         asked: Asked,
@@ -156,7 +157,7 @@ where
         Self::new(settings, asked, State::door(door))
     }
 
-    /// A request that wants to store something.
+    /// A request that has to reserve storage.
     pub(crate) fn reserve(
         settings: Arc<Settings<Q>>,
         asked: Asked,
@@ -172,7 +173,7 @@ where
         Self::new(settings, asked, state)
     }
 
-    /// A request that draws from what was set aside for all steps.
+    /// A request that draws from the reservation for all steps.
     pub(crate) fn drawn(
         settings: Arc<Settings<Q>>,
         asked: Asked,
@@ -218,7 +219,7 @@ where
         let context = &settings.guard.context;
         let volume = context.volume.as_ref();
         let look = volume.and_then(|volume| {
-            // The next request shall know of it, whatever this one is told.
+            // The next request has to see it, whatever this request is answered.
             volume.refresh();
             let is_unclear = refusal.fault() == Some(Fault::DISK_FULL) && volume.counts_inodes();
             is_unclear.then(|| Look::new(volume, context.rules.patience))
@@ -287,7 +288,7 @@ where
                     time,
                     response,
                 } => {
-                    // By its contract the source does not lose the charge when this waits no longer.
+                    // By its contract the source keeps the charge even if this future is dropped.
                     if commit.poll(cx).is_pending() {
                         ready!(time.poll(cx));
                     }
@@ -317,18 +318,18 @@ where
     }
 }
 
-/// Why an `Option` of a state is there: the state is left in the same poll in which it is taken.
+/// Why the values in a state are present: a state is left in the same poll in which they are taken.
 const ONCE: &str = "taken once, when the state is left";
 
 impl<Q: QuotaSource> Guarded<Q> {
-    /// Leaves the settling to the answer's body.
+    /// Leaves the settlement to the answer's body.
     fn hand_on(mut self) -> Arc<HttpReservation<Q>> {
         self.is_handed_on = true;
         Arc::clone(&self.reservation)
     }
 }
 
-/// Renders a refusal, and drains what is left unread behind it.
+/// Renders a refusal, and drains the unread rest.
 fn answer<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,

@@ -1,4 +1,4 @@
-//! What the inner service's answer comes to.
+//! Judges the inner service's answer.
 
 use http::{Response, StatusCode};
 
@@ -10,20 +10,20 @@ use crate::{
     settings::Settings,
 };
 
-/// The refusal behind a service's error.
+/// The refusal for a service's error.
 pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
     let fault = settings.http.classifier.classify_any(error)?;
     Some(fault.into())
 }
 
-/// The refusal behind an answer, if it is one that the guard has not made.
+/// The refusal for an answer, unless the guard has made it.
 pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
     let is_507 = response.status() == StatusCode::INSUFFICIENT_STORAGE;
     if response.extensions().is_empty() && !is_507 {
         return None;
     }
-    // Each of its parts has a status of its own (RFC 4918, section 13). One refusal for all of them would deny
-    // those that were carried out.
+    // Each part has a status of its own (RFC 4918, section 13). One refusal for all of them would deny the parts that
+    // succeeded.
     if response.status() == StatusCode::MULTI_STATUS {
         return None;
     }
@@ -42,11 +42,11 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
             return Some(fault.into());
         }
     }
-    // Nobody says why. A full disk is what it means most often.
+    // The answer has no reason. A full disk is the most frequent one.
     is_507.then(|| Fault::DISK_FULL.into())
 }
 
-/// Whether a request was carried out that is answered so. Of a call it says no more than that nothing has failed
+/// Whether a request with this answer was carried out. For a procedure call it only means that nothing has failed
 /// yet.
 #[inline]
 pub(super) fn success<R, Q>(
@@ -54,7 +54,7 @@ pub(super) fn success<R, Q>(
     asked: &Asked,
     response: Response<R>,
 ) -> (Response<R>, bool) {
-    // A guard inside has refused it, in a dialect that says so in its own way.
+    // An inner guard has refused it, in a protocol that has another form of refusal.
     let is_refused = response.extensions().get::<Refusal>().is_some();
     let protocol = asked.protocol();
     if is_refused || protocol.is_some_and(|protocol| protocol.has_failed(response.headers())) {

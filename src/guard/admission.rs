@@ -1,4 +1,4 @@
-//! The way of a demand: a claim on the volume, then a hold in the scopes.
+//! The admission of a demand: a claim on the volume, then a hold in the scopes.
 
 use std::{
     pin::Pin,
@@ -21,22 +21,22 @@ use crate::{
 /// What has to be claimed on the volume.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Claim {
-    /// What the demand says.
+    /// The amount of the demand.
     Demanded,
-    /// Nothing, and the body has no bound.
+    /// Nothing, because the body has no bound.
     Nothing,
-    /// Another reservation holds `bytes` for this one, and of these, `unclaimed` are to be claimed once more.
+    /// Another reservation holds `bytes` for this one, and of these, `unclaimed` have to be claimed again.
     Covered { bytes: u64, unclaimed: u64 },
 }
 
-/// A decision: now, or one that has to wait.
+/// A decision: ready, or pending.
 pub(crate) enum Admit<Q: QuotaSource, X: Attachment> {
     Now(Result<Arc<Shared<Q, X>>, Refused>),
     Wait(Pin<Box<Admission<Q>>>),
 }
 
 pin_project! {
-    /// A demand that has to wait for its decision. Dropped, it takes nothing.
+    /// A demand that waits for its decision. Dropped, it reserves nothing.
     #[project = AdmissionProj]
     pub(crate) enum Admission<Q: QuotaSource> {
         /// For room on the volume.
@@ -55,7 +55,7 @@ pin_project! {
     }
 }
 
-/// Sets aside what `terms` say, as far as that can be decided now.
+/// Reserves what `terms` say, as far as that can be decided at once.
 #[inline]
 pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
     context: &Arc<Context<Q>>,
@@ -81,7 +81,7 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
         objects: terms.demand.objects(),
         reach: terms.reach(&context),
     };
-    // There is room nearly always, and then nothing has to wait.
+    // There is nearly always room, and then nothing has to wait.
     match wanted.claim(volume) {
         Ok(claimed) => ask_quota(
             pending_for(context, terms, claim, claimed),
@@ -95,14 +95,14 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
     }
 }
 
-/// The bytes to claim, the least that is enough, and what must fit beside.
+/// The bytes to claim, the smallest sufficient amount, and the amount that must fit in addition.
 fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u64) {
     let (demand, rules) = (&terms.demand, &context.rules);
     match (claim, demand.bytes()) {
         (Claim::Nothing, _) => (u64::MAX, 0, 0),
         (Claim::Covered { unclaimed, .. }, _) => (unclaimed, unclaimed, 0),
         (Claim::Demanded, Some(bytes)) => (bytes, bytes, demand.expected()),
-        // It is not known how little it may be.
+        // The minimum is unknown.
         (Claim::Demanded, None) if demand.expected() == 0 => (rules.grants.first, 1, 0),
         (Claim::Demanded, None) => {
             let hinted = demand.expected().min(rules.hint_cap);
@@ -119,7 +119,7 @@ fn needs_claim(claim: Claim) -> bool {
     }
 }
 
-/// The bytes that are set aside where nothing, or only a part, is claimed.
+/// The bytes that are reserved if nothing, or only a part, is claimed.
 fn granted(claim: Claim, wanted: u64) -> u64 {
     match claim {
         Claim::Covered { bytes, .. } => bytes,
@@ -184,7 +184,7 @@ fn reservation<Q: QuotaSource, X: Attachment + Default>(
 }
 
 impl<Q: QuotaSource> Admission<Q> {
-    /// The refusal of a demand that does not wait. None where the quota source answers later.
+    /// The refusal of a demand that does not wait. None if the quota source answers later.
     pub(super) fn why_not_now(&self) -> Option<Refused> {
         match self {
             Self::Volume { room, .. } => Some(room.refused()),
@@ -196,7 +196,7 @@ impl<Q: QuotaSource> Admission<Q> {
     ///
     /// # Panics
     ///
-    /// When polled after it was ready.
+    /// If it is polled after it was ready.
     pub(crate) fn poll<X: Attachment + Default>(
         self: &mut Pin<Box<Self>>,
         cx: &mut TaskContext<'_>,
@@ -242,5 +242,5 @@ impl<Q: QuotaSource> Admission<Q> {
     }
 }
 
-/// Why what a decision needs is there.
+/// Why the values that a decision needs are present.
 const NOT_READY: &str = "a future is not polled after it was ready";

@@ -17,9 +17,10 @@ use crate::{
 
 /// Makes [reservations](Reservation): on a volume, in the scopes of a quota source, or both. Cheap to clone.
 ///
-/// It knows nothing of HTTP. A job, a cache fill or a handler of any framework reserves before it writes, and a
-/// [`StorageGuardLayer`](crate::StorageGuardLayer) made of the same guard does so for each request. Clones share the volume's
-/// ledger, the quota source and the queues, so that all of them together never pass what there is.
+/// It does not depend on HTTP. A job, a cache fill or a handler of any framework reserves before it writes, and a
+/// [`StorageGuardLayer`](crate::StorageGuardLayer) made from the same guard does so for each request. Clones share
+/// the volume's ledger, the quota source and the queues, so that all of them together never exceed the available
+/// room.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -33,7 +34,7 @@ use crate::{
 /// let guard = Guard::new(Volume::open(std::env::temp_dir())?).quota(quota.clone());
 ///
 /// let reservation = guard.reserve("user:42", Demand::known(800)).await?;
-/// // There is no room for another of this size, though nothing is written yet.
+/// There is no room for another of this size, although nothing is written yet.
 /// assert!(guard.reserve("user:42", Demand::known(800)).await.is_err());
 ///
 /// reservation.written(500);
@@ -56,7 +57,7 @@ impl Guard {
 }
 
 impl<Q: QuotaSource> Guard<Q> {
-    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
+    /// Guards quotas only, for content that is not stored on a volume of this machine.
     pub fn quota_only(quota: Q) -> Self {
         Self::with(None, quota)
     }
@@ -73,7 +74,7 @@ impl<Q> Guard<Q> {
         }
     }
 
-    /// Sets the source of limits and usage per scope, in the place of the one before.
+    /// Sets the source of limits and usage per scope, replacing the previous one.
     ///
     /// Defaults to none.
     pub fn quota<R: QuotaSource>(self, quota: R) -> Guard<R> {
@@ -92,18 +93,18 @@ impl<Q> Guard<Q> {
     }
 }
 
-/// Settings. Set them before the guard is cloned: a clone that is set anew shares what is guarded, and no longer the
-/// settings.
+/// Settings. Set them before the guard is cloned: if a clone's settings are changed, it still shares what is guarded,
+/// but no longer the settings.
 impl<Q: Clone> Guard<Q> {
-    /// Sets how long a demand may wait for room that others in flight are about to give back, before it
-    /// is refused. Where nothing can be given back, it does not wait.
+    /// Sets how long a demand may wait for room that requests in flight are about to give back, before it is refused.
+    /// If nothing can be given back, it does not wait.
     ///
     /// Defaults to half a second.
     pub fn patience(self, patience: Duration) -> Self {
         self.set(|rules| rules.patience = patience)
     }
 
-    /// Sets how long a quota source may take, for each of its answers.
+    /// Sets the timeout for each answer of the quota source.
     ///
     /// Defaults to two seconds.
     pub fn quota_timeout(self, timeout: Duration) -> Self {
@@ -117,18 +118,19 @@ impl<Q: Clone> Guard<Q> {
         self.set(|rules| rules.quota_outage = outage)
     }
 
-    /// Sets what a demand of unknown length is given in the beginning, and the most that it is given at a time
-    /// later, in bytes. In between, it is given a quarter of what it has.
+    /// Sets the initial grant of a demand of unknown length, and the maximum of later grants, in bytes. Later grants
+    /// are a quarter of what the demand has.
     ///
-    /// Defaults to 64 KiB and 16 MiB. Neither is less than one byte, nor the most less than the first.
+    /// Defaults to 64 KiB and 16 MiB. The minimum is one byte for both, and the maximum is never below the initial
+    /// grant.
     pub fn grants(self, first: u64, most: u64) -> Self {
         let first = first.max(1);
         let most = most.max(first);
         self.set(|rules| rules.grants = Grants { first, most })
     }
 
-    /// Sets the most bytes that are set aside on the word of a hint alone, where the length is unknown. A larger hint must
-    /// fit, but the rest is set aside as it comes.
+    /// Sets the maximum number of bytes that are reserved for a size hint, if the length is unknown. A larger hint
+    /// must fit, but the rest is reserved as it arrives.
     ///
     /// Defaults to 1 GiB.
     pub fn hint_cap(self, bytes: u64) -> Self {
@@ -142,14 +144,15 @@ impl<Q: Clone> Guard<Q> {
 }
 
 impl<Q: QuotaSource> Guard<Q> {
-    /// Sets aside what is demanded, on the volume and in every one of the scopes, or nothing at all.
+    /// Reserves the demand on the volume and in every one of the scopes, or reserves nothing.
     ///
-    /// A demand that finds no room waits for what others in flight give back, as long as the guard's
-    /// [patience](Self::patience). Cancel-safe: dropped before it is ready, it takes nothing.
+    /// A demand that finds no room waits for what requests in flight give back, as long as the guard's
+    /// [patience](Self::patience). Cancel-safe: dropped before it is ready, it reserves nothing.
     ///
     /// # Errors
     ///
-    /// When there is no room, or when the volume's probe or the quota source is away and the outage policy is to refuse.
+    /// If there is no room, or if the volume's probe or the quota source is unavailable and the outage policy is to
+    /// refuse.
     pub async fn reserve(
         &self,
         scopes: impl Into<Scopes>,
@@ -163,11 +166,12 @@ impl<Q: QuotaSource> Guard<Q> {
         Ok(Reservation::new(reserved))
     }
 
-    /// As [`Self::reserve`], and never waits. So it may be refused for room that would be there a moment later.
+    /// Like [`Self::reserve`], without waiting. So it may be refused for want of room that would be available a
+    /// moment later.
     ///
     /// # Errors
     ///
-    /// [`TryReserveError::WouldBlock`] when the quota source answers later.
+    /// [`TryReserveError::WouldBlock`] if the quota source answers later.
     pub fn try_reserve(
         &self,
         scopes: impl Into<Scopes>,
@@ -185,11 +189,11 @@ impl<Q: QuotaSource> Guard<Q> {
     }
 }
 
-/// Why [`Guard::try_reserve`] set nothing aside.
+/// Why [`Guard::try_reserve`] reserved nothing.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TryReserveError {
-    /// There is no room, or it could not be found out whether there is.
+    /// There is no room, or the guard could not determine whether there is.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The quota source has not answered yet. Use [`Guard::reserve`].
@@ -197,7 +201,7 @@ pub enum TryReserveError {
     WouldBlock,
 }
 
-/// A guard of this volume, and of nothing else.
+/// Makes a guard of this volume, without quotas.
 impl From<Volume> for Guard {
     fn from(volume: Volume) -> Self {
         Self::new(volume)

@@ -1,4 +1,4 @@
-//! What a source answers, now or later.
+//! The answer of a source, now or later.
 
 use std::{
     fmt,
@@ -8,22 +8,22 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-/// What a quota source answers: at once, or in a while.
+/// The answer of a quota source: ready at once, or a future.
 ///
-/// A source that decides in memory answers at once, so that the request need not wait. It can be awaited either way.
+/// A source that decides in memory answers at once, so that the request is not suspended. Both kinds can be awaited.
 pub enum Answer<F: Future> {
-    /// Here it is.
+    /// The answer is ready.
     Now(F::Output),
-    /// It is to come.
+    /// The answer is a future.
     Later(F),
 }
 
 impl<F: Future> Answer<F> {
-    /// What is there at once.
+    /// Returns the answer if it is ready.
     ///
     /// # Errors
     ///
-    /// Where it is to come: its future.
+    /// The future, if the answer is not ready.
     pub fn now(self) -> Result<F::Output, F> {
         match self {
             Self::Now(output) => Ok(output),

@@ -1,4 +1,4 @@
-//! A source whose type is forgotten.
+//! A type-erased source.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -7,10 +7,10 @@ use crate::{amount::Amount, scope::Scopes};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Any quota source, behind one type. Cheap to clone.
+/// Any quota source, type-erased. Cheap to clone.
 ///
-/// Use it where a source is chosen at run time, by a command line or a configuration. It allocates a box for each hold,
-/// which a source of a known type does not.
+/// Use it where a source is chosen at run time, by a command line or a configuration. It allocates a box for each
+/// hold, which a source of a concrete type does not.
 ///
 /// ```
 /// use tower_storage_guard::quota::{AnyQuota, Limits, MemoryQuota, NoQuota};
@@ -50,7 +50,7 @@ impl QuotaSource for AnyQuota {
     }
 }
 
-/// What an [`AnyQuota`] has set aside.
+/// What an [`AnyQuota`] has reserved.
 pub struct AnyHold(Box<dyn AnyHeld>);
 
 impl fmt::Debug for AnyHold {

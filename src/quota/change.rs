@@ -1,9 +1,8 @@
-//! By how much usage changes.
+//! A change of usage.
 
 use crate::amount::Amount;
 
-/// By how much a scope's usage changes. Signed, because an overwrite by something smaller gives
-/// back.
+/// By how much a scope's usage changes. Signed, because replacing content with something smaller gives back.
 ///
 /// ```
 /// use tower_storage_guard::{Amount, quota::Change};
@@ -45,13 +44,13 @@ impl Change {
         }
     }
 
-    /// What it adds; what it takes away counts as zero.
+    /// The part that adds; a negative part counts as zero.
     pub(crate) fn gain(self) -> Amount {
         Amount::new(gain(self.bytes), gain(self.objects))
     }
 }
 
-/// Storing this where nothing was.
+/// The change when this is stored and nothing is replaced.
 impl From<Amount> for Change {
     fn from(stored: Amount) -> Self {
         Self::between(stored, Amount::ZERO)

@@ -1,4 +1,4 @@
-//! Why nothing could be set aside.
+//! Why nothing could be reserved.
 
 use tower::BoxError;
 
@@ -8,22 +8,21 @@ use crate::{
     scope::Scope,
 };
 
-/// Why a [`QuotaSource`](super::QuotaSource) set nothing aside.
+/// Why a [`QuotaSource`](super::QuotaSource) reserved nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// A limit would have been passed: the client's 507.
+    /// A limit would be exceeded: the client gets a 507.
     #[error(transparent)]
     Exceeded(#[from] Exceeded),
-    /// The source could not tell. Never a 507: it says nothing about the quota.
+    /// The source could not decide. Never a 507, because it says nothing about the quota.
     #[error("the quota source is unavailable")]
     Unavailable(#[source] BoxError),
 }
 
-/// The limit that would have been passed.
+/// The limit that would be exceeded.
 ///
-/// Its text names neither the scope nor a figure: errors end up in places where others can read
-/// them.
+/// `Display` names neither the scope nor a figure, because error texts end up in logs and answers.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -42,15 +41,15 @@ pub enum QuotaError {
 pub struct Exceeded {
     /// Whose limit it is.
     pub scope: Scope,
-    /// [`Cause::QuotaExceeded`], unless the source knows better.
+    /// [`Cause::QuotaExceeded`], unless the source sets another.
     pub cause: Cause,
     /// What ran out. The three figures below count it: bytes or objects.
     pub resource: Resource,
     /// How much the scope may use.
     pub limit: u64,
-    /// How much was used or held at that moment.
+    /// How much was used or held at the time of the decision.
     pub used: u64,
-    /// How much was asked for on top.
+    /// How much the request asked for.
     pub required: u64,
 }
 
@@ -77,7 +76,7 @@ impl From<&Exceeded> for Refused {
             used: exceeded.used,
             required: exceeded.required,
         };
-        // Guess by guess, this is the limit.
+        // Repeated requests would reveal the limit.
         refused
             .with_temporary(exceeded.required <= exceeded.limit)
             .with_figures(figures, exceeded.scope.clone())
@@ -97,7 +96,7 @@ impl Exceeded {
         }
     }
 
-    /// Says what kind of limit it is. Defaults to [`Cause::QuotaExceeded`].
+    /// Sets the kind of limit. Defaults to [`Cause::QuotaExceeded`].
     #[must_use]
     pub fn with_cause(mut self, cause: Cause) -> Self {
         self.cause = cause;

@@ -18,12 +18,12 @@ use crate::{
 };
 use tower::BoxError;
 
-/// How often a decision is tried again because requests ended while it was being made.
+/// How often a decision is retried because requests ended while it was being made.
 const RETRIES: u32 = 8;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What your database says about one scope: the answer to [`quota_fn`] and [`quota_future`].
+/// The state of one scope in your database: the result of the lookup of [`quota_fn`] and [`quota_future`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Quota {
     /// How much the scope may use.
@@ -32,25 +32,24 @@ pub struct Quota {
     pub used: Amount,
 }
 
-/// Asks `lookup` for the limits and the usage of each scope, and keeps what is in flight on top.
+/// Makes a source that calls `lookup` for the limits and the usage of each scope, and adds what is in flight.
 ///
-/// `lookup` must answer at once, say from a map. When it has to wait, use [`quota_future`].
+/// `lookup` must not block; it may read a map, for example. If it has to wait, use [`quota_future`].
 ///
 /// An error means that the quota is unknown: it becomes [`QuotaError::Unavailable`].
 ///
-/// # What `used` must say
+/// # What `used` must include
 ///
-/// Everything that a request stored **by the time its handler answers**. Write the row first,
-/// answer then. Between the two its bytes count twice, in the row and in the hold: for that moment
-/// a request close to the limit may be refused, though never let in wrongly. Nothing is held any
-/// more when the process starts again, so nothing has to be cleaned up.
+/// Everything that a request has stored **by the time its handler answers**. So the handler has to write the row
+/// before it answers. Between the two its bytes count twice, in the row and in the hold: meanwhile a request close to
+/// the limit may be refused, but none is wrongly admitted. Holds are in memory only, so nothing has to be cleaned up
+/// after a restart.
 ///
-/// Processes do not know of each other's holds. Where several serve one storage, use a source that
-/// they share.
+/// Processes do not share their holds. If several serve one storage, use a source that they share.
 ///
 /// # Panics
 ///
-/// A panic of `lookup` is passed on to whoever polls the request. It holds nothing more than
+/// A panic of `lookup` propagates to the task that polls the request. The request then holds nothing more than
 /// before.
 ///
 /// # Example
@@ -87,10 +86,10 @@ where
     FunctionQuota::new(move |scope| Box::pin(ready(lookup(&scope).map_err(Into::into))))
 }
 
-/// Asks `lookup`, and waits for its answer: [`quota_fn`] for databases that take their time.
+/// Makes a source that awaits `lookup`: [`quota_fn`] for databases that answer asynchronously.
 ///
-/// The same must be true of the answers. Several scopes are looked up one after the other. When
-/// requests of the same scope end meanwhile and that makes the difference, it is looked up again.
+/// The requirements for [`quota_fn`] apply. Several scopes are looked up one after the other. If requests of the same
+/// scope end meanwhile and that affects the decision, the scope is looked up again.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -125,8 +124,7 @@ where
     })
 }
 
-/// The source that [`quota_fn`] and [`quota_future`] make. A handle: clones share what is in
-/// flight.
+/// The source that [`quota_fn`] and [`quota_future`] make. A handle: clones share what is in flight.
 #[derive(Clone)]
 pub struct FunctionQuota {
     shared: Arc<Shared>,
@@ -159,7 +157,7 @@ impl QuotaSource for FunctionQuota {
         Answer::Later(self.ask(scopes, demand, expected))
     }
 
-    /// The next lookup finds less in use.
+    /// The next lookup sees the lower usage.
     fn give_back(&self, _: &Scopes, _: Amount) {}
 }
 
@@ -181,9 +179,9 @@ impl FunctionQuota {
     }
 }
 
-/// What a [`FunctionQuota`] has set aside for one request.
+/// What a [`FunctionQuota`] has reserved for one request.
 pub struct FunctionHold {
-    // Shared with futures that make it grow, which may outlive it.
+    // Shared with growth futures, which may outlive it.
     claim: Arc<Claim>,
 }
 
@@ -217,20 +215,19 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Flight>> {
-        // Poison is sound here: no code of the user runs under this lock, and nothing of ours that
-        // can panic.
+        // Ignoring poison is sound: no user code runs under this lock, and none of this crate's code under it can
+        // panic.
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What this process knows about a scope that the database does not know yet.
+/// The part of a scope's usage that this process knows and the database does not know yet.
 #[derive(Default)]
 struct Flight {
     held: Amount,
-    /// Everything that commits have added so far. Only differences of it mean anything, so it may
-    /// wrap around.
+    /// The sum of all commits so far. Only differences are meaningful, so it may wrap around.
     settled: Amount,
-    /// Claims that there are. The flight is forgotten with the last one.
+    /// The number of claims. The flight is removed with the last one.
     claims: usize,
 }
 
@@ -241,7 +238,7 @@ impl Flight {
         self.settled.objects = self.settled.objects.wrapping_add(gain.objects);
     }
 
-    /// What commits have added since `settled` said `before`.
+    /// The sum of commits since `settled` returned `before`.
     fn settled_since(&self, before: Amount) -> Amount {
         Amount::new(
             self.settled.bytes.wrapping_sub(before.bytes),
@@ -250,8 +247,8 @@ impl Flight {
     }
 }
 
-/// One request's part in the flights of its scopes. Made before the first lookup, with nothing
-/// held, so that whatever ends it on the way takes everything back.
+/// One request's part in the flights of its scopes. Made before the first lookup, with nothing held, so that dropping
+/// it at any point releases everything.
 struct Claim {
     shared: Arc<Shared>,
     scopes: Scopes,
@@ -261,9 +258,9 @@ struct Claim {
 
 /// Why a demand does not fit.
 enum Refused {
-    /// It does not, whatever the answers have seen.
+    /// It does not fit, even if the lookups saw all commits.
     Surely(Exceeded),
-    /// It would fit if the answers had seen all commits, which nobody can tell.
+    /// It fits only if the lookups saw all commits, which is unknown.
     Perhaps(Exceeded),
 }
 
@@ -281,9 +278,9 @@ impl Claim {
         }
     }
 
-    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    /// Reserves `need` in every scope, or in none. `expected` must fit too.
     async fn take(&self, need: Amount, expected: Amount) -> Result<(), QuotaError> {
-        // Zero always fits: no reason to ask.
+        // Zero always fits, so there is no reason to look anything up.
         if need.max(expected).is_zero() {
             return Ok(());
         }
@@ -316,10 +313,10 @@ impl Claim {
             .collect()
     }
 
-    /// Decides and takes in one step.
+    /// Decides and reserves in one step.
     ///
-    /// `quotas` were looked up after `settled` said `before`. What was committed since may be in
-    /// them or not: it is counted, because too much is safe.
+    /// `quotas` were looked up after `settled` returned `before`. Commits since then may or may not be included in
+    /// them, so they are added, because counting them twice is safe.
     fn admit(
         &self,
         need: Amount,
@@ -346,7 +343,7 @@ impl Claim {
         Ok(())
     }
 
-    /// Moves everything that is held to what was stored, as far as it was.
+    /// Releases everything that is held, and counts `change` as committed.
     fn settle(&self, change: Change) {
         let mut flights = self.shared.lock();
         let held = mem::take(&mut *self.lock());
@@ -425,10 +422,10 @@ mod tests {
         let () = hold.commit(Amount::bytes(bytes).into()).into_inner();
     }
 
-    /// A scope, and where the answer goes.
+    /// A scope, and the channel for the answer.
     type Asked = (Scope, oneshot::Sender<Quota>);
 
-    /// A database whose every answer the test gives by hand.
+    /// A database whose answers the test sends one by one.
     #[derive(Clone, Default)]
     struct ByHand(Arc<Mutex<Vec<Asked>>>);
 
@@ -442,10 +439,10 @@ mod tests {
             })
         }
 
-        /// Answers the oldest question, and says whom it was about.
+        /// Answers the oldest lookup, and returns its scope.
         fn answer(&self, used: u64) -> Scope {
             let (scope, answer) = self.0.lock().unwrap().remove(0);
-            // Whoever asked may be gone.
+            // The request may have been dropped.
             let _ = answer.send(quota(used));
             scope
         }
@@ -454,7 +451,7 @@ mod tests {
             !self.0.lock().unwrap().is_empty()
         }
 
-        /// A hold that is there already.
+        /// An existing hold.
         fn hold(&self, source: &FunctionQuota, bytes: u64, used: u64) -> FunctionHold {
             let mut future = source.ask(&"s".into(), Amount::bytes(bytes), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
@@ -474,7 +471,7 @@ mod tests {
         commit(first, 60);
         // Read before the commit.
         database.answer(0);
-        // That was not sure enough to refuse: it asks again.
+        // That is not enough evidence to refuse, so it looks up again.
         assert!(poll(&mut second).is_pending());
         database.answer(60);
         let Err(QuotaError::Exceeded(exceeded)) = ready(second) else {
@@ -488,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_the_answer_saw_refuses_nobody() {
+    fn a_commit_that_the_answer_saw_causes_no_refusal() {
         let database = ByHand::default();
         let source = database.source();
         let first = database.hold(&source, 60, 0);
@@ -496,7 +493,7 @@ mod tests {
         let mut second = source.ask(&"s".into(), Amount::bytes(40), Amount::ZERO);
         assert!(poll(&mut second).is_pending());
         commit(first, 60);
-        // Read after the commit, and 60 + 60 + 40 do not fit: but the second 60 may be the first.
+        // Read after the commit. 60 + 60 + 40 does not fit, but the second 60 may be the first.
         database.answer(60);
         assert!(poll(&mut second).is_pending());
         database.answer(60);
@@ -504,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_for_certain_is_not_asked_again() {
+    fn a_certain_fit_is_not_looked_up_again() {
         let database = ByHand::default();
         let source = database.source();
         let first = database.hold(&source, 60, 0);
@@ -532,7 +529,7 @@ mod tests {
         database.answer(0);
         assert!(matches!(ready(second), Err(QuotaError::Exceeded(_))));
 
-        /// A hold of a request that asks behind the other, and is answered first.
+        /// A hold of a request that looks up after another, and is answered first.
         fn database_hold(database: &ByHand, source: &FunctionQuota) -> FunctionHold {
             let mut future = source.ask(&"s".into(), Amount::bytes(1), Amount::ZERO);
             assert!(poll(&mut future).is_pending());
@@ -559,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_goes_away_leaves_nothing() {
+    fn a_dropped_request_leaves_nothing() {
         let database = ByHand::default();
         let source = database.source();
 
@@ -612,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_not_even_asked_about() {
+    fn zero_needs_no_lookup() {
         let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("asked") });
         assert!(ready(source.ask(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
     }
@@ -661,7 +658,7 @@ mod tests {
             let source = quota_future(move |_| {
                 let database = Arc::clone(&database);
                 async move {
-                    // The answer is on its way for a while, before and after the reading.
+                    // The answer takes some time, before and after the reading.
                     tokio::task::yield_now().await;
                     let used = database.load(SeqCst);
                     tokio::task::yield_now().await;
@@ -687,8 +684,8 @@ mod tests {
             for request in requests.collect::<Vec<_>>() {
                 request.await.unwrap();
             }
-            // Whoever came in the moment between writing and committing may have been refused: now
-            // all can have it.
+            // A request that arrived between a write and its commit may have been refused. Now all of the quota can
+            // be reserved.
             while let Ok(hold) = source
                 .reserve(&"s".into(), Amount::bytes(EACH), Amount::ZERO)
                 .await
@@ -701,20 +698,20 @@ mod tests {
         }
     }
 
-    /// One step of a world in which everything takes its time. Numbers pick one of what there is.
+    /// One step of a model in which every operation takes time. Numbers select one of the existing items.
     #[derive(Clone, Debug)]
     enum Step {
-        /// A request comes, for one scope or for both.
+        /// A request arrives, for one scope or for both.
         Ask(Vec<usize>, u64),
-        /// A hold wants more.
+        /// A hold grows.
         Grow(usize, u64),
-        /// The database reads what one question is about.
+        /// The database reads the scope of one lookup.
         Read(usize),
-        /// An answer arrives.
+        /// The answer of a lookup arrives.
         Arrive(usize),
-        /// The handler stores a part of what it may, and answers.
+        /// The handler stores a part of what is reserved, and answers.
         Store(usize, u64),
-        /// A request that is still asking goes away.
+        /// A request is dropped while its lookup is in flight.
         Cancel(usize),
         /// A request that holds something stores nothing.
         Drop(usize),
@@ -741,7 +738,7 @@ mod tests {
 
     type Reserving = BoxFuture<Result<FunctionHold, QuotaError>>;
     type Growing = BoxFuture<Result<(), QuotaError>>;
-    /// A hold, its scopes, and how many bytes it should have in each.
+    /// A hold, its scopes, and the number of bytes that it should have in each.
     type Held = (FunctionHold, Vec<usize>, u64);
 
     struct World {
@@ -843,7 +840,7 @@ mod tests {
             }
         }
 
-        /// Lets everybody who can go on do so, and checks what comes of it.
+        /// Polls every task until none can proceed, and checks the results.
         fn run(&mut self) {
             for (scopes, bytes, mut future) in mem::take(&mut self.asking) {
                 match poll(&mut future) {
@@ -868,8 +865,7 @@ mod tests {
             }
         }
 
-        /// A refusal is never more careful than the truth, as long as asking again has not come to
-        /// its end.
+        /// A refusal is justified by the actual usage, unless the retries are exhausted.
         fn check_refusal(&self, error: QuotaError) {
             let QuotaError::Exceeded(exceeded) = error else {
                 panic!("the database is there")

@@ -1,4 +1,4 @@
-//! How much a scope may use, and how much it does.
+//! The limits and the usage of a scope.
 
 use super::Exceeded;
 use crate::{
@@ -53,16 +53,15 @@ impl Limits {
     }
 }
 
-/// Limits as two plain numbers, the largest of which stands for "unlimited": no sum of ours can
-/// pass it.
+/// Limits as two plain numbers, the largest of which means "unlimited": no sum of this crate's can exceed it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Ceiling(pub(crate) Amount);
 
 impl Ceiling {
     /// Whether `need` fits on top of what is `counted` already.
     ///
-    /// Without a limit too, all that is counted must stay countable. Figures of holds therefore
-    /// never saturate, and come out even when they are released.
+    /// Even without a limit the sum must not overflow. So the figures of holds never saturate, and match when the
+    /// holds are released.
     pub(crate) fn admit(
         self,
         scope: &Scope,
@@ -113,15 +112,15 @@ impl From<Ceiling> for Limits {
     }
 }
 
-/// Where a scope stands.
+/// The limits and the usage of a scope.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// How much it may use: its own limits, or the default ones.
+    /// Its own limits, or the default ones.
     pub limits: Limits,
-    /// What it has stored.
+    /// What the scope has stored.
     pub used: Amount,
-    /// What is set aside for requests under way.
+    /// What is reserved for requests in flight.
     pub held: Amount,
 }
 

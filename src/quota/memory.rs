@@ -1,4 +1,4 @@
-//! Quotas kept in this process.
+//! Quotas in the memory of this process.
 
 use std::{
     collections::HashMap,
@@ -18,15 +18,14 @@ use crate::{
     scope::{PassThrough, Scope, Scopes},
 };
 
-/// Keeps limits and usage in this process, for up to millions of scopes.
+/// A quota source in memory, for up to millions of scopes.
 ///
-/// A handle: clones share everything. Usage starts at zero with the process, so
-/// [`set_used`](Self::set_used) it from what is stored already. An account costs less than 100
-/// bytes beside its key, and the account of a scope which uses nothing and has no limits of its own
-/// costs nothing.
+/// A handle: clones share everything. Usage starts at zero with the process, so [initialise](Self::set_used) it from
+/// what is already stored. An account costs less than 100 bytes in addition to its key; the account of a scope that
+/// uses nothing and has no limits of its own costs nothing.
 ///
-/// Use it when one process serves the storage. When usage is in a database anyway,
-/// [`quota_fn`](super::quota_fn) and [`quota_future`](super::quota_future) read it there.
+/// Use it when one process serves the storage. If usage is in a database anyway, use [`quota_fn`](super::quota_fn) or
+/// [`quota_future`](super::quota_future) to read it there.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -60,44 +59,43 @@ impl MemoryQuota {
         }
     }
 
-    /// Changes the limits of every scope that has none of its own. What is held already stays held.
+    /// Changes the limits of every scope that has none of its own. Existing holds are kept.
     pub fn set_default(&self, limits: Limits) {
         self.store.set_default(limits.into());
     }
 
-    /// Gives a scope limits of its own. What is held already stays held.
+    /// Sets a scope's own limits. Existing holds are kept.
     pub fn set_limits(&self, scope: impl Into<Scope>, limits: Limits) {
         self.store.update(&scope.into(), |account| {
             account.ceiling = Some(Box::new(limits.into()))
         });
     }
 
-    /// Takes a scope's own limits away: the default ones are in force again.
+    /// Removes a scope's own limits: the default limits apply again.
     pub fn clear_limits(&self, scope: impl Into<Scope>) {
         self.store
             .update(&scope.into(), |account| account.ceiling = None);
     }
 
-    /// Says how much a scope has stored, whatever was counted so far.
+    /// Sets how much a scope has stored, whatever was counted so far.
     ///
-    /// Requests under way are charged on top when they commit. To be exact, say it before the first
-    /// one.
+    /// Requests in flight are added when they commit. For exact figures, call this before the first request.
     pub fn set_used(&self, scope: impl Into<Scope>, used: Amount) {
         self.store
             .update(&scope.into(), |account| account.used = used.into());
     }
 
-    /// Charges, or gives back, what changed without a reservation. A DELETE, for one.
+    /// Charges, or gives back, a change that had no reservation, such as a DELETE.
     ///
-    /// Never refused: it has happened. It may come before the commit of what it deletes. Usage then
-    /// shows zero for a while, and comes out right once both are in.
+    /// Never refused, because the change has already happened. It may be counted before the commit of what it
+    /// deletes. Usage is then zero until both are counted, and exact after that.
     pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
         self.store.update(&scope.into(), |account| {
             account.used = account.used.then(change)
         });
     }
 
-    /// Where a scope stands now.
+    /// Returns the limits and the usage of a scope.
     pub fn usage(&self, scope: impl Into<Scope>) -> Usage {
         let (scope, default) = (scope.into(), self.store.default());
         let shard = self.store.lock(shard_of(&scope));
@@ -109,8 +107,7 @@ impl MemoryQuota {
         }
     }
 
-    /// Forgets a scope's usage and its own limits. What is held for requests under way stays held
-    /// until they end.
+    /// Removes a scope's usage and its own limits. What is held for requests in flight stays held until they end.
     pub fn remove(&self, scope: impl Into<Scope>) {
         self.store.update(&scope.into(), |account| {
             account.used = Change::ZERO;
@@ -128,7 +125,7 @@ impl fmt::Debug for MemoryQuota {
 }
 
 impl QuotaSource for MemoryQuota {
-    /// Never comes: what is in memory is decided at once.
+    /// Never used, because memory decides at once.
     type Future = Pending<Result<MemoryHold, QuotaError>>;
     type Hold = MemoryHold;
 
@@ -148,7 +145,7 @@ impl QuotaSource for MemoryQuota {
     }
 }
 
-/// What a [`MemoryQuota`] has set aside for one request.
+/// What a [`MemoryQuota`] has reserved for one request.
 pub struct MemoryHold {
     store: Arc<Store>,
     scopes: Scopes,
@@ -175,7 +172,7 @@ impl QuotaHold for MemoryHold {
 
 impl MemoryHold {
     fn end(&mut self, change: Change) {
-        // Taken, so that the drop which follows a commit finds nothing to release.
+        // Taken, so that the drop that follows a commit finds nothing to release.
         let held = mem::take(&mut self.amount);
         if held.is_zero() && change == Change::ZERO {
             return;
@@ -204,14 +201,14 @@ impl fmt::Debug for MemoryHold {
     }
 }
 
-/// How many locks the accounts are spread over.
+/// The number of locks that the accounts are distributed over.
 const SHARDS: u64 = 128;
 
 type Shard = HashMap<Scope, Account, BuildHasherDefault<PassThrough>>;
 
 struct Store {
-    // Two numbers instead of a lock that every request would touch. Each resource is decided by its
-    // own number, so nobody can tell that they are not changed at the same instant.
+    // Two atomics instead of a lock that every request would contend for. Each resource is decided by its own atomic,
+    // so it is not observable that the two change at different instants.
     default_bytes: AtomicU64,
     default_objects: AtomicU64,
     shards: Box<[Mutex<Shard>]>,
@@ -238,9 +235,9 @@ impl Store {
         self.default_objects.store(default.0.objects, Relaxed);
     }
 
-    /// Sets `need` aside in every scope, or in none. `expected` must fit too.
+    /// Reserves `need` in every scope, or in none. `expected` must fit too.
     fn take(&self, scopes: &Scopes, need: Amount, expected: Amount) -> Result<(), QuotaError> {
-        // Zero always fits, and leaves no trace.
+        // Zero always fits, and leaves no account.
         let required = need.max(expected);
         if required.is_zero() {
             return Ok(());
@@ -273,7 +270,7 @@ impl Store {
             [scope] => Locked::One(self.lock(shard_of(scope))),
             scopes => {
                 let mut places: Vec<usize> = scopes.iter().map(shard_of).collect();
-                // One order for everybody: two requests can never wait for each other.
+                // One order for all requests, so that two can never deadlock.
                 places.sort_unstable();
                 places.dedup();
                 Locked::Several(
@@ -287,22 +284,21 @@ impl Store {
     }
 
     fn lock(&self, place: usize) -> MutexGuard<'_, Shard> {
-        // Poisoned shards are sound: nothing that can panic runs between two changes that belong
-        // together.
+        // Ignoring poison is sound: nothing that can panic runs between two changes that belong together.
         self.shards[place]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The shards of one request, locked.
+/// The locked shards of one request.
 enum Locked<'a> {
     One(MutexGuard<'a, Shard>),
     Several(Vec<(usize, MutexGuard<'a, Shard>)>),
 }
 
 impl Locked<'_> {
-    /// The shard of a scope that this was locked for.
+    /// The shard of a scope, which has to be among the locked ones.
     fn of(&mut self, scope: &Scope) -> &mut Shard {
         match self {
             Self::One(shard) => shard,
@@ -314,21 +310,21 @@ impl Locked<'_> {
     }
 }
 
-/// Which shard a scope is in. The last ones get twice as many scopes as the first ones.
+/// Selects a scope's shard. The last ones get twice as many scopes as the first ones.
 ///
-/// A map doubles when it is full. Were the shards equal, all of them would double at once: a wave
-/// of pauses, and more than half of the memory empty. Like this a few of them double at any time,
-/// and the share that is empty stays the same.
+/// A map doubles its capacity when it is full. If the shards had equal sizes, all of them would double at once, which
+/// causes a burst of pauses and leaves more than half of the memory empty. With unequal sizes a few of them double at
+/// any time, and the empty share is constant.
 fn shard_of(scope: &Scope) -> usize {
-    // The map looks at the lowest and the highest bits, so these are fresh.
+    // The map uses the lowest and the highest bits, so these are independent of it.
     let x = (scope.hash_code() >> 32) & 0xFFFF;
     // x(4 - x)/3 over [0, 1): its slope falls from 4/3 to 2/3. In units of 2^-16.
     let place = x * ((4 << 16) - x) * SHARDS / (3 << 32);
     place as usize
 }
 
-/// Changes one account. Those that say nothing are not kept: scopes that come and go must not add
-/// up.
+/// Changes one account. Accounts in the default state are removed, so that they do not accumulate as scopes come and
+/// go.
 fn update(shard: &mut Shard, scope: &Scope, change: impl FnOnce(&mut Account)) {
     if let Some(account) = shard.get_mut(scope) {
         change(account);
@@ -349,12 +345,12 @@ struct Account {
     /// Signed: a delete may be counted before the commit of what it deletes.
     used: Change,
     held: Amount,
-    /// Limits of its own. Few have them.
+    /// The scope's own limits, which few have.
     ceiling: Option<Box<Ceiling>>,
 }
 
 impl Account {
-    /// The account of a scope that nothing is known about.
+    /// The account of an unknown scope.
     const EMPTY: Self = Self {
         used: Change::ZERO,
         held: Amount::ZERO,
@@ -413,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_who_and_how_much() {
+    fn a_refusal_has_the_scope_and_the_figures() {
         let quota = MemoryQuota::new(Limits::bytes(100).objects(1));
         quota.set_used("user:42", Amount::bytes(50));
         let _hold = reserve(&quota, "user:42", Amount::new(20, 1)).unwrap();
@@ -431,7 +427,7 @@ mod tests {
             Resource::Objects
         );
         assert!(reserve(&quota, "user:42", Amount::bytes(30)).is_ok());
-        // Nothing was taken from the scope that had room.
+        // Nothing was reserved in the scope that had room.
         assert_eq!(quota.usage("tenant:acme").held, Amount::ZERO);
     }
 
@@ -449,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_must_fit_and_is_not_held() {
+    fn an_expected_amount_must_fit_and_is_not_held() {
         let quota = MemoryQuota::new(Limits::bytes(100));
         let reserve = |demand, expected| {
             let (demand, expected) = (Amount::bytes(demand), Amount::bytes(expected));
@@ -465,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_never_refused() {
+    fn a_request_without_scopes_is_never_refused() {
         let quota = MemoryQuota::new(Limits::bytes(0));
         assert!(reserve(&quota, Scopes::NONE, Amount::bytes(1)).is_ok());
         assert!(reserve(&quota, "user:42", Amount::bytes(1)).is_err());
@@ -492,7 +488,7 @@ mod tests {
             },
         );
         assert_eq!(quota.usage("user:42").used, Amount::ZERO);
-        // It must not make room for more than there is.
+        // It must not make room for more than the limit.
         assert!(reserve(&quota, "user:42", Amount::bytes(41)).is_err());
         commit(hold, Amount::bytes(60));
         assert_eq!(accounts(&quota), 0);
@@ -525,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn extremes_neither_wrap_nor_panic() {
+    fn extreme_values_neither_wrap_nor_panic() {
         let (most, least) = (
             Change {
                 bytes: i64::MAX,
@@ -540,7 +536,7 @@ mod tests {
         let quota = MemoryQuota::new(Limits::UNLIMITED);
 
         let hold = reserve(&quota, "s", all).unwrap();
-        // Not even an unlimited scope can count further, and so every hold is given back in full.
+        // Even an unlimited scope cannot count further, so every hold is released in full.
         assert!(reserve(&quota, "s", Amount::bytes(1)).is_err());
         quota.set_used("s", all);
         quota.adjust("s", most);
@@ -605,7 +601,7 @@ mod tests {
         let allocated =
             allocation_counter::measure(|| quota = Some(MemoryQuota::new(Limits::bytes(1000))));
         let quota = quota.unwrap();
-        // Steps over a doubling: whichever is the worst moment, it is among them.
+        // Covers a doubling of a map, wherever the worst case is.
         let steps = (0..=10).map(|step| 200_000 + 20_000 * step);
         let (mut scopes, mut bytes) = (0, allocated.bytes_current);
         for target in [1000, 10_000].into_iter().chain(steps) {
@@ -625,8 +621,7 @@ mod tests {
         }
     }
 
-    /// What happens to a quota, in the order of `Model`'s fields. Holds are picked by a number
-    /// modulo their count.
+    /// One operation on a quota, in the order of `Model`'s fields. Holds are selected by a number modulo their count.
     #[derive(Clone, Debug)]
     enum Op {
         Reserve(Vec<usize>, Amount),
@@ -665,7 +660,7 @@ mod tests {
         ]
     }
 
-    /// The same, in the plainest way: `[bytes, objects]` per scope, and every hold by itself.
+    /// The reference model: `[bytes, objects]` per scope, and every hold individually.
     #[derive(Default)]
     struct Model {
         default: [Option<u64>; 2],
@@ -710,7 +705,7 @@ mod tests {
             self.used[scope][1] += change.objects;
         }
 
-        /// Does `op` to both, and checks that they agree on the answer.
+        /// Applies `op` to both, and checks that they agree on the result.
         fn apply(&mut self, quota: &MemoryQuota, op: Op) {
             let pair = |amount: Amount| [amount.bytes, amount.objects];
             let options = |limits: Limits| [limits.bytes, limits.objects];
@@ -825,8 +820,7 @@ mod tests {
     fn threads_never_pass_the_limit_together() {
         const LIMIT: u64 = 1000;
         let quota = MemoryQuota::new(Limits::bytes(LIMIT));
-        // Kept beside the quota: entered after an admission, struck out before its end. Never more
-        // than is held.
+        // Counted beside the quota: added after an admission, subtracted before the release. Never more than is held.
         let admitted: [AtomicU64; 3] = Default::default();
         let stored: [AtomicU64; 3] = Default::default();
         thread::scope(|threads| {
@@ -867,7 +861,7 @@ mod tests {
                             bytes += more;
                         }
                         if below(20) == 0 {
-                            // Stored, and therefore in the books for good.
+                            // Stored, and therefore charged permanently.
                             let kept = below(bytes.min(20) + 1);
                             strike(scopes, bytes - kept);
                             scopes.iter().for_each(|&scope| {

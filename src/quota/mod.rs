@@ -2,7 +2,7 @@
 //!
 //! | source | limits and usage are in | exact among |
 //! |---|---|---|
-//! | [`NoQuota`] | nowhere; charges nobody | |
+//! | [`NoQuota`] | nowhere; charges no scope | |
 //! | [`MemoryQuota`] | this process | all requests of this process |
 //! | [`CollectionQuota`](crate::collection::CollectionQuota) | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |

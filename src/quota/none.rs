@@ -1,11 +1,11 @@
-//! No quota at all.
+//! The absence of quotas.
 
 use std::future::{Pending, Ready, ready};
 
 use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
 use crate::{amount::Amount, scope::Scopes};
 
-/// Charges nobody and refuses nothing. What a guard has until it is given a source.
+/// Charges no scope and refuses nothing. The default source of a guard.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -22,7 +22,7 @@ use crate::{amount::Amount, scope::Scopes};
 pub struct NoQuota;
 
 impl QuotaSource for NoQuota {
-    /// Never comes.
+    /// Never used.
     type Future = Pending<Result<(), QuotaError>>;
     type Hold = ();
 

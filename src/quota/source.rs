@@ -1,24 +1,24 @@
-//! The contract between the guard and a source of quotas.
+//! The contract between the guard and a quota source.
 
 use std::sync::Arc;
 
 use super::{Answer, Change, QuotaError};
 use crate::{amount::Amount, scope::Scopes};
 
-/// Keeps limits and usage per [`Scope`](crate::Scope), and sets aside what requests demand.
+/// A source of limits and usage per [`Scope`](crate::Scope).
 ///
-/// What an implementation promises:
+/// An implementation guarantees the following:
 ///
-/// 1. `used + held <= limit` for every scope and resource, as far as admissions decide.
-///    The decision and the taking are one step: never a check followed by a take.
-/// 2. All or nothing: a demand is set aside in every scope, or in none.
+/// 1. `used + held <= limit` for every scope and resource, as far as admissions decide. Decision and reservation are
+///    one atomic step, never a check followed by a reservation.
+/// 2. All or nothing: a demand is reserved in every scope, or in none.
 /// 3. An exact fit is admitted.
 /// 4. Zero of a resource always fits: an empty object is refused only when objects ran out.
-/// 5. What is held is released when the [hold](QuotaHold) is dropped, or a reserving future is, at
-///    whatever moment.
+/// 5. The reserved amount is released when the [hold](QuotaHold) is dropped, or when a reserving future is dropped at
+///    any await point.
 ///
-/// [`QuotaError::Unavailable`] says that the source could not decide. That is an outage and not a
-/// full quota: the client must not be told that the quota is full.
+/// [`QuotaError::Unavailable`] means that the source could not decide. That is an outage and not a full quota: the
+/// client must not be told that the quota is full.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a quota source",
     label = "not a quota source",
@@ -26,29 +26,26 @@ use crate::{amount::Amount, scope::Scopes};
     note = "or ask your own accounts with `quota_fn` or `quota_future`, or implement `QuotaSource`"
 )]
 pub trait QuotaSource: Send + Sync + 'static {
-    /// The record of what is set aside for one request.
+    /// The hold of one request.
     type Hold: QuotaHold;
-    /// Resolves to the hold, where it is not there at once.
+    /// Resolves to the hold, if it is not available at once.
     type Future: Future<Output = Result<Self::Hold, QuotaError>> + Send + 'static;
 
-    /// Sets `demand` aside in every one of `scopes`, or in none.
+    /// Reserves `demand` in every one of `scopes`, or in none.
     ///
-    /// `expected` is what the client announces in all, of which this request may be a part. It must fit
-    /// too, and is not set aside. Where it is less than `demand`, it says nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`QuotaError::Exceeded`] where a scope has no room, and [`QuotaError::Unavailable`] where the source cannot decide.
+    /// `expected` is the total that the client announces, of which this request may be a part. It must fit too, and
+    /// is not reserved. If it is less than `demand`, it is ignored.
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future>;
 
-    /// Takes `amount` off what each of `scopes` uses: it was removed, or is charged to another scope now.
+    /// Subtracts `amount` from the usage of each of `scopes`: the content was removed, or belongs to another scope
+    /// now.
     ///
-    /// It has happened, and cannot be refused. Must not block: what takes time goes to a task. A source that
-    /// looks usage up where it is counted anyway has nothing to do.
+    /// The change has happened, and cannot be refused. Must not block: slow work belongs in a task. A source that
+    /// reads usage where it is counted anyway need not do anything.
     fn give_back(&self, scopes: &Scopes, amount: Amount);
 }
 
-/// What a [`QuotaSource`] has set aside for one request. Dropping it releases everything.
+/// What a [`QuotaSource`] has reserved for one request. Dropping it releases everything.
 #[must_use = "dropped, it releases everything"]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not hold what a quota source has set aside",
@@ -56,25 +53,21 @@ pub trait QuotaSource: Send + Sync + 'static {
     note = "implement `QuotaHold`, whose `Drop` releases what `commit` has not charged; `quota_fn` needs none"
 )]
 pub trait QuotaHold: Send + 'static {
-    /// Resolves once more is set aside.
+    /// Resolves once more is reserved.
     type Grow: Future<Output = Result<(), QuotaError>> + Send + 'static;
     /// Resolves once the charge is recorded.
     type Commit: Future<Output = ()> + Send + 'static;
 
-    /// Sets `more` aside in every scope, or in none.
+    /// Reserves `more` in every scope, or in none.
     ///
-    /// The hold is as before when this fails, or when the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// As for [`QuotaSource::reserve`].
+    /// If this fails, or the future is dropped, the hold is unchanged.
     fn grow(&mut self, more: Amount) -> Self::Grow;
 
-    /// Ends the hold: charges `change` to every scope and releases everything that was set aside.
+    /// Ends the hold: charges `change` to every scope and releases everything that was reserved.
     ///
-    /// `change` is the truth. It is charged even if it is more than was held, because it is on the
-    /// disk already. The charge must not be lost when the returned future is dropped: record it
-    /// before returning, or hand it to a task.
+    /// `change` is final. It is charged even if it exceeds what was held, because the content is already on the disk.
+    /// The charge must not be lost when the returned future is dropped: record it before returning, or hand it to a
+    /// task.
     fn commit(self, change: Change) -> Self::Commit;
 }
 

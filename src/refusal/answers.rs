@@ -6,7 +6,7 @@ use http::{Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 use super::{Asked, Dialect, Grpc, Http, Refusal};
 use crate::{cause::Cause, config::ConfigError};
 
-/// How refusals are answered: the settings, and the one place where they are applied.
+/// How refusals are answered: the settings, and the code that applies them.
 #[derive(Clone, Default)]
 pub(crate) struct Answers {
     statuses: HashMap<Cause, StatusCode>,
@@ -20,7 +20,7 @@ pub(crate) struct Answers {
 type Renderer = dyn Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync;
 
 impl Answers {
-    /// Answers this cause with this status. Defaults to 507 for all.
+    /// Answers this cause with this status. Defaults to 507 for all causes.
     pub(crate) fn set_status(
         &mut self,
         cause: Cause,
@@ -33,31 +33,31 @@ impl Answers {
         Ok(())
     }
 
-    /// Lets clients repeat after so long what failed by this cause: in whole seconds, rounded up,
-    /// at least one. Defaults to not at all (RFC 4918, section 11.5).
+    /// Sets the `Retry-After` of refusals with this cause: in whole seconds, rounded up, at least one. Defaults to
+    /// none (RFC 4918, section 11.5).
     pub(crate) fn set_retry_after(&mut self, cause: Cause, after: Duration) {
-        // Up, because a client that comes too early is refused again; and 0 would mean "at once".
+        // Round up, because a client that retries too early is refused again; and 0 would mean "at once".
         let started = u64::from(after.subsec_nanos() > 0);
         let seconds = after.as_secs().saturating_add(started).max(1);
         self.retries.insert(cause, Duration::from_secs(seconds));
     }
 
-    /// Asks this dialect after those that are there already, and before gRPC and HTTP.
+    /// Adds a dialect, after those that were added before, and before gRPC and HTTP.
     pub(crate) fn push_dialect(&mut self, dialect: impl Dialect) {
         self.dialects.push(Arc::new(dialect));
     }
 
-    /// Speaks gRPC, gRPC-Web and Connect like this.
+    /// Sets how gRPC, gRPC-Web and Connect are answered.
     pub(crate) fn set_grpc(&mut self, grpc: Grpc) {
         self.grpc = grpc;
     }
 
-    /// Speaks HTTP like this.
+    /// Sets how HTTP is answered.
     pub(crate) fn set_http(&mut self, http: Http) {
         self.http = http;
     }
 
-    /// Asks `renderer` before any dialect; where it has no answer, the dialect's is taken.
+    /// Calls `renderer` before any dialect; if it returns None, the dialect answers.
     pub(crate) fn set_renderer<F>(&mut self, renderer: F)
     where
         F: Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync + 'static,
@@ -65,7 +65,7 @@ impl Answers {
         self.renderer = Some(Arc::new(renderer));
     }
 
-    /// The index of the first dialect of the user's that hears the request.
+    /// The index of the first user-defined dialect that accepts the request.
     pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
         (0..)
             .zip(&self.dialects)
@@ -73,14 +73,14 @@ impl Answers {
             .map(|(index, _)| index)
     }
 
-    /// Whether a renderer of the user's sees every refusal.
+    /// Whether a user-defined renderer sees every refusal.
     pub(super) fn has_renderer(&self) -> bool {
         self.renderer.is_some()
     }
 
-    /// The response to a request that is refused.
+    /// Makes the response to a refused request.
     ///
-    /// Whoever writes it, the refusal as it was told is in its extensions.
+    /// Its extensions contain the refusal, whatever code renders it.
     pub(crate) fn answer(&self, refusal: Refusal, asked: &Asked) -> Response<Bytes> {
         let refusal = self.settle(refusal);
         let own = self
@@ -89,7 +89,7 @@ impl Answers {
             .and_then(|renderer| renderer(&refusal, asked));
         let mut response = own.unwrap_or_else(|| self.dialect(asked).render(&refusal, asked));
 
-        // A dialect that answers 2xx says when to repeat in its own way, if it has one.
+        // A dialect that answers 2xx reports the delay in its own way, if it has one.
         if let Some(after) = refusal.retry_after()
             && !response.status().is_success()
         {
@@ -110,7 +110,7 @@ impl Answers {
         response
     }
 
-    /// What the settings say about the refusal's cause, put into the refusal.
+    /// Applies the settings for the refusal's cause to the refusal.
     fn settle(&self, mut refusal: Refusal) -> Refusal {
         let Some(fault) = refusal.fault() else {
             return refusal;
@@ -137,11 +137,11 @@ impl Answers {
 }
 
 impl Asked {
-    /// Keeps what answering the request will take.
+    /// Keeps the parts of the request that its answer needs.
     ///
-    /// Every request comes through here, and hardly any is refused. So what costs time is left for
-    /// later: `Accept` is not read, and the content type is not looked up for plain HTTP, which has no
-    /// use for it. The URI is several reference-counted parts, and only what the user renders can see it.
+    /// Every request passes through here, and few are refused. So costly steps are deferred: `Accept` is not parsed,
+    /// and the content type is not looked up for plain HTTP, which does not use it. The URI consists of several
+    /// reference-counted parts, and only user-defined renderers can see it.
     pub(crate) fn hear(head: &Parts, answers: &Answers) -> Self {
         match answers.dialect_for(head) {
             None if answers.has_renderer() => {
@@ -193,7 +193,7 @@ mod tests {
         answers.answer(refusal, &Asked::hear(&ask("PUT"), answers))
     }
 
-    /// Hears a method of its name, and answers with a status of its own.
+    /// Accepts a method of its name, and answers with a status of its own.
     struct Tongue {
         method: &'static str,
         status: u16,
@@ -330,7 +330,7 @@ mod tests {
             (507, &b"disk_full"[..])
         );
         assert_eq!(dav.headers()[RETRY_AFTER], "5");
-        // Says it in headers of its own, as gRPC does.
+        // Reports it in headers of its own, as gRPC does.
         let rpc = ask("POST");
         assert_eq!(
             (rpc.status().as_u16(), &rpc.body()[..]),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renderer_answers_or_leaves_it() {
+    fn a_renderer_answers_or_declines() {
         let mut answers = Answers::default();
         answers
             .set_status(Cause::DiskFull, StatusCode::SERVICE_UNAVAILABLE)
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_of_the_renderers_own_stays() {
+    fn the_renderers_own_retry_after_is_kept() {
         let mut answers = Answers::default();
         answers.set_retry_after(Cause::DiskFull, Duration::from_secs(5));
         answers.set_renderer(|_, _| {
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn http_can_be_told_its_problem_types() {
+    fn problem_types_of_http_are_configurable() {
         let mut answers = Answers::default();
         answers.set_http(
             Http::default()

@@ -10,14 +10,12 @@ use http::{
 use super::Refusal;
 use crate::{protocol::Protocol, rpc::Rpc};
 
-/// A way to tell a client that its request is refused.
+/// A format in which a client is told that its request is refused.
 ///
-/// The whole response is the dialect's: gRPC, for one, answers 200 and says the rest in headers.
-/// The guard adds a `Retry-After` where it is asked for and the dialect has none, unless the status
-/// is 2xx.
+/// The dialect makes the whole response: gRPC, for example, answers 200 and has the outcome in headers. The guard
+/// adds a configured `Retry-After` if the dialect has set none, unless the status is 2xx.
 ///
-/// The first dialect that hears a request answers it. [`Http`](super::Http) is the last, and hears
-/// all.
+/// The first dialect that hears a request answers it. [`Http`](super::Http) is the last, and hears all requests.
 ///
 /// # By a header
 ///
@@ -26,7 +24,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 /// use http::{Request, Response, request::Parts};
 /// use tower_storage_guard::refusal::{Asked, Dialect, Refusal};
 ///
-/// /// For clients that read nothing but a line of CSV.
+/// For clients that only read a line of CSV.
 /// struct Csv;
 ///
 /// impl Dialect for Csv {
@@ -52,8 +50,8 @@ use crate::{protocol::Protocol, rpc::Rpc};
 ///
 /// # By the path
 ///
-/// S3, OCI registries, Git LFS, Matrix and JMAP are told by the path of the request. Clients of S3 read an error in
-/// XML, whose `Resource` is that path:
+/// S3, OCI registries, Git LFS, Matrix and JMAP are recognised by the path of the request. Clients of S3 read an
+/// error in XML, whose `Resource` is that path:
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -68,7 +66,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 ///     refusal::{Asked, Dialect, Refusal, RefusalKind},
 /// };
 ///
-/// /// Buckets are below `/s3/`.
+/// Buckets are below `/s3/`.
 /// struct S3;
 ///
 /// impl Dialect for S3 {
@@ -105,7 +103,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 /// let service = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::bytes(1_000)))
 ///     .scope_by(|_| "bucket:photos")
 ///     .dialect(S3)
-///     // What clients of S3 expect of a quota.
+/// The status that clients of S3 expect for a quota.
 ///     .status(Cause::QuotaExceeded, StatusCode::FORBIDDEN)?
 ///     .layer(service_fn(store));
 ///
@@ -124,12 +122,12 @@ use crate::{protocol::Protocol, rpc::Rpc};
     note = "implement `Dialect`, or answer with a closure in `render_with`"
 )]
 pub trait Dialect: Send + Sync + 'static {
-    /// Whether the client that sent this head speaks the dialect.
+    /// Returns whether the client that sent this head speaks the dialect.
     ///
-    /// Asked for every request, so it should be quick. The extensions are those that outer layers have set.
+    /// Called for every request, so it should be fast. The extensions are those that outer layers have set.
     fn hears(&self, head: &Parts) -> bool;
 
-    /// The response that says so.
+    /// Makes the response for the refusal.
     fn render(&self, refusal: &Refusal, asked: &Asked) -> Response<Bytes>;
 }
 
@@ -153,32 +151,32 @@ impl<T: Dialect + ?Sized> Dialect for Box<T> {
     }
 }
 
-/// What is kept of a request's head, so that it can be answered when the request is gone.
+/// The parts of a request's head that are kept for its answer.
 #[derive(Clone, Debug)]
 pub struct Asked {
     method: Method,
     version: Version,
     pub(super) rpc: Option<Rpc>,
-    /// The index of the user's dialect that heard it.
+    /// The index of the user-defined dialect that heard it.
     pub(super) dialect: Option<u32>,
-    /// What the answer's format depends on: `Accept`, or the content type of a call. Beside the others,
-    /// because hardly any request has more.
+    /// The header that the answer's format depends on: `Accept`, or the content type of a call. Separate from the
+    /// others, because few requests have more.
     line: Option<HeaderValue>,
     rare: Option<Box<Rare>>,
 }
 
-/// What hardly any request has.
+/// Parts that few requests have.
 #[derive(Clone, Debug, Default)]
 struct Rare {
     more_accept: Vec<HeaderValue>,
     content_type: Option<HeaderValue>,
     uri: Option<Uri>,
-    /// What the protocol that the client speaks wants in every answer.
+    /// A header that the client's protocol requires in every answer.
     to_answer: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Asked {
-    /// For the user's dialect of this index.
+    /// For the user-defined dialect with this index.
     pub(super) fn for_dialect(mut self, dialect: Option<u32>) -> Self {
         self.dialect = dialect;
         self
@@ -197,8 +195,7 @@ impl Asked {
                     ..Rare::default()
                 })
             });
-            // Alone it says no more than no line at all (RFC 9110, section 12.5.1), and most programs
-            // send it.
+            // Alone it means the same as no `Accept` at all (RFC 9110, section 12.5.1), and most programs send it.
             let accept = accept.filter(|line| rare.is_some() || *line != "*/*");
             (accept, rare)
         };
@@ -212,7 +209,7 @@ impl Asked {
         }
     }
 
-    /// Keeps all that a dialect of the user's may read.
+    /// Keeps everything that a user-defined dialect may read.
     fn keep_all(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> Self {
         let mut asked = Self::keep(method, version, headers).with_uri(uri);
         if asked.rpc.is_none()
@@ -229,23 +226,23 @@ impl Asked {
         self
     }
 
-    /// Has every answer say this, too.
+    /// Adds a header to every answer.
     pub(crate) fn add_to_answer(&mut self, name: HeaderName, value: HeaderValue) {
         let rare = self.rare.get_or_insert_default();
         rare.to_answer.push((name, value));
     }
 
-    /// What every answer has to say, too.
+    /// The headers for every answer.
     pub(super) fn to_answer(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.rare.iter().flat_map(|rare| &rare.to_answer)
     }
 
-    /// How the call is carried, if the request is one.
+    /// The protocol of the call, if the request is one.
     pub(super) const fn rpc(&self) -> Option<Rpc> {
         self.rpc
     }
 
-    /// The protocol that says elsewhere than in the status how the request ended.
+    /// The protocol, if it does not report the outcome of a request in the status.
     pub(crate) fn protocol(&self) -> Option<&'static dyn Protocol> {
         self.rpc.map(Rpc::protocol)
     }
@@ -255,11 +252,11 @@ impl Asked {
         &self.method
     }
 
-    /// The URI, as the guard saw it: a router in front of the guard may have shortened its path.
+    /// The URI as the guard saw it: a router in front of the guard may have stripped its prefix.
     ///
-    /// Kept only where a dialect of your own heard the request, or where there is a
-    /// [`render_with`](crate::StorageGuardLayer::render_with): other requests do not pay for the copy. Always there
-    /// in what is made by `Asked::from`.
+    /// Kept only if a dialect of your own heard the request, or if there is a
+    /// [`render_with`](crate::StorageGuardLayer::render_with): other requests are spared the copy. Always present in
+    /// values made by `Asked::from`.
     pub fn uri(&self) -> Option<&Uri> {
         self.rare.as_ref()?.uri.as_ref()
     }
@@ -269,16 +266,15 @@ impl Asked {
         self.version
     }
 
-    /// The lines of `Accept`, in their order. None where it was only `*/*`, which says the same, and none
-    /// for a remote procedure call, which takes what it sends.
+    /// The lines of `Accept`, in their order. Empty if the only one was `*/*`, which means the same, and for a remote
+    /// procedure call, which accepts the type that it sends.
     pub fn accept(&self) -> impl Iterator<Item = &HeaderValue> {
         let more = self.rare.iter().flat_map(|rare| &rare.more_accept);
         let first = self.line.iter().filter(|_| self.rpc.is_none());
         first.chain(more)
     }
 
-    /// The type of the request's content. Kept only for calls, and where a dialect of your own heard the
-    /// request.
+    /// The type of the request's content. Kept only for calls, and if a dialect of your own heard the request.
     pub fn content_type(&self) -> Option<&HeaderValue> {
         match self.rpc {
             Some(_) => self.line.as_ref(),
@@ -287,7 +283,7 @@ impl Asked {
     }
 }
 
-/// Keeps the content type and the URI too. For services that refuse by hand, and for the tests of a dialect.
+/// Keeps the content type and the URI too. For services that refuse requests themselves, and for testing a dialect.
 impl<B> From<&Request<B>> for Asked {
     fn from(request: &Request<B>) -> Self {
         Self::keep_all(
@@ -299,7 +295,7 @@ impl<B> From<&Request<B>> for Asked {
     }
 }
 
-/// Keeps the content type and the URI too, as from a whole request.
+/// Keeps the content type and the URI too, as for a whole request.
 impl From<&Parts> for Asked {
     fn from(head: &Parts) -> Self {
         Self::keep_all(&head.method, &head.uri, head.version, &head.headers)
@@ -356,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_content_type_is_kept_for_those_who_read_it() {
+    fn the_content_type_is_kept_for_dialects_that_read_it() {
         let head = head(&[]);
         assert_eq!(Asked::hear(&head, &Answers::default()).content_type(), None);
         assert_eq!(Asked::from(&head).content_type().unwrap(), "image/png");
@@ -368,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uri_is_kept_for_those_who_read_it() {
+    fn the_uri_is_kept_for_dialects_that_read_it() {
         let head = head(&[]);
         let uri = "/photos/1?draft";
         let mut answers = Answers::default();

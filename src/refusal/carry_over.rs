@@ -5,7 +5,7 @@ use http::{
 
 use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS};
 
-/// What describes the content that the refusal takes the place of, or how it is sent.
+/// Headers that describe the content that the refusal replaces, or its transfer.
 const OF_CONTENT: [HeaderName; 25] = [
     header::ACCEPT_RANGES,
     header::AGE,
@@ -34,7 +34,7 @@ const OF_CONTENT: [HeaderName; 25] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-/// Keeps what other layers inside have said: cookies, request ids, CORS.
+/// Keeps the headers that inner layers have set: cookies, request ids, CORS.
 pub(crate) fn carry_over(inner: HeaderMap, refusal: &mut HeaderMap) {
     let mut last = None;
     for (name, value) in inner {

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::{Refusal, RefusalKind};
 
-/// What a refusal is called. The numbers are gRPC's, names and statuses Connect's.
+/// The code of a refusal. The numbers are gRPC's, names and statuses Connect's.
 pub(super) struct Code {
     pub(super) number: u16,
     pub(super) name: &'static str,

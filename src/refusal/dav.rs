@@ -14,28 +14,27 @@ use quick_xml::{
 use super::{Asked, Dialect, Refusal, negotiate::likes_xml_best};
 use crate::{cause::Cause, rpc::Rpc};
 
-/// The dialect of WebDAV: a `DAV:error` with the condition that does not hold (RFC 4918, section 16; RFC 4331,
-/// section 6).
+/// The dialect of WebDAV: a `DAV:error` with the violated condition (RFC 4918, section 16; RFC 4331, section 6).
 ///
 /// | refusal | condition |
 /// |---|---|
 /// | a quota, a limit of a collection | `DAV:quota-not-exceeded` |
 /// | a full disk or database | `DAV:sufficient-disk-space` |
-/// | an outage, an invalid Content-Length | none: there is no want of storage |
+/// | an outage, an invalid Content-Length | none, because storage is not short |
 ///
-/// Beside it stands what [`Http`](super::Http) says in JSON, in elements of [`Self::NAMESPACE`]: `message`,
+/// The same values as in the JSON of [`Http`](super::Http) follow, in elements of [`Self::NAMESPACE`]: `message`,
 /// `reason`, `resource`, `temporary`, and with [`Figures`](super::Figures) `limit`, `used` and `required`. Clients
-/// must ignore what they do not know. rclone shows the `message`; ownCloud's and Nextcloud's desktops read it.
+/// must ignore unknown elements. rclone shows the `message`; ownCloud's and Nextcloud's desktop clients read it.
 ///
-/// A 207 Multi-Status from inside is not rewritten, with this dialect or without it.
+/// A 207 Multi-Status of the inner service is not rewritten, with or without this dialect.
 ///
-/// It hears a request, unless that is a remote procedure call, by any of these:
+/// It hears a request that is not a remote procedure call, if one of these identifies WebDAV:
 ///
-/// - its method, where WebDAV or one of its extensions has defined it;
+/// - its method, if WebDAV or one of its extensions defines it;
 /// - a header that only clients of WebDAV send, such as `If`, `Depth`, `Translate` or `X-OC-Mtime`;
-/// - its `User-Agent`, as many clients upload with nothing but a PUT: macOS, Windows, GNOME, rclone, and all that
-///   are built on neon, such as davfs2 and cadaver;
-/// - its `Accept`, where that likes XML better than anything that [`Http`](super::Http) has.
+/// - its `User-Agent`, because many clients upload with a plain PUT: macOS, Windows, GNOME, rclone, and all clients
+///   that use neon, such as davfs2 and cadaver;
+/// - its `Accept`, if it prefers XML to every format of [`Http`](super::Http).
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -51,7 +50,7 @@ use crate::{cause::Cause, rpc::Rpc};
 ///     Ok(Response::default())
 /// }
 ///
-/// // Everything has to stay free here, so that nothing fits.
+/// The whole volume is headroom here, so that nothing fits.
 /// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 /// let service = StorageGuardLayer::new(volume).dialect(Dav::default()).layer(service_fn(store));
 ///
@@ -72,15 +71,15 @@ use crate::{cause::Cause, rpc::Rpc};
 pub struct Dav {}
 
 impl Dav {
-    /// The namespace of the elements that are not WebDAV's. It never changes.
-    // A UUID, because a name that leads somewhere has to be somebody's.
+    /// The namespace of the elements that WebDAV does not define. It never changes.
+    // A UUID, because a URL would need a domain that the project owns.
     pub const NAMESPACE: &str = "urn:uuid:4f42084b-3ad2-4500-8dc8-7d0df0566058";
 }
 
 impl Dialect for Dav {
     fn hears(&self, head: &Parts) -> bool {
         let (method, headers) = (&head.method, &head.headers);
-        // The metadata of a call may have any name: `depth`, `destination`.
+        // The metadata of a call may have any name, such as `depth` or `destination`.
         if Rpc::of(method, headers).is_some() {
             return false;
         }
@@ -118,12 +117,12 @@ fn is_method(method: &Method) -> bool {
     )
 }
 
-/// A header that only clients of WebDAV send.
+/// A header that only WebDAV clients send.
 fn is_header(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        // RFC 4918, section 10. Not `Timeout`: it goes with LOCK alone, and others use the name. Office sends
-        // its `Lock-Token` with PUT.
+        // RFC 4918, section 10. Without `Timeout`, which accompanies LOCK only, and which other protocols use too.
+        // Office sends its `Lock-Token` with PUT.
         "dav" | "depth" | "destination" | "if" | "lock-token" | "overwrite"
             // Windows and Office (MS-WDV)
             | "translate"
@@ -134,7 +133,7 @@ fn is_header(name: &HeaderName) -> bool {
     )
 }
 
-/// Whether a `User-Agent` is that of a client whose PUT may have nothing else to tell it by.
+/// Whether a `User-Agent` is that of a WebDAV client whose PUT may have no other mark.
 fn is_client(agent: &HeaderValue) -> bool {
     const CLIENTS: [&[u8]; 4] = [
         b"Microsoft-WebDAV-MiniRedir/",
@@ -155,7 +154,7 @@ fn body(refusal: &Refusal) -> io::Result<Vec<u8>> {
     let mut writer = Writer::new(Vec::new());
     let declaration = BytesDecl::new("1.0", Some("utf-8"), None);
     writer.write_event(Event::Decl(declaration))?;
-    // The prefix is `s`, because scripts that know sabre/dav look for `s:message` by that name.
+    // The prefix is `s`, because scripts written for sabre/dav look for `s:message` by that name.
     writer
         .create_element("D:error")
         .with_attributes([("xmlns:D", "DAV:"), ("xmlns:s", Dav::NAMESPACE)])
@@ -163,9 +162,9 @@ fn body(refusal: &Refusal) -> io::Result<Vec<u8>> {
     Ok(writer.into_inner())
 }
 
-/// Our own elements stand beside the condition, where rclone and the sync clients look for `message`.
+/// This crate's elements follow the condition, where rclone and the sync clients look for `message`.
 ///
-/// There is no `exception` as sabre/dav has it: its clients take that of a 503 for maintenance, and stop.
+/// sabre/dav's `exception` is left out, because its clients treat that of a 503 as maintenance, and stop.
 fn content(writer: &mut Writer<Vec<u8>>, refusal: &Refusal) -> io::Result<()> {
     if let Some(fault) = refusal.fault() {
         writer
@@ -190,8 +189,8 @@ fn content(writer: &mut Writer<Vec<u8>>, refusal: &Refusal) -> io::Result<()> {
     Ok(())
 }
 
-/// The condition that does not hold (RFC 4331, section 6): one is about what somebody may use, the other about
-/// what the server has. A database is of what the server has.
+/// The violated condition (RFC 4331, section 6): one is about a quota, the other about the server's resources. A
+/// database is one of the server's resources.
 const fn condition(cause: Cause) -> &'static str {
     match cause {
         Cause::QuotaExceeded | Cause::CollectionFull => "D:quota-not-exceeded",
@@ -227,7 +226,7 @@ mod tests {
         String::from_utf8(response.into_body().into()).unwrap()
     }
 
-    /// What an answer says, as somebody else's parser reads it: its conditions, and our own elements.
+    /// The conditions and this crate's elements in an answer, as an independent parser reads them.
     fn read(xml: &str) -> (Vec<String>, Map<String, Value>) {
         let document = Document::parse(xml).unwrap();
         let root = document.root_element();
@@ -253,7 +252,7 @@ mod tests {
         (conditions, ours)
     }
 
-    /// The same as plain HTTP says it. `error` is the status, which WebDAV does not repeat.
+    /// The same values as plain HTTP answers. `error` is the phrase of the status, which WebDAV does not repeat.
     fn json(refusal: &Refusal) -> Map<String, Value> {
         let response = Http::default().render(refusal, &asked());
         let mut json: Map<_, _> = serde_json::from_slice(response.body()).unwrap();
@@ -328,7 +327,7 @@ mod tests {
 
     type Head = (&'static str, &'static [(&'static str, &'static str)]);
 
-    /// What clients send, as they were seen to.
+    /// Requests as clients were seen to send them.
     const HEARD: [Head; 16] = [
         ("PROPPATCH", &[]),
         ("MKCOL", &[("user-agent", "Mozilla/5.0")]),
@@ -349,7 +348,7 @@ mod tests {
             ],
         ),
         ("PUT", &[("if", "</f> (<opaquelocktoken:1>)")]),
-        // rclone 1.60 from Debian, which does not say its version
+        // rclone 1.60 from Debian, which does not send its version
         (
             "PUT",
             &[
@@ -459,7 +458,7 @@ mod tests {
         for (head, is_heard) in heads {
             let parts = parts(head);
             let mut heard = None;
-            // It is asked for every request.
+            // It is called for every request.
             let counted = allocation_counter::measure(|| {
                 heard = Some(Dav::default().hears(&parts));
             });

@@ -1,4 +1,4 @@
-//! The standard details of a gRPC error: what programs read (AIP-193).
+//! The standard details of a gRPC error, for programs (AIP-193).
 
 use std::{collections::HashMap, fmt};
 
@@ -9,10 +9,10 @@ use tonic_types::{ErrorDetails, StatusExt as _, pb};
 
 use super::{Refusal, code::Code as OurCode, json::Object};
 
-/// The `domain` of reasons, unless the user has one.
+/// The default `domain` of reasons.
 const DOMAIN: &str = env!("CARGO_PKG_NAME");
 
-/// A refusal as tonic has it.
+/// A refusal as a tonic `Status`.
 pub(crate) fn status(refusal: &Refusal, domain: Option<&str>) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(
@@ -30,7 +30,7 @@ pub(crate) fn status(refusal: &Refusal, domain: Option<&str>) -> Status {
     Status::with_error_details(code, refusal.message(), details)
 }
 
-/// Keys say their unit.
+/// The keys include their unit.
 fn metadata(refusal: &Refusal) -> HashMap<String, String> {
     let mut metadata =
         HashMap::from([("temporary".to_owned(), refusal.is_temporary().to_string())]);
@@ -49,7 +49,7 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
     metadata
 }
 
-/// Details, to be put into an answer.
+/// Encoded details for an answer.
 pub(super) struct Details(Status);
 
 impl Details {

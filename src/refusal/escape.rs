@@ -1,8 +1,8 @@
-//! Text into JSON strings and into HTML.
+//! Escapes text for JSON strings and for HTML.
 
 use std::fmt::{self, Write as _};
 
-/// Writes `text` as a JSON string, quotes and all (RFC 8259, section 7).
+/// Writes `text` as a JSON string, with its quotes (RFC 8259, section 7).
 pub(super) fn json(out: &mut String, text: &str) -> fmt::Result {
     out.write_char('"')?;
     for char in text.chars() {
@@ -15,7 +15,7 @@ pub(super) fn json(out: &mut String, text: &str) -> fmt::Result {
     out.write_char('"')
 }
 
-/// Writes `text` so that it can stand in an HTML element or in a quoted attribute.
+/// Writes `text` escaped for an HTML element or a quoted attribute.
 pub(super) fn html(out: &mut String, text: &str) -> fmt::Result {
     for char in text.chars() {
         match char {

@@ -25,9 +25,9 @@ use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 /// | an outage | 14, UNAVAILABLE |
 /// | an invalid Content-Length | 3, INVALID_ARGUMENT |
 ///
-/// With feature `tonic`, details are added: `ErrorInfo` (`DISK_FULL`, `QUOTA_EXCEEDED` and so on), for
-/// quotas `QuotaFailure`, whose subject is the scope; and `RetryInfo` where a retry is
-/// [allowed](crate::StorageGuardLayer::retry_after), as clients take it as a call to repeat.
+/// With feature `tonic`, details are added: `ErrorInfo` (`DISK_FULL`, `QUOTA_EXCEEDED` and so on), for quotas
+/// `QuotaFailure`, whose subject is the scope; and `RetryInfo` if a retry is
+/// [allowed](crate::StorageGuardLayer::retry_after), because clients retry when they receive it.
 ///
 /// Sources: the gRPC documents PROTOCOL-HTTP2 and PROTOCOL-WEB; the Connect protocol, "Error codes".
 #[derive(Clone, Debug, Default)]
@@ -37,7 +37,7 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Sets the `domain` of `ErrorInfo`: who gives its reasons their meaning, such as
+    /// Sets the `domain` of `ErrorInfo`, which identifies the service that defines the reasons, such as
     /// `uploads.example.com`.
     ///
     /// Defaults to the name of this crate.
@@ -115,7 +115,7 @@ impl Dialect for Grpc {
 
 const WRITING: &str = "writing to a String cannot fail";
 
-/// What cannot stand in a `grpc-message`, beside what is not ASCII.
+/// The ASCII characters that are percent-encoded in a `grpc-message`, in addition to non-ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Text as the value of `grpc-message` (PROTOCOL-HTTP2, "Status-Message").
@@ -257,7 +257,7 @@ mod tests {
         }
 
         #[test]
-        fn a_quota_says_whose_and_how_much() {
+        fn a_quota_refusal_has_the_scope_and_the_figures() {
             let status = read(&answer("application/grpc", &refusal()));
             assert_eq!(status.code(), Code::ResourceExhausted);
             let details = status.check_error_details().unwrap();
@@ -283,7 +283,7 @@ mod tests {
         }
 
         #[test]
-        fn a_disk_says_nothing_of_the_server() {
+        fn a_disk_refusal_reveals_nothing_about_the_server() {
             let full = Fault::new(Cause::DiskFull, Resource::Objects).into();
             let details = read(&answer("application/grpc", &full)).get_error_details();
             let info = details.error_info().unwrap();

@@ -9,33 +9,31 @@ use http::{HeaderValue, Response, Uri, header::CONTENT_TYPE, request::Parts};
 use super::{Asked, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format};
 use crate::config::ConfigError;
 
-/// The dialect of plain HTTP: hears every request, and answers in the format that its `Accept` asks
-/// for.
+/// The dialect of plain HTTP: hears every request, and answers in the format that its `Accept` selects.
 ///
-/// | format | what it says |
+/// | format | content |
 /// |---|---|
 /// | `application/json` | `error` (the phrase of the status), `message`, `reason`, `resource`, `temporary` |
 /// | `application/problem+json` | RFC 9457, with `reason`, `resource`, `temporary` |
 /// | `text/plain` | the message, and a line with the figures |
 /// | `text/html` | a page for browsers |
 ///
-/// JSON is for those who ask for nothing, or for nothing that there is. Where there are
-/// [`Figures`], both kinds of JSON end in `limit`, `used` and `required`. Refusals other than a
-/// storage fault have no `resource`.
+/// JSON is the default, and is also used if no format is acceptable. If there are [`Figures`], both kinds of JSON end
+/// in `limit`, `used` and `required`. Refusals other than a storage fault have no `resource`.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
     problem_types: Option<Arc<str>>,
 }
 
 impl Http {
-    /// Makes the `type` of an `application/problem+json` out of this URI and the reason behind it.
+    /// Makes the `type` of an `application/problem+json` from this URI followed by the reason.
     ///
-    /// It should lead to a page about the reason (RFC 9457, section 3.1.1). Defaults to
-    /// `about:blank` for all.
+    /// It should lead to a page about the reason (RFC 9457, section 3.1.1). Defaults to `about:blank` for all
+    /// refusals.
     ///
     /// # Errors
     ///
-    /// The URI has to be absolute, with a scheme and a host.
+    /// If the URI is not absolute, with a scheme and a host.
     ///
     /// ```
     /// use http::Request;
@@ -114,7 +112,7 @@ fn problem(refusal: &Refusal, types: Option<&str>) -> Result<String, fmt::Error>
     Ok(object.end())
 }
 
-/// What both kinds of JSON say in the same words.
+/// The members that both kinds of JSON share.
 fn details(object: &mut Object, refusal: &Refusal) -> fmt::Result {
     object.text("reason", refusal.reason())?;
     if let Some(resource) = refusal.resource() {
@@ -176,7 +174,7 @@ fn element(out: &mut String, name: &str, text: &str) -> fmt::Result {
 
 /// The phrase of the status that is sent.
 fn phrase(refusal: &Refusal) -> &'static str {
-    // A status that is nobody's, such as 599, has none: the message is as good.
+    // An unregistered status, such as 599, has no phrase: use the message.
     refusal
         .status()
         .canonical_reason()

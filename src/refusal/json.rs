@@ -1,11 +1,10 @@
-//! JSON, as far as refusals need it.
+//! A JSON writer with the subset that refusals need.
 
 use std::fmt::{self, Write as _};
 
 use super::escape;
 
-/// A JSON object, compact, its members in the order of writing. Their names are ours and need no
-/// escaping.
+/// A JSON object, compact, with its members in the order of writing. The names are this crate's and need no escaping.
 #[derive(Default)]
 pub(super) struct Object(String);
 
@@ -15,7 +14,7 @@ impl Object {
         escape::json(&mut self.0, text)
     }
 
-    /// What is displayed as JSON writes it: a number, a boolean, JSON itself.
+    /// A value whose `Display` is valid JSON: a number, a boolean, JSON itself.
     pub(super) fn value(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
         self.name(name)?;
         write!(self.0, "{value}")

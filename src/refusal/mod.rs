@@ -1,10 +1,9 @@
-//! What a client is told when there is no room.
+//! The answer to a client when there is no room.
 //!
-//! A [`Refusal`] says what is wrong, and a [`Dialect`] makes the response of it that this client
-//! understands. [`Grpc`] answers remote procedure calls: gRPC, gRPC-Web and Connect. [`Http`] is the
-//! dialect of all clients that speak no other: it answers in JSON, `application/problem+json`, plain
-//! text or HTML, as the client's `Accept` asks. With feature `webdav`, `Dav` answers those who speak
-//! WebDAV, where it is [added](crate::StorageGuardLayer::dialect).
+//! A [`Refusal`] has the reason, and a [`Dialect`] makes the response in the client's protocol. [`Grpc`] answers
+//! remote procedure calls: gRPC, gRPC-Web and Connect. [`Http`] answers all other clients, in JSON,
+//! `application/problem+json`, plain text or HTML, as the client's `Accept` selects. With feature `webdav`, `Dav`
+//! answers WebDAV clients, if it is [added](crate::StorageGuardLayer::dialect).
 //!
 //! ```
 //! use http::Request;
@@ -30,14 +29,14 @@
 //! # }
 //! ```
 //!
-//! The refusal is in the extensions of every response that the guard makes, so that outer layers
-//! can see it, whatever the response looks like.
+//! The refusal is in the extensions of every response that the guard makes, so that outer layers can read it,
+//! whatever the dialect.
 //!
 //! # `Retry-After`
 //!
-//! There is none unless it is asked for, cause by cause. A 507 is temporary, but a request that was
-//! a user's action must not be repeated without a new one (RFC 4918, section 11.5), and clients
-//! take the header as a call to repeat it.
+//! The guard sends none unless it is configured for a cause. A 507 is temporary, but a request that was a user's
+//! action must not be repeated without a new one (RFC 4918, section 11.5), and clients repeat a request when they
+//! receive the header.
 
 mod answers;
 mod asked;

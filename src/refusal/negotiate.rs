@@ -1,7 +1,6 @@
-//! Which of our formats a client wants: proactive negotiation by `Accept` (RFC 9110, section
-//! 12.5.1).
+//! Selects the format that a client prefers: proactive negotiation by `Accept` (RFC 9110, section 12.5.1).
 
-/// What HTTP answers are written in, the one that we like best first.
+/// The formats of HTTP answers, in this crate's order of preference.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Format {
     Json,
@@ -31,17 +30,17 @@ impl Format {
         }
     }
 
-    /// The one that the client likes best, by the lines of its `Accept`.
+    /// The format that the client prefers, by the lines of its `Accept`.
     ///
-    /// 1. The range that names a format most specifically decides its weight: of `text/html`,
-    ///    `text/*` and `*/*` the first. Of two that are equally specific, the heavier.
-    /// 2. The greatest weight wins, then the more specific range, then our own order.
-    /// 3. Nothing acceptable: JSON, as with no `Accept` at all. An answer that is not understood is
-    ///    better than one that hides what is wrong.
+    /// 1. The range that matches a format most specifically decides its weight: of `text/html`, `text/*` and `*/*`
+    ///    the first. Of two equally specific ranges, the one with the greater weight.
+    /// 2. The greatest weight wins, then the more specific range, then this crate's order.
+    /// 3. If nothing is acceptable, JSON, as without `Accept`. An answer in another format is better than one without
+    ///    the reason.
     ///
-    /// Parameters other than `q` are not looked at. A malformed range counts as not there.
+    /// Parameters other than `q` are ignored. A malformed range is skipped.
     pub(super) fn choose<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
-        // For each format, what the best range says of it.
+        // For each format, the match of the best range.
         let mut best = [None; Self::ALL.len()];
         for range in ranges(accept) {
             for (best, format) in best.iter_mut().zip(Self::ALL) {
@@ -60,8 +59,8 @@ impl Format {
     }
 }
 
-/// Whether a client likes XML best, by the lines of its `Accept`: it names XML, and likes nothing better or as
-/// much that HTTP answers are written in. Those who take anything list XML among the rest.
+/// Whether a client prefers XML, by the lines of its `Accept`: it names XML, and gives a lower weight to all formats
+/// of HTTP answers. Clients that accept anything list XML among others.
 #[cfg(feature = "webdav")]
 pub(super) fn likes_xml_best<'a, I>(accept: impl Fn() -> I) -> bool
 where
@@ -69,7 +68,7 @@ where
 {
     const XML: [MediaType; 2] = [("application", "xml"), ("text", "xml")];
 
-    // Asked for every request, and hardly any names it.
+    // Called for every request, and few name XML.
     if !accept().any(names_xml) {
         return false;
     }
@@ -79,7 +78,7 @@ where
         for (best, media_type) in best.iter_mut().zip(types) {
             *best = range.says(media_type).max(*best);
         }
-        // Nothing is liked better than this. Browsers say it of `text/html`, which comes first.
+        // Nothing has a greater weight. Browsers give it to `text/html`, which comes first.
         if best[XML.len()..].contains(&Some((2, 1000))) {
             return false;
         }
@@ -89,7 +88,7 @@ where
     xml.iter().max() > others.iter().max()
 }
 
-/// Whether `/xml` stands in it.
+/// Whether it contains `/xml`.
 #[cfg(feature = "webdav")]
 fn names_xml(line: &[u8]) -> bool {
     let mut subtypes = line.split(|&byte| byte == b'/').skip(1);
@@ -102,10 +101,10 @@ fn names_xml(line: &[u8]) -> bool {
 /// Type and subtype.
 type MediaType = (&'static str, &'static str);
 
-/// What a range says of a media type: how closely it names it, and the weight.
+/// How a range matches a media type: its specificity, and the weight.
 type Says = (u8, u16);
 
-/// How much is liked what the best range says this of. None if it is not acceptable.
+/// The weight from the best range's match. None if the type is not acceptable.
 fn rank((specificity, weight): Says) -> Option<(u16, u8)> {
     (weight > 0).then_some((weight, specificity))
 }
@@ -145,7 +144,7 @@ impl<'a> Range<'a> {
         })
     }
 
-    /// None if it does not mean this media type.
+    /// None if the range does not match this media type.
     fn says(&self, (kind, subtype): MediaType) -> Option<Says> {
         let specificity = match (self.kind, self.subtype) {
             (b"*", _) => 0,
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_ranges_are_skipped_and_only_they() {
+    fn only_malformed_ranges_are_skipped() {
         for bad in [
             "text",
             "/",
@@ -340,7 +339,7 @@ mod tests {
 
     #[cfg(feature = "webdav")]
     #[test]
-    fn xml_has_to_be_liked_better_than_anything_of_ours() {
+    fn xml_must_be_preferred_to_every_format_of_http() {
         for (accept, is_best) in [
             ("application/xml", true),
             ("text/xml", true),
@@ -410,7 +409,7 @@ mod tests {
         }
     }
 
-    /// What is tested of, said once more and plainly: the weight that the ranges give a media type.
+    /// The reference model: the weight that the ranges give a media type.
     fn weight_of((kind, subtype): MediaType, ranges: &[(&str, u16)]) -> u16 {
         [
             format!("{kind}/{subtype}"),
@@ -474,7 +473,7 @@ mod tests {
                 prop_assert_eq!(Some(weight_of(chosen.media_type(), &ranges)), heaviest);
             }
 
-            // Of equal weights the more specific range decides: that is told above, one by one.
+            // Of equal weights the more specific range decides: other tests check that.
             #[cfg(feature = "webdav")]
             {
                 let xml = [("application", "xml"), ("text", "xml")].map(|xml| weight_of(xml, &ranges)).into_iter().max();

@@ -8,7 +8,7 @@ use crate::{
     scope::Scope,
 };
 
-/// The guard's answer, before it is put into anybody's words.
+/// The guard's answer, before a dialect renders it.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -36,8 +36,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The guard could not find out whether there is room: the probe is stale, or the quota source
-    /// cannot be reached.
+    /// The guard could not determine whether there is room: the probe is stale, or the quota source is unreachable.
     ///
     /// Answered with 503, because that is an outage and not a lack of storage.
     ///
@@ -54,7 +53,7 @@ impl Refusal {
         )
     }
 
-    /// The request has a `Content-Length` that is no number of bytes.
+    /// The request has a `Content-Length` that is not a number of bytes.
     ///
     /// Answered with 400 (RFC 9112, section 6.3).
     ///
@@ -78,10 +77,10 @@ impl Refusal {
         }
     }
 
-    /// Tells the client how much there is, and how much is missing.
+    /// Adds the figures of the limit: how much is allowed, used and required.
     ///
-    /// The client will see them, so they must be of its own scope. Only a storage fault has
-    /// figures: any other refusal stays as it is. Defaults to none.
+    /// The client will see them, so they must be of its own scope. Only a storage fault has figures: any other
+    /// refusal is unchanged. Defaults to none.
     #[must_use]
     pub const fn with_figures(mut self, figures: Figures) -> Self {
         if self.fault().is_some() {
@@ -90,9 +89,9 @@ impl Refusal {
         self
     }
 
-    /// Tells the client which scope it is whose limit was reached.
+    /// Adds the scope whose limit was reached.
     ///
-    /// The client will see its name, so it must be its own. Only a storage fault has a scope. Defaults
+    /// The client will see its name, so it must be the client's own scope. Only a storage fault has a scope. Defaults
     /// to none.
     #[must_use]
     pub fn with_scope(mut self, scope: Scope) -> Self {
@@ -102,7 +101,7 @@ impl Refusal {
         self
     }
 
-    /// Tells the client whether the same request can succeed later.
+    /// Sets whether the same request can succeed later.
     ///
     /// Defaults to true for a storage fault (RFC 4918, section 11.5) and for an outage, and to
     /// false for an invalid length.
@@ -122,12 +121,12 @@ impl Refusal {
         self
     }
 
-    /// Why the request is refused.
+    /// The kind of refusal.
     pub const fn kind(&self) -> RefusalKind {
         self.kind
     }
 
-    /// The storage fault, if that is why.
+    /// The storage fault, if that is the reason.
     pub const fn fault(&self) -> Option<Fault> {
         match self.kind {
             RefusalKind::Storage(fault) => Some(fault),
@@ -140,7 +139,7 @@ impl Refusal {
         self.status
     }
 
-    /// One sentence for people, without a full stop. It tells nothing of the server.
+    /// One sentence for people, without a full stop. It reveals nothing about the server.
     pub const fn message(&self) -> &'static str {
         match self.kind {
             RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
@@ -155,7 +154,7 @@ impl Refusal {
         self.kind.reason()
     }
 
-    /// What ran out, if it is known.
+    /// The resource that ran out, if it is known.
     pub(super) fn resource(&self) -> Option<Resource> {
         self.fault().map(|fault| fault.resource)
     }
@@ -170,19 +169,18 @@ impl Refusal {
         self.figures.as_ref()
     }
 
-    /// The scope whose limit was reached, if the client may know.
+    /// The scope whose limit was reached, if the client may see it.
     pub const fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
     }
 
-    /// After how long the client may repeat the request, if that is set: whole seconds, at least
-    /// one.
+    /// The delay after which the client may retry, if it is set: whole seconds, at least one.
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 }
 
-/// What the guard says, answered over HTTP.
+/// The refusal as an HTTP answer.
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         let refusal = match refused.reason() {
@@ -215,7 +213,7 @@ impl From<Fault> for Refusal {
 pub enum RefusalKind {
     /// There is no room: 507, unless another status is set for the cause.
     Storage(Fault),
-    /// The guard could not find out whether there is room: 503.
+    /// The guard could not determine whether there is room: 503.
     Unavailable,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,

@@ -1,4 +1,4 @@
-//! What all reservations of a guard have in common.
+//! The state that all reservations of a guard share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,22 +14,22 @@ pub(crate) struct Context<Q> {
     pub(crate) rules: Rules,
 }
 
-/// The settings of a guard, beside what it guards.
+/// The settings of a guard.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     /// How long a demand may wait for room.
     pub(crate) patience: Duration,
-    /// How long the quota source may take, for each of its answers.
+    /// The timeout for each answer of the quota source.
     pub(crate) quota_timeout: Duration,
     pub(crate) quota_outage: Outage,
-    /// Where reservations wait that are short of quota.
+    /// The queue of reservations that are short of quota.
     pub(crate) quota_queue: Arc<WaitQueue>,
     pub(crate) grants: Grants,
-    /// The most that is set aside on the word of a hint alone, in bytes.
+    /// The maximum that is reserved for a size hint, in bytes.
     pub(crate) hint_cap: u64,
 }
 
-/// What a demand of unknown length is given at a time, in bytes.
+/// The grants of a demand of unknown length, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grants {
     pub(crate) first: u64,
@@ -37,7 +37,7 @@ pub(crate) struct Grants {
 }
 
 impl Grants {
-    /// A quarter more each time: what is drawn and not needed stays small beside what is.
+    /// A quarter more each time, so that the unused part of the grants stays small relative to the used one.
     pub(crate) fn next(self, reserved: u64) -> u64 {
         (reserved / 4).clamp(self.first, self.most)
     }
@@ -60,7 +60,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// What the quota source answers, unless it takes too long.
+    /// The quota source's answer, unless it times out.
     pub(crate) async fn bounded<T>(
         &self,
         answer: impl Future<Output = Result<T, QuotaError>>,
@@ -71,7 +71,7 @@ impl Rules {
     }
 }
 
-/// The quota source has taken too long.
+/// The quota source has timed out.
 pub(crate) fn too_late() -> QuotaError {
     QuotaError::Unavailable("the quota source did not answer in time".into())
 }

@@ -1,7 +1,7 @@
-//! How a reservation grows: first on the volume, then in the scopes, in line with others.
+//! The growth of a reservation: first on the volume, then in the scopes, queued with other reservations.
 //!
-//! Body and handle may grow it at once. So what each has claimed is entered in the state before it waits for
-//! anything, and every step counts from there.
+//! Body and handle may grow it concurrently. So each enters its claim in the state before it waits, and every step
+//! counts from there.
 
 use std::{
     future::poll_fn,
@@ -29,7 +29,7 @@ where
     Q: QuotaSource,
     X: Attachment,
 {
-    /// Sets `want` bytes more aside, or at least `need`.
+    /// Reserves `want` bytes more, or at least `need`.
     pub(super) async fn set_more_aside(&self, need: u64, want: u64) -> Result<(), Refused> {
         let tickets = self.tickets()?;
         let growing = self.claim_more(&tickets, need, want).await?;
@@ -37,7 +37,7 @@ where
         growing.keep(held)
     }
 
-    /// Corrects what is replaced. What it gives back less than thought must be held.
+    /// Corrects what is replaced. If that gives back less than expected, the difference must be held.
     pub(super) async fn hold_what_is_not_replaced(&self, replaced: Amount) -> Result<(), Refused> {
         let _turn = self.turn().await?;
         let held = self.grow_hold(replaced, 0).await;
@@ -61,7 +61,7 @@ where
         Ok(Arc::clone(tickets))
     }
 
-    /// Claims more on the volume, when it is this one's turn.
+    /// Claims more on the volume when it is this reservation's turn.
     async fn claim_more(
         &self,
         tickets: &Tickets,
@@ -74,8 +74,8 @@ where
         let filesystem = volume.filesystem();
         let begun = filesystem.begun();
         let attempt = || async {
-            // With little room left, small grants: what one upload holds and does not need, another
-            // lacks.
+            // With little room left, use small grants, because other uploads need what one upload holds without using
+            // it.
             let room = self.reach.stored_in(volume.room() / 8);
             let want = want.min(room).max(need);
             let shortfall = if ticket.yields(&[None]) {
@@ -91,7 +91,7 @@ where
                 Shortfall::Full { is_hopeless, .. } => is_hopeless,
                 Shortfall::Unknown => true,
             };
-            // Others may give room back, and a later reading may see some.
+            // Other requests may give room back, and a later reading may show some.
             let may_help = filesystem.published() <= begun
                 || ticket.has_company()
                 || self.could_claim(volume, need);
@@ -123,14 +123,14 @@ where
         })
     }
 
-    /// The blocks that so many bytes more take, beside those that are claimed.
+    /// The blocks that `more` bytes take, in addition to the claimed ones.
     fn more_blocks(&self, volume: &Volume, claim: &VolumeClaim, bytes: u64) -> Amount {
         let reserved = self.meter.reserved().saturating_add(claim.growing);
         let blocks = self.in_blocks(volume, reserved.saturating_add(bytes));
         Amount::bytes(blocks.saturating_sub(claim.blocks.bytes))
     }
 
-    /// Whether so many bytes more would fit, if all others gave back what they have claimed.
+    /// Whether `more` bytes would fit if all other reservations released their claims.
     fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
         let state = self.state();
         let more = self.more_blocks(volume, &state.claim, bytes);
@@ -139,7 +139,7 @@ where
         volume.could_have_room(more, 0, own)
     }
 
-    /// Grows the hold for `want` bytes that are claimed, or at least for `need`. Returns for how many.
+    /// Grows the hold for `want` bytes that are claimed, or at least for `need`. Returns the number of bytes.
     async fn hold_more(&self, tickets: &Tickets, need: u64, want: u64) -> Result<u64, Refused> {
         if self.scopes.is_empty() {
             return Ok(want);
@@ -159,7 +159,7 @@ where
                 .map_err(|error| Short { of: None, error })?;
             let replaced = self.state().hold.replaced;
             match self.grow_hold(replaced, 0).await {
-                // What is wanted is ours to choose, and may be more than a limit allows. What is needed decides.
+                // `want` is this crate's choice, and may exceed a limit. `need` decides.
                 Err(short) if need < want && short.error.fault().is_some() => {
                     let less = self.grow_hold(replaced, want - need).await;
                     less.map(|()| need)
@@ -177,8 +177,8 @@ where
             .await
     }
 
-    /// Waits until nobody else asks the source for more, so that nobody counts on what another has only
-    /// asked for. No longer than the source itself may take: whoever asks may have stopped being polled.
+    /// Waits until no other growth is asking the source, so that none counts on an amount that another has only asked
+    /// for. The wait is bounded by the source's own timeout, because the other future may no longer be polled.
     async fn turn(&self) -> Result<Turn<'_, Q, X>, Refused> {
         let turn = poll_fn(|cx| {
             let mut state = self.state();
@@ -194,7 +194,7 @@ where
             .ok_or_else(Refused::unavailable)
     }
 
-    /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. In
+    /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. Only in its
     /// [turn](Self::turn).
     async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), Short<Refused>> {
         let (growth, amount) = {
@@ -204,7 +204,7 @@ where
             let amount = (reserved - replaced) - state.hold.held;
             match &mut state.hold.hold {
                 Some(hold) if !amount.is_zero() => (hold.grow(amount), amount),
-                // Enough, or let in without a hold while the source was away.
+                // The hold is sufficient, or the request was admitted without one during an outage of the source.
                 _ => return Ok(()),
             }
         };
@@ -227,25 +227,25 @@ where
     }
 }
 
-/// The answer came first. Nothing more can be stored.
+/// The answer has ended first. Nothing more can be stored.
 fn has_ended() -> Refused {
     Refused::unavailable()
 }
 
-/// Bytes that are claimed on the volume, and entered in the state. Dropped, they are given back.
+/// Bytes that are claimed on the volume, and entered in the state. Released on drop.
 struct Growing<'a, Q: QuotaSource, X: Attachment> {
     shared: &'a Shared<Q, X>,
     bytes: u64,
 }
 
 impl<Q: QuotaSource, X: Attachment> Growing<'_, Q, X> {
-    /// Makes them the reservation's: as many as the scopes hold too.
+    /// Moves them to the reservation: as many as the scopes hold too.
     fn keep(self, held: u64) -> Result<(), Refused> {
         let state = self.shared.state();
         if state.has_ended() {
             return Err(has_ended());
         }
-        // Under the lock, as every other growth counts both. The rest is given back on drop.
+        // Under the lock, because every other growth counts both. The rest is released on drop.
         self.shared.meter.raise(held);
         Ok(())
     }
@@ -259,7 +259,7 @@ impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
             return;
         };
         if state.has_ended() {
-            // All that was claimed has been settled.
+            // All claims have settled.
             return;
         }
         let reserved = self
@@ -268,7 +268,7 @@ impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
             .reserved()
             .saturating_add(state.claim.growing);
         let needed = self.shared.in_blocks(volume, reserved);
-        // What has settled is claimed no more.
+        // Settled bytes are no longer claimed.
         let needed = needed.max(state.claim.settled);
         let rest = Amount::bytes(state.claim.blocks.bytes.saturating_sub(needed));
         state.claim.blocks = state.claim.blocks - rest;
@@ -277,7 +277,7 @@ impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
     }
 }
 
-/// The turn to ask the quota source. Dropped, it is the next one's.
+/// The turn to ask the quota source. Passed on when dropped.
 struct Turn<'a, Q: QuotaSource, X: Attachment>(&'a Shared<Q, X>);
 
 impl<Q: QuotaSource, X: Attachment> Drop for Turn<'_, Q, X> {

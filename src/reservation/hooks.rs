@@ -1,4 +1,4 @@
-//! What others want to know of a reservation: hooks around its life.
+//! Hooks for the life of a reservation.
 
 use std::{fmt, sync::Arc};
 
@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 #[derive(Clone)]
 pub(crate) struct StartHook(Arc<dyn Fn() -> EndHook + Send + Sync>);
 
-/// Runs once, after a reservation has ended and everything that it gives back is given back.
+/// Runs once, after a reservation has ended and everything that it gives back has been given back.
 pub(crate) type EndHook = Box<dyn FnOnce(Outcome) + Send>;
 
 /// How a reservation has ended.

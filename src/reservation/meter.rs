@@ -1,8 +1,8 @@
-//! The figures of a reservation that every frame touches.
+//! The counters of a reservation that every frame updates.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// How much is set aside, and how much of it was read.
+/// How much is reserved, and how much of it was read.
 #[derive(Debug)]
 pub(crate) struct Meter {
     reserved: AtomicU64,
@@ -41,7 +41,7 @@ impl Meter {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Sets so many bytes more aside.
+    /// Reserves `more` bytes in addition.
     pub(crate) fn raise(&self, bytes: u64) {
         self.reserved.fetch_add(bytes, Ordering::AcqRel);
     }

@@ -1,38 +1,38 @@
-//! What can be done with a reservation, whatever the quota source is.
+//! The operations on a reservation, for any quota source.
 
 use std::{pin::Pin, sync::Arc};
 
 use super::meter::Meter;
 use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 
-/// Something that is awaited, rarely enough to be boxed.
+/// A boxed future, used on rare paths.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A reservation, whatever the quota source is.
+/// A reservation, with the type of the quota source erased.
 pub(crate) trait ReservationOps: Send + Sync {
     fn meter(&self) -> &Meter;
     fn demand(&self) -> Demand;
 
-    /// The volume that this reservation holds a claim on, itself or through the one around it.
+    /// The volume that this reservation holds a claim on, by itself or through an outer reservation.
     fn volume(&self) -> Option<&Volume>;
 
-    /// The reservation of the same request that a guard outside of this one has made.
+    /// The reservation of the same request that an outer guard has made.
     fn outer(&self) -> Option<&Outer>;
 
     fn written(&self, bytes: u64);
     fn report(&self, change: &mut dyn FnMut(&mut Report));
 
-    /// Sets `want` bytes more aside, or at least `need`.
+    /// Reserves `want` bytes more, or at least `need`.
     fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>>;
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>>;
 
-    /// A growth was refused, and the reservation goes on all the same: others need not wait for its end.
+    /// A growth was refused, but the reservation goes on: other requests need not wait for its end.
     fn reinstate(&self);
 
-    /// How much to ask for when a body has passed what is set aside, in bytes.
+    /// How much to request when a body has exceeded what is reserved, in bytes.
     fn next_grant(&self) -> u64;
 
-    /// Commits now. False where it has ended before, or was cut.
+    /// Commits now. False if it has ended before, or was cut.
     fn commit(self: Arc<Self>) -> BoxFuture<bool>;
 
     /// Releases now, unless it has ended before.
@@ -43,15 +43,15 @@ pub(crate) trait ReservationOps: Send + Sync {
     fn refused(&self) -> Option<Refused>;
 }
 
-/// The reservation around another one.
+/// The outer reservation.
 #[derive(Clone)]
 pub(crate) struct Outer {
     pub(crate) ops: Arc<dyn ReservationOps>,
-    /// Whether both are on one volume, and the outer one's claim there is enough for both.
+    /// Whether both are on one volume, and the outer claim there is sufficient for both.
     pub(crate) holds_claim: bool,
 }
 
-/// What the handler said.
+/// What the handler has reported.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(super) stored: Option<u64>,
@@ -59,7 +59,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Sets what is stored, unless the handler has said so.
+    /// Sets what is stored, unless the handler has reported it.
     pub(crate) fn stored_unless_said(&mut self, bytes: u64) {
         self.stored.get_or_insert(bytes);
     }

@@ -1,4 +1,4 @@
-//! A reservation before it exists: what is wanted, and what is claimed for it.
+//! A reservation before it exists: the demand, and what is claimed for it.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::{
     volume::{Claimed, Volume},
 };
 
-/// What is to be set aside, and in which scopes.
+/// What is to be reserved, and in which scopes.
 pub(crate) struct Terms {
     pub(crate) demand: Demand,
     pub(crate) scopes: Scopes,
-    /// What others get back when it has succeeded.
+    /// What other scopes get back when it has succeeded.
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) on_start: Option<StartHook>,
     pub(crate) outer: Option<Outer>,
@@ -33,7 +33,7 @@ impl Terms {
         }
     }
 
-    /// The volume that a claim is made on. None where a reservation around this one holds it.
+    /// The volume that a claim is made on. None if an outer reservation holds it.
     pub(crate) fn volume<'a, Q>(&self, context: &'a Context<Q>) -> Option<&'a Volume> {
         match &self.outer {
             Some(outer) if outer.holds_claim => None,
@@ -53,19 +53,19 @@ impl Terms {
 pub(crate) struct Pending<Q> {
     pub(super) claim: PendingClaim<Q>,
     pub(super) terms: Terms,
-    /// Bytes that are set aside.
+    /// Bytes that are reserved.
     pub(super) bytes: u64,
 }
 
-/// Blocks that are claimed for a reservation that does not exist yet. Dropped, they are given back.
+/// Blocks that are claimed for a reservation that does not exist yet. Released on drop.
 pub(super) struct PendingClaim<Q> {
-    /// None once there is a reservation that holds the claim.
+    /// None once a reservation holds the claim.
     context: Option<Arc<Context<Q>>>,
     blocks: Amount,
 }
 
 impl<Q> PendingClaim<Q> {
-    /// Hands the claim on.
+    /// Hands the claim over.
     pub(super) fn keep(mut self) -> (Arc<Context<Q>>, Amount) {
         let context = self.context.take();
         let context = context.expect("it is there from the beginning, and this consumes the claim");
@@ -103,19 +103,19 @@ impl<Q> Pending<Q> {
         &self.terms.scopes
     }
 
-    /// What the quota is asked to set aside.
+    /// What the quota is asked to reserve.
     pub(crate) fn asked(&self) -> Amount {
         in_scopes(&self.terms.demand, self.bytes) - self.terms.demand.replaced()
     }
 
-    /// What must fit into the quota, though it is not set aside.
+    /// What must fit into the quota, but is not reserved.
     pub(crate) fn expected(&self) -> Amount {
         let demand = &self.terms.demand;
         in_scopes(demand, demand.expected().max(self.bytes)) - demand.replaced()
     }
 
-    /// Lowers what the quota is asked for to what it has, where the length is unknown: the request may need less than a
-    /// grant. False where that is of no use.
+    /// Reduces the demand on the quota to what the quota has left, if the length is unknown: the request may need
+    /// less than a grant. False if that does not help.
     pub(crate) fn makes_do_with_less(&mut self, exceeded: &Exceeded) -> bool {
         let demand = &self.terms.demand;
         let is_grant = demand.bytes().is_none() && demand.expected() == 0;
@@ -130,7 +130,7 @@ impl<Q> Pending<Q> {
     }
 }
 
-/// What the scopes are to hold where so many bytes are set aside, before what is replaced.
+/// What the scopes have to hold for this many reserved bytes, before what is replaced.
 pub(super) fn in_scopes(demand: &Demand, bytes: u64) -> Amount {
     Amount::new(bytes, demand.objects()) + demand.moved()
 }

@@ -1,4 +1,4 @@
-//! What the handle of a reservation, and for HTTP the body and the answer too, share; and how it ends.
+//! The state that the handle of a reservation shares with body and answer (for HTTP), and how it ends.
 
 use std::{
     mem,
@@ -24,22 +24,22 @@ use crate::{
     volume::Volume,
 };
 
-/// What an adapter keeps beside a reservation, under the same lock.
+/// The state that an adapter keeps beside a reservation, under the same lock.
 pub(crate) trait Attachment: Send + 'static {
-    /// What is left of it at the end. Dropped when the lock is not held.
+    /// What remains of it at the end. Dropped when the lock is not held.
     type Rest;
 
     fn take_rest(&mut self) -> Self::Rest;
 }
 
-/// A reservation that no adapter looks after.
+/// A reservation without an adapter.
 impl Attachment for () {
     type Rest = ();
 
     fn take_rest(&mut self) {}
 }
 
-/// What the handle of a reservation, and for HTTP the body and the answer too, share.
+/// The state that the handle of a reservation shares with body and answer (for HTTP).
 pub(crate) struct Shared<Q: QuotaSource, X: Attachment = ()> {
     pub(super) context: Arc<Context<Q>>,
     pub(super) scopes: Scopes,
@@ -47,12 +47,12 @@ pub(crate) struct Shared<Q: QuotaSource, X: Attachment = ()> {
     pub(super) reach: Reach,
     pub(super) meter: Meter,
     outer: Option<Outer>,
-    /// What is charged unless the handler says: all that is reserved, or what was read of a body.
+    /// What is charged unless the handler reports it: all that is reserved, or what was read of a body.
     charges_reserved: bool,
     state: Mutex<State<Q::Hold, X>>,
 }
 
-/// What changes while a reservation lives.
+/// The state that changes during a reservation's life.
 pub(crate) struct State<H, X> {
     pub(super) claim: VolumeClaim,
     pub(super) hold: ScopeHold<H>,
@@ -61,18 +61,18 @@ pub(crate) struct State<H, X> {
     pub(super) tickets: Option<Arc<Tickets>>,
     report: Report,
     at_end: AtEnd,
-    /// The adapter's own.
+    /// The adapter's own state.
     pub(crate) attachment: X,
 }
 
 /// What is claimed on the volume.
 #[derive(Default)]
 pub(super) struct VolumeClaim {
-    /// In whole blocks: for what is reserved and for what is growing.
+    /// In whole blocks: for what is reserved and for growths in progress.
     pub(super) blocks: Amount,
-    /// Bytes that growths under way have claimed here, and not yet in the scopes.
+    /// Bytes that growths in progress have claimed here, and not yet in the scopes.
     pub(super) growing: u64,
-    /// Of the blocks, what has settled already, as reported.
+    /// Blocks that have settled already, as reported.
     pub(super) settled: u64,
     written: u64,
 }
@@ -80,36 +80,36 @@ pub(super) struct VolumeClaim {
 /// What is held in the scopes.
 pub(super) struct ScopeHold<H> {
     pub(super) hold: Option<H>,
-    /// What the hold is, as far as its source has answered.
+    /// The amount of the hold, as far as its source has answered.
     pub(super) held: Amount,
     /// What replacing gives back to the scopes.
     pub(super) replaced: Amount,
-    /// Whether the source is being asked for more, and who waits for the answer to ask next.
+    /// Whether a request to the source is in progress, and the growths that wait for their turn.
     pub(super) is_asking: bool,
     pub(super) askers: Vec<Waker>,
 }
 
-/// Where a reservation stands.
+/// The state of a reservation.
 pub(super) enum Lifecycle {
     Open,
     /// The body was cut, so that nothing is charged.
     Cut(Refused),
-    /// It was committed or released, and why it was cut if it was.
+    /// It was committed or released, with the reason of the cut if it was cut.
     Ended(Option<Refused>),
 }
 
-/// What is done when it has ended.
+/// Hooks that run when it has ended.
 struct AtEnd {
-    /// What others get back when it has succeeded.
+    /// What other scopes get back when it has succeeded.
     gives_back: Vec<(Scopes, Amount)>,
     hook: Option<EndHook>,
 }
 
-/// How a reservation took its end.
+/// The result of ending a reservation.
 pub(crate) enum Ended<H> {
     /// It had ended already.
     Before,
-    /// Just now, with what there is to commit if there is a hold.
+    /// It has ended now, with the amount to commit if there is a hold.
     Now(Option<(H, Change)>),
 }
 
@@ -135,7 +135,7 @@ impl<H, X> State<H, X> {
         }
     }
 
-    /// Cuts the body, unless the reservation has ended. The first reason counts.
+    /// Cuts the body, unless the reservation has ended. The first reason is kept.
     pub(crate) fn cut(&mut self, refused: &Refused) {
         match &mut self.lifecycle {
             open @ Lifecycle::Open => *open = Lifecycle::Cut(refused.clone()),
@@ -144,14 +144,14 @@ impl<H, X> State<H, X> {
         }
     }
 
-    /// Nothing is given back: part of the request has failed, and it is not known which.
+    /// Nothing is given back, because an unknown part of the request has failed.
     pub(crate) fn keep_all(&mut self) {
         self.at_end.gives_back.clear();
     }
 }
 
 impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
-    /// The reservation for what is claimed on the volume, and held in the scopes if there is a hold.
+    /// The reservation for what is claimed on the volume, and for the hold in the scopes if there is one.
     pub(crate) fn new(
         pending: Pending<Q>,
         hold: Option<Q::Hold>,
@@ -207,7 +207,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         }
     }
 
-    /// The volume that the claim is on. None where a reservation around this one holds it.
+    /// The volume that the claim is on. None if an outer reservation holds it.
     pub(super) fn claimed_on(&self) -> Option<&Volume> {
         match &self.outer {
             Some(outer) if outer.holds_claim => None,
@@ -215,18 +215,18 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         }
     }
 
-    /// In whole blocks of the volume, what so many stored bytes take.
+    /// The whole blocks of the volume that this many stored bytes take.
     pub(super) fn in_blocks(&self, volume: &Volume, stored: u64) -> u64 {
         let bytes = self.reach.on_volume(stored);
         volume.in_blocks(Amount::bytes(bytes)).bytes
     }
 
-    /// What the scopes are to hold where so many bytes are set aside, before what is replaced.
+    /// What the scopes have to hold for this many reserved bytes, before what is replaced.
     pub(super) fn in_scopes(&self, bytes: u64) -> Amount {
         pending::in_scopes(&self.demand, bytes)
     }
 
-    /// Sets what runs when the reservation has ended. Returned where it has.
+    /// Adds a hook that runs when the reservation has ended. Returned if it has ended already.
     pub(crate) fn on_end(&self, hook: EndHook) -> Result<(), EndHook> {
         let mut state = self.state();
         if state.has_ended() {
@@ -239,7 +239,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     /// Why the body was cut, if it was.
     #[inline]
     pub(crate) fn why_cut(&self) -> Option<Refused> {
-        // A cut closes the meter, so that the lock is not needed for all the others.
+        // A cut closes the meter, so that the lock is only needed for a closed one.
         if self.meter.is_closed() {
             self.why_closed()
         } else {
@@ -256,13 +256,13 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         self.meter.close();
     }
 
-    /// Ends the reservation, if this is the first to do so. The volume's part is done here; what there is
-    /// to commit is returned.
+    /// Ends the reservation, if it has not ended yet. The volume's part is done here; the amount to commit is
+    /// returned.
     pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
         self.end_in(self.state(), success)
     }
 
-    /// As [`Self::end`], decided under the lock that is held: no cut can come between the look and the end.
+    /// Like [`Self::end`], decided under a lock that is held: no cut can occur between the check and the end.
     pub(crate) fn end_in(
         &self,
         mut state: MutexGuard<'_, State<Q::Hold, X>>,
@@ -277,7 +277,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             }
         };
         self.meter.close();
-        // What was cut is never charged.
+        // A cut reservation is never charged.
         let success = success && refused.is_none();
         state.lifecycle = Lifecycle::Ended(refused);
         let end = self.settlement(&state, success);
@@ -288,14 +288,14 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         let hook = state.at_end.hook.take();
         drop(state);
 
-        // All of this is others' code, or wakes others: not under the lock.
+        // All of this calls foreign code, or wakes other tasks: not under the lock.
         drop(rest);
         if let Some(volume) = self.claimed_on() {
             let on_disk = self.in_blocks(volume, end.on_disk);
             let settling = on_disk
                 .min(claim.blocks.bytes)
                 .saturating_sub(claim.settled);
-            // A service that was called may have made an object. A job says what it has written.
+            // A service that was called may have created an object. A job reports what it has written.
             let made_none = self.charges_reserved && !success && claim.written == 0;
             let objects = if made_none { 0 } else { claim.blocks.objects };
             volume.settle(Amount::new(settling, objects));
@@ -320,10 +320,10 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         Ended::Now(hold.map(|hold| (hold, end.change)))
     }
 
-    /// What a reservation leaves that ends like this.
+    /// What a reservation leaves after such an end.
     fn settlement(&self, state: &State<Q::Hold, X>, success: bool) -> Settlement {
         let read = self.meter.received();
-        // The service may write more by itself, beside the body.
+        // The service may write more than the body.
         let received = match self.charges_reserved {
             true => self.meter.reserved(),
             false => read.saturating_add(self.demand.copied()),
@@ -332,7 +332,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             true => state.report.stored.unwrap_or(received),
             false => 0,
         };
-        // After a failure the partial file may still be there: what was read stays claimed until the probe has looked.
+        // After a failure the partial file may still exist: what was read stays claimed until the next reading.
         let partial = match success || self.charges_reserved {
             true => 0,
             false => received,
@@ -351,7 +351,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State<Q::Hold, X>> {
-        // Whole between any two statements; and a reservation must end whatever panicked.
+        // Consistent between any two statements; and a reservation must end even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -360,7 +360,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
 struct Settlement {
     /// Stored bytes that may be on the disk.
     on_disk: u64,
-    /// What the scopes are charged, if it has succeeded.
+    /// What the scopes are charged on success.
     change: Change,
     outcome: Outcome,
 }
@@ -370,10 +370,10 @@ where
     Q: QuotaSource,
     X: Attachment,
 {
-    /// Commits, and waits for it as long as the quota source has time.
+    /// Commits, and waits for it within the quota source's timeout.
     ///
-    /// The source is told here, not in the future: that may never be polled. By its contract the source does
-    /// not lose the charge then.
+    /// The source is told here, not in the future, because the future may never be polled. By its contract the source
+    /// then keeps the charge.
     pub(crate) fn settle(self: Arc<Self>, commit: Option<(Q::Hold, Change)>) -> BoxFuture<()> {
         let commit = commit.map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
@@ -416,8 +416,8 @@ where
         let Some(volume) = self.claimed_on() else {
             return;
         };
-        // A block is taken by its first byte. Counted as promised beside that, it would be one too many
-        // for an upload that fits exactly.
+        // The first byte allocates a block. If that block were counted as promised too, an upload that fits exactly
+        // would be one block short.
         let settled = self
             .in_blocks(volume, claim.written)
             .min(claim.blocks.bytes);
@@ -476,7 +476,7 @@ where
 
 impl<Q: QuotaSource, X: Attachment> Drop for Shared<Q, X> {
     fn drop(&mut self) {
-        // Whatever happened: it ends.
+        // The reservation ends on every path.
         self.end(false);
     }
 }

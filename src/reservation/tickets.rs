@@ -1,9 +1,9 @@
-//! A reservation's places in the queues for more.
+//! The places of a reservation in the queues for growth.
 
 use super::context::Rules;
 use crate::{volume::Volume, wait_queue::Ticket};
 
-/// The reservation's places in the queues for more.
+/// The reservation's places in the queues for growth.
 #[derive(Debug)]
 pub(super) struct Tickets {
     pub(super) volume: Option<Ticket>,
@@ -11,7 +11,7 @@ pub(super) struct Tickets {
 }
 
 impl Tickets {
-    /// Places for a reservation with a claim on this volume.
+    /// Makes places for a reservation with a claim on this volume.
     pub(super) fn new(volume: Option<&Volume>, rules: &Rules) -> Self {
         Self {
             volume: volume.map(|volume| volume.filesystem().queue.ticket()),

@@ -1,4 +1,4 @@
-//! Remote procedure calls over HTTP: gRPC, gRPC-Web and Connect. None of this needs a framework.
+//! Remote procedure calls over HTTP: gRPC, gRPC-Web and Connect. None of this depends on a framework.
 
 mod tail;
 mod web;
@@ -10,7 +10,7 @@ use http::{
 
 use crate::protocol::Protocol;
 
-/// How a call is carried.
+/// The protocol of a call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Rpc {
     /// Its outcome is in the trailers.
@@ -30,16 +30,16 @@ pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-messag
 pub(crate) const GRPC_STATUS_DETAILS: HeaderName =
     HeaderName::from_static("grpc-status-details-bin");
 
-/// Tells a Connect call of one message from any other POST (Connect protocol, "Unary-Request").
+/// Distinguishes a unary Connect call from any other POST (Connect protocol, "Unary-Request").
 const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
 
 impl Rpc {
-    /// How it is carried and the content type that says so. None where the request is no call.
+    /// The protocol of a call and the content type that names it. None if the request is not a call.
     pub(crate) fn of<'a>(
         method: &Method,
         headers: &'a HeaderMap,
     ) -> Option<(Self, &'a HeaderValue)> {
-        // Calls are POST. Other requests pay nothing for this.
+        // Calls are POST. Other requests are not examined further.
         if *method != Method::POST {
             return None;
         }
@@ -53,7 +53,7 @@ impl Rpc {
         Some((rpc, content_type))
     }
 
-    /// Where its answer says how it ended.
+    /// Where the answer has its outcome.
     pub(crate) fn protocol(self) -> &'static dyn Protocol {
         match self {
             Self::Grpc => &Self::Grpc,
@@ -64,13 +64,13 @@ impl Rpc {
         }
     }
 
-    /// How an answer is carried, by its head.
+    /// The protocol of an answer, by its head.
     fn of_answer(headers: &HeaderMap) -> Option<Self> {
         Self::by(headers.get(CONTENT_TYPE)?.as_bytes())
     }
 
     fn by(content_type: &[u8]) -> Option<Self> {
-        // As most calls and their answers have it.
+        // The content type of most calls and answers.
         if content_type == b"application/grpc" {
             return Some(Self::Grpc);
         }
@@ -78,7 +78,7 @@ impl Rpc {
         if !application.eq_ignore_ascii_case(b"application/") {
             return None;
         }
-        // Neither the encoding of messages (`+proto`) nor parameters matter.
+        // Neither the message encoding (`+proto`) nor parameters matter.
         let end = subtype
             .iter()
             .position(|byte| matches!(byte, b'+' | b';' | b' ' | b'\t'));
@@ -98,7 +98,7 @@ impl Rpc {
     }
 }
 
-/// Whether a call went well, as the head or the trailers of a gRPC answer say. None where they say nothing.
+/// Whether a call succeeded, by the head or the trailers of a gRPC answer. None if they have no status.
 fn is_ok(headers: &HeaderMap) -> Option<bool> {
     headers.get(GRPC_STATUS).map(|status| status == "0")
 }

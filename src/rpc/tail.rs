@@ -1,4 +1,4 @@
-//! How calls end.
+//! The end of calls.
 
 use http::HeaderMap;
 use tower::BoxError;
@@ -13,7 +13,7 @@ impl Protocol for Rpc {
 
     fn tail(&self, head: &HeaderMap) -> Option<Box<dyn Tail>> {
         if is_ok(head).is_some() {
-            // Trailers-Only: it has ended with its head.
+            // Trailers-Only: the call has ended with its head.
             return None;
         }
         match Self::of_answer(head)? {
@@ -49,10 +49,10 @@ impl Tail for InTrailers {
     }
 }
 
-/// The client of a call left before its request had ended.
+/// The client of a call disconnected before its request had ended.
 ///
-/// tonic looks through the chain of a body's error for a reset by the client, and takes it for the end of the
-/// stream: half an upload would be a whole one. So the error is not its source.
+/// tonic searches the source chain of a body's error for a reset by the client, and treats it as the end of the
+/// stream: half an upload would look complete. So the error is not exposed as a source.
 #[derive(Debug, thiserror::Error)]
 #[error("the request broke off before its end")]
 struct BrokenOff {

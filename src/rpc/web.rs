@@ -17,7 +17,7 @@ use crate::protocol::{Last, Piece, Tail};
 const TRAILERS: u8 = 0x80;
 /// A byte of flags, and the length.
 const HEAD: usize = 5;
-/// The most that is kept of trailers, in bytes: no client or server takes more.
+/// The maximum size of trailers that are kept, in bytes: no client or server accepts more.
 const MOST: usize = 64 << 10;
 
 /// gRPC-Web: the status is in the last frame of the content.
@@ -50,12 +50,12 @@ impl Tail for InContent {
     }
 }
 
-/// Looks for the trailers in content that goes by.
+/// Scans passing content for the trailers.
 struct WebReader {
     text: Option<Base64>,
-    /// What there is of a frame's head, or of the trailers.
+    /// The received part of a frame's head, or of the trailers.
     kept: Vec<u8>,
-    /// Bytes of a message that are still to come.
+    /// Bytes of a message that have not arrived yet.
     skip: usize,
 }
 
@@ -72,13 +72,13 @@ impl WebReader {
         self.text.is_some()
     }
 
-    /// Whether a frame may begin here. Anywhere else it would be read as the rest of a message.
+    /// Whether a frame may begin here. At any other position it would be read as the rest of a message.
     fn is_between_frames(&self) -> bool {
         let is_whole = self.text.as_ref().is_none_or(|text| text.kept.is_empty());
         self.skip == 0 && self.kept.is_empty() && is_whole
     }
 
-    /// The trailers, once they are there in full.
+    /// The trailers, once they have arrived completely.
     fn read(&mut self, content: &[u8]) -> Option<Vec<u8>> {
         match &mut self.text {
             None => self.read_frames(content),
@@ -95,7 +95,7 @@ impl WebReader {
             self.skip -= skipped;
             content.advance(skipped);
 
-            // A head; and behind the head of the trailers, these.
+            // A head; and after the head of the trailers, the trailers.
             let wanted = self.kept.first_chunk().map_or(HEAD, whole);
             let taken = (wanted - self.kept.len()).min(content.len());
             self.kept.extend_from_slice(&content[..taken]);
@@ -125,7 +125,7 @@ fn length(head: &[u8; HEAD]) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
-/// Whether trailers say that all went well.
+/// Whether trailers report success.
 fn is_ok(trailers: &[u8]) -> bool {
     trailers.split(|byte| *byte == b'\n').any(|line| {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
@@ -154,7 +154,7 @@ fn frame(trailers: &HeaderMap, is_text: bool) -> Bytes {
     }
 }
 
-/// Decodes Base64 (RFC 4648, section 4) as it comes. Every piece that was encoded by itself may end in padding.
+/// Decodes Base64 (RFC 4648, section 4) incrementally. Each separately encoded piece may end in padding.
 #[derive(Default)]
 struct Base64 {
     /// Characters that are not decoded yet.
@@ -180,7 +180,7 @@ impl Base64 {
             match char {
                 b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => self.kept.push(*char),
                 b'=' if self.kept.len() % 4 > 1 => decode(mem::take(&mut self.kept)),
-                // The second of two paddings, or nothing that belongs here.
+                // The second padding character, or an invalid one.
                 _ => {}
             }
         }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_is_found_whatever_its_spelling() {
+    fn the_outcome_is_found_in_every_spelling() {
         for (text, ok) in [
             ("grpc-status:0\r\n", true),
             ("Grpc-Status: 0", true),
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_lies_is_bounded() {
+    fn a_wrong_length_is_bounded() {
         let mut reader = WebReader::new(false);
         assert_eq!(reader.read(&[TRAILERS, 0xFF, 0xFF, 0xFF, 0xFF]), None);
         let found = (0..100).find_map(|_| reader.read(&[0; 1024]));

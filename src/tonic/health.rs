@@ -9,7 +9,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Everything has to stay free here, so that nothing is taken.
+//! The whole volume is headroom here, so that it takes no writes.
 //! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 //!
 //! let (reporter, service) = health_reporter();
@@ -23,7 +23,7 @@
 //! #     client.check(request).await.map(|response| response.into_inner().status())
 //! # };
 //! assert_eq!(check("upload.v1.Uploads").await?, ServingStatus::NotServing);
-//! // The whole server: reads go on.
+//! The server as a whole: it still serves reads.
 //! assert_eq!(check("").await?, ServingStatus::Serving);
 //! # Ok(())
 //! # }
@@ -35,16 +35,16 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::volume::Readiness;
 
-/// Keeps the status of a service by what its volumes say: SERVING while [all of them take
-/// writes](Readiness::takes_writes), otherwise NOT_SERVING.
+/// Reports the status of a service by its volumes: SERVING while [all of them take writes](Readiness::takes_writes),
+/// otherwise NOT_SERVING.
 ///
-/// Spawn it. It sets the status at once, then with each change and at no other time, and it never returns. When
-/// it is dropped, the status stays as it is. Before it is first polled, the name is not known to the health
-/// service, which answers NOT_FOUND.
+/// Spawn it as a task. It sets the status at once, then only when the status changes, and it never returns. When it
+/// is dropped, the status stays as it is. Before it is first polled, the health service does not know the name, and
+/// answers NOT_FOUND.
 ///
-/// The name is what those ask for who are about to write: a service that writes, or any other word. Leave the
-/// empty one, which is the whole server, unless it only writes: reads and deletes go on when the disk is full.
-/// Nobody else should set the status of the same name.
+/// `name` is the name that clients check before they write: the name of a service that writes, or any other. Do not
+/// use the empty name, which stands for the whole server, unless the server only writes: reads and deletes still work
+/// when the disk is full. No other code may set the status of the same name.
 ///
 /// `volumes` is a [`Volume`](crate::Volume) or a [`Readiness`] of several.
 ///
@@ -66,7 +66,7 @@ pub async fn report(
             ServingStatus::NotServing
         };
         reporter.set_service_status(&service, status).await;
-        // From one reason to another is no change.
+        // A change of the reason alone does not change the status.
         while writes.is_ok() == is_ready {
             writes = readiness.changed(writes).await;
         }

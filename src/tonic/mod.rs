@@ -1,8 +1,8 @@
-//! What only tonic needs.
+//! Support for tonic.
 //!
-//! The guard itself speaks gRPC without this: it reads headers and trailers. It is a layer of
-//! `tonic::transport::Server`, and of axum's router where both are on one port. Here is what lets a handler
-//! hand its errors to the guard, and see what is set aside for it.
+//! The guard itself supports gRPC without this module, because it reads headers and trailers. It is a layer for
+//! `tonic::transport::Server`, and for axum's router if both are on one port. With this module, a handler can pass
+//! its errors to the guard, and access its reservation.
 //!
 //! ```
 //! use http::Request;
@@ -25,7 +25,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Everything has to stay free here, so that nothing fits.
+//! The whole volume is headroom here, so that nothing fits.
 //! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 //! let guard = StorageGuardLayer::new(volume).calls(["upload.v1.Uploads/Put"])?;
 //! // And then: Server::builder().layer(guard).add_service(UploadsServer::new(..))
@@ -42,23 +42,23 @@
 //!
 //! # What is counted
 //!
-//! What comes over the wire: fields and prefixes too, about ten bytes a message. So a file of exactly what is
-//! left does not fit. What is charged in the end is what the handler reports as
-//! [stored](crate::Reservation::stored). Where messages are compressed, that is more than what came: let the
-//! reservation [grow](crate::Reservation::grow) before you write.
+//! The bytes on the wire, with fields and prefixes, which are about ten bytes a message. So a file of exactly the
+//! remaining size does not fit. The final charge is what the handler reports as [stored](crate::Reservation::stored).
+//! If messages are compressed, that exceeds what was received: let the reservation [grow](crate::Reservation::grow)
+//! before you write.
 //!
 //! # How a call is settled
 //!
-//! By the status in its trailers, when both directions have ended. A call that ends in anything but OK is
-//! released; so is one whose client has left. A stream that is cut when its head is out ends in
-//! RESOURCE_EXHAUSTED, in the trailers.
+//! By the status in its trailers, when both directions have ended. A call that does not end in OK is released; so is
+//! a call whose client has disconnected. A stream that is cut after its head was sent ends in RESOURCE_EXHAUSTED, in
+//! the trailers.
 //!
-//! tonic reads a reset by the client as the end of the stream, so that half an upload looks whole. The body
-//! of a guarded call hides that: the stream ends in an error.
+//! tonic treats a reset by the client as the end of the stream, so half an upload looks complete. The body of a
+//! guarded call prevents that: the stream ends in an error.
 //!
 //! # With gRPC-Web
 //!
-//! The guard may be on either side of tonic-web's layer. Inside of it, it counts what the service reads;
+//! The guard may be on either side of tonic-web's layer. Inside of it, the guard counts what the service reads;
 //! outside, what the client sends.
 
 #[cfg(feature = "tonic-health")]
@@ -76,20 +76,21 @@ use crate::{
 };
 use tower::BoxError;
 
-/// Any error of a handler's as a [`Status`], with the error as its source, for the guard to classify.
+/// Converts a handler's error into a [`Status`], with the error as its source, for the guard to classify.
 ///
-/// `io::Error` has a conversion into `Status` of its own, which `?` takes, and which loses the error: a full
-/// disk becomes UNKNOWN. So say `.map_err(status)?` instead.
+/// `io::Error` has its own conversion into `Status`, which `?` uses, and which drops the error: a full disk becomes
+/// UNKNOWN. So use `.map_err(status)?` instead.
 ///
-/// - A storage fault, as [`Classifier::default`] finds it, is RESOURCE_EXHAUSTED in the standard words. The guard
-///   puts it in the layer's own words; but behind the head of a stream, it cannot see where it comes from.
-/// - A `Status` in the error's chain is taken as it is.
-/// - Everything else is INTERNAL, and the client learns nothing of it.
+/// - A storage fault, as found by [`Classifier::default`], becomes RESOURCE_EXHAUSTED with the default message. The
+///   guard replaces it by the layer's message; after the head of a stream was sent, the guard only sees the status
+///   and passes it on.
+/// - A `Status` in the error's chain is returned unchanged.
+/// - Everything else becomes INTERNAL, and the client learns nothing about it.
 pub fn status(error: impl Into<BoxError>) -> Status {
     status_by(fault::common(), error)
 }
 
-/// As [`status`], with a classifier of your own. It should be the layer's.
+/// Like [`status`], with a classifier of your own. It should be the layer's.
 pub fn status_by(classifier: &Classifier, error: impl Into<BoxError>) -> Status {
     let error = match error.into().downcast::<Status>() {
         Ok(status) => return *status,
@@ -116,11 +117,11 @@ impl From<Refused> for Status {
     }
 }
 
-/// The request's reservation.
+/// Returns the request's reservation.
 ///
 /// # Errors
 ///
-/// INTERNAL where the request is not guarded: there is no layer, or the call is not
+/// INTERNAL if the request is not guarded: there is no layer, or the call is not
 /// [named](crate::StorageGuardLayer::calls).
 pub fn reservation<T>(request: &Request<T>) -> Result<Reservation, Status> {
     let reservation = request.extensions().get::<Reservation>().cloned();

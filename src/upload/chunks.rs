@@ -17,8 +17,8 @@ use crate::head::decimal;
 /// | MOVE of `.file` in the folder | the last |
 /// | DELETE of the folder | the end |
 ///
-/// While the service makes one file of the chunks, both may be on the disk. Where it does not append or rename, let its
-/// handler [grow](crate::Reservation::grow) the reservation.
+/// While the service assembles the file from the chunks, both may be on the disk. If it neither appends nor renames,
+/// let its handler [grow](crate::Reservation::grow) the reservation.
 #[derive(Clone, Debug)]
 pub struct Chunks {
     under: Arc<str>,
@@ -39,7 +39,7 @@ impl Protocol for Chunks {
         let path = path.trim_end_matches('/');
         let below = path.strip_prefix(&*self.under)?.strip_prefix('/')?;
         let (folder, name) = path.rsplit_once('/')?;
-        // What is right there belongs to no upload, but may be one's folder.
+        // A resource directly in the folder belongs to no upload, but may be an upload's folder.
         let is_in_folder = below.contains('/');
         let step = match head.method.as_str() {
             "MKCOL" => Step::part(path).named(""),

@@ -1,4 +1,4 @@
-//! Where a `Location` leads, and how paths are written.
+//! Resolves `Location`, and normalises paths.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 pub(super) fn resolve(location: &str, base: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     let (relative, base) = match location.split_once("://") {
-        // Of a host, and of nothing that we were asked for.
+        // An absolute URI: nothing of `base` applies to it.
         Some((scheme, rest)) if scheme.bytes().all(is_of_scheme) => (behind_host(rest), "/"),
         _ => match location.strip_prefix("//") {
             Some(rest) => (behind_host(rest), "/"),
@@ -70,9 +70,9 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
-/// Delimiters that are encoded, which is not the same as plain ones, and how they are encoded once more.
+/// Encoded delimiters, which are distinct from plain ones, and the double encoding that keeps them so.
 const ENCODED_DELIMITERS: [(&str, &str); 6] = [
-    // First, since the others have it in them.
+    // First, because the others contain it.
     ("%25", "%2525"),
     ("%2F", "%252F"),
     ("%2f", "%252F"),
@@ -81,11 +81,11 @@ const ENCODED_DELIMITERS: [(&str, &str); 6] = [
     ("%23", "%2523"),
 ];
 
-/// What is not printable ASCII.
+/// Bytes that are not printable ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ');
 
-/// A path in the one way to write it, out of all that mean the same: percent-encoded only where that makes a difference
-/// (RFC 3986, section 6.2.2), or is not ASCII.
+/// Normalises a path, so that all equivalent forms of it are equal: percent-encoded only where the encoding changes
+/// the meaning (RFC 3986, section 6.2.2), or where it is not ASCII.
 pub(super) fn in_one_way(path: &str) -> Cow<'_, str> {
     if path.is_ascii() && !path.contains('%') {
         return Cow::Borrowed(path);
@@ -134,7 +134,7 @@ mod tests {
             ("/ann%40example.org", "/ann@example.org"),
             ("/%c3%a9", "/%C3%A9"),
             ("/é", "/%C3%A9"),
-            // These are others.
+            // These are different paths.
             ("/a%2fb", "/a%2Fb"),
             ("/%2541", "/%2541"),
             ("/a%3fb?c", "/a%3Fb?c"),

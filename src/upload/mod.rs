@@ -1,9 +1,9 @@
 //! Uploads of several requests: tus, the IETF's resumable uploads, the chunks of ownCloud and Nextcloud.
 //!
-//! Checked one by one, the requests of an upload are each let in while there is room, and the last of them finds none:
-//! after hours, and with everything else there for nothing. So the whole length is set aside at the first request. What
-//! comes later draws from that, however often it breaks off and is sent again. The last request charges it; a DELETE, and
-//! time, give it back.
+//! If the requests of an upload are checked one by one, each is admitted while there is room, and the last one may
+//! fail after hours of transfer. So the guard reserves the whole length at the first request. Later requests draw
+//! from that reservation, even if a part is interrupted and sent again. The last request charges it; a DELETE, or
+//! expiry, releases it.
 //!
 //! ```
 //! use std::time::Duration;
@@ -24,7 +24,7 @@
 //!     .scope_by(|_| "user:42")
 //!     .uploads(&uploads);
 //!
-//! // As a tus server answers.
+//! Answers like a tus server.
 //! const TUS: (&str, &str) = ("tus-resumable", "1.0.0");
 //! let app = Router::new()
 //!     .route("/files", post(async || (StatusCode::CREATED, [TUS, ("location", "/files/a")])))
@@ -35,7 +35,7 @@
 //! let answer = app.clone().oneshot(first().body(Body::empty())?).await?;
 //! assert_eq!(answer.status(), StatusCode::CREATED);
 //! assert_eq!(quota.usage("user:42").held, Amount::new(8, 1));
-//! // There is no room for another, though not a byte has come yet.
+//! There is no room for another upload, although no byte has arrived yet.
 //! let answer = app.clone().oneshot(first().body(Body::empty())?).await?;
 //! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
 //!
@@ -47,29 +47,29 @@
 //! # }
 //! ```
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! - The scopes of the first request are charged, for the whole, once: when the last request has succeeded, and before
-//!   that is answered.
-//! - A part that the upload has room for is never refused. Where a part brings more than was announced, or the length
-//!   was not announced, it finds room for the difference, or is refused by itself.
-//! - A part that fails costs nothing: what it drew is there for the next.
-//! - [`Reservation`](crate::Reservation) is that of the part. What its handler says is
-//!   [stored](crate::Reservation::stored) counts for the part, what it [replaces](crate::Reservation::replaces) for the
-//!   whole.
+//! - The scopes of the first request are charged once, for the whole: after the last request has succeeded, and
+//!   before it is answered.
+//! - A part that fits the announced length is never refused. If a part brings more than was announced, or if no
+//!   length was announced, the difference is reserved, or that part is refused.
+//! - A part that fails costs nothing: what it drew is available to the next part.
+//! - [`Reservation`](crate::Reservation) is the part's. What its handler reports as
+//!   [stored](crate::Reservation::stored) counts for the part, what it [replaces](crate::Reservation::replaces) for
+//!   the whole.
 //!
-//! # What does not
+//! # Limitations
 //!
-//! - A tus server has to say `Tus-Resumable` in its answers *where the guard sees them*: set by a layer outside of the
-//!   guard, it comes too late, and nothing is held. Otherwise a header of the client's would hold the disk at any service
-//!   that answers with a `Location`.
-//! - What is known of uploads is gone with the process, or when they expire. Their later parts are then charged one by
-//!   one, and what came before is not: count it at the start.
-//! - Who may reserve may reserve for as long as uploads are kept, and never come back. That takes a quota for each user,
-//!   or a short time to live.
-//! - Whoever may send a request for an upload's path can make it grow, whatever the service answers. Let the guard see
-//!   only requests that may write there.
-//! - The guard has to see the requests at the paths that `Location` names. See [`Uploads::key_by`].
+//! - A tus server has to set `Tus-Resumable` in its answers *before they pass the guard*: if a layer outside of the
+//!   guard sets it, it is too late, and nothing is held. Without this condition a client's header alone could reserve
+//!   the disk at any service that answers with a `Location`.
+//! - The state of uploads is lost when the process ends or when they expire. Later parts are then charged one by one,
+//!   and earlier parts are not charged: count those at startup.
+//! - A client that may reserve can hold a reservation for as long as uploads are kept, without sending more. Limit
+//!   that with a quota for each user, or a short expiry.
+//! - A client that can send a request for an upload's path can make its reservation grow, whatever the service
+//!   answers. Let only requests that may write there pass the guard.
+//! - The guard has to see the requests at the paths that `Location` refers to. See [`Uploads::key_by`].
 
 mod chunks;
 mod location;
@@ -98,9 +98,9 @@ use self::{
     visit::FoundStep,
 };
 
-/// The uploads that are open. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
+/// The open uploads. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
 ///
-/// Cheap to clone; clones share what is open, not what is set later.
+/// Cheap to clone; clones share the open uploads, but not later settings.
 #[derive(Clone)]
 pub struct Uploads {
     registry: Arc<Registry>,
@@ -123,15 +123,15 @@ impl Uploads {
         .and(protocol)
     }
 
-    /// Adds a protocol. The first that knows a request decides what it is.
+    /// Adds a protocol. The first protocol that recognises a request decides.
     #[must_use]
     pub fn and(mut self, protocol: impl Protocol) -> Self {
         self.protocols.push(Arc::new(protocol));
         self
     }
 
-    /// Sets how long an upload is kept after its last request. Its reservation is released then, by a task on the tokio
-    /// runtime that serves the requests. The service should throw away what came of it at the same time.
+    /// Sets how long an upload is kept after its last request. A task on the tokio runtime that serves the requests
+    /// then releases its reservation. The service should delete the partial content at the same time.
     ///
     /// Defaults to one hour.
     #[must_use]
@@ -140,16 +140,16 @@ impl Uploads {
         self
     }
 
-    /// Sets what names an upload, given the path of a request or of a `Location`. For where the two are not the same:
-    /// behind a proxy or a router that takes a prefix off.
+    /// Sets the function that makes an upload's key from the path of a request or of a `Location`. Use it if the two
+    /// differ, such as behind a proxy or a router that strips a prefix.
     ///
-    /// Defaults to the path, and the query if `Location` has one. Whatever a client may change without asking for
-    /// something else has to name the same upload: what comes under another name is charged by itself.
+    /// Defaults to the path, with the query if `Location` has one. Parts of the URI that a client can change without
+    /// addressing another resource must not change the key, because a request with another key is charged by itself.
     ///
     /// ```
     /// use tower_storage_guard::upload::Uploads;
     ///
-    /// // By the last segment, which is random here.
+    /// Use the last segment, which is random here.
     /// let uploads = Uploads::default().key_by(|path| {
     ///     path.rsplit('/').next().unwrap_or(path).to_owned()
     /// });
@@ -160,7 +160,7 @@ impl Uploads {
         self
     }
 
-    /// How many uploads are open.
+    /// The number of open uploads.
     pub fn len(&self) -> usize {
         self.registry.len()
     }
@@ -170,7 +170,7 @@ impl Uploads {
         self.len() == 0
     }
 
-    /// What is known of an upload. None where it is not open.
+    /// Returns the state of an upload. None if it is not open.
     pub fn get(&self, path: &str) -> Option<Progress> {
         let upload = self.registry.get(&self.key(path))?;
         Some(Progress {
@@ -180,12 +180,12 @@ impl Uploads {
         })
     }
 
-    /// Releases an upload that the service has thrown away by itself. False where it is not open.
+    /// Releases an upload that the service has deleted by itself. False if it is not open.
     pub fn release(&self, path: &str) -> bool {
         self.registry.remove(&self.key(path)).is_some()
     }
 
-    /// What a request is to an upload.
+    /// Returns the role of a request in an upload.
     fn step(&self, head: &request::Parts) -> Option<FoundStep> {
         let mut protocols = self.protocols.iter();
         let (mut step, protocol) =
@@ -209,7 +209,7 @@ impl Uploads {
         }
     }
 
-    /// Most services do not look at the query, and then anybody may add one.
+    /// Most services ignore the query, so a client may add one.
     fn key_of_request(&self, uri: &str) -> String {
         let key = self.key(uri);
         if let Some((path, _)) = uri.split_once('?')
@@ -225,9 +225,9 @@ impl Uploads {
 }
 
 impl<Q> StorageGuardLayer<Q> {
-    /// Sets aside the whole of an upload at its first request, where it comes in several. See [`Uploads`].
+    /// Reserves the whole of an upload at its first request, for uploads of several requests. See [`Uploads`].
     ///
-    /// Defaults to each request by itself.
+    /// By default, each request is reserved by itself.
     pub fn uploads(self, uploads: &Uploads) -> Self {
         self.set(|settings| settings.steps = Some(Arc::new(uploads.clone())))
     }
@@ -250,14 +250,14 @@ impl fmt::Debug for Uploads {
     }
 }
 
-/// What is known of an upload.
+/// The state of an upload.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// How long it is in all, in bytes. None where no request has said so yet.
+    /// Its total length in bytes. None if no request has announced it yet.
     pub whole: Option<u64>,
-    /// Bytes that are set aside for it, those that came included.
+    /// Bytes that are reserved for it, including those that were received.
     pub reserved: u64,
-    /// Bytes that came.
+    /// Bytes that were received.
     pub received: u64,
 }

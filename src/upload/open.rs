@@ -1,4 +1,4 @@
-//! An upload that is open: what is set aside for the whole of it, and what its parts draw from that.
+//! An open upload: the reservation for the whole, and what its parts draw from it.
 
 use std::{
     collections::HashMap,
@@ -8,23 +8,24 @@ use std::{
 use super::Step;
 use crate::reservation::{BoxFuture, Outcome, ReservationOps};
 
-/// Where an upload is kept while it is open.
+/// The registry that keeps an upload while it is open.
 pub(super) trait Keeper: Send + Sync {
-    /// Ends this upload, if it is the one of its key.
+    /// Ends this upload, if it is still the one with its key.
     fn forget(&self, upload: &Arc<Upload>);
 
-    /// Begins to count its time, if no part is in flight.
+    /// Starts the expiry timer, unless a part is in flight.
     fn rest(&self, upload: &Arc<Upload>);
 }
 
-/// An upload that is open.
+/// An open upload.
 pub(crate) struct Upload {
-    /// What is set aside for the whole. Dropped, it is released.
+    /// The reservation for the whole. Released on drop.
     reservation: Arc<dyn ReservationOps>,
-    /// Of the whole, what came before this was set aside: the guard did not see it, and charges nobody for it.
+    /// The bytes of the whole that were received before this reservation. The guard did not see them, and does not
+    /// charge them.
     before: u64,
     registry: Weak<dyn Keeper>,
-    /// Where it is in the registry, once it is there.
+    /// Its entry in the registry, once it has one.
     key: OnceLock<Arc<str>>,
     state: Mutex<State>,
 }
@@ -33,20 +34,20 @@ pub(crate) struct Upload {
 struct State {
     whole: Whole,
     parts: HashMap<Box<str>, Part>,
-    /// The sum of what is there of the parts. Wide, as clients choose where a part begins.
+    /// The sum of the received bytes of all parts. Wide, because clients choose the offset of a part.
     stored: u128,
-    /// The sum of what they draw.
+    /// The sum of what the parts draw.
     drawn: u64,
     draws: u64,
-    /// Bytes whose claim on the volume has settled, or is counted on by a part in flight.
+    /// Bytes whose claim on the volume has settled, or is used by a part in flight.
     used_up: u64,
-    /// How many parts are in flight.
+    /// The number of parts in flight.
     in_flight: usize,
-    /// A part has succeeded, so that the service knows of the upload.
+    /// A part has succeeded, so the service knows of the upload.
     is_confirmed: bool,
 }
 
-/// How long an upload is in all.
+/// The total length of an upload.
 #[derive(Clone, Copy, Default)]
 enum Whole {
     #[default]
@@ -80,53 +81,53 @@ impl Whole {
     }
 }
 
-/// What is there of a part, and what is in flight to take its place.
+/// The received content of a part, and the draw of the request that replaces it.
 #[derive(Default)]
 struct Part {
     stored: u64,
     drawn: u64,
-    /// How far it ever came. What was claimed for that has settled.
+    /// The largest length that it has had. The claim for that has settled.
     reached: u64,
-    /// By how much what handlers say they have stored differs from what they have read.
+    /// The difference between what handlers report as stored and what they have read.
     correction: i128,
-    /// The draw that `drawn` belongs to. A part may be sent again while the connection that broke off still hangs.
+    /// The draw that `drawn` belongs to. A client may send a part again while the interrupted connection still hangs.
     by: u64,
     draw: Weak<Draw>,
 }
 
-/// What one request draws from its upload. It ends once.
+/// What one request draws from its upload. Ends once.
 pub(crate) struct Draw {
     upload: Arc<Upload>,
     part: Box<str>,
     offset: Option<u64>,
-    /// How long the upload is in all, as far as this request or an earlier one said.
+    /// The total length of the upload, as this request or an earlier one announced it.
     whole: Option<u64>,
     number: u64,
-    /// What the body brings, where its length is known.
+    /// The length of the body, if it is known.
     wanted: Option<u64>,
     tally: Mutex<Tally>,
 }
 
 #[derive(Default)]
 struct Tally {
-    /// What was there of the part before.
+    /// The received bytes of the part before this request.
     replaced: u64,
-    /// Bytes that are claimed for the upload, and others that are claimed for this request.
+    /// Bytes that are claimed for the upload, and bytes that are claimed for this request.
     of_upload: u64,
     of_request: u64,
-    /// Bytes that were reported to have reached the disk, and of the upload's, those that have settled with that.
+    /// Bytes that were reported as written to the disk, and the upload's bytes that settled with them.
     reported: u64,
     settled: u64,
-    /// What is there of the part after it.
+    /// The received bytes of the part after this request.
     there: u64,
     has_ended: bool,
 }
 
-/// What a request has drawn.
+/// The amount that a request has drawn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Drawn {
     pub(crate) bytes: u64,
-    /// Of these, what has to be claimed on the volume once more: it came before, and what was claimed for it has settled.
+    /// The part of it that has to be claimed again on the volume: it was received before, and its claim has settled.
     pub(crate) unclaimed: u64,
 }
 
@@ -148,7 +149,7 @@ impl Upload {
         }
     }
 
-    /// How long it is in all, as far as that is known.
+    /// The total length, if it is known.
     pub(super) fn whole(&self) -> Option<u64> {
         self.state().whole.bytes()
     }
@@ -157,7 +158,7 @@ impl Upload {
         self.state().in_flight == 0
     }
 
-    /// Bytes set aside for the whole.
+    /// Bytes reserved for the whole.
     pub(super) fn reserved(&self) -> u64 {
         self.reservation
             .meter()
@@ -165,7 +166,7 @@ impl Upload {
             .saturating_add(self.before)
     }
 
-    /// Bytes that are there.
+    /// Bytes received.
     pub(super) fn received(&self) -> u64 {
         u64::try_from(self.state().stored).unwrap_or(u64::MAX)
     }
@@ -186,17 +187,17 @@ impl Upload {
         &self.reservation
     }
 
-    /// A request with a part of it comes in.
+    /// A request with a part arrives.
     pub(super) fn enter(self: Arc<Self>, step: &Step, wanted: Option<u64>) -> Arc<Draw> {
         let mut state = self.state();
-        // It does not change: who says so later is told by the service.
+        // The length is fixed: the service answers a later request that announces another one.
         let said = step.whole.filter(|_| state.whole.sure().is_none());
         let whole = said.or(state.whole.bytes());
         state.draws += 1;
         state.in_flight += 1;
         let number = state.draws;
         let part = state.parts.entry(step.part.clone()).or_default();
-        // Behind what ever came nothing can begin. The service will say so.
+        // A part cannot begin behind the received content. The service answers such a request.
         let reached = part.reached.max(self.before);
         let there = step.offset.map_or(0, |offset| offset.min(reached));
         let replaced = std::mem::replace(&mut part.stored, there);
@@ -218,23 +219,23 @@ impl Upload {
         state.stored = state.stored - u128::from(replaced) + u128::from(there);
         state.drawn -= superseded;
         if let Some(other) = &other {
-            // What is claimed for it is needed here.
+            // This request needs what is claimed for it.
             state.used_up -= other.tally().yield_claim();
         }
         drop(state);
-        // It may have ended, and this be the last of it: that locks again.
+        // The upload may have ended, and this may be the last reference: dropping it locks again.
         drop(other);
         draw
     }
 
-    /// All is there: it is charged. `last` has brought the last of it.
+    /// The upload is complete, and is charged. `last` is the request that completed it.
     pub(crate) fn complete(self: &Arc<Self>, last: Option<&Draw>) -> BoxFuture<bool> {
         if let Some(registry) = self.registry() {
             registry.forget(self);
         }
         let mut state = self.state();
         if let Some(last) = last {
-            // Whoever came in behind it may have said anything.
+            // A request that arrived later may have announced any length.
             let there = last.tally().there;
             state.set_there(&last.part, last.number, there);
         }
@@ -251,20 +252,20 @@ impl Upload {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Figures, put right before anybody else's code is called.
+        // Correct the figures before foreign code is called.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Of so much that is set aside, what is neither there nor drawn.
+    /// The part of `reserved` that is neither received nor drawn.
     fn left_of(&self, reserved: u64) -> u64 {
         let taken = self.stored + u128::from(self.drawn);
         let left = u128::from(reserved).saturating_sub(taken);
         u64::try_from(left).unwrap_or(u64::MAX)
     }
 
-    /// Sets what is there of a part, and that this draw has brought it.
+    /// Sets the received bytes of a part, and records that this draw brought them.
     fn set_there(&mut self, part: &str, by: u64, there: u64) -> &mut Part {
         let part = self.parts.entry(part.into()).or_default();
         let before = std::mem::replace(&mut part.stored, there);
@@ -280,13 +281,13 @@ impl Draw {
         &self.upload
     }
 
-    /// How long the upload is in all, as far as this request or another said.
+    /// The total length of the upload, as this request or another announced it.
     pub(super) fn whole(&self) -> Option<u64> {
         let state = self.upload.state();
         state.whole.sure().or(self.whole)
     }
 
-    /// Bytes that have to be set aside beside what is, before the request is let in.
+    /// Bytes that have to be reserved in addition before the request is admitted.
     pub(crate) fn missing(&self) -> u64 {
         let reserved = self.upload.reserved();
         let state = self.upload.state();
@@ -296,15 +297,15 @@ impl Draw {
         for_whole.max(for_part)
     }
 
-    /// What it has to draw at the door. Where parts come one after the other, and the whole is set aside, it is no more
-    /// than what is left: what begins elsewhere is a conflict, and for the service to answer.
+    /// What the request has to draw at admission. If parts arrive in order and the whole is reserved, it is at most
+    /// the remaining length: a part that begins elsewhere is a conflict, which the service answers.
     fn must_draw(&self) -> Option<u64> {
         let may_draw_less = self.offset.is_some() && self.whole.is_some();
         self.wanted.filter(|_| !may_draw_less)
     }
 
-    /// Draws what the body brings, or where nobody knows how much that is, up to `grant`. None where more has to be set
-    /// aside first: somebody else has drawn it.
+    /// Draws the length of the body, or up to `grant` if the length is unknown. None if more has to be reserved first
+    /// because another request has drawn it.
     pub(crate) fn draw(&self, grant: u64) -> Option<Drawn> {
         let reserved = self.upload.reserved();
         let mut state = self.upload.state();
@@ -312,7 +313,7 @@ impl Draw {
         if self.must_draw().is_some_and(|wanted| wanted > left) {
             return None;
         }
-        // Only now, as nothing was set aside where it is refused.
+        // Only now, because a refused request reserves nothing.
         state.whole.update(self.whole, Whole::Said);
         let bytes = self.wanted.unwrap_or(grant).min(left);
         Some(self.take(&mut state, bytes))
@@ -347,11 +348,11 @@ impl Draw {
         Drawn { bytes, unclaimed }
     }
 
-    /// `bytes` more of it have reached the disk.
+    /// `bytes` more of the part have reached the disk.
     pub(crate) fn written(&self, bytes: u64) {
         let mut tally = self.tally();
         if tally.has_ended {
-            // What it has not used is others' now.
+            // What it has not used is available to other parts now.
             return;
         }
         tally.reported = tally.reported.saturating_add(bytes);
@@ -373,10 +374,10 @@ impl Draw {
         }
         let settling = tally.settle(received);
         let there = match self.offset {
-            // What came is kept, whatever became of the rest. The next request says how much it was.
+            // Received content is kept, even if the rest fails. The next request tells how much it was.
             Some(offset) if success || received > 0 => offset.saturating_add(received),
             None if success => received,
-            // It may have named any offset.
+            // The request may have named any offset.
             Some(_) | None => tally.replaced,
         };
         tally.there = there;
@@ -391,7 +392,7 @@ impl Draw {
             state.whole.update(self.whole, Whole::Sure);
         }
         let is_latest = |part: &Part| part.by == self.number;
-        // A success is the service's word. One that failed says nothing where another has come in since.
+        // On success the service's count is used. A failed request is ignored if another one has arrived since.
         if success || state.parts.get(&self.part).is_some_and(is_latest) {
             let part = state.set_there(&self.part, self.number, there);
             if received > 0 {
@@ -404,7 +405,7 @@ impl Draw {
                 part.correction = before + i128::from(stored) - i128::from(received);
             }
             if part.stored == 0 && part.reached == 0 && part.correction == 0 {
-                // Names are the client's to choose, as many as it likes.
+                // Clients choose the names, without a bound on their number.
                 state.parts.remove(&self.part);
             }
         }
@@ -420,7 +421,7 @@ impl Draw {
         }
     }
 
-    /// Whether, with this, all is there of an upload whose parts come one after the other.
+    /// Whether an upload whose parts arrive in order is complete with this part.
     pub(crate) fn is_last(&self) -> bool {
         let there = self.tally().there;
         self.offset.is_some() && self.upload.whole().is_some_and(|whole| there >= whole)
@@ -432,7 +433,7 @@ impl Draw {
 }
 
 impl Tally {
-    /// Gives up what is claimed for the upload and has not settled. How much that is.
+    /// Gives up the upload's claims that have not settled, and returns how many bytes they were.
     fn yield_claim(&mut self) -> u64 {
         if self.has_ended {
             return 0;
@@ -440,8 +441,8 @@ impl Tally {
         self.of_upload - std::mem::replace(&mut self.of_upload, self.settled)
     }
 
-    /// Of what is claimed for the upload, what settles when at least so much of the body has reached the disk. What is
-    /// claimed for this request alone goes first.
+    /// The part of the upload's claim that settles once `received` bytes of the body have reached the disk. The claim
+    /// of this request alone is used first.
     fn settle(&mut self, received: u64) -> u64 {
         let on_disk = received.max(self.reported);
         let settled = on_disk.saturating_sub(self.of_request);
@@ -452,7 +453,7 @@ impl Tally {
 
 impl Drop for Draw {
     fn drop(&mut self) {
-        // Sent away at the door.
+        // The request was refused at admission.
         self.end(Outcome::default());
     }
 }

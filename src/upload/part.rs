@@ -1,4 +1,4 @@
-//! A request that is part of an upload: what it stores is set aside for the whole.
+//! A request that is part of an upload: its content is reserved as part of the whole.
 
 use std::{sync::Arc, task::Waker};
 
@@ -12,12 +12,12 @@ use crate::{
     volume::Volume,
 };
 
-/// What body, handle and answer see of a request that is part of an upload.
+/// The state that body, handle and answer of a part's request share.
 pub(super) struct Part {
-    /// The request's own. It charges no scope.
+    /// The request's own reservation. It charges no scope.
     own: Arc<dyn Exchange>,
     upload: Arc<Upload>,
-    /// None where the request brings no part: it makes one of those that came.
+    /// None if the request brings no part, but assembles those that were received.
     draw: Option<Arc<Draw>>,
     is_finish: bool,
 }
@@ -81,12 +81,12 @@ impl ReservationOps for Part {
         };
         Box::pin(async move {
             let mut drawn = draw.draw_more(want);
-            // Another part may draw what was set aside for this one.
+            // Another part may draw what was reserved for this one.
             while drawn < need {
                 let (need, want) = (need - drawn, want - drawn);
                 let grown = Arc::clone(&whole).grow(need, want).await;
                 if let Err(refused) = grown {
-                    // The upload goes on, so that nothing waits for its end.
+                    // The upload goes on, so no request waits for its end.
                     whole.reinstate();
                     return Err(refused);
                 }
@@ -117,7 +117,7 @@ impl ReservationOps for Part {
         if is_late || !draw.map_or(self.is_finish, Draw::is_last) {
             return settled;
         }
-        // All is there, and there may be no one left to answer.
+        // The upload may be complete, and the client may be gone.
         self.upload.complete(draw)
     }
 

@@ -1,4 +1,4 @@
-//! The uploads that are open, by their keys.
+//! The open uploads, by key.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::reservation::ReservationOps;
 
-/// The uploads that are open, by their keys.
+/// The open uploads, by key.
 ///
 /// One task expires them. It is started by the first request of an upload, and ends with the registry.
 pub(crate) struct Registry {
@@ -58,9 +58,9 @@ impl Registry {
         Some(Arc::clone(&state.open.get(key)?.upload))
     }
 
-    /// A request with a part of an upload comes in. None where that is not known.
+    /// A request with a part of an upload arrives. None if the upload is unknown.
     pub(super) fn draw(&self, step: &Step, wanted: Option<u64>) -> Option<Arc<Draw>> {
-        // Under the lock, so that the upload cannot expire in between.
+        // Under the lock, so that the upload cannot expire meanwhile.
         let state = self.state();
         let upload = Arc::clone(&state.open.get(&*step.key)?.upload);
         Some(upload.enter(step, wanted))
@@ -70,14 +70,14 @@ impl Registry {
         self.state().open.len()
     }
 
-    /// A new upload, for which `whole` is set aside. It is entered later.
+    /// A new upload with its reservation for the whole. It is entered later.
     pub(super) fn upload(&self, whole: Arc<dyn ReservationOps>, step: &Step) -> Arc<Upload> {
-        // Now, since a request comes in on a runtime. It may end on a thread that has none.
+        // Spawn now, because a request arrives on a runtime. It may end on a thread without one.
         self.keep_time(&mut self.state());
         Arc::new(Upload::new(whole, step, self.itself.clone()))
     }
 
-    /// Enters an upload with its first part, unless it is there already: then that gets the part.
+    /// Enters an upload with its first part. If it has an entry already, that entry gets the part.
     pub(super) fn begin(
         &self,
         step: &Step,
@@ -93,7 +93,8 @@ impl Registry {
         Arc::clone(&known.upload).enter(step, wanted)
     }
 
-    /// Enters an upload that has got this key just now. Another of this key cannot be there any more.
+    /// Enters an upload under a key that the service has just assigned. An older upload with that key cannot exist
+    /// any more.
     pub(super) fn park(&self, key: &str, upload: &Arc<Upload>, idle: Duration) {
         let key = Arc::from(key);
         let open = Open::new(&key, upload, idle);
@@ -105,12 +106,13 @@ impl Registry {
         self.rest(upload);
     }
 
-    /// Ends an upload. What is left of its reservation is released with the last that holds it.
+    /// Ends an upload. The rest of its reservation is released when the last reference is dropped.
     pub(super) fn remove(&self, key: &str) -> Option<Arc<Upload>> {
         self.state().remove(key)
     }
 
-    /// Starts the task that expires uploads, unless it runs. It may have ended with the runtime of an earlier request.
+    /// Starts the task that expires uploads, unless it is running. It may have ended with the runtime of an earlier
+    /// request.
     fn keep_time(&self, state: &mut State) {
         if state.task.as_ref().is_none_or(JoinHandle::is_finished)
             && let Ok(runtime) = Handle::try_current()
@@ -131,7 +133,7 @@ impl Registry {
         {
             if let Entry::Occupied(mut known) = open.entry(key) {
                 known.get_mut().due = None;
-                // One with a part in flight is due again after that.
+                // An upload with a part in flight is due again after the part.
                 if known.get().upload.is_idle() {
                     gone.push(known.remove());
                 }
@@ -144,7 +146,7 @@ impl Registry {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Plain entries, whole between any two statements.
+        // Plain entries, consistent between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -155,7 +157,7 @@ impl Keeper for Registry {
         let key = state.find(upload).and(upload.key());
         let gone = key.and_then(|key| state.remove(key));
         drop(state);
-        // Releasing is others' code: not under the lock.
+        // Releasing calls foreign code, so not under the lock.
         drop(gone);
     }
 
@@ -186,7 +188,7 @@ async fn keep_time(registry: Weak<Registry>, changed: Arc<Notify>) {
 }
 
 impl State {
-    /// The entry of this upload, if it is the one of its key.
+    /// The entry of this upload, if it is still the one with its key.
     fn find(&mut self, upload: &Arc<Upload>) -> Option<&mut Open> {
         let open = self.open.get_mut(upload.key()?)?;
         Arc::ptr_eq(&open.upload, upload).then_some(open)
@@ -200,13 +202,13 @@ impl State {
         Some(open.upload)
     }
 
-    /// Sets when this upload expires, counted from now. True where that is before all others.
+    /// Sets when this upload expires, counted from now. Returns true if it is the first to expire.
     fn set_due(&mut self, upload: &Arc<Upload>) -> bool {
         let first = self.due.first().map(|(due, _)| *due);
         let Some((key, open)) = upload.key().zip(self.find(upload)) else {
             return false;
         };
-        // As good as never where the clock cannot count so far.
+        // Never expires if the clock cannot represent the time.
         let due = Instant::now().checked_add(open.idle);
         if let Some(before) = std::mem::replace(&mut open.due, due) {
             self.due.remove(&(before, Arc::clone(key)));

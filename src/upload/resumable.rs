@@ -14,10 +14,10 @@ use crate::head::decimal;
 /// | PATCH with `Upload-Offset` | a part | ends it by `Upload-Offset` (tus), or `Upload-Complete: ?1` |
 /// | DELETE | the end | |
 ///
-/// The partial uploads of tus's concatenation are uploads like others, and the final one is a request like others.
+/// The partial uploads of tus's concatenation are ordinary uploads, and the final one is an ordinary request.
 ///
-/// An upload that is whole in its first request is no upload of several requests, nor is one whose answer does not say
-/// in the words of its protocol that there is more to come.
+/// A request that brings the whole upload is not an upload of several requests. The same is true if the answer does
+/// not say in the headers of its protocol that more is expected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Resumable;
 
@@ -42,7 +42,7 @@ impl Protocol for Resumable {
             return Some(Step::abort(path).in_tus());
         }
         let step = match number(headers, "upload-offset") {
-            // A creation is one, whatever else it says.
+            // A creation stays a creation, whatever its other headers say.
             _ if is_tus && is_created_by_tus(method, headers) => Step::begin(path),
             Some(offset) if method == b"PATCH" => Step::part(path).at_offset(offset),
             None if !is_tus => Step::begin(path),
@@ -62,14 +62,14 @@ impl Protocol for Resumable {
         let is_complete = match (number(&answer.headers, "upload-offset"), complete) {
             (_, Some(complete)) => complete == "?1",
             (Some(offset), None) => step.whole().is_some_and(|whole| offset >= whole),
-            // Nothing of nothing is all.
+            // An empty upload is complete from the start.
             (None, None) => step.is_begin() && step.whole() == Some(0),
         };
         let is_told = complete.is_some() || answer.headers.contains_key("tus-resumable");
         match location {
             _ if is_complete => Outcome::Complete,
             Some(location) if step.is_begin() && is_told => Outcome::OpenAt(location.to_owned()),
-            // Whoever answers so has taken it for a request like others.
+            // A service that answers so has treated it as an ordinary request.
             _ if step.is_begin() => Outcome::Complete,
             _ => Outcome::Open,
         }

@@ -1,12 +1,12 @@
-//! What a request is to an upload, and what its answer says of it.
+//! The role of a request in an upload, and what its answer means for the upload.
 
 use std::sync::Arc;
 
 use http::{request, response};
 
-/// How uploads of several requests are told from others, and how far they are.
+/// Recognises uploads of several requests, and tracks their progress.
 ///
-/// [`Resumable`](super::Resumable) and [`Chunks`](super::Chunks) are two. For one of your own:
+/// [`Resumable`](super::Resumable) and [`Chunks`](super::Chunks) implement it. For a protocol of your own:
 ///
 /// ```
 /// use http::{request, response};
@@ -43,12 +43,12 @@ use http::{request, response};
     note = "use `Chunks` or `Resumable`, or implement `Protocol`"
 )]
 pub trait Protocol: Send + Sync + 'static {
-    /// What a request is to an upload. None for those that are no part of any.
+    /// Returns the role of a request in an upload. None for requests that belong to no upload.
     ///
-    /// Asked for every request, so it should be quick.
+    /// Called for every request, so it should be fast.
     fn step(&self, head: &request::Parts) -> Option<Step>;
 
-    /// What a successful answer says of the upload. It is not asked about a [`Step::abort`].
+    /// Returns what a successful answer means for the upload. It is not called for a [`Step::abort`].
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
 }
 
@@ -72,22 +72,22 @@ impl<T: Protocol + ?Sized> Protocol for Box<T> {
     }
 }
 
-/// What a successful answer says of an upload.
+/// What a successful answer means for an upload.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// There is more to come.
+    /// More is expected.
     Open,
-    /// There is more to come, to this URI (RFC 9110, section 10.2.2: a reference, relative to the request's).
-    /// What a [`Step::begin`] has to come to.
+    /// More is expected, at this URI (RFC 9110, section 10.2.2: a reference, relative to the request's).
+    /// The required outcome of a [`Step::begin`].
     OpenAt(String),
-    /// It is all there.
+    /// The upload is complete.
     Complete,
 }
 
-/// What a request is to an upload.
+/// The role of a request in an upload.
 ///
-/// An upload is named by a key: whatever all of its requests have in common. Most often that is a path.
+/// An upload is identified by a key that all of its requests have in common, usually a path.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub(super) kind: Kind,
@@ -107,7 +107,7 @@ pub(super) enum Kind {
 }
 
 impl Step {
-    /// Begins an upload whose key its answer tells. It may bring the first part. `path` is the request's, which that
+    /// Begins an upload whose key is in the answer. It may bring the first part. `path` is the request's, which the
     /// answer may refer to.
     pub fn begin(path: &str) -> Self {
         let begin = Self::new(Kind::Begin, "").at_offset(0);
@@ -117,17 +117,17 @@ impl Step {
         }
     }
 
-    /// Brings a part. It begins the upload too, where that is not known and the [whole](Self::of_whole) is.
+    /// Brings a part. It also begins the upload, if that is unknown and the [whole](Self::of_whole) is known.
     pub fn part(key: &str) -> Self {
         Self::new(Kind::Part, key)
     }
 
-    /// Brings nothing, and makes one of what came: all is there if that succeeds.
+    /// Brings no content, and assembles what was received: the upload is complete if that succeeds.
     pub fn finish(key: &str) -> Self {
         Self::new(Kind::Finish, key)
     }
 
-    /// Ends the upload, and removes what came.
+    /// Ends the upload, and removes what was received.
     pub fn abort(key: &str) -> Self {
         Self::new(Kind::Abort, key)
     }
@@ -143,49 +143,49 @@ impl Step {
         }
     }
 
-    /// Sets which of the parts it is, where they may come in any order. The same part may come again, and takes the
-    /// place of what it was.
+    /// Sets which part it is, for protocols with parts in any order. A part with the same name replaces the earlier
+    /// one.
     #[must_use]
     pub fn named(mut self, part: &str) -> Self {
         self.part = part.into();
         self
     }
 
-    /// Sets how many bytes came before it, where parts come one after the other.
+    /// Sets the offset of the part in bytes, for protocols with parts in order.
     #[must_use]
     pub fn at_offset(mut self, bytes: u64) -> Self {
         self.offset = Some(bytes);
         self
     }
 
-    /// Sets how long the whole upload is, in bytes.
+    /// Sets the total length of the upload in bytes.
     #[must_use]
     pub fn of_whole(mut self, bytes: u64) -> Self {
         self.whole = Some(bytes);
         self
     }
 
-    /// How long the whole upload is, in bytes, as far as this or an earlier request said.
+    /// The total length of the upload in bytes, if this or an earlier request announced it.
     pub fn whole(&self) -> Option<u64> {
         self.whole
     }
 
-    /// Whether it begins an upload whose key its answer tells.
+    /// Whether it begins an upload whose key is in the answer.
     pub fn is_begin(&self) -> bool {
         self.kind == Kind::Begin
     }
 
-    /// Whether it makes one of what came.
+    /// Whether it assembles what was received.
     pub fn is_finish(&self) -> bool {
         self.kind == Kind::Finish
     }
 
-    /// Whether it ends the upload, and removes what came.
+    /// Whether it ends the upload, and removes what was received.
     pub fn is_abort(&self) -> bool {
         self.kind == Kind::Abort
     }
 
-    /// The client speaks tus, and every answer to it has to say so.
+    /// The client speaks tus, so every answer to it has to have the tus header.
     pub(super) fn in_tus(mut self) -> Self {
         self.is_tus = true;
         self

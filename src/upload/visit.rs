@@ -1,4 +1,4 @@
-//! One request's way through its upload.
+//! The handling of one request of an upload.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     steps,
 };
 
-/// What a request is to an upload, by its head.
+/// Determines a request's role in an upload from its head.
 pub(super) struct FoundStep {
     pub(super) step: Step,
     pub(super) protocol: Arc<dyn Protocol>,
@@ -27,14 +27,14 @@ pub(super) struct FoundStep {
 /// A request that is part of an upload.
 pub(super) struct Visit {
     found: FoundStep,
-    /// What the body brings, where its length is known.
+    /// The length of the body, if it is known.
     wanted: Option<u64>,
     at: At,
 }
 
-/// How far it has come.
+/// The state of the request.
 enum At {
-    /// It begins an upload, for which everything is still to be set aside.
+    /// It begins an upload, whose reservation is still to be made.
     First,
     /// It brings a part.
     Part(Arc<Draw>),
@@ -53,7 +53,7 @@ impl steps::FoundStep for FoundStep {
         !self.step.is_begin() && self.uploads.registry.get(&self.step.key).is_some()
     }
 
-    /// None where the upload is not known.
+    /// None if the upload is unknown.
     fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn steps::Visit>> {
         let wanted = demand.bytes();
         let (step, registry) = (&self.step, &self.uploads.registry);
@@ -65,7 +65,7 @@ impl steps::FoundStep for FoundStep {
             match registry.draw(step, wanted) {
                 Some(draw) => At::Part(draw),
                 None => {
-                    // Where nothing is to come, it was whole before.
+                    // If nothing more is expected, it was complete before.
                     let is_to_come = step.whole? > step.offset.unwrap_or(0);
                     is_to_come.then_some(At::First)?
                 }
@@ -105,7 +105,7 @@ impl steps::Visit for Visit {
 
     fn draw(&self, demand: Demand, grant: u64) -> steps::Draw {
         let At::Part(draw) = &self.at else {
-            // It brings nothing, or so it should.
+            // It should bring no content.
             return steps::Draw::Price(Price::free());
         };
         let missing = draw.missing();
@@ -119,7 +119,7 @@ impl steps::Visit for Visit {
         steps::Draw::Grow(Box::pin(async move {
             let grown = Arc::clone(&whole).grow(missing, missing).await;
             if grown.is_err() {
-                // The upload goes on, so that nothing waits for its end.
+                // The upload goes on, so no request waits for its end.
                 whole.reinstate();
             }
             grown
@@ -167,7 +167,7 @@ impl steps::Visit for Visit {
         let FoundStep { step, protocol, .. } = &mut self.found;
         let says = match &self.at {
             At::First => Outcome::Open,
-            // RFC 4918, section 13: some of it is still there.
+            // RFC 4918, section 13: some of the resources still exist.
             At::Last(_) if step.is_abort() => match answer.status {
                 StatusCode::MULTI_STATUS => Outcome::Open,
                 _ => Outcome::Complete,
@@ -185,7 +185,7 @@ impl steps::Visit for Visit {
     }
 }
 
-/// A request that is part of an upload, and what its answer says of that.
+/// A request that is part of an upload, and what its answer means for the upload.
 struct Heard {
     visit: Visit,
     says: Outcome,

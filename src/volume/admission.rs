@@ -1,4 +1,4 @@
-//! A claim on a volume, and where it fails a second look before it is refused.
+//! A claim on a volume, and its second check before it is refused.
 
 use std::{
     task::{Context, Poll},
@@ -24,7 +24,7 @@ pub(crate) enum Shortfall {
         /// It would not fit on the empty volume either.
         is_hopeless: bool,
     },
-    /// Nobody knows: the last reading is too old.
+    /// The last reading is too old to decide.
     Unknown,
 }
 
@@ -34,8 +34,8 @@ impl Shortfall {
     }
 }
 
-/// What the one who asked is told when the volume has no room. Whether it would ever fit is not told: guess by guess, that
-/// is the size of the disk.
+/// What the client is told when the volume has no room. It does not include whether the demand could ever fit,
+/// because repeated requests would reveal the size of the disk.
 impl From<Shortfall> for Refused {
     fn from(shortfall: Shortfall) -> Self {
         match shortfall {
@@ -54,22 +54,22 @@ pub(crate) struct Claimed {
     pub(crate) blocks: Amount,
 }
 
-/// What is wanted on a volume, in bytes that are stored.
+/// The demand on a volume, in stored bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) bytes: u64,
-    /// The bytes that are enough where there is room for no more.
+    /// The bytes that are sufficient if there is no room for more.
     pub(crate) least: u64,
-    /// Bytes that must fit, though they are not claimed.
+    /// Bytes that must fit, but are not claimed.
     pub(crate) expected: u64,
     pub(crate) objects: u64,
     pub(crate) reach: Reach,
 }
 
 impl Wanted {
-    /// The claim without waiting.
+    /// Makes the claim without waiting.
     pub(crate) fn claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
-        // Reservations that want to grow come before new ones.
+        // Reservations that wait to grow take precedence over new ones.
         if self.bytes > 0 && volume.filesystem().queue.is_waiting([&None], None) {
             return Err(volume.full());
         }
@@ -89,7 +89,7 @@ impl Wanted {
         Amount::new(self.reach.on_volume(self.least), self.objects)
     }
 
-    /// What must fit, though it is not claimed.
+    /// What must fit, but is not claimed.
     fn expected(&self) -> u64 {
         self.reach.on_volume(self.expected)
     }
@@ -97,10 +97,10 @@ impl Wanted {
 
 /// A claim that waits for room.
 ///
-/// The last reading may be a second old, and files were deleted since; or uploads in flight are counted
-/// twice, on the disk and in the ledger. So a demand that finds no room asks for a new reading, and
-/// waits for it and for what others give back, for a bounded time. It waits for an event, never for the
-/// filesystem: where the probe hangs already, it does not wait at all.
+/// The last reading may be a second old, so that deleted files are not seen yet, or uploads in flight are counted
+/// twice, on the disk and in the ledger. So a demand that finds no room requests a new reading, and waits for it and
+/// for what other requests give back, for a bounded time. It waits for an event, never for the filesystem: if the
+/// probe hangs already, it does not wait at all.
 #[derive(Debug)]
 pub(crate) struct WaitForRoom {
     wanted: Wanted,
@@ -129,13 +129,13 @@ impl WaitForRoom {
         self.shortfall.into()
     }
 
-    /// The claim, or why there is none.
+    /// Returns the claim, or why there is none.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         volume: &Volume,
     ) -> Poll<Result<Claimed, Shortfall>> {
-        // Before the claim, so that nothing is missed between the two.
+        // Register before the claim, so that no notification between the two is missed.
         self.look.listener.listen(cx);
         let shortfall = match self.wanted.claim(volume) {
             Err(shortfall @ Shortfall::Full { .. }) => shortfall,
@@ -144,7 +144,7 @@ impl WaitForRoom {
         let least = self.wanted.least();
         let is_decided = || !volume.could_have_room(least, self.wanted.expected(), Amount::ZERO);
         if self.look.is_over(cx, volume) || self.look.has_seen(volume) && is_decided() {
-            // A hint alone says nothing of how full it is.
+            // A hint alone does not show how full the volume is.
             if volume.room() < least.bytes || shortfall.is_of_objects() {
                 volume.note_full(shortfall);
             }
@@ -155,11 +155,11 @@ impl WaitForRoom {
     }
 }
 
-/// A wait for a reading that begins after it, and for what others give back.
+/// A wait for a reading that begins after it, and for what other requests give back.
 #[derive(Debug)]
 pub(crate) struct Look {
     listener: Listener,
-    /// Probes begun before. A later reading holds all that was there when this began.
+    /// The number of probes begun before. A later reading includes everything that was stored when this began.
     begun: u64,
     patience: Bound,
 }
@@ -174,7 +174,7 @@ impl Look {
         }
     }
 
-    /// Until the reading is there, or the patience ends.
+    /// Waits until the reading is published, or the patience ends.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, volume: &Volume) -> Poll<()> {
         if self.has_seen(volume) || self.is_over(cx, volume) {
             return Poll::Ready(());
@@ -190,7 +190,7 @@ impl Look {
         volume.filesystem().published() > self.begun
     }
 
-    /// Whether there is no more time, or the probe hangs so that none is of use.
+    /// Whether the time is up, or the probe hangs so that waiting is useless.
     fn is_over(&mut self, cx: &mut Context<'_>, volume: &Volume) -> bool {
         let hung = volume.filesystem().freshness.in_doubt_for();
         hung.is_some_and(|hung| hung > self.patience.after()) || self.patience.poll(cx).is_ready()

@@ -23,14 +23,14 @@ use crate::{amount::Amount, wait_queue::WaitQueue};
 /// How long opening a volume waits for the first reading.
 const FIRST_READING: Duration = Duration::from_secs(5);
 
-/// Readings that requests ask for are at least this far apart, so that a crowd before a full disk
-/// cannot turn the probe into a busy loop.
+/// The minimum interval between readings that requests ask for, so that many requests on a full disk cannot turn the
+/// probe into a busy loop.
 pub(super) const SHORTEST: Duration = Duration::from_millis(5);
 
 /// How often the filesystem is read by default.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Blocks larger than this are a network filesystem's transfer size, not what a small file costs.
+/// A larger block size is a network filesystem's transfer size, not the cost of a small file.
 const LARGEST_BLOCK: u64 = 64 << 10;
 const USUAL_BLOCK: u64 = 4 << 10;
 
@@ -39,27 +39,28 @@ const USUAL_BLOCK: u64 = 4 << 10;
 pub(crate) struct Filesystem {
     pub(super) ledger: Ledger,
     pub(crate) queue: Arc<WaitQueue>,
-    /// Notified after every reading, for those that follow whether the volume takes writes. Not the queue of requests: they
-    /// listen for as long as the process lives, and each request has to look into a queue with listeners.
+    /// Notified after every reading, for tasks that follow whether the volume takes writes. Separate from the queue
+    /// of requests, because these tasks listen for as long as the process lives, and each request has to check a
+    /// queue with listeners.
     pub(super) followers: Arc<WaitQueue>,
     total: AtomicU64,
     inodes_total: AtomicU64,
     /// Allocation unit in bytes, a power of two.
     block: u64,
-    /// Content that is written over keeps its blocks.
+    /// Overwritten content keeps its blocks.
     pub(super) writes_in_place: bool,
     pub(super) freshness: Freshness,
     control: Mutex<Control>,
     wake: Condvar,
 }
 
-/// What the probing thread is told.
+/// The control state of the probing thread.
 #[derive(Debug)]
 struct Control {
     every: Duration,
     wanted: bool,
     stop: bool,
-    /// What the last probe failed with, until one succeeds.
+    /// The error of the last probe, until one succeeds.
     failed: Option<io::ErrorKind>,
 }
 
@@ -96,14 +97,14 @@ impl Filesystem {
         Ok(watched)
     }
 
-    /// The probing thread. It holds no lock while it reads, however long that takes.
+    /// The probing thread. It holds no lock during a reading, however long it takes.
     fn probe_until_stopped(&self, mut probe: impl Probe) {
         loop {
             let epoch = self.ledger.begin();
-            // What settles from here on may miss the sync, so that its bucket has to wait.
+            // A claim that settles from here on may miss the sync, so its bucket has to wait.
             let is_settling = self.ledger.is_settling();
             let probing = self.freshness.begin();
-            // A probe of the user's own may panic. That is a failed reading, not the end of all.
+            // A user's probe may panic. That is a failed reading, and the thread goes on.
             let reading = catch_unwind(AssertUnwindSafe(|| {
                 if is_settling {
                     probe.sync()?;
@@ -143,7 +144,7 @@ impl Filesystem {
             .publish(epoch, Amount::new(reading.available, inodes), was_settling);
     }
 
-    /// Until the next probe is due or asked for. False when there is to be none.
+    /// Waits until the next probe is due or requested. False when the thread has to stop.
     fn rest(&self, probing: Probing) -> bool {
         let mut control = self.control();
         loop {
@@ -170,13 +171,13 @@ impl Filesystem {
         }
     }
 
-    /// Asks for a reading soon. Costs a lock; for the way to a refusal, not for every request.
+    /// Requests a reading soon. Takes a lock; for requests that are about to be refused, not for every request.
     pub(crate) fn want_reading(&self) {
         self.control().wanted = true;
         self.wake.notify_all();
     }
 
-    /// The number of probes begun: a reading with a higher number holds all that is written now.
+    /// The number of probes begun: a reading with a higher number includes everything that is written now.
     pub(crate) fn begun(&self) -> u64 {
         self.freshness.begun()
     }
@@ -203,7 +204,7 @@ impl Filesystem {
         bytes.saturating_add(rest) & !rest
     }
 
-    /// Probes at least so often from now on.
+    /// Sets the maximum interval between probes from now on.
     fn probe_more_often(&self, every: Duration) {
         let mut control = self.control();
         control.every = control.every.min(every.max(SHORTEST));
@@ -212,7 +213,7 @@ impl Filesystem {
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
-        // Plain values, each of them valid at all times: a panic elsewhere breaks none.
+        // Plain values, each of them always valid: a panic elsewhere breaks none.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -250,7 +251,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A thread that hangs in its probe sees this when it returns; the drop does not wait for it.
+        // A thread that hangs in its probe sees this when it returns; the drop does not join it.
         self.0.control().stop = true;
         self.0.wake.notify_all();
     }
@@ -263,7 +264,8 @@ struct Known {
     paths: Arc<Mutex<Vec<PathBuf>>>,
 }
 
-/// The filesystem that holds `path`: the one already watched, if any. One ledger for a filesystem.
+/// Returns the filesystem that holds `path`: the one already watched, if any. There is one ledger for each
+/// filesystem.
 pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watched>> {
     static KNOWN: LazyLock<Mutex<HashMap<Device, Known>>> = LazyLock::new(Mutex::default);
 
@@ -273,8 +275,8 @@ pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watch
         block if block.is_power_of_two() && block <= LARGEST_BLOCK => block,
         _ => USUAL_BLOCK,
     };
-    // Held over the first reading, so that two who open at once do not make two ledgers. Bounded,
-    // as that reading is; it happens at start.
+    // Held during the first reading, so that two concurrent calls do not make two ledgers. The wait is bounded,
+    // because the reading is; it happens at startup.
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(there) = known.get(&device)
         && let Some(watched) = there.watched.upgrade()

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// All times are kept as nanoseconds since this, so that they fit an atomic.
+/// All times are stored as nanoseconds since this instant, so that they fit an atomic.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn now() -> u64 {
@@ -18,15 +18,15 @@ fn now() -> u64 {
 /// Which probe was begun last, which reading is published, and since when neither is sure.
 #[derive(Debug)]
 pub(super) struct Freshness {
-    /// A probe is under way, or the last one failed: look at the reading's age.
+    /// A probe is in progress, or the last one failed: check the reading's age.
     doubt: AtomicBool,
-    /// Since when: the beginning of the probe that hangs, or of the first that failed.
+    /// Since when: the start of the probe that hangs, or of the first that failed.
     doubt_since: AtomicU64,
     /// When the published reading began.
     read_at: AtomicU64,
-    /// Probes begun so far.
+    /// The number of probes begun so far.
     begun: AtomicU64,
-    /// Which of them was published last.
+    /// The number of the probe that was published last.
     published: AtomicU64,
 }
 
@@ -79,8 +79,8 @@ impl Freshness {
         self.published.load(Ordering::Acquire)
     }
 
-    /// For how long a probe has been under way, or has been failing. None where all is well: then the
-    /// thread keeps the reading young, and no request has to look at a clock.
+    /// For how long a probe has been in progress, or has been failing. None in normal operation: then the thread
+    /// keeps the reading fresh, and requests need no clock.
     #[inline]
     pub(super) fn in_doubt_for(&self) -> Option<Duration> {
         self.doubt.load(Ordering::Acquire).then(|| {
@@ -89,7 +89,7 @@ impl Freshness {
         })
     }
 
-    /// How old the reading is.
+    /// The age of the reading.
     pub(super) fn age(&self) -> Duration {
         Duration::from_nanos(now().saturating_sub(self.read_at.load(Ordering::Acquire)))
     }

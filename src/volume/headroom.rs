@@ -1,13 +1,13 @@
-//! What must stay free.
+//! The space that must stay free.
 
 use crate::amount::Amount;
 
-/// What must stay free on a volume: bytes, a share of the total, or both, and inodes.
+/// The headroom of a volume: bytes, a share of the total, or both, and inodes.
 ///
 /// ```
 /// use tower_storage_guard::Headroom;
 ///
-/// // 64 MiB, or 5 % of the volume where that is more; and a thousand inodes.
+/// 64 MiB, or 5 % of the volume if that is more; and a thousand inodes.
 /// let headroom = Headroom::bytes(64 << 20).or_percent(5).inodes(1_000);
 /// assert_eq!(headroom.of(1 << 40, 0).bytes, (1u64 << 40).div_ceil(20));
 /// assert_eq!(headroom.of(1 << 20, 0).bytes, 64 << 20);
@@ -20,14 +20,14 @@ pub struct Headroom {
 }
 
 impl Headroom {
-    /// Nothing has to stay free.
+    /// No headroom.
     pub const NONE: Self = Self {
         bytes: 0,
         percent: 0,
         inodes: 0,
     };
 
-    /// So many bytes stay free.
+    /// Keeps this many bytes free.
     pub const fn bytes(bytes: u64) -> Self {
         Self {
             bytes,
@@ -35,33 +35,33 @@ impl Headroom {
         }
     }
 
-    /// A share of the volume's total size stays free, in percent. More than 100 counts as 100.
+    /// Keeps a share of the volume's total size free, in percent. More than 100 counts as 100.
     pub const fn percent(percent: u8) -> Self {
         Self::NONE.or_percent(percent)
     }
 
-    /// Also keeps a share of the total size free, in percent. The larger of the two wins.
+    /// Also keeps a share of the total size free, in percent. The larger of the two applies.
     #[must_use]
     pub const fn or_percent(mut self, percent: u8) -> Self {
         self.percent = if percent > 100 { 100 } else { percent };
         self
     }
 
-    /// Also keeps so many bytes free. The larger of the two wins.
+    /// Also keeps this many bytes free. The larger of the two applies.
     #[must_use]
     pub const fn or_bytes(mut self, bytes: u64) -> Self {
         self.bytes = bytes;
         self
     }
 
-    /// Also keeps so many inodes free, where the filesystem counts them.
+    /// Also keeps this many inodes free, if the filesystem counts them.
     #[must_use]
     pub const fn inodes(mut self, inodes: u64) -> Self {
         self.inodes = inodes;
         self
     }
 
-    /// What stays free on a volume of `total` bytes and `inodes` inodes in all (0: not known).
+    /// The headroom on a volume of `total` bytes and `inodes` inodes (0: not known).
     ///
     /// The share is rounded up to whole bytes.
     #[inline]
@@ -76,7 +76,7 @@ impl Headroom {
     }
 }
 
-/// So many bytes.
+/// An absolute number of bytes.
 impl From<u64> for Headroom {
     fn from(bytes: u64) -> Self {
         Self::bytes(bytes)

@@ -1,19 +1,19 @@
-//! What is promised on a filesystem, beside what the probe has seen.
+//! The claims on a filesystem, in addition to what the probe has read.
 
 use crate::{
     amount::Amount,
     atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Available to everyone where the filesystem does not say: no fixed number of inodes.
+/// The available inodes if the filesystem has no fixed number of them.
 pub(super) const UNKNOWN: u64 = i64::MAX as u64 / 2;
 
 /// The ledger of one filesystem: bytes and objects (inodes).
 ///
-/// What is claimed is in flight or settling. A claim that settles stays claimed until a probe that
-/// *began after* it settled has been published: only then is it certain that the reading holds it.
+/// A claim is in flight or settling. A settling claim stays claimed until a probe that *began after* it settled has
+/// been published: only then is it certain that the reading includes it.
 ///
-/// Alone on its cache lines: every request writes here, and what lies around it is only read.
+/// Aligned to its own cache lines: every request writes here, and the neighbouring fields are only read.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Ledger {
@@ -23,7 +23,7 @@ pub(crate) struct Ledger {
     epoch: AtomicUsize,
 }
 
-/// A probe under way: the bucket whose claims its reading will hold.
+/// A probe in progress: the bucket whose claims its reading will include.
 #[derive(Debug)]
 pub(super) struct Epoch(usize);
 
@@ -37,9 +37,9 @@ impl Ledger {
         }
     }
 
-    /// Claims `amount` if that leaves `floor` free of each. All or nothing.
+    /// Claims `amount` if that leaves `floor` of each resource free. All or nothing.
     ///
-    /// Nothing of a resource always fits. Says which amount is missing otherwise.
+    /// Zero of a resource always fits. The error names the resource that is short.
     #[inline]
     pub(super) fn claim(&self, amount: Amount, floor: Amount) -> Result<(), Missing> {
         if !self.bytes.claim(amount.bytes, floor.bytes) {
@@ -52,7 +52,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Claims `amount` whatever is free. False only when the figures would overflow.
+    /// Claims `amount` regardless of what is free. False only if the figures would overflow.
     pub(super) fn claim_anyway(&self, amount: Amount) -> bool {
         if !self.bytes.claim_above(amount.bytes, i64::MIN) {
             return false;
@@ -64,7 +64,7 @@ impl Ledger {
         both
     }
 
-    /// Gives back claims that never reached the disk.
+    /// Releases claims that never reached the disk.
     #[inline]
     pub(super) fn release(&self, amount: Amount) {
         self.bytes.release(amount.bytes);
@@ -77,44 +77,44 @@ impl Ledger {
         if amount.is_zero() {
             return;
         }
-        // The caller wrote first. If this still reads the old epoch, the probe had not flipped it
-        // by then, so its statvfs comes after the write and sees it.
+        // The caller wrote first. If this load returns the old epoch, the probe had not flipped it by then, so its
+        // statvfs follows the write and includes it.
         let bucket = self.epoch.load(Ordering::SeqCst) & 1;
         self.bytes.settle(amount.bytes, bucket);
         self.objects.settle(amount.objects, bucket);
     }
 
-    /// A probe begins. One at a time: the probing thread's alone, as is [`Self::publish`].
+    /// A probe begins. Only the probing thread calls this and [`Self::publish`], one probe at a time.
     pub(super) fn begin(&self) -> Epoch {
         Epoch(self.epoch.fetch_add(1, Ordering::SeqCst) & 1)
     }
 
-    /// Publishes what the probe saw, and lets go of the claims that it saw: none, where nothing was
-    /// [settling](Self::is_settling) right after it began.
+    /// Publishes a reading, and drops the claims that it includes: none, if no claim was
+    /// [settling](Self::is_settling) right after the probe began.
     ///
-    /// A probe that failed is not published: its bucket waits for the next but one.
+    /// A failed probe is not published: its bucket waits for the next probe but one.
     pub(super) fn publish(&self, epoch: Epoch, available: Amount, was_settling: bool) {
         let bucket = was_settling.then_some(epoch.0);
         self.bytes.publish(bucket, available.bytes);
         self.objects.publish(bucket, available.objects);
     }
 
-    /// What is neither used nor claimed. Below zero when others filled the disk under our claims.
+    /// What is neither used nor claimed. Negative if other programs filled the disk despite the claims.
     pub(super) fn free_bytes(&self) -> i64 {
         self.bytes.free.load(Ordering::Acquire)
     }
 
-    /// As [`Self::free_bytes`], in objects.
+    /// Like [`Self::free_bytes`], in objects.
     pub(super) fn free_objects(&self) -> i64 {
         self.objects.free.load(Ordering::Acquire)
     }
 
-    /// In flight and settling.
+    /// Claims in flight and settling.
     pub(super) fn claimed(&self) -> Amount {
         Amount::new(self.bytes.claimed(), self.objects.claimed())
     }
 
-    /// Whether anything waits for a probe to see it.
+    /// Whether any claim waits for a probe to include it.
     pub(super) fn is_settling(&self) -> bool {
         let buckets = [&self.bytes, &self.objects].into_iter();
         buckets
@@ -122,7 +122,7 @@ impl Ledger {
             .any(|bucket| bucket.load(Ordering::Acquire) != 0)
     }
 
-    /// What the last reading saw as available.
+    /// The available amount in the last reading.
     pub(super) fn available(&self) -> Amount {
         Amount::new(
             self.bytes.seen.load(Ordering::Acquire),
@@ -131,7 +131,7 @@ impl Ledger {
     }
 }
 
-/// Which resource a claim lacks.
+/// The resource that a claim lacks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Missing {
     Bytes,
@@ -140,8 +140,8 @@ pub(super) enum Missing {
 
 /// One resource.
 ///
-/// Free is available less claimed, in one word. A reading changes both at once, so nobody can see
-/// the new reading beside the old claims.
+/// Free is available less claimed, in one word. A reading changes both at once, so no request can see the new reading
+/// with the old claims.
 #[derive(Debug)]
 struct Account {
     free: AtomicI64,

@@ -1,4 +1,4 @@
-//! How full a filesystem is.
+//! Reads how full a filesystem is.
 
 use std::{
     io,
@@ -6,17 +6,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What a probe saw.
+/// A reading of a probe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Reading {
-    /// Bytes that an ordinary user can still write.
+    /// Bytes that an unprivileged user can still write.
     pub available: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
-    /// Inodes that an ordinary user can still make. Without meaning while `inodes_total` is 0.
+    /// Inodes that an unprivileged user can still create. Meaningless while `inodes_total` is 0.
     pub inodes_available: u64,
-    /// Inodes in all. 0 where the filesystem has no fixed number of them (btrfs), or does not say.
+    /// Total inodes. 0 if the filesystem has no fixed number of them (btrfs), or does not report it.
     pub inodes_total: u64,
 }
 
@@ -40,26 +40,26 @@ impl Reading {
     }
 }
 
-/// Something that can say how full it is. It is asked on a thread of its own, and may take its time.
+/// A source of readings. It is called on a thread of its own, and may block.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot say how full a store is",
     label = "not a `Probe`",
     note = "use `Volume::open` for a directory, or implement `Probe`"
 )]
 pub trait Probe: Send + 'static {
-    /// Takes a reading now. It must hold everything whose write had ended when this was called.
+    /// Takes a reading now. It must include everything whose write had ended when this was called.
     ///
     /// # Errors
     ///
-    /// When there is nothing to read. The last reading then counts until it is too old.
+    /// If there is no reading. The last one is then used until it is too old.
     fn read(&mut self) -> io::Result<Reading>;
 
-    /// Brings the figures up to date, where they do not follow writes by themselves. Called before a
-    /// reading, when something was stored since the last.
+    /// Updates the figures, if they do not follow writes by themselves. Called before a reading if something was
+    /// stored since the last one.
     ///
     /// # Errors
     ///
-    /// As for [`Self::read`], which is not called then.
+    /// Like [`Self::read`], which is then not called.
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -75,8 +75,8 @@ impl<P: Probe + ?Sized> Probe for Box<P> {
     }
 }
 
-/// Asks the operating system about a filesystem, by any of the paths on it that volumes were opened
-/// at: a folder may go, and the filesystem stays.
+/// Reads a filesystem through the operating system, by any of the paths on it that volumes were opened at: a folder
+/// may be removed while the filesystem remains.
 #[derive(Debug)]
 pub(super) struct Statvfs {
     pub(super) device: Device,
@@ -99,7 +99,7 @@ impl Probe for Statvfs {
 
 impl Statvfs {
     fn on_some_path<T>(&self, look: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
-        // Cloned, since the look may hang and a volume may be opened meanwhile.
+        // Cloned, because the call may hang and a volume may be opened meanwhile.
         let paths = self
             .paths
             .lock()
@@ -107,7 +107,7 @@ impl Statvfs {
             .clone();
         let mut result = Err(io::ErrorKind::NotFound.into());
         for path in paths {
-            // After an unmount the path still answers, for the disk below.
+            // After an unmount the path still exists, on the disk below.
             result = match Device::of(&path) {
                 Ok(device) if device == self.device => look(&path),
                 Ok(_) => Err(io::Error::other("another filesystem is mounted here")),
@@ -124,7 +124,7 @@ impl Statvfs {
 fn read_at(path: &Path) -> io::Result<Reading> {
     let stats = fs4::statvfs(path)?;
     let reading = Reading::new(stats.available_space(), stats.total_space());
-    // fs4 reads no inodes.
+    // fs4 does not read inodes.
     #[cfg(all(unix, feature = "inodes"))]
     let reading = {
         let inodes = rustix::fs::statvfs(path)?;
@@ -133,12 +133,13 @@ fn read_at(path: &Path) -> io::Result<Reading> {
     Ok(reading)
 }
 
-/// How a filesystem writes, as far as that is known.
+/// How a filesystem writes, if that is known.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Writes {
-    /// statvfs follows writes only when the filesystem commits: on btrfs up to half a minute later, fsync or not.
+    /// statvfs only follows writes when the filesystem commits: on btrfs up to half a minute later, even after an
+    /// fsync.
     pub(super) counted_at_commit: bool,
-    /// Content that is written over keeps its blocks.
+    /// Overwritten content keeps its blocks.
     pub(super) in_place: bool,
 }
 
@@ -174,7 +175,7 @@ fn commit(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What tells filesystems apart.
+/// The identity of a filesystem.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Device {
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Whether volumes take writes at all, for load balancers and others who ask before they send.
+//! Whether volumes take writes at all, for load balancers and clients that ask before they send.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 
@@ -47,23 +47,23 @@ impl From<Shortfall> for Closed {
 }
 
 impl Volume {
-    /// Whether writes are taken at all: whether one byte in a new file would be let in, if nothing else were
-    /// in flight. Reads memory only.
+    /// Returns whether the volume takes writes: whether one byte in a new file would be admitted, if nothing else
+    /// were in flight. Reads memory only.
     ///
-    /// This goes by the last reading, with all that uploads in flight have written by then. What they are
-    /// promised beyond that is left out, as it comes and goes with every request. So a volume that takes
-    /// writes may refuse one all the same. One that does not refuses every new file that is not empty.
+    /// The answer follows the last reading, with everything that uploads in flight have written by then. Their other
+    /// reservations are left out, because they change with every request. So a volume that takes writes may still
+    /// refuse a request. A volume that takes none refuses every new file that is not empty.
     ///
-    /// Around the [headroom](Self::keep_free) the answer may change with every reading. Set a
-    /// [level to resume at](Self::resume_at), and it stays no until so much is available.
+    /// Near the [headroom](Self::keep_free) the answer may change with every reading. With a [level to resume
+    /// at](Self::resume_at), it stays negative until that much is available.
     ///
     /// # Errors
     ///
     /// - [`Closed::Full`] of bytes, when less than one block of the filesystem is available above the
     ///   headroom, or when less is available than the level that the volume waits for.
     /// - [`Closed::Full`] of objects, when no inode is available above the headroom.
-    /// - [`Closed::Unknown`], when the last reading is older than [`Self::max_age`]. With [`Outage::Admit`]
-    ///   such a volume takes writes, whatever it held.
+    /// - [`Closed::Unknown`], when the last reading is older than [`Self::max_age`]. With [`Outage::Admit`] such a
+    ///   volume takes writes, regardless of the last reading.
     pub fn takes_writes(&self) -> Result<(), Closed> {
         if self.is_stale() {
             return match self.outage {
@@ -84,12 +84,12 @@ impl Volume {
             return Ok(());
         };
         let shortfall = self.shortfall(Amount::ZERO, missing);
-        // Who is told so sends no request whose refusal would close the volume until its level.
+        // A caller told "full" sends nothing, so no refusal would arm the resume level; arm it here.
         self.note_full(shortfall);
         Err(shortfall.into())
     }
 
-    /// Whether the volume waits to resume, and would with nothing in flight.
+    /// Whether the volume waits to resume, and would also wait with nothing in flight.
     fn waits_for_more_than(&self, available: Amount) -> bool {
         let filesystem = self.filesystem();
         self.is_full()
@@ -101,7 +101,7 @@ impl Volume {
             })
     }
 
-    /// After how long the reading may have become too old, with no event to tell of it.
+    /// The time after which the reading may be too old, without an event that reports it.
     fn may_be_stale_in(&self) -> Duration {
         let doubt = self
             .filesystem()
@@ -109,30 +109,30 @@ impl Volume {
             .in_doubt_for()
             .unwrap_or_default();
         let left = self.max_age.checked_sub(doubt);
-        // Once it is too old, only a new reading changes anything.
+        // Once it is too old, only a new reading changes the answer.
         left.unwrap_or(self.max_age).max(SHORTEST)
     }
 }
 
-/// Whether all of one or several volumes take writes, for those who ask before they send: load balancers,
-/// orchestrators, clients.
+/// Whether all of one or several volumes take writes, for load balancers, orchestrators and clients that ask before
+/// they send.
 ///
-/// With feature `axum` it is a route by itself, see `tower_storage_guard::axum`. With feature `tonic-health` it
-/// is reported as `grpc.health.v1`, see `tower_storage_guard::tonic::health`. Whatever else there is can ask
+/// With feature `axum` it is a route by itself, see `tower_storage_guard::axum`. With feature `tonic-health` it is
+/// reported as `grpc.health.v1`, see `tower_storage_guard::tonic::health`. Other code can call
 /// [`Self::takes_writes`], or wait for [`Self::changed`].
 ///
-/// # What to use it for
+/// # When to use it
 ///
-/// A full disk takes no writes, and goes on serving reads and deletes. So let this decide where writes are sent,
-/// and nothing else: by a route, a backend or a service name of its own. As the only readiness probe of a server
-/// it takes away the reads as well. As a liveness probe it restarts a server that a restart does not help.
+/// A server with a full disk takes no writes, but still serves reads and deletes. So use this only to decide where
+/// writes are sent, by a route, a backend or a service name for writes. As the only readiness probe of a server, it
+/// would also stop reads. As a liveness probe, it would restart a server that a restart does not help.
 ///
-/// # How soon it follows
+/// # Delay
 ///
-/// As soon as there is a reading, which is [once a second](super::VolumeBuilder::probe_every) unless a request asks for
-/// another. A probe that hangs or fails shows after [`Volume::max_age`], ten seconds by default.
+/// The state changes with each reading, which is [once a second](Volume::probe_every) unless a request asks for an
+/// earlier one. A probe that hangs or fails shows after [`Volume::max_age`], ten seconds by default.
 ///
-/// Headroom, level and outage belong to a `Volume` and its clones. So clone it when all is set:
+/// Headroom, level and outage belong to a `Volume` and its clones. So set them before you clone it:
 ///
 /// ```
 /// use tower_storage_guard::{Readiness, StorageGuardLayer, Volume};
@@ -159,7 +159,7 @@ impl Readiness {
         }
     }
 
-    /// And this one too.
+    /// Adds a volume: ready while all volumes take writes.
     #[must_use]
     pub fn and(mut self, volume: Volume) -> Self {
         self.volumes.push(volume);
@@ -170,15 +170,15 @@ impl Readiness {
     ///
     /// # Errors
     ///
-    /// As the first of them that does not, in the order in which they were named.
+    /// The error of the first volume that takes none, in the order in which they were added.
     pub fn takes_writes(&self) -> Result<(), Closed> {
         self.volumes.iter().try_for_each(Volume::takes_writes)
     }
 
     /// Waits until [`Self::takes_writes`] answers something other than `known`, and returns that.
     ///
-    /// It wakes up once for each reading, and asks for none. Dropping it at any time is safe. Outside of a tokio runtime it
-    /// does not notice that the probe hangs.
+    /// It wakes up once for each reading, and does not request any. Cancel-safe. Outside of a tokio runtime it does
+    /// not notice that the probe hangs.
     ///
     /// ```
     /// use tower_storage_guard::{Headroom, Readiness, Volume};
@@ -203,14 +203,14 @@ impl Readiness {
         let mut bound = None;
         poll_fn(|cx| {
             loop {
-                // Before the look, so that nothing is missed between the two.
+                // Register before the check, so that no event between the two is missed.
                 listeners.iter().for_each(|listener| listener.listen(cx));
                 let after = self.volumes.iter().map(Volume::may_be_stale_in).min();
                 let now = self.takes_writes();
                 if now != known {
                     return Poll::Ready(now);
                 }
-                // A probe that hangs is no event.
+                // A probe that hangs causes no event.
                 let bound = bound.insert(Bound::new(after.unwrap_or(Duration::MAX)));
                 if bound.poll(cx).is_pending() {
                     return Poll::Pending;

@@ -65,7 +65,7 @@ fn claim(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
     volume.claim(Amount::bytes(bytes), 0)
 }
 
-/// A claim that fails for good.
+/// A claim that fails permanently.
 fn refuse(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
     claim(volume, bytes).inspect_err(|shortfall| volume.note_full(*shortfall))
 }
@@ -76,7 +76,7 @@ fn is_full(result: Result<Amount, Shortfall>, resource: Resource) -> bool {
 }
 
 #[test]
-fn an_exact_fit_above_the_headroom_is_let_in_and_one_more_is_not() {
+fn an_exact_fit_above_the_headroom_is_admitted_and_one_more_is_not() {
     let (_, volume) = Disk::volume(500);
     let volume = volume.keep_free(Headroom::bytes(100).or_percent(20));
     assert!(is_full(claim(&volume, 301), Resource::Bytes));
@@ -94,14 +94,14 @@ fn inodes_are_a_resource_of_their_own() {
     let claims: Vec<_> = (0..3).map(|_| volume.claim(Amount::new(1, 1), 0)).collect();
     assert!(claims[0].is_ok() && claims[1].is_ok());
     assert!(is_full(claims[2], Resource::Objects));
-    // What was claimed of the bytes before the inodes were missing is given back.
+    // The bytes that were claimed before the inodes were found missing are released.
     assert_eq!(volume.status().claimed, 2);
     // Without an object, bytes still fit.
     assert!(claim(&volume, 498).is_ok());
 }
 
 #[test]
-fn what_is_expected_must_fit_and_is_not_claimed() {
+fn an_expected_amount_must_fit_and_is_not_claimed() {
     let (_, volume) = Disk::volume(500);
     assert!(is_full(
         volume.claim(Amount::bytes(10), 501),
@@ -129,7 +129,7 @@ fn settled_claims_go_with_the_reading_that_sees_them() {
     let (disk, volume) = Disk::volume(500);
     let blocks = claim(&volume, 200).unwrap();
     disk.available.store(300, SeqCst);
-    // Seen on the disk, and still claimed: counted twice, which is safe.
+    // Included in the reading, and still claimed: counted twice, which is safe.
     read(&volume);
     assert!(is_full(claim(&volume, 101), Resource::Bytes));
     volume.settle(blocks);
@@ -143,7 +143,7 @@ fn settled_claims_go_with_the_reading_that_sees_them() {
 fn a_full_volume_resumes_at_its_level() {
     let (disk, volume) = Disk::volume(150);
     let volume = volume.keep_free(100).resume_at(200);
-    // Too large for what is there, and less is free than the level to resume at: full.
+    // Too large for the free space, and less is free than the level to resume at: full.
     assert!(is_full(refuse(&volume, 51), Resource::Bytes));
     assert!(volume.status().is_full);
     let empty = volume.claim(Amount::objects(1), 0).unwrap();
@@ -156,7 +156,7 @@ fn a_full_volume_resumes_at_its_level() {
     disk.available.store(200, SeqCst);
     read(&volume);
     assert!(claim(&volume, 1).is_ok());
-    // In between, it depends on where it comes from.
+    // In between, the answer depends on the previous state.
     disk.available.store(150, SeqCst);
     read(&volume);
     assert!(claim(&volume, 1).is_ok());
@@ -168,7 +168,7 @@ fn one_request_that_is_too_large_does_not_close_the_volume() {
     let volume = volume.keep_free(100).resume_at(200);
     assert!(is_full(refuse(&volume, 401), Resource::Bytes));
     assert!(claim(&volume, 100).is_ok());
-    // Not even when less is free than the level, if it would not fit on the empty volume either.
+    // Not even if less is free than the level, when it would not fit on the empty volume either.
     assert!(claim(&volume, 250).is_ok());
     assert!(is_full(refuse(&volume, 901), Resource::Bytes));
     assert!(claim(&volume, 10).is_ok());
@@ -186,7 +186,7 @@ fn a_probe_that_fails_is_an_outage_once_the_reading_is_too_old() {
 
     assert!(matches!(claim(&refusing, 1), Err(Shortfall::Unknown)));
     assert!(claim(&patient, 1).is_ok());
-    // More than there is: nobody knows.
+    // More than the total: admitted, because the reading is too old to decide.
     assert!(claim(&admitting, 5_000).is_ok());
     assert_eq!(volume.status().claimed, 5_001);
 
@@ -227,7 +227,7 @@ fn volumes_on_one_filesystem_share_its_ledger_and_not_their_headroom() {
     assert!(is_full(claim(&two, 1), Resource::Bytes));
     one.release(blocks);
 
-    // The filesystem is found by the second path when the first is gone.
+    // The filesystem is found by the second path after the first is removed.
     let [first, _second] = folders;
     first.close().unwrap();
     read(&two);
@@ -245,7 +245,7 @@ fn files_take_whole_blocks() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_cannot_be_guarded() {
+fn a_missing_folder_cannot_be_guarded() {
     let folder = tempfile::tempdir().unwrap();
     let error = Volume::open(folder.path().join("missing")).unwrap_err();
     assert_eq!(error.io_error().kind(), io::ErrorKind::NotFound);
@@ -274,7 +274,7 @@ fn a_volume_down_to_its_headroom_takes_no_writes() {
         read(&volume);
         let found = volume.takes_writes();
         assert_eq!(found, takes_writes, "{bytes} bytes, {inodes} inodes");
-        // The same as a request is told that comes alone.
+        // A request that comes alone is answered the same.
         let claim = volume.claim(Amount::new(1, 1), 0);
         assert_eq!(claim.is_ok(), takes_writes.is_ok());
         claim.into_iter().for_each(|blocks| volume.release(blocks));
@@ -282,14 +282,14 @@ fn a_volume_down_to_its_headroom_takes_no_writes() {
 }
 
 #[test]
-fn what_is_in_flight_closes_no_volume() {
+fn requests_in_flight_close_no_volume() {
     let (disk, volume) = Disk::volume(500);
     let volume = volume.keep_free(100).resume_at(200);
     let blocks = claim(&volume, 400).unwrap();
     assert!(is_full(refuse(&volume, 1), Resource::Bytes));
     assert!(volume.status().is_full);
     assert_eq!(volume.takes_writes(), Ok(()));
-    // It does once it is on the disk, even if nobody knows yet that it is the same.
+    // It does once it is on the disk, even before a reading shows that it is the same content.
     disk.available.store(150, SeqCst);
     read(&volume);
     assert_eq!(volume.takes_writes(), closed(Resource::Bytes));
@@ -297,7 +297,7 @@ fn what_is_in_flight_closes_no_volume() {
 }
 
 #[test]
-fn whoever_is_told_that_nothing_is_taken_can_rely_on_it_until_the_level() {
+fn a_volume_reported_as_full_stays_full_until_the_level() {
     let (disk, volume) = Disk::volume(100);
     let steady = volume.clone().keep_free(100).resume_at(200);
     let volume = volume.keep_free(100);
@@ -311,14 +311,14 @@ fn whoever_is_told_that_nothing_is_taken_can_rely_on_it_until_the_level() {
     disk.available.store(200, SeqCst);
     read(&volume);
     assert_eq!(steady.takes_writes(), Ok(()));
-    // On the way down it is the headroom that counts.
+    // On the way down only the headroom counts.
     disk.available.store(101, SeqCst);
     read(&volume);
     assert_eq!(steady.takes_writes(), Ok(()));
 }
 
 #[test]
-fn in_an_outage_writes_are_taken_as_it_is_set() {
+fn an_outage_takes_writes_if_configured() {
     let (disk, volume) = Disk::volume(0);
     let refusing = volume.max_age(Duration::ZERO);
     let admitting = refusing.clone().outage(Outage::Admit);
@@ -380,12 +380,12 @@ impl Probe for Gated {
 }
 
 #[test]
-fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
+fn a_follower_is_woken_by_readings_and_not_by_requests() {
     const HOUR: Duration = Duration::from_secs(3_600);
     let (disk, gate) = (Disk::default(), Arc::default());
     disk.available.store(500, SeqCst);
     disk.inodes.store(50, SeqCst);
-    // No reading but those that are asked for, and no timer.
+    // No readings except the requested ones, and no timer.
     let volume = Volume::builder().probe_every(HOUR);
     let volume = volume
         .from_probe(Gated(disk.clone(), Arc::clone(&gate)))
@@ -396,7 +396,7 @@ fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
     let waker = Waker::from(Arc::clone(&woken));
     let mut cx = Context::from_waker(&waker);
     let times = || woken.0.load(SeqCst);
-    // While a probe hangs, no reading wakes anybody.
+    // While a probe hangs, no reading wakes any task.
     let hangs = gate.lock().unwrap();
     volume.refresh();
     until(|| volume.filesystem().begun() == 2);
@@ -413,7 +413,7 @@ fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
     drop(hangs);
     until(|| times() == 1);
     assert!(changed.as_mut().poll(&mut cx).is_pending());
-    // No reading but a refusal: the volume waits for its level now.
+    // No reading except for a refusal: the volume waits for its level now.
     assert!(is_full(refuse(&volume, 51), Resource::Bytes));
     assert_eq!(times(), 2);
     let full = closed(Resource::Bytes);
@@ -427,11 +427,11 @@ fn a_follower_is_woken_by_what_may_change_the_answer_and_not_by_requests() {
     assert_eq!(changed.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
 }
 
-/// What may happen to a volume.
+/// One event in the life of a volume.
 #[derive(Clone, Debug)]
 enum Step {
     Claim(u64),
-    /// The claim of this number, written whole or given back.
+    /// The claim with this index, written whole or released.
     Write(usize),
     GiveBack(usize),
     Probe,
@@ -450,8 +450,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(test_support::times(64)))]
 
-    /// Whatever the sizes and the order: never more promised than there is, and nothing refused that
-    /// fits beside what is claimed, once the reading is fresh.
+    /// For all sizes and orders: the claims never exceed the available space, and a demand that fits beside the
+    /// claims is not refused once the reading is fresh.
     #[test]
     fn never_more_than_there_is(steps in steps(), headroom in 0..300u64) {
         let (disk, volume) = Disk::volume(TOTAL);

@@ -1,7 +1,7 @@
-//! Clients that nobody here wrote, each of which must see the refusal with its content.
+//! Third-party clients, each of which must see the refusal with its content.
 //!
-//! A cell of the matrix is the status that the client saw, what it took, and whether its next request
-//! went over the same connection: a client that has stopped sending has to open a new one.
+//! A cell of the matrix is the status that the client saw, how long it took, and whether its next request used the
+//! same connection: a client that has stopped sending has to open a new one.
 
 use std::{
     fmt::Write as _,
@@ -19,13 +19,13 @@ use crate::{our_own::seen_by_our_own, programs::program};
 const MIB: u64 = 1 << 20;
 const SIZES: [u64; 3] = [MIB, 64 * MIB, 512 * MIB];
 
-/// Nobody waits longer for an answer. Draining takes most of it, on a busy machine.
+/// The longest time that a client waits for an answer. Most of it is for draining, on a busy machine.
 const LATE: Duration = Duration::from_secs(15);
 
-/// How many cells are filled at once.
+/// How many cells are measured concurrently.
 const CELLS: usize = 3;
 
-/// What the matrix needs, as a command that works and the Debian package that has it.
+/// The requirements of the matrix: a command that works, and the Debian package that provides it.
 const TOOLS: [(&[&str], &str); 5] = [
     (&["curl", "--version"], "curl"),
     (&[PYTHON, "--version"], "python3"),
@@ -34,22 +34,21 @@ const TOOLS: [(&[&str], &str); 5] = [
     (&["javac", "-version"], "default-jdk-headless"),
 ];
 
-/// Debian's, which sees Debian's packages, whatever else is in the path.
+/// Debian's Python, which sees Debian's packages, whatever is first in the path.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Where the answer is not 100 Continue, this client waits for ever, whatever the server does: a bare
-/// socket that answers 507, and closes or does not, shows it too. Seen with 17.0.15; the repair was
-/// backported to 17 in July 2025.
+/// If the answer is not 100 Continue, this client waits forever, whatever the server does: a bare socket that answers
+/// 507, with or without closing, shows it too. Seen with 17.0.15; the fix was backported to 17 in July 2025.
 const JAVA_EXPECTS: &str = "JDK-8286171";
 
-/// How a client is run: with a size, and the server's URL.
+/// The command line of a client, for a size and the server's URL.
 type Run = Box<dyn Fn(u64, &str) -> Command>;
 
 /// One row.
 struct Client {
     name: String,
     is_chunked: bool,
-    /// A defect for which it need not see what comes before its body is asked for.
+    /// A known defect, because of which it need not see an answer that is sent before its body is requested.
     excuse: Option<&'static str>,
     command: Run,
 }
@@ -69,7 +68,7 @@ impl Client {
     }
 }
 
-/// Clients, given a folder with a file of every size and with the compiled classes.
+/// The clients, given a folder with a file of every size and the compiled classes.
 fn clients(files: &Path) -> Vec<Client> {
     let mut clients = curls(files);
     for (framing, is_chunked) in [("length", false), ("chunked", true)] {
@@ -140,7 +139,7 @@ fn curls(files: &Path) -> Vec<Client> {
                 command.arg(file);
             }
             command.arg(format!("{url}/a"));
-            // In one run, so that it can use the connection again.
+            // In one run, so that it can reuse the connection.
             command.args(["--next", "--silent", "--include"]);
             command.arg(format!("{url}/"));
             command
@@ -149,7 +148,7 @@ fn curls(files: &Path) -> Vec<Client> {
     rows.collect()
 }
 
-/// One cell, or what went wrong. The server has so many bytes free.
+/// The result of one cell, or the error. The server has `free` bytes.
 async fn cell(client: &Client, size: u64, free: u64) -> Result<String, String> {
     let server = server::start(free).await;
     let excuse = client.excuse.filter(|_| free == 0);
@@ -246,7 +245,7 @@ async fn every_client_sees_the_refusal() {
                 .filter(|client| client.is_chunked == is_chunked)
         };
         let cells = of_framing().flat_map(|client| SIZES.map(|size| cell(client, size, free)));
-        // Several at a time: most of them wait. Each has a server of its own.
+        // Several at a time, because most of them wait. Each has a server of its own.
         let cells: Vec<_> = stream::iter(cells).buffered(CELLS).collect().await;
         for (client, cells) in of_framing().zip(cells.chunks(SIZES.len())) {
             rows.push((client.name.clone(), cells.to_vec()));

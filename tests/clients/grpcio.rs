@@ -1,6 +1,6 @@
-//! The gRPC example, called by Python's grpcio: by gRPC's own C core, which nobody here wrote.
+//! The gRPC example, called by Python's grpcio, which uses gRPC's C core.
 //!
-//! `programs/upload_grpc.py` calls, and says what it was answered. What that should be is said here.
+//! `programs/upload_grpc.py` makes the calls, and prints the answers. The expectations are here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -27,10 +27,10 @@ use crate::programs::{program, python};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// What one of many uploads stores. A few of these and their framing are not a whole number of MiB.
+/// The size of one of many uploads. A few of these with their framing are not a whole number of MiB.
 const LARGE: u64 = 4 * MIB - 64 * KIB;
 
-/// What is read off a call.
+/// The result of a call.
 #[derive(Debug, Deserialize)]
 struct Said {
     #[serde(default)]
@@ -38,12 +38,12 @@ struct Said {
     code: String,
     number: i32,
     message: String,
-    /// As grpcio-status reads them.
+    /// As grpcio-status decodes them.
     details: Vec<Value>,
-    /// How much of the content was on its way.
+    /// How much of the content was sent.
     #[serde(default)]
     sent: u64,
-    /// How much was to be on its way when it was given up.
+    /// How much was to be sent before the call was cancelled.
     until: Option<u64>,
     stored: Option<u64>,
     #[serde(default)]
@@ -61,7 +61,7 @@ impl Said {
         self.details.iter().find(|detail| detail["@type"] == name)
     }
 
-    /// Whether a disk is full. Of it, a client learns no more than that.
+    /// Whether a disk is full. The client learns no more than that about a disk.
     #[track_caller]
     fn is_disk_full(&self) {
         let full = ("RESOURCE_EXHAUSTED", 8, "Server storage capacity reached");
@@ -75,19 +75,19 @@ impl Said {
         assert_eq!(self.details, [info]);
     }
 
-    /// Why it was refused.
+    /// The reason of the refusal.
     fn reason(&self) -> &str {
         let info = self.detail("ErrorInfo");
         let info = info.unwrap_or_else(|| panic!("{self:?}"));
         info["reason"].as_str().unwrap()
     }
 
-    /// Whether a scope has not so much left. Returns what is used, and what is required.
+    /// Checks that a scope has too little left. Returns what is used, and what is required.
     #[track_caller]
     fn is_over_quota(&self, scope: &str, limit: u64) -> (u64, u64) {
         let exceeded = ("RESOURCE_EXHAUSTED", 8, "Storage quota exceeded");
         assert_eq!(self.answered(), exceeded, "{self:?}");
-        // No RetryInfo: clients take it as a call to repeat.
+        // No RetryInfo, because clients would repeat the call.
         assert_eq!(self.details.len(), 2, "{self:?}");
         let violations = &self.detail("QuotaFailure").unwrap()["violations"];
         let violation = json!({"subject": scope, "description": "Storage quota exceeded"});
@@ -137,27 +137,27 @@ impl Client {
         }
     }
 
-    /// Says who it is from now on.
+    /// Sets the user for the following calls.
     fn bearing(mut self, token: &str) -> Self {
         self.flags = ["--token", token].map(OsString::from).into();
         self
     }
 
-    /// A file to upload, with content that differs in all its places.
+    /// A file to upload, whose content is different at every position.
     fn file(&self, name: &str, size: u64) -> PathBuf {
         let path = self.files.path().join(name);
         fs::write(&path, content(name, size)).unwrap();
         path
     }
 
-    /// A file to upload that takes no room here.
+    /// A sparse file to upload, which takes no room here.
     fn zeros(&self, name: &str, size: u64) -> PathBuf {
         let path = self.files.path().join(name);
         File::create(&path).unwrap().set_len(size).unwrap();
         path
     }
 
-    /// Runs a command, which is words without spaces, on files or other arguments.
+    /// Runs a command, given as words without spaces, on files or other arguments.
     fn begin<A: AsRef<OsStr>>(&self, words: &str, rest: impl IntoIterator<Item = A>) -> Child {
         let mut command = Command::new(python());
         command.arg(program("upload_grpc.py")).args(&self.flags);
@@ -169,7 +169,7 @@ impl Client {
         command.spawn().unwrap()
     }
 
-    /// What it says of each of its calls.
+    /// The results of its calls.
     async fn all<A: AsRef<OsStr>>(
         &self,
         words: &str,
@@ -178,7 +178,7 @@ impl Client {
         ended(self.begin(words, rest)).await
     }
 
-    /// What it says of its only call.
+    /// The result of its only call.
     async fn one<A: AsRef<OsStr>>(&self, words: &str, rest: impl IntoIterator<Item = A>) -> Said {
         only(self.all(words, rest).await)
     }
@@ -224,7 +224,7 @@ fn only(said: Vec<Said>) -> Said {
     said
 }
 
-/// What is in the file of this name. No block of it is like another, as 251 is prime.
+/// The content of the file with this name. No two blocks are equal, because 251 is prime.
 fn content(name: &str, size: u64) -> Vec<u8> {
     let seed = name.bytes().fold(0, u8::wrapping_add);
     let period: Vec<_> = (0..251_u8).map(|i| i.wrapping_add(seed)).collect();
@@ -277,7 +277,7 @@ const NOT_FOUND: (&str, i32, &str) = ("NOT_FOUND", 5, "there is no file of this 
 #[tokio::test]
 #[ignore = "needs grpcio: run by `make test`"]
 async fn strangers_are_turned_away() {
-    // There is no room at all, and nobody is told who must not know.
+    // There is no room at all, and unauthenticated clients do not learn that.
     let flags = ["--user", "ann:token:1MiB", "--keep-free", "1000PiB"];
     let server = Server::start("tonic-upload", &flags);
     for client in [Client::new(&server), Client::new(&server).bearing("wrong")] {
@@ -295,7 +295,7 @@ async fn strangers_are_turned_away() {
     assert_eq!(server.names(), ["ann"]);
 }
 
-/// What is no storage fault keeps its own code, and has no details.
+/// An error that is not a storage fault keeps its own code, and has no details.
 #[tokio::test]
 #[ignore = "needs grpcio: run by `make test`"]
 async fn mistakes_have_codes_of_their_own() {
@@ -345,7 +345,7 @@ async fn mistakes_have_codes_of_their_own() {
 
 #[tokio::test]
 #[ignore = "needs grpcio: run by `make test`"]
-async fn a_quota_says_whose_and_how_much() {
+async fn a_quota_refusal_has_the_scope_and_the_figures() {
     const ANN: u64 = 1000 * KIB;
     const BOB: u64 = 500 * KIB;
     const EVERYONE: u64 = 1450 * KIB;
@@ -357,7 +357,7 @@ async fn a_quota_says_whose_and_how_much() {
     let is_too_much = async |client: &Client, size: u64, scope: &str, limit: u64, used: u64| {
         let file = client.file("b", size);
         for said in [client.put(&file).await, client.put_small(&file).await] {
-            // What of it was let in counts by then, and so does its framing.
+            // The admitted part is counted by then, and so is its framing.
             let (now, required) = said.is_over_quota(scope, limit);
             let all = now + required - used;
             assert!(now >= used && all <= size + 20 * KIB, "{said:?}");
@@ -377,7 +377,7 @@ async fn a_quota_says_whose_and_how_much() {
     ours.bearing("b").until_used(BOB, 480 * KIB).await;
 }
 
-/// A client that says how long its upload is, and waits for a word, never sends it.
+/// A client that announces the length of its upload, and waits for an answer, never sends it.
 #[tokio::test]
 #[ignore = "needs grpcio: run by `make test`"]
 async fn a_hint_is_refused_at_the_door() {
@@ -395,7 +395,7 @@ async fn a_hint_is_refused_at_the_door() {
         (64 * MIB, ""),
     ] {
         let said = put(size, words).await;
-        // Before anything is set aside.
+        // Before anything is reserved.
         assert_eq!(said.is_over_quota("everyone", LIMIT), (0, size));
         println!("hint {size}{words}: {} bytes sent", said.sent);
         assert!(words.is_empty() || said.sent == 0, "{said:?}");
@@ -406,8 +406,7 @@ async fn a_hint_is_refused_at_the_door() {
     assert_eq!(put(fits, "").await.stored, Some(fits));
 }
 
-/// However much is still to come, the status arrives with its details, every time. The connection that it came over
-/// goes on.
+/// However much is still to come, the status always arrives with its details. The connection stays usable.
 #[tokio::test]
 #[ignore = "needs grpcio: run by `make test`"]
 async fn a_stream_that_is_cut_has_its_status() {
@@ -433,7 +432,7 @@ async fn a_stream_that_is_cut_has_its_status() {
             assert_eq!(all.len(), TIMES);
             for said in &all {
                 let (used, _) = said.is_over_quota("everyone", LIMIT);
-                // In mid-stream: the client was let in, and most of what is to come is still with it.
+                // In mid-stream: the client was admitted, and has not sent most of the content yet.
                 assert!(used > 0 && said.sent <= 4 * MIB, "{said:?}");
             }
             server.until_nothing_is_left_behind().await;
@@ -446,7 +445,7 @@ async fn a_stream_that_is_cut_has_its_status() {
 fn start_on_tmpfs(options: &str, quota: &str) -> (Server, Client) {
     let dir = tempfile::tempdir().unwrap();
     tmpfs(dir.path(), options);
-    // All of the disk is for uploads.
+    // The whole disk is available to uploads.
     let flags = [
         "--keep-free",
         "0",
@@ -470,7 +469,7 @@ fn a_disk_that_fills_up() {
             assert_eq!(client.put(&a).await.stored, Some(MIB));
             let mut upload = client.begin("put --hold 1048576", [b]);
             server.until_received(MIB).await;
-            // By somebody who asks nobody.
+            // Written by a program without a guard.
             fill_but(server.dir.path(), MIB);
             upload.stdin.take().unwrap().write_all(b"\n").unwrap();
             only(ended(upload).await).is_disk_full();
@@ -494,8 +493,8 @@ fn a_disk_that_fills_up() {
     });
 }
 
-/// Sixteen streams at once, over so many channels. Returns how many were acknowledged, which are all that there
-/// are.
+/// Sixteen concurrent streams, over `channels` channels. Returns how many were acknowledged, which are all that are
+/// stored.
 async fn stampede(server: &Server, client: &Client, channels: usize) -> usize {
     let names: Vec<_> = (0..16).map(|i| format!("{i:02}")).collect();
     let files = names.iter().map(|name| client.file(name, LARGE));
@@ -528,9 +527,9 @@ async fn stampedes(channels: usize) {
     let (server, client) = start_on_tmpfs("size=32m", "48MiB");
     for _ in 0..times(2) {
         let stored = stampede(&server, &client, channels).await;
-        // On a busy machine, one or two too many may be sent away now and then.
+        // On a busy machine, one or two uploads too many may be refused now and then.
         assert!((6..=8).contains(&stored), "{stored}");
-        // The ledger is as it was: one after the other, those that fit go in.
+        // The ledger is as before: one after the other, those that fit are admitted.
         let mut all = stored;
         loop {
             let file = client.file(&format!("more {all}"), LARGE);
@@ -547,8 +546,8 @@ async fn stampedes(channels: usize) {
     is_empty(&server, &client, 48 * MIB).await;
 }
 
-/// Nothing is stored, and nothing set aside: where the disk is as large as the quota, what needs both to the last byte
-/// is let in.
+/// Nothing is stored, and nothing reserved: if the disk is as large as the quota, an upload that needs both to the
+/// last byte is admitted.
 async fn is_empty(server: &Server, client: &Client, quota: u64) {
     assert_eq!(server.names(), [""; 0]);
     let size = format!("remount,size={quota}");
@@ -558,13 +557,13 @@ async fn is_empty(server: &Server, client: &Client, quota: u64) {
         let words = format!("put-small --hint {bytes}");
         client.one(&words, [client.zeros("all", 0)]).await
     };
-    // The disk is asked first. Until the server has seen that it is smaller now, it is the quota that refuses.
+    // The disk is asked first. Until the server has read its new size, the quota refuses.
     let started = Instant::now();
     while expecting(quota + 1).await.reason() != "DISK_FULL" {
         assert!(started.elapsed() < Duration::from_secs(10));
     }
     assert_eq!(expecting(quota).await.answered(), ("OK", 0, ""));
-    // The framing takes less than the rest.
+    // The framing is smaller than the rest.
     let content = quota - 64 * KIB;
     let stored = client.put(&client.zeros("all", content)).await;
     assert_eq!(stored.stored, Some(content), "{stored:?}");
@@ -591,19 +590,19 @@ fn a_stampede_over_sixteen_channels() {
     with_own_mounts(|| in_runtime(stampedes(16)));
 }
 
-/// Two hundred streams, each given up at a random point, by RST_STREAM.
+/// Two hundred streams, each cancelled at a random point by RST_STREAM.
 struct GivenUp {
     disk: u64,
     quota: u64,
-    /// How large the file is that each uploads a part of.
+    /// The size of the file of which each stream uploads a part.
     size: u64,
-    /// Whether each stream ends at its point, so that it is carried out while it is given up.
+    /// Whether each stream ends at its point, so that it is processed while it is cancelled.
     ends: bool,
-    /// Whether it is given up by a deadline, of which the server knows, instead of a cancel.
+    /// Whether it is cancelled by a deadline, which the server knows, instead of a cancellation.
     by_deadline: bool,
 }
 
-/// Where all eight of them fit that are there at once, with what they are promised beyond what they have.
+/// All eight concurrent streams fit, including their grants beyond what they have sent.
 const ROOMY: GivenUp = GivenUp {
     disk: 32 * MIB,
     quota: 32 * MIB,
@@ -615,7 +614,7 @@ const ROOMY: GivenUp = GivenUp {
 impl GivenUp {
     const COUNT: usize = 200;
 
-    /// Returns how many were given up, refused, and stored.
+    /// Returns how many were cancelled, refused, and stored.
     async fn run(&self) -> (usize, usize, usize) {
         let size = format!("size={}", self.disk);
         let (server, client) = start_on_tmpfs(&size, &self.quota.to_string());
@@ -633,7 +632,7 @@ impl GivenUp {
         for said in &all {
             match &*said.code {
                 "CANCELLED" => given_up += 1,
-                // Unless the server was the first to know, and has cancelled it.
+                // Unless the server noticed first, and has cancelled it.
                 "DEADLINE_EXCEEDED" if self.by_deadline => given_up += 1,
                 "OK" if self.ends => stored += 1,
                 _ => {
@@ -645,7 +644,7 @@ impl GivenUp {
             }
         }
         println!("{given_up} given up, {refused} refused, {stored} stored");
-        // The server may still be about to begin with the last ones.
+        // The server may still be about to start with the last ones.
         tokio::time::sleep(Duration::from_millis(250)).await;
         server.until_nothing_is_left_behind().await;
         if self.ends {
@@ -656,7 +655,7 @@ impl GivenUp {
         (given_up, refused, stored)
     }
 
-    /// What was acknowledged is there. What was given up may be there too, but only whole, and is charged for then.
+    /// Acknowledged files exist. Cancelled ones may exist too, but only complete, and are then charged.
     async fn delete_those_that_are_whole(&self, server: &Server, client: &Client, all: &[Said]) {
         let content = content("a", self.size);
         let mut names = Vec::new();
@@ -666,7 +665,7 @@ impl GivenUp {
                 assert_ne!(said.code, "OK", "{said:?}");
                 continue;
             };
-            // It is handed over in chunks, and counted when it is on its way.
+            // It is passed on in chunks, and counted when it is sent.
             let whole = said.until.unwrap() as usize;
             assert!(stored == content[..whole], "{said:?}");
             charged += whole as u64;
@@ -681,7 +680,7 @@ impl GivenUp {
 
 #[test]
 #[ignore = "needs grpcio, mounts filesystems: run by `make test`"]
-fn cancelled_where_there_is_room() {
+fn cancelled_with_room() {
     with_own_mounts(|| {
         in_runtime(async {
             assert_eq!(ROOMY.run().await, (GivenUp::COUNT, 0, 0));
@@ -689,10 +688,10 @@ fn cancelled_where_there_is_room() {
     });
 }
 
-/// Some of them in line, where they wait for what the others have.
+/// Some of them queue for the room of the others.
 #[test]
 #[ignore = "needs grpcio, mounts filesystems: run by `make test`"]
-fn cancelled_where_there_is_little() {
+fn cancelled_with_little_room() {
     with_own_mounts(|| {
         in_runtime(async {
             let streams = GivenUp {
@@ -706,7 +705,7 @@ fn cancelled_where_there_is_little() {
     });
 }
 
-/// Just in time, or too late.
+/// Just before the end, or just after.
 #[test]
 #[ignore = "needs grpcio, mounts filesystems: run by `make test`"]
 fn cancelled_while_they_are_carried_out() {

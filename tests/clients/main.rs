@@ -1,4 +1,4 @@
-//! Clients that other people wrote, and what they make of a refusal.
+//! Third-party clients, and how they handle a refusal.
 
 mod client_matrix;
 #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! The clients of Rust: hyper's own and reqwest.
+//! Rust clients: hyper's own and reqwest.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -86,7 +86,7 @@ where
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_and_reqwest_see_it_every_time() {
-    // At the door, and in mid-stream.
+    // At admission, and in mid-stream.
     for (free, is_chunked) in [(0, false), (0, true), (MIB as u64 / 2, true)] {
         let server = start(free).await;
         for size in [MIB, 64 * MIB] {

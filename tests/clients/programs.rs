@@ -1,11 +1,11 @@
-//! Programs in Python, and what they need.
+//! Python programs, and their requirements.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// `target/clients/bin/python`, seen from `target/PROFILE/deps/clients-HASH`.
+/// `target/clients/bin/python`, relative to `target/PROFILE/deps/clients-HASH`.
 pub(crate) fn python() -> PathBuf {
     let test = env::current_exe().unwrap();
     let clients = test.ancestors().nth(3).unwrap().join("clients");

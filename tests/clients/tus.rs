@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 
 use crate::programs::{program, python};
 
-/// What tuspy says of an upload.
+/// The output of tuspy for an upload.
 #[derive(Debug, Deserialize)]
 struct Said {
     url: Option<String>,
@@ -62,7 +62,7 @@ impl Tuspy {
         path
     }
 
-    /// Uploads a file, with flags that are words without spaces.
+    /// Uploads a file, with flags given as words without spaces.
     async fn upload(&self, flags: &str, file: &Path) -> Said {
         let mut command = Command::new(python());
         command.arg(program("upload_tus.py"));
@@ -119,7 +119,7 @@ async fn an_interrupted_upload_is_resumed() {
 
 #[tokio::test]
 #[ignore = "needs tuspy: run by `make test`"]
-async fn what_does_not_fit_is_refused_at_its_creation() {
+async fn an_upload_that_does_not_fit_is_refused_at_its_creation() {
     let server = start(&["--quota", "1MiB"]);
     let tuspy = Tuspy::new(&server);
     for asynchronous in ["", "--asynchronous"] {
@@ -141,7 +141,7 @@ async fn what_does_not_fit_is_refused_at_its_creation() {
     assert!(read(&server, &path).await == content(1, MIB));
 }
 
-/// While a connection hangs of which only the client knows that it is dead.
+/// While an old connection hangs, which only the client knows to be dead.
 #[tokio::test]
 #[ignore = "needs tuspy: run by `make test`"]
 async fn a_resumed_upload_does_not_wait_for_a_dead_connection() {

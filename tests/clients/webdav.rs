@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote, and full disks.
+//! Third-party WebDAV clients, and full disks.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use test_support::{
 };
 use tokio::task::spawn_blocking;
 
-/// Runs a client, in a folder of its own, with these lines to read.
+/// Runs a client, in a folder of its own, with these lines as input.
 async fn client<A: AsRef<OsStr>>(
     program: &str,
     args: impl IntoIterator<Item = A>,
@@ -35,7 +35,7 @@ async fn client<A: AsRef<OsStr>>(
     let input = input.to_owned();
     let ended = spawn_blocking(move || {
         let mut child = command.spawn().unwrap();
-        // Dropped at once, so that the client sees its end.
+        // Dropped at once, so that the client sees the end of its input.
         child
             .stdin
             .take()
@@ -53,7 +53,7 @@ fn said(output: &Output) -> String {
     said
 }
 
-/// Its lines, each as it was in the end.
+/// Its lines, each in its final form.
 async fn litmus(addr: &str) -> Vec<String> {
     let home = tempfile::tempdir().unwrap();
     let output = client(
@@ -85,7 +85,7 @@ async fn litmus_passes_as_without_the_guard() {
         }
     }
     assert_eq!(without, with);
-    // It has charged what is left, and no more.
+    // The files that litmus leaves are charged, and nothing more.
     let left: usize = files(&server).values().map(Vec::len).sum();
     let rest = content(1, MIB - left);
     let _ = send(&server, "MKCOL", "/litmus/", &[]).await;
@@ -141,7 +141,7 @@ async fn rclone_reports_a_tree_over_the_limit() {
     assert!(said.contains("507 Insufficient Storage"), "{said}");
     assert!(files(&server) == fits.clone().into());
 
-    // All of it at once: which of them fit is chance. What is there is whole.
+    // All at once: which of them fit is random. The stored files are complete.
     assert_eq!(send(&server, "DELETE", "/photos/", &[]).await, 204);
     assert_eq!(copy().await.0, Some(1));
     let there = files(&server);
@@ -195,7 +195,7 @@ async fn cadaver_shows_the_refusal() {
     let output = client("cadaver", [url], home.path(), &input).await;
     let said = said(&output);
     println!("{said}");
-    // What it says is between one prompt and the next.
+    // Its output is between one prompt and the next.
     let answers: Vec<_> = said.split("dav:/> ").skip(1).collect();
     for ((line, word), answer) in lines.iter().zip(&answers) {
         assert!(answer.contains(word), "{line}: {answer}");
@@ -233,7 +233,7 @@ async fn curl_shows_the_refusal() {
     assert_eq!(names(&server), ["photos/a"]);
 }
 
-/// A mount of davfs2, gone when dropped.
+/// A mount of davfs2, unmounted when dropped.
 struct Mount {
     at: PathBuf,
     /// Its configuration and its cache.
@@ -247,7 +247,7 @@ impl Mount {
         for folder in [&at, &cache] {
             fs::create_dir(folder).unwrap();
         }
-        // It becomes a user of its own.
+        // It drops privileges to a user of its own.
         fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&cache, Permissions::from_mode(0o777)).unwrap();
         let conf = home.path().join("davfs2.conf");
@@ -255,7 +255,7 @@ impl Mount {
             "ask_auth 0".to_owned(),
             format!("cache_dir {}", cache.display()),
             format!("use_locks {}", u8::from(locks)),
-            // As soon as it is closed, and as it is on the server.
+            // When it is closed, and as it is on the server.
             "delay_upload 0".to_owned(),
             "file_refresh 0".to_owned(),
             "dir_refresh 0".to_owned(),
@@ -275,15 +275,15 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Without its helper, which would wait for uploads that can never be. The daemon ends by it.
+        // Without its helper, which would wait for uploads that can never succeed. The daemon is stopped this way.
         let _ = Command::new("umount").arg("-i").arg(&self.at).status();
     }
 }
 
-/// davfs2 locks what it opens to write, and a LOCK takes room. Where that is refused, `open` fails.
+/// davfs2 locks files that it opens for writing, and a LOCK takes room. If that is refused, `open` fails.
 ///
-/// No other call can fail for want of room, whatever the server is: davfs2 uploads behind `close`, whose result
-/// the kernel drops by then, `fsync` reaches no further than its cache, and a MOVE that is refused is EIO.
+/// No other call can fail for want of room, whatever the server is: davfs2 uploads after `close`, whose result the
+/// kernel has dropped by then, `fsync` only reaches its cache, and a MOVE that is refused is EIO.
 #[test]
 #[ignore = "mounts davfs2: run by `make test`"]
 fn davfs2_maps_the_refusal_to_enospc() {
@@ -314,7 +314,7 @@ fn davfs2_maps_the_refusal_to_enospc() {
 
 #[test]
 #[ignore = "mounts davfs2: run by `make test`"]
-fn what_davfs2_uploads_is_there_whole_or_not_at_all() {
+fn uploads_by_davfs2_are_complete_or_absent() {
     with_own_mounts(|| {
         in_runtime(async {
             let server = start(&["/photos=100KiB"]);
@@ -339,7 +339,7 @@ fn what_davfs2_uploads_is_there_whole_or_not_at_all() {
             ];
             eventually("the upload", || files(&server) == whole.clone().into()).await;
             let work = move || {
-                // Full: as much again, and then more.
+                // Full: the same amount again, and then more.
                 fs::write(mount.path("photos/exact"), &exact[..KIB]).unwrap();
                 fs::write(mount.path("photos/exact"), &exact).unwrap();
                 fs::write(mount.path("photos/exact"), &more).unwrap();
@@ -371,10 +371,10 @@ fn a_full_disk_leaves_nothing_behind() {
                 assert_eq!(put(&server, "/large", body).await, 507);
                 assert_eq!(names(&server), [""; 0]);
             }
-            // What is on its way is not counted twice.
+            // An upload in flight is not counted twice.
             let fits = content(2, 10 * MIB);
             assert_eq!(put(&server, "/fits", unannounced(&fits)).await, 201);
-            // Old and new do not fit beside each other.
+            // The old and the new file do not fit together.
             for body in [
                 large[..10 * MIB].to_vec().into(),
                 unannounced(&large[..10 * MIB]),

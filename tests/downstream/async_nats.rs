@@ -1,4 +1,4 @@
-//! NATS JetStream whose streams, accounts, store and disk are full.
+//! NATS JetStream with full streams, accounts, stores and disks.
 
 use std::{path::Path, process::Command};
 
@@ -17,7 +17,7 @@ use tower_storage_guard::fault::Cause;
 
 use crate::support::{Running, assert_not_refused, assert_refused, free_port, listens, with};
 
-/// A server that stores its files in `store`, with what `config` says of JetStream besides, and a client of it.
+/// A server that stores its files in `store`, with the further JetStream settings in `config`, and a client of it.
 async fn server(folder: &Path, store: &Path, config: &str) -> (Running, Context) {
     let port = free_port();
     let config = format!(
@@ -36,7 +36,7 @@ async fn server(folder: &Path, store: &Path, config: &str) -> (Running, Context)
     (running, jetstream::new(client))
 }
 
-/// A stream that refuses what is new when it is full, with one subject of the same name.
+/// A stream that refuses new messages when it is full, with one subject of the same name.
 fn stream(name: &str) -> Config {
     Config {
         name: name.to_owned(),
@@ -55,7 +55,7 @@ async fn publish(
     context.publish(subject, content).await?.await.map(drop)
 }
 
-/// Publishes until that fails, which it has to do within a hundred times.
+/// Publishes until that fails, which has to happen within a hundred attempts.
 async fn fill(context: &Context, subject: &'static str, bytes: usize) {
     for _ in 0..100 {
         if publish(context.clone(), subject, bytes).await.is_err() {
@@ -123,8 +123,8 @@ async fn a_full_stream_or_bucket() {
     )
     .await;
 
-    // The client creates no such bucket with the server that Debian has: it asks about the account what that does not
-    // know yet.
+    // The client cannot create such a bucket with Debian's version of the server, because it asks for account
+    // information that this version does not have.
     let bucket = Config {
         subjects: vec!["$KV.values.>".to_owned()],
         max_bytes: 100_000,
@@ -144,7 +144,7 @@ async fn a_full_stream_or_bucket() {
         with(&values, |it| create_value(it, "third")),
     )
     .await;
-    // It is there already.
+    // It exists already.
     assert_not_refused(with(&values, |it| create_value(it, "first"))).await;
 
     let objects = create_bucket(context, 100_000).await.unwrap();

@@ -1,4 +1,4 @@
-//! ClickHouse on a full disk, and what its newer versions answer.
+//! ClickHouse on a full disk, and the answers of its newer versions.
 
 use std::{path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use tower_storage_guard::fault::Cause;
 
 use crate::support::{Running, assert_not_refused, assert_refused, free_port, listens, with};
 
-/// A server as of today that answers every query with `status`, a code in the header and a text.
+/// A server of the current version that answers every query with `status`, a code in the header and a text.
 async fn answering(code: u32, text: &'static str) -> Client {
     let answer = (
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -28,7 +28,7 @@ struct Number {
     a: u64,
 }
 
-/// Inserts so many rows from here, which hardly compress.
+/// Inserts this many generated rows, which hardly compress.
 async fn insert(client: Client, rows: u64) -> Result<(), Error> {
     let mut insert = client.insert::<Number>("t").await?;
     for number in 0..rows {
@@ -71,7 +71,7 @@ async fn a_quota_of_queries_and_too_many_parts_are_no_fault() {
     }
 }
 
-/// Starts a server whose data go to `data`.
+/// Starts a server that stores its data in `data`.
 fn server(folder: &Path, data: &Path) -> (Running, Client) {
     let [http, tcp, between] = [(); 3].map(|()| free_port());
     let (folder, data) = (folder.display(), data.display());
@@ -94,7 +94,7 @@ fn server(folder: &Path, data: &Path) -> (Running, Client) {
         .current_dir(folder.to_string());
     let log = format!("{folder}/log");
     let running = Running::start(&mut command, Path::new(&log), || listens(http));
-    // The version that Debian has cannot describe a table the way the client asks for.
+    // Debian's version cannot describe a table in the way that the client asks for.
     let client = Client::default()
         .with_url(format!("http://127.0.0.1:{http}"))
         .with_validation(false);

@@ -1,5 +1,5 @@
-//! Servers that answer a client's first word with one error. Libraries whose errors have no constructor make them
-//! out of that.
+//! Servers that answer a client's first message with one error. Libraries whose errors have no constructor create
+//! them from that.
 
 use std::future;
 
@@ -39,7 +39,7 @@ async fn serve(answer: Vec<u8>, client_begins: bool) -> u16 {
             client.read_u8().await.unwrap();
         }
         client.write_all(&answer).await.unwrap();
-        // Closing what is not read would take the answer back.
+        // Closing with unread data would discard the answer.
         future::pending::<()>().await;
     });
     port

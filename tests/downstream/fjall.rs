@@ -29,7 +29,7 @@ impl Store {
 
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn a_full_disk_until_there_is_room_and_the_database_is_opened_again() {
+fn a_full_disk_until_there_is_room_and_the_database_is_reopened() {
     with_own_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();

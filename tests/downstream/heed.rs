@@ -19,7 +19,7 @@ struct Store {
 
 impl Store {
     fn open(folder: &Path, map_size: usize) -> Self {
-        // SAFETY: the files are in a temporary folder, where nobody else writes to them.
+        // SAFETY: the files are in a temporary folder of this process, and no other process writes to them.
         let env = unsafe { EnvOpenOptions::new().map_size(map_size).open(folder) }.unwrap();
         let write = env.write_txn().unwrap();
         let items: heed::Result<_> = env.create_databases_and_commit(write, |opener, write| {
@@ -57,7 +57,7 @@ async fn a_full_map_and_a_key_that_is_there() {
     assert_eq!(store.errors()[2], "Mdb(KeyExist)");
 }
 
-/// Of a write that is cut short, LMDB does not say more than that something is wrong with the disk.
+/// For a write that is cut short, LMDB only reports an I/O error.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_full_disk_and_one_that_fills_up() {

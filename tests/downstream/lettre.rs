@@ -1,4 +1,4 @@
-//! Mail that is refused, as a server says it.
+//! Refused mail, with the replies of a server.
 
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, SmtpTransport, Tokio1Executor, Transport,

@@ -1,4 +1,4 @@
-//! What comes back from databases, stores, engines and brokers that are full, through a guarded handler and HTTP.
+//! Errors from full databases, stores, engines and brokers, through a guarded handler and HTTP.
 
 mod async_nats;
 mod clickhouse;

@@ -24,13 +24,13 @@ impl MariaDb {
     async fn start_in(folder: TempDir, options: &[&str]) -> Self {
         let data = format!("--datadir={}", folder.path().join("data").display());
         let socket = format!("--socket={}", folder.path().join("socket").display());
-        // As whoever we are: it runs as root only if told to.
+        // As the current user: it only runs as root if told to.
         let output = Command::new("id").arg("-un").output().unwrap();
         let user = format!(
             "--user={}",
             String::from_utf8(output.stdout).unwrap().trim()
         );
-        // Servers at work beside each other must not clean up after each other.
+        // Servers that run concurrently must not remove each other's files.
         let temporary = format!("TMPDIR={}", folder.path().display());
         let install = [
             &temporary,
@@ -97,7 +97,7 @@ async fn with_small_tmpdir(size: &str) -> MariaDb {
 #[tokio::test]
 #[ignore = "runs MariaDB: run by `make test`"]
 async fn a_full_tablespace() {
-    // It must not grow, and tables have no other place.
+    // It must not grow, and tables have no other location.
     let server = MariaDb::start(&[
         "--innodb-data-file-path=ibdata1:12M",
         "--innodb-file-per-table=0",
@@ -115,7 +115,7 @@ async fn a_full_tablespace() {
 
 #[tokio::test]
 #[ignore = "runs MariaDB: run by `make test`"]
-async fn a_full_table_in_memory_is_told_from_a_full_tablespace_by_nobody() {
+async fn a_full_table_in_memory_is_classified_like_a_full_tablespace() {
     let server = MariaDb::start(&["--max-heap-table-size=16384"]).await;
     server
         .execute("CREATE TABLE photos (content char(200)) ENGINE = MEMORY")
@@ -152,7 +152,7 @@ fn a_full_filesystem_under_a_database() {
             let server = MariaDb::start(&[]).await;
             let database = server.folder.path().join("data/test");
             tmpfs(&database, "size=1m");
-            // MyISAM and Aria would wait for room, and InnoDB end the server.
+            // MyISAM and Aria would wait for room, and InnoDB would terminate the server.
             server
                 .execute("CREATE TABLE photos (content varchar(500) NOT NULL) ENGINE = CSV")
                 .await;
@@ -161,7 +161,7 @@ fn a_full_filesystem_under_a_database() {
                 words: "Errcode: 28",
             };
             server.assert_by_all(FULL, failing).await;
-            // Room for the definition of a table, and not for the table.
+            // Room for the definition of a table, but not for the table.
             server.execute("DROP TABLE photos").await;
             fill_but(&database, 16 << 10);
             let failing = Failing {
@@ -182,7 +182,7 @@ async fn what_is_no_fault_of_storage() {
             "CREATE TABLE photos (id int UNIQUE, content text); INSERT INTO photos VALUES (1, '')",
         )
         .await;
-    // Holds a lock for as long as it is there.
+    // Holds a lock as long as it exists.
     let mut other = ::mysql_async::Conn::from_url(server.url()).await.unwrap();
     let lock = "BEGIN; INSERT INTO photos VALUES (2, '')";
     ::mysql_async::prelude::Queryable::query_drop(&mut other, lock)

@@ -1,4 +1,4 @@
-//! MongoDB's answers, by a responder that speaks its protocol: the driver makes its errors of them by itself.
+//! MongoDB's answers, by a responder that speaks its protocol: the driver itself creates its errors from them.
 
 use std::{io, net::SocketAddr};
 
@@ -20,7 +20,7 @@ use crate::support::{assert_becomes, assert_not_refused};
 /// The number of `OP_MSG` in the head of a message.
 const MSG: i32 = 2013;
 
-/// Says hello as a server of version 8 behind a load balancer, and to all else the same answer.
+/// Answers the handshake like a server of version 8 behind a load balancer, and everything else with the same answer.
 struct Responder {
     client: Client,
     task: JoinHandle<()>,
@@ -41,7 +41,7 @@ impl Responder {
         }
     }
 
-    /// What a handler does with a collection of this server.
+    /// A handler's work with a collection of this server.
     fn work<T: 'static, Fut: Future<Output = Result<T>> + Send + 'static>(
         &self,
         work: fn(Collection<Document>) -> Fut,
@@ -57,7 +57,7 @@ impl Drop for Responder {
     }
 }
 
-/// Behind a load balancer, a driver does not watch its servers: there is nothing but what the test does.
+/// Behind a load balancer, a driver does not monitor its servers, so only the test's requests are sent.
 fn client(addr: SocketAddr) -> Client {
     let host = ServerAddress::Tcp {
         host: addr.ip().to_string(),
@@ -65,7 +65,7 @@ fn client(addr: SocketAddr) -> Client {
     };
     let mut options = ClientOptions::builder().hosts(vec![host]).build();
     options.load_balanced = Some(true);
-    // A write that is repeated needs sessions and says nothing new.
+    // Retrying a write needs sessions and adds nothing to the test.
     options.retry_writes = Some(false);
     Client::with_options(options).unwrap()
 }
@@ -151,7 +151,7 @@ impl Error {
         doc! { "ok": 1, "n": 1, "writeErrors": [error] }
     }
 
-    /// It is written, but not as far as was asked for.
+    /// The write is carried out, but not as far as the write concern requires.
     fn of_concern(self) -> Document {
         let error = doc! { "code": self.code, "codeName": self.name, "errmsg": self.message };
         doc! { "ok": 1, "n": 1, "writeConcernError": error }
@@ -168,7 +168,7 @@ impl Error {
     }
 }
 
-/// Asserts what becomes of an error wherever it is reported. No cause: that it is no refusal.
+/// Asserts the classification of an error wherever it is reported. Without a cause, that it is not a refusal.
 async fn becomes(error: Error, cause: Option<Cause>) {
     for answer in [error.of_command(), error.of_write(), error.of_concern()] {
         let server = Responder::start(answer).await;
@@ -203,7 +203,7 @@ async fn a_quota_of_atlas() {
 }
 
 #[tokio::test]
-async fn what_else_atlas_refuses_is_no_fault() {
+async fn other_refusals_of_atlas_are_no_fault() {
     let error = Error {
         code: 8000,
         name: "AtlasError",
@@ -238,7 +238,7 @@ async fn memory_and_time_are_no_faults() {
     }
 }
 
-/// As it looks when a server finds its disk full in the midst of a write, and ends itself.
+/// What a client sees if a server finds its disk full in the middle of a write, and terminates.
 #[tokio::test]
 async fn a_connection_that_broke_is_no_fault() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,5 +1,5 @@
-//! Object stores by their clients: one that answers as MinIO and Ceph do when there is no room, and a local
-//! filesystem that is full.
+//! Object stores through their clients: one that answers as MinIO and Ceph do when there is no room, and a full local
+//! filesystem.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use tower_storage_guard::fault::Cause;
 
 use crate::support::{assert_becomes, assert_not_refused, assert_refused};
 
-/// What is asked of a store to write an object, whole or by parts.
+/// The requests for writing an object, as a whole or in parts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Operation {
     Put,
@@ -35,7 +35,7 @@ enum Operation {
     Complete,
 }
 
-/// An answer of a store that does not write.
+/// An answer of a store that refuses a write.
 #[derive(Clone, Copy)]
 struct Answer {
     status: u16,
@@ -75,7 +75,7 @@ const CEPH_QUOTA: Answer = Answer {
     code: "QuotaExceeded",
 };
 
-/// A store that speaks S3, and answers one operation with this, the others with success.
+/// A store that speaks S3, and answers one operation with this, and the others with success.
 struct Store {
     url: Arc<str>,
     task: JoinHandle<()>,
@@ -93,7 +93,7 @@ impl Store {
         Self { url, task }
     }
 
-    /// What a handler does with a client of this store.
+    /// A handler's work with a client of this store.
     fn work<Fut>(
         &self,
         work: fn(Arc<str>) -> Fut,
@@ -121,7 +121,7 @@ async fn serve(
         Method::PUT => Operation::Put,
         Method::POST if query.contains("uploadId=") => Operation::Complete,
         Method::POST => Operation::Create,
-        // An upload is given up.
+        // Aborts an upload.
         _ => return StatusCode::NO_CONTENT.into_response(),
     };
     if operation == failing {
@@ -151,7 +151,7 @@ mod by_object_store {
     use super::*;
 
     fn client(url: &str) -> AmazonS3 {
-        // It would repeat 507 ten times.
+        // It would retry a 507 ten times.
         let retry = RetryConfig {
             max_retries: 0,
             ..RetryConfig::default()
@@ -291,7 +291,7 @@ mod by_aws_sdk {
     }
 }
 
-/// Asserts what becomes of an answer, whatever it is given to. No cause: that it is no refusal.
+/// Asserts the classification of an answer to every operation. Without a cause, that it is not a refusal.
 async fn becomes(answer: Answer, cause: Option<Cause>) {
     let store = Store::start(Operation::Put, answer).await;
     assert_becomes(cause, store.work(by_object_store::put)).await;
@@ -321,7 +321,7 @@ async fn a_quota_of_ceph() {
 }
 
 #[tokio::test]
-async fn what_else_a_store_refuses_is_no_fault() {
+async fn other_refusals_of_a_store_are_no_fault() {
     for (status, code) in [
         (503, "SlowDown"),
         (400, "EntityTooLarge"),
@@ -332,7 +332,7 @@ async fn what_else_a_store_refuses_is_no_fault() {
     }
 }
 
-/// As of a gateway in front of the store. The AWS SDK keeps the status out of reach.
+/// Like a gateway in front of the store. The AWS SDK does not expose the status.
 #[tokio::test]
 async fn a_507_without_content() {
     let answer = Answer {
@@ -345,7 +345,7 @@ async fn a_507_without_content() {
     assert_not_refused(store.work(by_aws_sdk::put)).await;
 }
 
-/// A store may have begun its answer before it knows how an upload ends. `object_store` drops the error then.
+/// A store may have begun its answer before it knows how an upload ends. `object_store` then drops the error.
 #[tokio::test]
 async fn an_error_in_an_answer_of_success() {
     let answer = Answer {

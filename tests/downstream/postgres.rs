@@ -6,7 +6,7 @@ use tower_storage_guard::fault::Cause;
 
 use crate::sql::{Failing, assert_answer, diesel_postgres, sea_orm, sqlx_postgres, tokio_postgres};
 
-/// A server that every driver fails at.
+/// A server on which every driver fails.
 pub(crate) struct Postgres(Server);
 
 impl Postgres {
@@ -36,7 +36,7 @@ impl Postgres {
         assert_answer(expected, failing, &self.url(), diesel_postgres).await;
     }
 
-    /// All but diesel, which has the words only.
+    /// All but diesel, which only has the text.
     async fn assert_by_all_with_codes(&self, expected: Option<Cause>, failing: Failing) {
         let url = self.url();
         assert_answer(expected, failing, &url, sqlx_postgres).await;
@@ -125,7 +125,7 @@ fn a_server_that_speaks_german_is_understood_by_its_codes() {
             server
                 .assert_by_all_with_codes(OVER_QUOTA, over_quota)
                 .await;
-            // diesel does not know what this means, until the server is told to speak English.
+            // diesel cannot classify this until the server is set to English.
             assert_answer(None, full, &server.url(), diesel_postgres).await;
             server
                 .execute("ALTER ROLE guard SET lc_messages = 'C'")

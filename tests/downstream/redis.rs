@@ -11,7 +11,7 @@ use tower_storage_guard::fault::Cause;
 
 use crate::support::{assert_not_refused, assert_refused};
 
-/// A server whose clients fail.
+/// A server on which clients fail.
 struct Server(test_support::redis::Server);
 
 impl Server {
@@ -24,7 +24,7 @@ impl Server {
         Self(test_support::redis::Server::by(launcher, folder, options))
     }
 
-    /// What a handler does with a client of this server.
+    /// A handler's work with a client of this server.
     fn work<T, Fut>(
         &self,
         work: fn(Client) -> Fut,
@@ -41,7 +41,7 @@ impl Server {
         self.0.ask(words).await
     }
 
-    /// Stores so many MiB.
+    /// Stores this many MiB.
     async fn fill(&self, mebibytes: usize) -> RedisResult<()> {
         let mut connection = connect(self.0.client()).await?;
         for key in 0..mebibytes * 16 {
@@ -52,7 +52,7 @@ impl Server {
         Ok(())
     }
 
-    /// Asserts that whatever writes is refused.
+    /// Asserts that every kind of write is refused.
     async fn refuses_writes(&self, cause: Cause) {
         assert_refused(cause, self.work(set)).await;
         assert_refused(cause, self.work(pipeline)).await;
@@ -133,12 +133,12 @@ async fn a_data_set_at_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--maxmemory-policy", "noeviction"]);
     server.fill(4).await.unwrap();
-    // A limit that is reached exactly leaves room for a small value now and then.
+    // A limit that is reached exactly still leaves room for a small value sometimes.
     let _: String = server.ask("CONFIG SET maxmemory 2mb").await.unwrap();
     server.refuses_writes(Cause::DatabaseFull).await;
 }
 
-/// The commands were let in, and their execution is not.
+/// The commands were queued, but their execution is refused.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_limit_that_is_reached_during_a_transaction() {
@@ -167,7 +167,7 @@ async fn a_limit_that_is_reached_during_a_transaction() {
     assert_refused(Cause::DatabaseFull, server.work(late)).await;
 }
 
-/// Waits for what the server says of its persistence.
+/// Waits until the server reports this about its persistence.
 #[cfg(target_os = "linux")]
 async fn reports(server: &Server, line: &str) {
     loop {
@@ -199,10 +199,10 @@ fn a_snapshot_on_a_full_disk() {
     });
 }
 
-/// Writes until the server has seen that it cannot write its append-only file.
+/// Writes until the server has noticed that it cannot write its append-only file.
 #[cfg(target_os = "linux")]
 async fn until_appending_fails(server: &Server) {
-    // It has a second to answer with success.
+    // For up to a second it answers with success.
     let failed: RedisError = loop {
         if let Err(error) = server.fill(4).await {
             break error;
@@ -231,7 +231,7 @@ fn an_append_only_file_on_a_full_disk() {
     });
 }
 
-/// The twin of the one above: there is room.
+/// The counterpart of the test above: there is room.
 #[tokio::test]
 #[cfg(target_os = "linux")]
 #[ignore = "needs redis-server"]
@@ -241,10 +241,10 @@ async fn an_append_only_file_that_may_not_grow_is_no_fault() {
     let folder = tempfile::tempdir().unwrap();
     let deaf = r#"trap "" XFSZ; exec redis-server "$@""#;
     let server = Server::start_by(&["sh", "-c", deaf, "sh"], folder.path(), &APPENDING);
-    // It listens before its files are there, and answers after that.
+    // It listens before its files exist, and answers after that.
     let _: String = server.ask("PING").await.unwrap();
-    // From here on no file may grow. Set before the start, the limit would cut a write short, and Redis takes that
-    // for a full disk.
+    // From here on no file may grow. Set before the start, the limit would cause a torn write, which Redis reports as
+    // a full disk.
     let id = server.0.id().to_string();
     run("prlimit", ["--pid", &id, "--fsize=0"]);
     until_appending_fails(&server).await;
@@ -285,7 +285,7 @@ async fn a_wrong_type_is_no_fault() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn what_a_script_says_in_its_own_words_is_no_fault() {
+async fn an_error_raised_by_a_script_is_no_fault() {
     async fn says(client: Client) -> RedisResult<()> {
         let says = r#"error("OOM command not allowed when used memory > 'maxmemory'.")"#;
         eval(client, says).await
@@ -301,7 +301,7 @@ async fn too_many_clients_are_no_fault() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--maxclients", "1"]);
     let _held = loop {
-        // The server may not have seen yet that we looked whether it listens.
+        // The server may not have noticed yet that the readiness check has disconnected.
         if let Ok(connection) = connect(server.0.client()).await {
             break connection;
         }

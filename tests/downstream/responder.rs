@@ -1,11 +1,11 @@
-//! Servers of a few lines, for those that cannot be run here.
+//! Minimal servers, for products that cannot run here.
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
 };
 
-/// Has every connection to a new port of this machine talked to by `talk`, for as long as the test runs.
+/// Runs `talk` for every connection to a new port of this machine, as long as the test runs.
 pub(crate) async fn listen<Fut>(talk: impl Fn(BufReader<TcpStream>) -> Fut + Send + 'static) -> u16
 where
     Fut: Future<Output = std::io::Result<()>> + Send + 'static,
@@ -14,15 +14,15 @@ where
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // A client that leaves in the middle is no matter.
+            // A client that disconnects in the middle is ignored.
             tokio::spawn(talk(BufReader::new(stream)));
         }
     });
     port
 }
 
-/// A mail server that takes everything, except for what begins with `refused` ("RCPT", or "." for the message): that is
-/// answered by `reply`.
+/// A mail server that accepts everything, except for lines that begin with `refused` ("RCPT", or "." for the
+/// message), which it answers with `reply`.
 pub(crate) async fn mail_server(refused: &'static str, reply: &'static str) -> u16 {
     listen(move |mut stream| async move {
         stream.write_all(b"220 mail.example ESMTP\r\n").await?;
@@ -45,14 +45,15 @@ pub(crate) async fn mail_server(refused: &'static str, reply: &'static str) -> u
     .await
 }
 
-/// A SQL Server that lets everybody in, and answers every batch with an error of this number (MS-TDS, section 2.2.7.10).
+/// An SQL Server that accepts every login, and answers every batch with an error of this number (MS-TDS, section
+/// 2.2.7.10).
 pub(crate) async fn sql_server(number: u32) -> u16 {
     listen(move |mut stream| async move {
         const PRELOGIN: u8 = 0x12;
         const BATCH: u8 = 0x01;
         loop {
             let answer = match tds_message(&mut stream).await? {
-                // The one option there is: no encryption.
+                // The only option: no encryption.
                 PRELOGIN => vec![1, 0, 6, 0, 1, 0xFF, 2],
                 BATCH => [tds_error(number), tds_done(2)].concat(),
                 _ => tds_done(0),
@@ -65,7 +66,7 @@ pub(crate) async fn sql_server(number: u32) -> u16 {
     .await
 }
 
-/// Reads a message, and says what kind it is.
+/// Reads a message, and returns its kind.
 async fn tds_message(stream: &mut BufReader<TcpStream>) -> std::io::Result<u8> {
     loop {
         let mut header = [0; 8];
@@ -89,7 +90,7 @@ fn tds_error(number: u32) -> Vec<u8> {
     let mut content = number.to_le_bytes().to_vec();
     content.extend([state, class, 7, 0]);
     content.extend(text);
-    // No server and no procedure, and the line.
+    // An empty server name, an empty procedure name, and the line.
     content.extend([0, 0, 1, 0, 0, 0]);
     let length = u16::try_from(content.len()).unwrap().to_le_bytes();
     [&[0xAA][..], &length, &content].concat()

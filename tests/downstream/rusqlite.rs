@@ -106,7 +106,7 @@ fn a_full_disk_before_the_first_use_of_wal() {
     });
 }
 
-/// A broken disk would say the same.
+/// A broken disk would cause the same error.
 #[test]
 fn a_limit_of_the_process_is_no_fault() {
     with_small_files(|| {
@@ -121,7 +121,7 @@ fn a_limit_of_the_process_is_no_fault() {
     });
 }
 
-/// In a process of its own, as the limit is on all of SQLite's memory.
+/// In a process of its own, because the limit applies to all of SQLite's memory.
 #[test]
 fn a_limit_of_memory_is_no_fault() {
     with_small_files(|| {

@@ -1,4 +1,4 @@
-//! ScyllaDB and Cassandra: there is neither here, so the errors are made by the driver's constructors.
+//! ScyllaDB and Cassandra: neither is installed here, so the errors are made by the driver's constructors.
 
 use scylla::{
     errors::{DbError, ExecutionError, RequestAttemptError, WriteType},

@@ -8,7 +8,7 @@ use std::{
 
 use test_support::mounts::run;
 
-/// An engine that handlers hold, and that can be closed all the same.
+/// An engine that handlers hold, and that can still be closed.
 pub(crate) struct Engine<D>(Arc<Inner<D>>);
 
 struct Inner<D> {
@@ -24,7 +24,7 @@ impl<D: Send + 'static> Engine<D> {
         }))
     }
 
-    /// For `assert_refused` and `assert_not_refused`: does `work`, time after time.
+    /// For `assert_refused` and `assert_not_refused`: runs `work` repeatedly.
     pub(crate) fn each_time<T: Send, E: Error + Send>(
         &self,
         work: impl Fn(&mut D) -> Result<T, E> + Clone + Send + Sync + 'static,
@@ -50,7 +50,7 @@ impl<D: Send + 'static> Engine<D> {
     }
 }
 
-/// How many bytes a file of this process may have from now on. For tests in `with_small_files`.
+/// The maximum size of a file of this process from now on. For tests in `with_small_files`.
 pub(crate) fn limit_files(bytes: &str) {
     let limit = format!("--fsize={bytes}:");
     run(
@@ -68,7 +68,7 @@ pub(crate) fn noise() -> impl Iterator<Item = u64> {
     })
 }
 
-/// So many bytes of it.
+/// This many bytes of it.
 pub(crate) fn noise_of(bytes: usize) -> Vec<u8> {
     noise().flat_map(u64::to_le_bytes).take(bytes).collect()
 }

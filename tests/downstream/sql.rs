@@ -1,5 +1,4 @@
-//! What the tests of SQL servers share: the drivers and ORMs that run a statement there, and what is expected of the
-//! errors.
+//! What the tests of SQL servers share: the drivers and ORMs that run a statement there, and the expected errors.
 
 use std::error::Error;
 
@@ -17,11 +16,11 @@ use crate::support::{assert_not_refused, assert_refused};
 #[derive(Clone, Copy)]
 pub(crate) struct Failing {
     pub(crate) sql: &'static str,
-    /// What is in the error, so that it is known to be the right one.
+    /// A part of the error's text, so that it is known to be the expected one.
     pub(crate) words: &'static str,
 }
 
-/// Asserts what a handler is answered that runs the statements by a driver: 507 with a cause, or 500.
+/// Asserts the answer of a handler that runs the statements by a driver: 507 with a cause, or 500.
 pub(crate) async fn assert_answer<E, Fut>(
     expected: Option<Cause>,
     failing: Failing,
@@ -118,7 +117,7 @@ pub(crate) async fn diesel_sqlite(
     connected.map_err(query_error)?.batch_execute(sql)
 }
 
-/// What diesel asks of every new connection is a query too.
+/// diesel also sends queries to every new connection.
 fn query_error(error: diesel::ConnectionError) -> diesel::result::Error {
     match error {
         diesel::ConnectionError::CouldntSetupConfiguration(error) => error,

@@ -11,9 +11,9 @@ const FULL: Option<Cause> = Some(Cause::DatabaseFull);
 
 /// A new database in a folder.
 struct Database {
-    /// As sqlx and sea-orm want it.
+    /// The URL for sqlx and sea-orm.
     url: String,
-    /// As diesel wants it.
+    /// The path for diesel.
     path: String,
 }
 
@@ -30,7 +30,7 @@ impl Database {
         assert_answer(expected, failing, &self.path, diesel_sqlite).await;
     }
 
-    /// All but diesel, which has the words only.
+    /// All but diesel, which only has the text.
     async fn assert_by_all_with_codes(&self, expected: Option<Cause>, failing: Failing) {
         assert_answer(expected, failing, &self.url, sqlx_sqlite).await;
         assert_answer(expected, failing, &self.url, sea_orm).await;
@@ -76,7 +76,7 @@ fn a_full_filesystem_under_a_write_ahead_log() {
             let sql = "PRAGMA journal_mode = WAL; CREATE TABLE photos (id, content)";
             let database = Database::create(&at, sql).await;
             database.assert_by_all(FULL, INSERT).await;
-            // There is no room to even look at it now.
+            // Now there is no room even for reading.
             fill_but(&at, 0);
             let failing = Failing {
                 words: "disk I/O error",
@@ -85,7 +85,7 @@ fn a_full_filesystem_under_a_write_ahead_log() {
             // SQLITE_IOERR_SHMSIZE: only a disk can be the reason.
             let disk_full = Some(Cause::DiskFull);
             database.assert_by_all_with_codes(disk_full, failing).await;
-            // These words say nothing without their code.
+            // This text alone is ambiguous without its code.
             assert_answer(None, failing, &database.path, diesel_sqlite).await;
         });
     });

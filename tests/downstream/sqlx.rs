@@ -48,7 +48,7 @@ async fn codes_of_postgres() {
         ("53200", None),
         ("54000", None),
         ("23505", None),
-        // What SQLite and MySQL would say.
+        // The texts of SQLite and MySQL.
         ("00013", None),
         ("HY000", None),
     ] {
@@ -86,7 +86,7 @@ async fn a_full_sqlite_database_is_a_fault() {
 }
 
 #[tokio::test]
-async fn what_is_too_big_for_sqlite_is_no_fault() {
+async fn a_value_too_big_for_sqlite_is_no_fault() {
     let error = of_sqlite("SELECT zeroblob(2000000000)").await;
     assert_eq!(cause(&error), None, "{error:?}");
     assert_eq!(classify(error.source().unwrap()), None);
@@ -118,7 +118,7 @@ async fn the_errors_of_drivers_can_be_looked_at() {
     assert_eq!(code.lock().unwrap().as_deref(), Some("53200"));
 }
 
-/// A driver that we know nothing of.
+/// An unknown driver.
 #[derive(Debug)]
 struct Foreign;
 

@@ -1,4 +1,4 @@
-//! A guarded axum handler to fail in, and servers to fail at.
+//! A guarded axum handler that fails, and servers that make it fail.
 
 use std::error::Error;
 
@@ -44,7 +44,8 @@ pub(crate) async fn assert_refused_by<T, E, Fut>(
     }
 }
 
-/// Asserts that a handler whose `work` fails is answered 500, either way: its failure is not for want of storage.
+/// Asserts that a handler whose `work` fails is answered 500 in both forms, because its failure is not for want of
+/// storage.
 pub(crate) async fn assert_not_refused<T, E, Fut>(
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
 ) where
@@ -69,7 +70,7 @@ pub(crate) async fn assert_not_refused_by<T, E, Fut>(
     }
 }
 
-/// Asserts either of the two above. No cause: that it is no refusal.
+/// Asserts either of the two above. Without a cause, that it is not a refusal.
 pub(crate) async fn assert_becomes<T, E, Fut>(
     cause: Option<Cause>,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
@@ -84,8 +85,8 @@ pub(crate) async fn assert_becomes<T, E, Fut>(
     }
 }
 
-/// The status and the reason of two answers: to an error as it is, and in the context of anyhow. Each comes over
-/// HTTP from a handler of axum's under guard.
+/// The status and the reason of two answers: to an error as it is, and in anyhow's context. Each is sent over HTTP by
+/// a guarded axum handler.
 async fn answers<T, E, Fut>(
     classifier: Classifier,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,

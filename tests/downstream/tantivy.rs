@@ -12,7 +12,7 @@ use tower_storage_guard::fault::Cause;
 use crate::shared::{Engine, limit_files, noise};
 use crate::support::{assert_not_refused, assert_refused};
 
-/// Enough for files that are larger than what is buffered.
+/// Enough for files that are larger than the buffers.
 const LARGE: usize = 1 << 20;
 
 struct Store {
@@ -73,7 +73,7 @@ fn a_full_disk_until_there_is_room() {
     });
 }
 
-/// The error that killed it comes with the next commit.
+/// The error that killed the writer is returned by the next commit.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_writer_that_a_full_disk_has_killed() {

@@ -1,4 +1,4 @@
-//! SQL Server: there is none here, so what answers is a few lines that speak its protocol.
+//! SQL Server: it is not installed here, so a minimal server speaks its protocol.
 
 use tiberius::{AuthMethod, Client, Config, EncryptionLevel, error::Error};
 use tokio::net::TcpStream;

@@ -25,7 +25,7 @@ fn start(flags: &[&str]) -> Server {
     Server::start("axum-upload", flags)
 }
 
-/// What everyone together has stored, with nothing in flight.
+/// The usage of all users together, with nothing in flight.
 pub(crate) async fn used(server: &Server) -> u64 {
     let is_calm = |status: &Value| status["everyone"]["held"] == 0;
     let status = server.status_when("", is_calm).await;
@@ -114,7 +114,7 @@ async fn an_overwrite_is_charged_for_its_difference() {
         (7, StatusCode::NO_CONTENT, 7),
     ] {
         for is_chunked in [false, true] {
-            // Once more of the same: that replaces, always.
+            // The same again: an overwrite always replaces.
             let status = match status {
                 StatusCode::CREATED if is_chunked => StatusCode::NO_CONTENT,
                 status => status,
@@ -135,13 +135,13 @@ async fn an_overwrite_is_charged_for_its_difference() {
 }
 
 #[tokio::test]
-async fn what_an_overwrite_was_promised_is_looked_at_again() {
+async fn the_price_of_an_overwrite_is_checked_again() {
     let server = start(&["--quota", "1000"]);
     let put = async |name, size| server.put(name, vec![0; size]).await.status();
     assert_eq!(put("/files/a", 900).await, StatusCode::CREATED);
-    // Let in for its difference, which is nothing.
+    // Admitted for its difference, which is zero.
     let mut stream = begin_upload_of(&server, "a", 900, 0).await;
-    // Now it is not an overwrite any more, and there is no room for another.
+    // Now it is no longer an overwrite, and there is no room for another file.
     let delete = server.request(Method::DELETE, "/files/a");
     assert_eq!(
         delete.send().await.unwrap().status(),
@@ -171,7 +171,7 @@ async fn a_delete_gives_back() {
     assert_eq!(put("/files/b").await, StatusCode::CREATED);
 }
 
-/// Everything on the same three names at once: the count comes out as what is there.
+/// All operations on the same three names at once: the usage matches the files at the end.
 #[tokio::test]
 async fn the_count_stays_right_under_contention() {
     let server = start(&[]);
@@ -233,7 +233,7 @@ async fn says_why_there_is_no_room() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_for_reading_and_deleting() {
+async fn a_full_disk_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "hello").unwrap();
     let server = Server::start_in(dir, "axum-upload", &["--keep-free", "1000PiB"]);
@@ -266,7 +266,7 @@ async fn users_have_folders_and_limits_of_their_own() {
         put("to:ken", "/files/a", 900).await.status(),
         StatusCode::CREATED
     );
-    // Too much for ann, for everyone together, and for bob.
+    // Too much for ann, for all users together, and for bob.
     for (token, size, figures) in [
         ("to:ken", 101, (1000, 900, 101)),
         ("secret", 301, (1200, 900, 301)),
@@ -321,7 +321,7 @@ async fn strangers_are_turned_away() {
         (Method::GET, "/files/a"),
         (Method::HEAD, "/files/a"),
         (Method::PUT, "/files/a"),
-        // Far too much: that they are strangers comes first. So it does before their bad names.
+        // Far too large: authentication is checked first. It is also checked before invalid names.
         (Method::PUT, "/files/.b"),
         (Method::DELETE, "/files/a"),
         (Method::GET, "/status"),
@@ -379,7 +379,7 @@ async fn names_cannot_lead_elsewhere() {
     ];
     for name in names {
         for method in ["PUT", "GET", "HEAD", "DELETE"] {
-            // A client would tidy the path up.
+            // A client library would normalise the path.
             let head = format!(
                 "{method} /files/{name} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             );
@@ -432,7 +432,7 @@ async fn an_interrupted_upload_leaves_nothing() {
     let mut stream = begin_upload(&server, "a").await;
     assert_eq!(server.names().len(), 1, "the temporary file");
     assert_eq!(listed(&server, "").await, json!([]));
-    // Rather than closing properly.
+    // Instead of closing properly.
     stream.shutdown().await.unwrap();
     drop(stream);
     assert_eq!(used(&server).await, 0);
@@ -459,10 +459,10 @@ async fn a_form_stores_all_of_its_files_or_none() {
     let files = json!([{ "name": "a", "size": 100 }, { "name": "b", "size": 200 }]);
     assert_eq!(answer.json::<Value>().await.unwrap(), files);
     assert_eq!(listed(&server, "").await, files);
-    // What is stored, and not the form around it.
+    // The stored bytes, without the form around them.
     assert_eq!(used(&server).await, 300);
 
-    // The last of two files of one name stays, and what was there before is given back.
+    // The last of two files with one name stays, and the earlier content is given back.
     let twice = form([("f", "a", vec![3; 50]), ("f", "a", vec![4; 60])]);
     let answer = post(&server, twice, "*/*").await;
     assert_eq!(answer.status(), StatusCode::CREATED);
@@ -485,7 +485,7 @@ async fn a_form_stores_all_of_its_files_or_none() {
 }
 
 #[tokio::test]
-async fn a_browser_is_led_back_to_the_page() {
+async fn a_browser_is_redirected_to_the_page() {
     let server = start(&["--quota", "1000"]);
     let accept = "text/html,application/xhtml+xml,*/*;q=0.8";
     let answer = post(&server, form([("f", "a", vec![1; 100])]), accept).await;
@@ -538,7 +538,7 @@ async fn of_sixteen_uploads_by_two_users_those_that_fit_are_stored() {
     }
 }
 
-/// Sixteen uploads of 4 MiB at once. Returns how many were acknowledged, which are all that there are.
+/// Sixteen uploads of 4 MiB at once. Returns how many were acknowledged, which are all that are stored.
 async fn stampede(server: &Server, tokens: &[&str], is_chunked: bool) -> usize {
     let uploads = (0..16_usize).map(|i| async move {
         let (token, content) = (tokens[i % tokens.len()], vec![i as u8; 4 * MIB]);
@@ -582,7 +582,7 @@ async fn finishes_what_is_in_flight_before_it_ends() {
     let server = start(&[]);
     let mut stream = begin_upload(&server, "a").await;
     server.terminate();
-    // It takes nobody else in.
+    // It accepts no new connections.
     while TcpStream::connect(&server.addr).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -595,7 +595,7 @@ async fn finishes_what_is_in_flight_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_new_start_counts_what_is_there() {
+async fn a_restart_counts_the_existing_files() {
     let flags = ["--quota", "1000", "--quota-store", "memory:"];
     let server = start(&flags);
     server.put("/files/a", vec![0; 700]).await;
@@ -632,7 +632,7 @@ async fn users_are_counted_each_and_together() {
     }
 }
 
-/// Sends the head and the first half of an upload, and returns once it is on the way.
+/// Sends the head and the first half of an upload, and returns once it is in flight.
 async fn begin_upload(server: &Server, name: &str) -> TcpStream {
     begin_upload_of(server, name, MIB, MIB).await
 }
@@ -649,7 +649,7 @@ pub(crate) async fn begin_upload_of(
     stream.write_all(&vec![0; size / 2]).await.unwrap();
     let is_held = |status: &Value| status["everyone"]["held"] == held;
     server.status_when("", is_held).await;
-    // Held is the first step, the temporary file the next.
+    // The hold comes first, then the temporary file.
     server.until_received(size as u64 / 2).await;
     stream
 }

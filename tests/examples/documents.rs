@@ -10,7 +10,7 @@ fn start(flags: &[&str]) -> Server {
     Server::start("documents", flags)
 }
 
-/// A document that no database makes smaller.
+/// A document that no database can compress.
 fn document() -> String {
     let mut random = [0; 16 << 10];
     File::open("/dev/urandom")
@@ -31,7 +31,7 @@ async fn reason(answer: Response) -> Value {
     content["reason"].clone()
 }
 
-/// Writes until it is refused, and says how many were written.
+/// Writes until it is refused, and returns how many were written.
 async fn fill(server: &Server) -> usize {
     for count in 0..10_000 {
         let answer = server.put(&format!("/documents/{count}"), document()).await;
@@ -74,7 +74,7 @@ async fn stores_reads_replaces_and_deletes() {
 }
 
 #[tokio::test]
-async fn what_is_no_document_is_the_clients_to_change() {
+async fn an_invalid_document_is_a_client_error() {
     let server = start(&[]);
     let long = format!("/documents/{}", "a".repeat(256));
     for (path, content) in [
@@ -92,12 +92,12 @@ async fn what_is_no_document_is_the_clients_to_change() {
 async fn a_full_sqlite_database() {
     let server = start(&["--max-size", "1MiB"]);
     reads_and_deletes_go_on_when_it_is_full(&server).await;
-    // SQLite uses the room again at once.
+    // SQLite reuses the room at once.
     assert!(fill(&server).await > 10);
 }
 
 #[test]
-fn the_size_of_somebody_elses_database_is_not_ours_to_limit() {
+fn the_size_of_an_external_database_cannot_be_limited() {
     let (said, code) = complaint(
         "documents",
         [

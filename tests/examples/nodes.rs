@@ -25,9 +25,9 @@ use tower_storage_guard::store::Store;
 
 use crate::axum_upload::status_line;
 
-/// What all may store together, in bytes.
+/// The limit of all servers together, in bytes.
 const QUOTA: u64 = 4_000_000;
-/// How long what a killed server holds stays held.
+/// The time to live of a killed server's holds.
 const LIVES: Duration = Duration::from_secs(3);
 
 enum Engine {
@@ -80,7 +80,7 @@ impl Engine {
     }
 }
 
-/// Servers whose uploads are in folders of their own, and whose quota is one.
+/// Servers whose uploads are in folders of their own, and which share one quota.
 struct Nodes {
     flags: Vec<String>,
     nodes: Vec<Server>,
@@ -102,7 +102,7 @@ impl Nodes {
         }
     }
 
-    /// One is seven minutes ahead, and one is behind.
+    /// One clock is seven minutes ahead, and one is behind.
     fn node(number: usize, dir: tempfile::TempDir, flags: &[String]) -> Server {
         let mut command = Command::new(path_of("axum-upload"));
         if let Some(ahead) = [None, Some("+7m"), Some("-7m")]
@@ -113,21 +113,21 @@ impl Nodes {
             command
                 .env("FAKETIME", ahead)
                 .env("LD_PRELOAD", libfaketime());
-            // An operator cannot set this clock.
+            // This clock cannot be set by an operator.
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         command.args(flags);
         Server::start_with(dir, command)
     }
 
-    /// Kills one, and starts it in the same folder.
+    /// Kills a server, and starts it in the same folder.
     fn restart(&mut self, number: usize) {
         let dir = self.nodes.remove(number).killed();
         let again = Self::node(number, dir, &self.flags);
         self.nodes.insert(number, again);
     }
 
-    /// Bytes of files that are there.
+    /// The bytes of all files.
     fn stored(&self) -> u64 {
         self.nodes.iter().map(stored).sum()
     }
@@ -136,14 +136,14 @@ impl Nodes {
 fn stored(node: &Server) -> u64 {
     let entries = fs::read_dir(node.dir.path()).unwrap().map(Result::unwrap);
     let files = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-    // It may be deleted at the moment.
+    // It may be deleted at this moment.
     files
         .filter_map(|file| Some(file.metadata().ok()?.len()))
         .sum()
 }
 
-/// Where Debian's package has it. Its command `faketime` fails now and then where a semaphore of a killed one is left over,
-/// and would stay between us and what it runs.
+/// The library's path in Debian's package. Its command `faketime` sometimes fails if a killed process has left a
+/// semaphore behind, and would be an additional process between the test and the server.
 fn libfaketime() -> PathBuf {
     let folders = fs::read_dir("/usr/lib").unwrap().map(Result::unwrap);
     folders
@@ -170,8 +170,8 @@ async fn until_figures(store: &dyn Store, wanted: (u64, u64), within: Duration) 
     }
 }
 
-/// Uploads of all kinds by one client. Some are chunked, some break off, some files are deleted. Returns how many were
-/// stored and refused.
+/// Uploads of all kinds by one client. Some are chunked, some break off, some files are deleted. Returns how many
+/// were stored and refused.
 async fn client(node: &Server, number: usize, mut dice: Dice) -> [u32; 2] {
     let mut counts = [0; 2];
     let mut files = Vec::new();
@@ -292,7 +292,7 @@ async fn begin(node: &Server, name: &str, size: usize) -> TcpStream {
     stream
 }
 
-/// Small uploads until the node is gone. How many bytes were answered, and how many might be stored beyond those.
+/// Small uploads until the node is gone. Returns how many bytes were acknowledged, and how many more might be stored.
 async fn upload_until_killed(node: (String, reqwest::Client), number: usize) -> [u64; 2] {
     let (addr, client) = node;
     let mut answered = 0;
@@ -307,8 +307,8 @@ async fn upload_until_killed(node: (String, reqwest::Client), number: usize) -> 
     unreachable!("the node is killed")
 }
 
-/// Killed in the middle of a long upload and of many short ones: what it held is free within the time to live, and no
-/// charge of an answer is lost.
+/// Killed in the middle of a long upload and of many short ones: its holds expire within their time to live, and no
+/// acknowledged charge is lost.
 async fn a_node_is_killed(engine: Engine, has_leases: bool) {
     let mut nodes = Nodes::start(4, &engine, has_leases);
     let store = engine.store().await;
@@ -360,7 +360,7 @@ async fn a_server_is_killed_that_shares_redis() {
     a_node_is_killed(Engine::redis(), true).await;
 }
 
-/// Waits until an upload is stored, and is told nothing but 503 until then.
+/// Waits until an upload is stored, and accepts only 503 until then.
 async fn recovers(node: &Server, name: &str, within: Duration) {
     let start = Instant::now();
     loop {
@@ -376,8 +376,8 @@ async fn recovers(node: &Server, name: &str, within: Duration) {
     }
 }
 
-/// An outage in the middle of an upload: who is in is answered truly, who comes is told 503 in bounded time, and
-/// afterwards all is as if nothing had been, without a restart of any server.
+/// An outage in the middle of an upload: an admitted upload is answered correctly, a new one is answered 503 in
+/// bounded time, and afterwards everything works again, without a restart of any server.
 async fn an_outage(
     mut engine: Engine,
     break_down: impl Fn(&mut Engine),
@@ -421,7 +421,7 @@ async fn redis_is_killed_and_started_again() {
     an_outage(Engine::redis(), Engine::kill, Engine::start_again).await;
 }
 
-/// Nothing is closed, and nothing is answered.
+/// No connection is closed, and no request is answered.
 async fn a_hang(engine: Engine) {
     an_outage(
         engine,

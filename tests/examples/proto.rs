@@ -1,9 +1,8 @@
-//! The generated code of the gRPC example. It is checked in, so that nobody who uses the crate builds a compiler
-//! of protos.
+//! The generated code of the gRPC example. It is checked in, so that the crate builds without a protobuf compiler.
 
 use std::fs;
 
-/// `BLESS=1 cargo test -p test-examples generated` writes it anew.
+/// `BLESS=1 cargo test -p test-examples generated` updates it.
 #[test]
 fn the_generated_code_is_up_to_date() {
     const GENERATED: &str = concat!(

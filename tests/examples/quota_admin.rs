@@ -11,7 +11,7 @@ use tower_storage_guard::{
     store::{Ceilings, HoldId, Reserve, SqliteStore, Store},
 };
 
-/// What the tool said, and its exit code.
+/// The output of the tool, and its exit code.
 pub(crate) struct Said {
     pub(crate) out: String,
     pub(crate) error: String,
@@ -32,14 +32,14 @@ pub(crate) fn run(store: &str, args: &[&str]) -> Said {
     }
 }
 
-/// What it says where it succeeds.
+/// Its output on success.
 pub(crate) fn answer(store: &str, args: &[&str]) -> String {
     let said = run(store, args);
     assert_eq!((said.error.as_str(), said.code), ("", Some(0)), "{args:?}");
     said.out
 }
 
-/// The same for machines.
+/// The same as JSON.
 pub(crate) fn json(store: &str, args: &[&str]) -> Value {
     serde_json::from_str(&answer(store, &[args, &["--json"]].concat())).unwrap()
 }
@@ -56,7 +56,7 @@ fn fails(store: &str, args: &[&str], code: i32, words: &str) {
     assert!(!error.contains("secret"), "{error}");
 }
 
-/// A file of quotas, as a service has made it.
+/// A file of quotas, as a service creates it.
 struct File {
     folder: TempDir,
     store: SqliteStore,
@@ -81,7 +81,7 @@ async fn hold(store: &impl Store, scopes: [&str; 2], bytes: u64) -> HoldId {
     asked.id
 }
 
-/// Everything that changes a scope, on any store.
+/// Every command that changes a scope, on any store.
 pub(crate) fn corrects(store: &str) {
     let account = |used: [i64; 2], limits: Value| {
         json!({
@@ -142,7 +142,7 @@ pub(crate) fn corrects(store: &str) {
 async fn shows_and_corrects_a_scope() {
     let file = File::new();
     corrects(&file.name());
-    // What the tool says is what the service sees.
+    // The tool's figures are the service's.
     answer(&file.name(), &["add", "user:1", "--bytes", "7"]);
     answer(&file.name(), &["limit", "user:1", "--soft-bytes", "9"]);
     let account = file.store.account(&"user:1".into()).await.unwrap();
@@ -225,7 +225,7 @@ async fn lists_and_drops_holds() {
     assert_eq!(of_user[0]["id"], other.to_string());
     assert_eq!(of_user[0]["scope"], "user:2");
     assert_eq!(of_user[0]["held"], json!({ "bytes": 5, "objects": 1 }));
-    // Whoever asks for less is told that there may be more.
+    // A shortened list says that there may be more.
     let some = run(store, &["holds", "-n", "1", "--json"]);
     assert!(some.error.contains("there may be more"), "{}", some.error);
     assert_eq!(some.code, Some(0));
@@ -293,7 +293,7 @@ async fn rescans_a_directory() {
         rescan(&["--hidden"]),
         expected(amount(123, 4), amount(57_123, 6), amount(57_000, 2))
     );
-    // While somebody uploads, the books are right as far as anybody can tell.
+    // During an upload, the figures are consistent as far as the tool can see.
     let id = hold(&file.store, ["user:1", "everyone"], 60_000).await;
     let held = rescan(&[]);
     assert_eq!(held["certain"], false);
@@ -307,7 +307,7 @@ async fn rescans_a_directory() {
          corrected by  0 B (0 bytes), 0 objects\n\
          certain       yes: nothing moved meanwhile\n"
     );
-    // What cannot be counted corrects nothing.
+    // An uncountable directory corrects nothing.
     let nowhere = dir.join("nowhere");
     let nowhere = nowhere.to_str().unwrap();
     fails(
@@ -373,7 +373,7 @@ fn says_when_there_is_no_such_store() {
     let name = format!("sqlite:{}", path.display());
     fails(&name, &["show", "user:1"], 1, &format!("error: {name}: "));
     assert!(!path.exists());
-    // Somebody else's.
+    // A file of another program.
     let raw = rusqlite::Connection::open(&path).unwrap();
     raw.execute_batch("CREATE TABLE users (id)").unwrap();
     fails(
@@ -385,7 +385,7 @@ fn says_when_there_is_no_such_store() {
     let tables = "SELECT count(*) FROM sqlite_master";
     let tables: i64 = raw.query_row(tables, [], |row| row.get(0)).unwrap();
     assert_eq!(tables, 1);
-    // Nobody listens there.
+    // No server listens there.
     fails(
         "postgres://user:secret@127.0.0.1:1/quotas",
         &["show", "user:1"],
@@ -440,9 +440,9 @@ async fn it_does_the_same_in_redis() {
 
     let server = Server::start();
     works_on(&server.url(), &server.store().await).await;
-    let nobody = "redis://user:secret@127.0.0.1:1";
+    let unreachable = "redis://user:secret@127.0.0.1:1";
     fails(
-        nobody,
+        unreachable,
         &["show", "user:1"],
         1,
         "error: redis://127.0.0.1:1: ",

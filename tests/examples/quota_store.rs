@@ -1,4 +1,4 @@
-//! The upload examples, whose quotas outlive them.
+//! The upload examples, whose quotas outlive the process.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     quota_admin,
 };
 
-/// With a file of SQLite beside the uploads, unless the flags name another store.
+/// With an SQLite file beside the uploads, unless the flags name another store.
 fn start_in(dir: TempDir, flags: &[&str]) -> Server {
     let has_store = flags.contains(&"--quota-store");
     let default: &[&str] = if has_store { &[] } else { &SQLITE };
@@ -22,12 +22,12 @@ fn start_in(dir: TempDir, flags: &[&str]) -> Server {
 
 const SQLITE: [&str; 2] = ["--quota-store", "sqlite:"];
 
-/// Where the examples keep them then.
+/// The path of that file.
 fn beside(dir: &Path) -> String {
     format!("sqlite:{}", dir.join(".quotas.db").display())
 }
 
-/// Puts a file of so many bytes, and returns what became of it.
+/// Puts a file of this many bytes, and returns the status.
 async fn put(server: &Server, name: &str, size: usize) -> StatusCode {
     let answer = server.put(&format!("/files/{name}"), vec![0; size]).await;
     answer.status()
@@ -46,14 +46,14 @@ async fn is_refused_at(server: &Server, limit: u64, used: u64) {
     assert_eq!(self::used(server).await, used);
 }
 
-/// On any store: what it was told to use, and what the tool calls it.
+/// On any store: the flag of the server, and the tool's name for the same store.
 async fn survives_a_kill(flags: &[&str], store: impl Fn(&Path) -> String) {
     let flags = &[&["--quota", "1000"], flags].concat();
     let server = start_in(tempfile::tempdir().unwrap(), flags);
     for (name, size) in [("a", 400), ("b", 200), ("gone", 100)] {
         assert_eq!(put(&server, name, size).await, StatusCode::CREATED);
     }
-    // The next start will not look.
+    // The next start does not scan.
     fs::remove_file(server.dir.path().join("gone")).unwrap();
     let dir = server.killed();
     let store = store(dir.path());
@@ -62,7 +62,7 @@ async fn survives_a_kill(flags: &[&str], store: impl Fn(&Path) -> String) {
     assert_eq!(used(&server).await, 700);
     is_refused_at(&server, 1000, 700).await;
 
-    // In the middle of an upload. Its hold lives on for a while, unless somebody knows better.
+    // In the middle of an upload. Its hold persists for a while, unless an operator removes it.
     let stream = begin_upload_of(&server, "c", 250, 250).await;
     let server = start_in(server.killed(), flags);
     drop(stream);
@@ -78,7 +78,7 @@ async fn survives_a_kill(flags: &[&str], store: impl Fn(&Path) -> String) {
     quota_admin::answer(&store, &["drop", id]);
     is_refused_at(&server, 1000, 700).await;
 
-    // What was deleted by hand heals while the server runs.
+    // Files that are deleted by hand are corrected by a rescan while the server runs.
     let path = server.dir.path().to_str().unwrap();
     let rescan = ["rescan", "everyone", "--directory", path];
     let rescan = quota_admin::json(&store, &rescan);
@@ -111,12 +111,12 @@ async fn usage_survives_a_kill_in_redis() {
 }
 
 #[tokio::test]
-async fn a_new_store_is_told_once_what_is_there() {
+async fn a_new_store_counts_existing_files_once() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), [0; 300]).unwrap();
     let server = start_in(dir, &[]);
     assert_eq!(used(&server).await, 300);
-    // Nobody sees the quotas' file.
+    // The quotas' file is invisible to clients.
     assert!(server.dir.path().join(".quotas.db").exists());
     let files = listed(&server, "").await;
     assert_eq!(files, json!([{ "name": "a", "size": 300 }]));
@@ -127,7 +127,7 @@ async fn a_new_store_is_told_once_what_is_there() {
     fs::write(dir.path().join("b"), [0; 500]).unwrap();
     let server = start_in(dir, &[]);
     assert_eq!(used(&server).await, 300);
-    // Nor when nothing is left that anybody was charged for.
+    // Nor when no charged file is left.
     let delete = server.request(Method::DELETE, "/files/a").send().await;
     assert_eq!(delete.unwrap().status(), StatusCode::NO_CONTENT);
     let server = start_in(server.killed(), &[]);
@@ -151,7 +151,7 @@ async fn a_new_user_is_counted_once() {
     let dir = server.killed();
     fs::write(dir.path().join("ann").join("b"), [0; 7]).unwrap();
     let both = [&ann[..], &["--user", "bob:b:1000"]].concat();
-    // What came to hers since then is none of the start's business.
+    // Later files in her folder are not the start's concern.
     let server = start_in(dir, &both);
     assert_eq!(used(&server, "a").await, [100, 120]);
     let server = start_in(server.killed(), &both);
@@ -218,7 +218,7 @@ async fn a_grpc_server_keeps_them_too() {
     Uploads::new(&server).until_used(1000, 400).await;
 }
 
-/// Keeps everybody from writing to the quotas' file.
+/// Locks the quotas' file against writes.
 fn locked(server: &Server) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(server.dir.path().join(".quotas.db")).unwrap();
     connection.busy_timeout(Duration::from_secs(5)).unwrap();
@@ -228,5 +228,5 @@ fn locked(server: &Server) -> rusqlite::Connection {
 
 async fn until_it_listens_no_more(server: &Server) {
     let is_gone = || std::net::TcpStream::connect(&server.addr).is_err();
-    eventually("nobody is let in any more", is_gone).await;
+    eventually("no upload is admitted any more", is_gone).await;
 }

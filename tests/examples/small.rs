@@ -307,7 +307,7 @@ async fn a_source_of_its_own_limits_all_together() {
 }
 
 #[tokio::test]
-async fn a_job_and_uploads_share_what_there_is() {
+async fn a_job_and_uploads_share_the_volume() {
     let server = Small::start("background_job");
     let reports = || {
         let entries = fs::read_dir(server.dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! How the examples start, and what they say when they cannot.
+//! The startup of the examples, and their errors when they cannot start.
 
 use std::{fs, net::TcpListener, process::Command};
 

@@ -14,7 +14,7 @@ use tonic_health::pb::{
 use tonic_types::StatusExt;
 
 const MIB: usize = 1 << 20;
-/// What one of many uploads stores. A few of these and their framing are not a whole number of MiB.
+/// The size of one of many uploads. A few of these with their framing are not a whole number of MiB.
 const LARGE: usize = 4 * MIB - (64 << 10);
 const KIB: usize = 1 << 10;
 const USERS: [&str; 4] = [
@@ -38,7 +38,7 @@ fn code<T>(result: Result<T, Status>) -> Code {
     result.map_or_else(|status| status.code(), |_| Code::Ok)
 }
 
-/// Content that differs in all its places.
+/// Content that is different at every position.
 fn content(size: usize) -> Vec<u8> {
     (0..size as u32).map(|i| (i ^ i >> 8) as u8).collect()
 }
@@ -96,7 +96,7 @@ async fn the_name_comes_first_and_once() {
             (Code::InvalidArgument, message)
         );
     }
-    // Empty, but there.
+    // Empty, but it exists.
     let parts = [name("a"), chunk(""), chunk("x"), chunk("")];
     assert_eq!(client.put_parts(stream::iter(parts)).await.unwrap(), 1);
     server.until_nothing_is_left_behind().await;
@@ -162,7 +162,7 @@ async fn a_message_has_a_limit() {
 
 #[tokio::test]
 async fn strangers_are_turned_away() {
-    // There is no room at all, and nobody is told who must not know.
+    // There is no room at all, and unauthenticated clients do not learn that.
     let (server, client) = start(&[&USERS[..], &["--keep-free", "1000PiB"]].concat());
     for authorization in [
         None,
@@ -189,7 +189,7 @@ async fn strangers_are_turned_away() {
     assert_eq!(code(bob.put("a", "x").await), Code::ResourceExhausted);
     assert_eq!(code(bob.get("a").await), Code::NotFound);
 
-    // Whether uploads are taken is for anybody who balances the load.
+    // Load balancers may ask whether uploads are accepted.
     let channel = Channel::from_shared(format!("http://{}", server.addr)).unwrap();
     let mut health = HealthClient::new(channel.connect_lazy());
     for (service, serving) in [
@@ -242,12 +242,12 @@ async fn users_have_folders_and_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_refused_leaves_nothing() {
+async fn a_refused_upload_leaves_nothing() {
     let (server, client) = start(&["--quota", "1MiB"]);
     let limit = MIB as u64;
     client.put("a", content(MIB / 2)).await.unwrap();
     for is_small in [false, true] {
-        // Much too large, and too large beside the other.
+        // Much too large, and too large in addition to the other.
         for size in [3 * MIB, MIB / 2] {
             let refused = if is_small {
                 client.put_small("b", content(size)).await
@@ -265,14 +265,14 @@ async fn what_is_refused_leaves_nothing() {
     client.until_used(limit, limit / 8 * 7).await;
 }
 
-/// The door knows no name yet: the frame that it comes in has to fit. From then on, the difference counts.
+/// The name is unknown at admission: its frame has to fit. From then on, the difference counts.
 #[tokio::test]
 async fn an_overwrite_is_charged_for_its_difference() {
     let (server, client) = start(&["--quota", "1000KiB"]);
     let limit = 1000 << 10;
     for (size, result, charged) in [
         (800, Code::Ok, 800),
-        // Beside what was there, none of these has room.
+        // In addition to the existing file, none of these has room.
         (980, Code::Ok, 980),
         (980, Code::Ok, 980),
         (1000, Code::ResourceExhausted, 980),
@@ -285,7 +285,7 @@ async fn an_overwrite_is_charged_for_its_difference() {
         assert!(client.get("a").await.unwrap() == content(charged * KIB));
         client.until_used(limit, (charged * KIB) as u64).await;
     }
-    // All of a message is in before its name is known.
+    // A message is received completely before its name is known.
     client.put_small("a", content(600 * KIB)).await.unwrap();
     let put = client.put_small("a", content(600 * KIB)).await;
     assert_eq!(code(put), Code::ResourceExhausted);
@@ -296,7 +296,7 @@ async fn an_overwrite_is_charged_for_its_difference() {
 }
 
 #[tokio::test]
-async fn a_full_quota_is_for_reading_and_deleting() {
+async fn a_full_quota_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), content(1000)).unwrap();
     let (server, client) = start_in(dir, &["--quota", "1000"]);
@@ -316,7 +316,7 @@ async fn a_full_quota_is_for_reading_and_deleting() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_for_reading_and_deleting() {
+async fn a_full_disk_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "hello").unwrap();
     let (server, client) = start_in(dir, &["--keep-free", "1000PiB"]);
@@ -334,15 +334,15 @@ async fn a_full_disk_is_for_reading_and_deleting() {
 }
 
 #[tokio::test]
-async fn what_an_overwrite_was_promised_is_looked_at_again() {
+async fn the_price_of_an_overwrite_is_checked_again() {
     let (server, client) = start(&["--quota", "1000KiB"]);
     let limit = 1000 << 10;
     client.put("a", content(900 * KIB)).await.unwrap();
-    // It goes on for its difference.
+    // It continues with the difference as its price.
     let upload = client.begin();
     assert!(upload.send("a", content(900 * KIB)).await);
     server.until_received(900 << 10).await;
-    // Now it is not an overwrite any more, and there is no room for another.
+    // Now it is no longer an overwrite, and there is no room for another file.
     client.delete("a").await.unwrap();
     client.put("b", content(200 * KIB)).await.unwrap();
     assert_eq!(code(upload.end().await), Code::ResourceExhausted);
@@ -358,7 +358,7 @@ async fn an_interrupted_upload_leaves_nothing() {
         for half in [0, MIB / 2] {
             let uploads = Uploads::new(&server);
             let upload = uploads.begin();
-            // Whole messages, so that it looks like an end.
+            // Complete messages, so that it resembles an end.
             assert!(upload.send("a", content(half)).await);
             server.until_received(half as u64).await;
             if is_connection {
@@ -381,7 +381,7 @@ async fn finishes_what_is_in_flight_before_it_ends() {
     assert!(upload.send("a", content(MIB / 2)).await);
     server.until_received(MIB as u64 / 2).await;
     server.terminate();
-    // It takes nobody else in.
+    // It accepts no new connections.
     while tokio::net::TcpStream::connect(&server.addr).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -401,8 +401,8 @@ async fn of_sixteen_uploads_the_eight_that_fit_are_stored() {
     client.until_used(32 << 20, (8 * LARGE) as u64).await;
 }
 
-/// Sixteen uploads at once, each over a connection of its own. Returns how many were acknowledged, which are all
-/// that there are.
+/// Sixteen uploads at once, each over a connection of its own. Returns how many were acknowledged, which are all that
+/// are stored.
 async fn stampede(server: &Server, reason: &str) -> usize {
     let uploads = (0..16_u8).map(|i| async move {
         let (client, name) = (Uploads::new(server), format!("{i:02}"));
@@ -436,7 +436,7 @@ mod on_a_tmpfs {
     fn start_on_tmpfs(options: &str, quota: &str) -> (Server, Uploads) {
         let dir = tempfile::tempdir().unwrap();
         tmpfs(dir.path(), options);
-        // All of the disk is for uploads.
+        // The whole disk is available to uploads.
         let flags = ["--keep-free", "0", "--quota-store", "memory:"];
         start_in(dir, &[&flags[..], &["--quota", quota]].concat())
     }
@@ -451,9 +451,9 @@ mod on_a_tmpfs {
                 let upload = client.begin();
                 assert!(upload.send("b", content(MIB)).await);
                 server.until_received(MIB as u64).await;
-                // By somebody who asks nobody.
+                // Written by a program without a guard.
                 fill_but(server.dir.path(), MIB as u64);
-                // It may be refused before all of this is on its way.
+                // It may be refused before all of this is sent.
                 upload.send_more(content(4 * MIB)).await;
                 let refused = upload.end().await.unwrap_err();
                 assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
@@ -487,10 +487,10 @@ mod on_a_tmpfs {
                 let (server, client) = start_on_tmpfs("size=32m", "48MiB");
                 let stored = stampede(&server, "DISK_FULL").await;
                 println!("whole files: {stored}");
-                // On a busy machine, one or two too many may be sent away now and then.
+                // On a busy machine, one or two uploads too many may be refused now and then.
                 assert!((6..=8).contains(&stored), "{stored}");
 
-                // The ledger is as it was: one after the other, those that fit go in.
+                // The ledger is as before: one after the other, those that fit are admitted.
                 let mut all = stored;
                 while client
                     .put(&format!("more {all}"), content(LARGE))
@@ -503,7 +503,7 @@ mod on_a_tmpfs {
                 server.until_nothing_is_left_behind().await;
                 assert_eq!(server.names().len(), 8);
 
-                // So is the quota. It is asked about with an upload that the disk would hold.
+                // So is the quota. An upload that the disk would hold shows that.
                 let remount = ["-o", "remount,size=128m"].map(std::path::Path::new);
                 run("mount", remount.into_iter().chain([server.dir.path()]));
                 client.until_used(48 << 20, (8 * LARGE) as u64).await;

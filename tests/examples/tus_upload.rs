@@ -20,7 +20,7 @@ mod disk;
 async fn says_what_it_can() {
     let server = start(&[]);
     for path in ["/files", "/files/", "/files/a"] {
-        // Of this one request, tus does not want the version.
+        // For this one request, tus does not require the version.
         let answer = send(server.request(Method::OPTIONS, path)).await;
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
         assert_eq!(answer.headers()["tus-version"], "1.0.0");
@@ -61,7 +61,7 @@ async fn parts_arrive_as_one_file() {
     assert_eq!(server.names(), [".uploads", name]);
     assert_eq!(growing(&server), 0);
 
-    // Clients ask once more, and may send nothing once more.
+    // Clients ask again, and may send an empty part again.
     let answer = send(request(&server, "HEAD", &path)).await;
     assert_eq!(number(&answer, "upload-offset"), 300 * KIB);
     assert_eq!(answer.headers()["upload-metadata"], metadata);
@@ -75,7 +75,7 @@ async fn parts_arrive_as_one_file() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_and_change_nothing() {
+async fn client_errors_are_reported_and_change_nothing() {
     let server = start(&["--quota", "1000"]);
     let path = create(&server, 100).await;
     assert_eq!(append(&server, &path, 0, &[1; 50]).await, 50);
@@ -129,7 +129,7 @@ async fn mistakes_are_told_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn another_version_is_turned_away() {
+async fn another_version_is_rejected() {
     let server = start(&[]);
     let path = create(&server, 1).await;
     for version in [None, Some("0.2.2"), Some("2.0.0")] {
@@ -191,7 +191,7 @@ async fn a_creation_may_bring_the_first_part() {
     assert_eq!(read(&server, &first).await, [1; 600]);
     assert_eq!(used(&server).await, 1000);
 
-    // More than it says: nothing of it stays.
+    // More than announced: nothing of it is kept.
     assert_eq!(delete(&server, &first).await, 204);
     assert_eq!(status(with(3, b"four")).await, 413);
     assert_eq!((growing(&server), used(&server).await), (0, 400));
@@ -219,20 +219,20 @@ async fn a_length_may_come_later() {
     let with = |offset: u64, length: u64, content: &[u8]| {
         part(&server, &path, offset, content).header("upload-length", length)
     };
-    // Less than is there.
+    // Less than was received.
     assert_eq!(status(with(300, 299, b"")).await, 400);
     // More than there is room for.
     let refused = send(with(300, 1001, &[2; 100])).await;
     assert_eq!(refused.status(), StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(status(with(300, 900, &[2; 100])).await, 204);
-    // All of it is held now.
+    // The whole length is held now.
     assert_eq!(used(&server).await, 900);
     assert_eq!(status(with(400, 901, &[3; 1])).await, 400);
     assert_eq!(append(&server, &path, 400, &[3; 500]).await, 900);
     let whole = [vec![1; 300], vec![2; 100], vec![3; 500]].concat();
     assert_eq!(read(&server, &path).await, whole);
     assert_eq!(used(&server).await, 900);
-    // There is room for so much of another, whose length nobody knows.
+    // There is room for this much of another upload, whose length is unknown.
     let path = created(defer()).await;
     assert_eq!(append(&server, &path, 0, &[1; 100]).await, 100);
     assert_eq!(status(part(&server, &path, 100, b"x")).await, 507);
@@ -240,7 +240,7 @@ async fn a_length_may_come_later() {
 }
 
 #[tokio::test]
-async fn a_part_that_breaks_off_keeps_what_came() {
+async fn an_interrupted_part_keeps_the_received_bytes() {
     let server = start(&["--quota", "300KiB"]);
     let whole = content(1, 300 * KIB);
     let path = create(&server, 300 * KIB).await;
@@ -260,9 +260,10 @@ async fn a_part_that_breaks_off_keeps_what_came() {
     until_used(&server, 0).await;
 }
 
-/// All of it has come, and its end has not: nothing is in its place, and nothing charged, before a client hears of it.
+/// The whole content has arrived, but not the end of the request: the file is neither renamed nor charged before a
+/// client learns of it.
 #[tokio::test]
-async fn one_that_breaks_off_at_its_very_end_goes_on() {
+async fn an_upload_interrupted_at_its_very_end_is_resumed() {
     let server = start(&["--quota", "1000"]);
     let path = create(&server, 900).await;
     let mut stream = begin_framed(&server, &path, 0, "transfer-encoding: chunked").await;
@@ -300,7 +301,7 @@ async fn a_later_request_goes_before_one_that_hangs() {
 }
 
 #[tokio::test]
-async fn what_fits_exactly_goes_in_by_parts_and_one_more_byte_does_not() {
+async fn an_exact_fit_is_stored_in_parts_and_one_more_byte_is_refused() {
     let server = start(&["--quota", "1000KiB"]);
     let refused = refusal(creation(&server, 1000 * KIB + 1)).await;
     assert_eq!(refused["reason"], "quota_exceeded");
@@ -328,7 +329,7 @@ async fn an_open_upload_is_held_whole_until_it_is_given_up() {
     let first = create(&server, 600).await;
     assert_eq!(refusal(creation(&server, 401)).await["used"], 600);
     assert_eq!(append(&server, &first, 0, &[1; 300]).await, 300);
-    // No more than before, and no less.
+    // Exactly the same as before.
     assert_eq!(refusal(creation(&server, 401)).await["used"], 600);
     let second = create(&server, 400).await;
     assert_eq!(refusal(creation(&server, 1)).await["used"], 1000);
@@ -358,11 +359,11 @@ async fn an_idle_upload_expires() {
     assert_eq!(status(request(&server, "HEAD", &idle)).await, 404);
     assert_eq!(status(part(&server, &idle, 300, &[1; 300])).await, 404);
 
-    // What is whole stays.
+    // A complete upload stays.
     assert_eq!(offset(&server, &whole).await, 400);
     assert_eq!(read(&server, &whole).await, [2; 400]);
 
-    // As long as something comes, it stays.
+    // While parts arrive, it stays.
     let path = create(&server, 600).await;
     for at in 0..6 {
         tokio::time::sleep(Duration::from_millis(600)).await;
@@ -374,7 +375,7 @@ async fn an_idle_upload_expires() {
     assert_eq!(used(&server).await, 1000);
 }
 
-/// A connection that is there, and over which nothing comes, keeps nothing.
+/// An open connection without data does not keep an upload.
 #[tokio::test]
 async fn an_upload_that_hangs_expires() {
     let server = start(&["--quota", "1000", "--expire-after", "1"]);
@@ -387,7 +388,7 @@ async fn an_upload_that_hangs_expires() {
 }
 
 #[tokio::test]
-async fn strangers_and_others_reach_nothing() {
+async fn unauthenticated_and_other_users_reach_nothing() {
     let server = start(&USERS);
     for token in ["", "wrong"] {
         for (method, path) in [
@@ -407,7 +408,7 @@ async fn strangers_and_others_reach_nothing() {
         (&1000.into(), &600.into())
     );
 
-    // Bob knows where, and it is of no use to him.
+    // Bob knows the path, but gets no access.
     for request in [
         request(&server, "HEAD", &anns),
         part(&server, &anns, 0, &[1; 600]),
@@ -426,7 +427,7 @@ async fn strangers_and_others_reach_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_start_counts_what_is_whole_and_removes_the_rest() {
+async fn a_restart_counts_complete_uploads_and_removes_the_rest() {
     let server = start(&["--quota", "1000"]);
     let whole = create(&server, 300).await;
     append(&server, &whole, 0, &[1; 300]).await;
@@ -446,13 +447,13 @@ async fn a_new_start_counts_what_is_whole_and_removes_the_rest() {
     assert_eq!(used(&server).await, 0);
 }
 
-/// A request that fails says nothing of how far an upload is.
+/// A failed request does not change the offset.
 #[tokio::test]
 async fn a_failed_request_does_not_change_what_is_charged() {
     let server = start(&["--quota", "1000"]);
     let path = create(&server, 900).await;
     let mut last = begin(&server, &path, 0, 900, &[1; 800]).await;
-    // Not even one that comes while the last one is on its way.
+    // Not even one that arrives while the last part is in flight.
     let wrong = request(&server, "PATCH", &path).header("upload-offset", 0);
     assert_eq!(status(wrong.body("x")).await, 415);
     last.write_all(&[2; 100]).await.unwrap();
@@ -473,7 +474,7 @@ async fn an_offset_that_is_too_large_is_a_conflict() {
     until_used(&server, 900).await;
 }
 
-/// Whatever else its head says.
+/// Regardless of its other headers.
 #[tokio::test]
 async fn a_creation_is_one() {
     let server = start(&["--quota", "1000"]);
@@ -487,7 +488,7 @@ async fn a_creation_is_one() {
     }
 }
 
-/// A length that comes late is announced once, even where the part that brings it breaks off.
+/// A late length is announced once, even if the part that brings it breaks off.
 #[tokio::test]
 async fn a_late_length_outlives_its_part() {
     let server = start(&["--quota", "1000", "--expire-after", "1"]);
@@ -507,9 +508,9 @@ async fn a_late_length_outlives_its_part() {
     assert_eq!(used(&server).await, 900);
 }
 
-/// The answer to the last part may get lost, and that part come again.
+/// The answer to the last part may get lost, and the client may send the part again.
 #[tokio::test]
-async fn what_is_whole_is_not_charged_again() {
+async fn a_complete_upload_is_not_charged_again() {
     let server = start(&["--quota", "1000"]);
     let defer = request(&server, "POST", "/files").header("upload-defer-length", 1);
     let path = created(defer).await;

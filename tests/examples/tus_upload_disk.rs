@@ -30,7 +30,7 @@ fn a_second_upload_is_refused_while_the_first_completes() {
             is_disk_full(&refusal(creation(&server, 7 * MIB)).await);
             let half = &whole[..5 << 20];
             assert_eq!(append(&server, &first, 0, half).await, 5 * MIB);
-            // It has half of what it was promised, which is not counted on top of that.
+            // It has received half of its reservation, which is not counted twice.
             is_disk_full(&refusal(creation(&server, 7 * MIB)).await);
             let second = create(&server, 6 * MIB).await;
             is_disk_full(&refusal(creation(&server, 1)).await);
@@ -48,7 +48,7 @@ fn a_second_upload_is_refused_while_the_first_completes() {
     });
 }
 
-/// A part on its way is on the disk already, for as much of it as came.
+/// The received part of an upload in flight is already on the disk.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_large_part_on_its_way_is_counted_once() {
@@ -70,7 +70,7 @@ fn a_large_part_on_its_way_is_counted_once() {
     });
 }
 
-/// By somebody who asks nobody.
+/// Written by a program without a guard.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn an_upload_goes_on_when_there_is_room_again() {

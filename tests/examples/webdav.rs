@@ -11,7 +11,7 @@ use test_support::{
 };
 
 #[tokio::test]
-async fn what_fits_exactly_goes_in_and_nothing_else_does() {
+async fn an_exact_fit_is_stored_and_one_more_byte_is_refused() {
     let server = start(&["/photos=100KiB"]);
     assert_eq!(send(&server, "MKCOL", "/photos/", &[]).await, 201);
     let exact = content(1, 100 * KIB);
@@ -24,7 +24,7 @@ async fn what_fits_exactly_goes_in_and_nothing_else_does() {
         assert_eq!(put(&server, "/photos/a", body(&larger)).await, 507);
         assert_eq!(names(&server), [""; 0]);
         assert_eq!(put(&server, "/photos/a", body(&exact)).await, 201);
-        // Full: what is there may be replaced by as much or less, and stays otherwise.
+        // Full: existing files may be replaced by the same size or less, and otherwise stay.
         assert_eq!(put(&server, "/photos/a", body(&exact)).await, 204);
         assert_eq!(put(&server, "/photos/a", body(&larger)).await, 507);
         assert!(files(&server)["photos/a"] == exact);
@@ -46,7 +46,7 @@ async fn what_fits_exactly_goes_in_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_why_in_the_words_of_webdav() {
+async fn a_refusal_has_a_webdav_condition() {
     let server = start(&["/photos=1000"]);
     send(&server, "MKCOL", "/photos/", &[]).await;
     let put = server.request(Method::PUT, "/photos/a");
@@ -62,7 +62,7 @@ async fn limits_are_nested_and_counted_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("photos/small")).unwrap();
     fs::write(dir.path().join("photos/small/a"), [7; 600]).unwrap();
-    // Left behind by a server that was killed.
+    // Left behind by a killed server.
     fs::create_dir(dir.path().join(".uploads")).unwrap();
     fs::write(dir.path().join(".uploads/half"), [7; 600]).unwrap();
     let server = start_in(dir, &["/photos=2000", "/photos/small=1000"]);
@@ -98,7 +98,7 @@ async fn a_copy_is_refused_whole_before_it_starts() {
     assert_eq!(send(&server, "COPY", "/tree/", &to).await, 507);
     assert_eq!(send(&server, "MOVE", "/tree/", &to).await, 507);
     assert!(!server.dir.path().join("photos/tree").exists());
-    // Not even what it would overwrite is gone.
+    // Not even the resource that it would overwrite is removed.
     let over = [("destination", "/photos/old")];
     assert_eq!(send(&server, "PUT", "/large", &[]).await, 201);
     assert_eq!(put(&server, "/large", content(1, 1001)).await, 204);
@@ -135,7 +135,7 @@ async fn locks_and_listings_take_no_room() {
         assert_eq!(send(&server, "PROPFIND", "/photos/", &depth).await, 207);
     }
     assert_eq!(put(&server, "/photos/a", content(1, 1000)).await, 204);
-    // Clients lock what they overwrite, and have to be able to when all is full.
+    // Clients lock files that they overwrite, which has to work on a full volume.
     let method = Method::from_bytes(b"LOCK").unwrap();
     let request = server.request(method, "/photos/a").body(lock);
     let answer = request.send().await.unwrap();
@@ -160,7 +160,7 @@ async fn an_upload_that_is_broken_off_leaves_the_old_content() {
     eventually("no upload", || names(&server) == ["photos/a"]).await;
     assert!(files(&server)["photos/a"] == old);
 
-    // Shorter than it was said to be, and longer.
+    // Shorter than announced, and longer.
     for announced in [KIB, 3 * KIB] {
         let request = server.request(Method::PUT, "/photos/a");
         let request = request.header("x-expected-entity-length", announced);
@@ -188,7 +188,7 @@ async fn files_are_written_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_a_file_is_answered_as_without_the_guard() {
+async fn invalid_paths_are_answered_as_without_the_guard() {
     let server = start(&[]);
     let dir = tempfile::tempdir().unwrap();
     let plain = unguarded(dir.path()).await;
@@ -223,7 +223,7 @@ async fn what_cannot_be_a_file_is_answered_as_without_the_guard() {
 }
 
 #[tokio::test]
-async fn nobody_sees_the_uploads() {
+async fn uploads_in_progress_are_invisible() {
     let server = start(&[]);
     assert_eq!(put(&server, "/a", "x").await, 201);
     for path in [
@@ -283,7 +283,7 @@ async fn quota(server: &Server, path: &str, depth: &str) -> [Option<u64>; 2] {
 }
 
 #[tokio::test]
-async fn a_listing_tells_how_much_fits() {
+async fn a_listing_reports_the_quota() {
     let server = start(&["/photos=1000", "/photos/small=100"]);
     for folder in ["/photos/", "/photos/small/"] {
         assert_eq!(send(&server, "MKCOL", folder, &[]).await, 201);
@@ -302,7 +302,7 @@ async fn a_listing_tells_how_much_fits() {
     );
     assert_eq!(put(&server, "/photos/b", content(1, 701)).await, 507);
     assert_eq!(put(&server, "/photos/b", content(1, 650)).await, 201);
-    // The outer one is the nearer to its limit.
+    // The outer one is closer to its limit.
     assert_eq!(
         quota(&server, "/photos/small", "0").await,
         [Some(50), Some(0)]
@@ -313,7 +313,7 @@ async fn a_listing_tells_how_much_fits() {
         left.is_some_and(|left| left > 1000) && used == Some(0),
         "{left:?}, {used:?}"
     );
-    // dav-server would show the same figure of all that is below.
+    // dav-server would show the same figure for all resources below.
     assert_eq!(quota(&server, "/photos/", "1").await, [None, None]);
 }
 

@@ -17,7 +17,7 @@ const LIMIT: u64 = 1_000;
 /// Both frameworks want bodies to be `Sync`.
 type Content = BoxBody<Bytes, Infallible>;
 
-/// What fits, what is refused by its length, and what is cut; with the status of each.
+/// Uploads that fit, that are refused by their length, and that are cut; with the status of each.
 fn uploads() -> [(Request<Content>, u16); 3] {
     let full = |bytes| Full::from(vec![7; bytes]).boxed();
     let frames = (0..5).map(|_| Ok(Frame::data(Bytes::from_static(&[7; 100]))));
@@ -26,7 +26,7 @@ fn uploads() -> [(Request<Content>, u16); 3] {
         .map(|(content, status)| (Request::put("/files/a").body(content).unwrap(), status))
 }
 
-/// Tells the guard's refusal from any other.
+/// Distinguishes the guard's refusal from any other.
 async fn assert_status<B>(response: Response<B>, status: u16)
 where
     B: Body<Error: Debug>,

@@ -22,7 +22,7 @@ use tower_storage_guard::{MeteredBody, ResponseBody};
 
 use crate::{Content, LIMIT, assert_charged, assert_status, uploads};
 
-/// What the guard's bodies fail with, for salvo.
+/// The error of the guard's bodies, for salvo.
 #[derive(Debug, thiserror::Error)]
 #[error("a body failed")]
 struct BodyError(#[source] BoxError);
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// Sends a request into what salvo's server makes of a router for a connection.
+/// Sends a request into the service that salvo's server makes of a router for a connection.
 async fn send(router: Router, upload: Request<Content>) -> Response<ResBody> {
     let connection = salvo::Service::new(router).hyper_handler(
         SocketAddr::Unknown,

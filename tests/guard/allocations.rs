@@ -1,4 +1,4 @@
-//! What a request allocates, exactly: a change here is a change of what the README promises.
+//! The exact number of allocations for a request: a change here changes what the README promises.
 
 use http::Request;
 
@@ -14,17 +14,17 @@ mod proto {
     include!("../../examples/tonic-upload/proto/upload.v1.rs");
 }
 
-/// How many allocations serving one request makes.
+/// The number of allocations for one request.
 fn count<B: 'static>(case: &mut Case<B>, request: Request<B>) -> u64 {
     let mut requests = vec![request];
     allocation_counter::measure(|| case.serve(&mut requests)).count_total
 }
 
-/// Each case is held to what it adds to the first, which is bare and returned.
+/// Each case is compared with the first, which is bare and returned.
 fn assert_allocations<B: 'static>(cases: impl IntoIterator<Item = Case<B>>) -> u64 {
     let mut bare = None;
     for mut case in cases {
-        // Whatever is made once per process or thread is made now.
+        // One-time allocations of the process or thread happen now.
         let request = (case.request)();
         count(&mut case, request);
 
@@ -52,7 +52,7 @@ fn a_frame_allocates_nothing() {
 }
 
 #[test]
-fn a_call_allocates_its_places_in_line_and_its_end_too() {
+fn a_call_also_allocates_its_queue_places_and_its_end() {
     assert_allocations(grpc::unary_calls());
 }
 

@@ -1,4 +1,4 @@
-//! A refusal must arrive: what clients of our own, down to single bytes, see of it.
+//! A refusal must arrive: what clients see of it, down to single bytes.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ const MIB: usize = 1 << 20;
 /// More than the buffers of both kernels hold.
 const LARGE: usize = 16 * MIB;
 
-/// A client whose every byte the test decides.
+/// A client whose every byte the test controls.
 struct Raw(BufStream<TcpStream>);
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Raw {
         assert_eq!((answer.status, &*answer.body), (200, "still here"));
     }
 
-    /// The server has closed the connection, and sent nothing more.
+    /// The server has closed the connection, and has not sent more.
     async fn is_closed(&mut self) {
         let mut rest = Vec::new();
         let read = in_time(self.0.read_to_end(&mut rest)).await;
@@ -100,12 +100,12 @@ impl Answer {
         assert_eq!(self.status, 507, "{self:?}");
         let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
         assert_eq!(body["error"], "Insufficient Storage");
-        // An end that waits for the drain is never seen by a client that stops sending at the status.
+        // If the end waits for the drain, a client that stops sending at the status never sees it.
         assert!(self.head.contains("content-length: "), "{self:?}");
     }
 }
 
-/// Nothing here takes long, unless it hangs.
+/// A bound that is only reached if something hangs.
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
     let bounded = tokio::time::timeout(Duration::from_secs(20), future).await;
     bounded.expect("in time")
@@ -128,13 +128,13 @@ fn chunked(path: &str, length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn under_expect_the_answer_comes_at_once_and_no_body_is_asked_for() {
+async fn under_expect_the_answer_comes_at_once_without_100_continue() {
     let server = start(0).await;
     for value in ["100-continue", "100-Continue"] {
         let mut client = Raw::connect(server.address).await;
         let expect = format!("expect: {value}\r\n");
         client.send(head("/a", LARGE, &expect)).await;
-        // A "100 Continue" would be the answer that is read here.
+        // A "100 Continue" would be read here as the answer.
         client.answer().await.is_refusal();
         client.is_closed().await;
     }
@@ -188,7 +188,7 @@ async fn a_client_that_stops_sending_sees_the_whole_answer_at_once() {
     client.send(head("/a", LARGE, "")).await;
     client.answer().await.is_refusal();
     assert!(started.elapsed() < Duration::from_secs(3));
-    // It may still send, and keep its connection.
+    // It may still send, and reuse its connection.
     client.send(vec![0; LARGE]).await;
     client.is_usable().await;
 }
@@ -278,7 +278,7 @@ async fn the_drain_is_bounded_in_time() {
     client.is_closed().await;
 }
 
-/// Says when it is gone.
+/// Reports when it is dropped.
 struct Gone(Option<oneshot::Sender<()>>);
 
 impl Drop for Gone {
@@ -287,7 +287,7 @@ impl Drop for Gone {
     }
 }
 
-/// How long a refused body is kept that sends a byte every so often.
+/// How long a refused body is kept if it sends a byte at this interval.
 async fn drained_for(version: Version, every: Duration) -> Duration {
     let (gone, is_gone) = oneshot::channel();
     let body = stream::unfold(Gone(Some(gone)), move |gone| async move {
@@ -305,7 +305,7 @@ async fn drained_for(version: Version, every: Duration) -> Duration {
     let answer = guarded.oneshot(request).await.unwrap();
     let answered = tokio::time::Instant::now();
     assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
-    // What the transport does with the answer.
+    // Consumes the answer as the transport does.
     answer.into_body().collect().await.unwrap();
     is_gone.await.unwrap();
     answered.elapsed()
@@ -374,7 +374,7 @@ fn poll_to_end<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// A service of every kind that ends in a refusal.
+/// One service for each way to end in a refusal.
 fn faulty() -> Router {
     let full = || io::Error::from(io::ErrorKind::StorageFull);
     routes()
@@ -457,7 +457,7 @@ async fn an_outage_arrives() {
 }
 
 #[tokio::test]
-async fn a_service_that_fails_is_answered_for() {
+async fn a_failed_service_is_answered_by_the_guard() {
     let fail = service_fn(async |_: Request<MeteredBody<Incoming>>| {
         Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::StorageFull))
     });

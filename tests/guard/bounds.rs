@@ -1,4 +1,4 @@
-//! What has to compile: the auto traits of the crate's types, and services beside those of others.
+//! Compile-time checks: the auto traits of the crate's types, and combinations with services of other crates.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -96,7 +96,7 @@ const fn services<S: Send + Sync + 'static>() {
     is_shared::<StorageGuard<S, MemoryQuota>>();
 }
 
-/// What a layer of the user's does that erases the types of bodies. `boxed` wants them to be `Sync`.
+/// A user's layer that erases the types of bodies. `boxed` requires them to be `Sync`.
 #[tokio::test]
 async fn bodies_can_be_boxed_on_either_side() {
     type Boxed = BoxBody<Bytes, BoxError>;

@@ -22,14 +22,14 @@ use tower_storage_guard::{
     quota::{FunctionQuota, Limits, Quota, QuotaSource, quota_future},
 };
 
-/// Longer than anything takes that ends at all.
+/// Longer than any operation that ends at all.
 const BOUND: Duration = Duration::from_secs(10);
-/// Longer than [`BOUND`]: what waits for it is late.
+/// Longer than [`BOUND`]: an operation that waits for this is late.
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 pub(crate) type Answer = Response<ResponseBody<Full<Bytes>>>;
 
-/// A guarded service that hands out what is inside. The test answers.
+/// A guarded service that passes its requests to the test, which answers them.
 pub(crate) struct ByHand {
     service: BoxCloneService<Request<Content>, Answer, Infallible>,
     taken: mpsc::UnboundedReceiver<(Reservation, Incoming, oneshot::Sender<u16>)>,
@@ -65,7 +65,7 @@ impl ByHand {
     }
 }
 
-/// A request that was let in.
+/// A request that was admitted.
 pub(crate) struct Inside {
     pub(crate) reservation: Reservation,
     pub(crate) body: Incoming,
@@ -99,7 +99,7 @@ impl Lookups {
         (self.next().await)(limit);
     }
 
-    /// The next one, to be told the limit.
+    /// The next lookup, to be answered with the limit.
     pub(crate) async fn next(&mut self) -> impl FnOnce(u64) + use<> {
         let lookup = in_time(self.0.recv()).await.unwrap();
         move |limit| {
@@ -121,12 +121,12 @@ where
 pub(crate) async fn in_time<F: Future>(future: F) -> F::Output {
     let began = Instant::now();
     let output = timeout(BOUND, future).await.expect("it ends");
-    // At the bound it is polled once more, whether or not anybody has woken it.
-    assert!(began.elapsed() < BOUND, "nobody woke it");
+    // At the bound it is polled once more, whether or not it was woken.
+    assert!(began.elapsed() < BOUND, "the task was not woken");
     output
 }
 
-/// Begins something that has to wait.
+/// Starts an operation that has to wait.
 pub(crate) fn begin<F: Future>(future: Pin<&mut F>) {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(future.poll(&mut cx).is_pending());

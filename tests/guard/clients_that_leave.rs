@@ -1,4 +1,4 @@
-//! Whatever becomes of a request: what was set aside for it comes back, and what was acknowledged is charged.
+//! However a request ends, its reservation is released, and acknowledged uploads are charged.
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ use tower_storage_guard::{
 const GIB: u64 = 1 << 30;
 const USER: &str = "user:1";
 
-/// A store with room for everything.
+/// A store with unlimited room.
 struct Endless;
 
 impl Probe for Endless {
@@ -46,7 +46,7 @@ fn volume() -> Volume {
     volume.from_probe(Endless).unwrap()
 }
 
-/// Nothing is set aside any more, and `acknowledged` is what is used.
+/// Waits until nothing is reserved any more, and checks that `acknowledged` is what is used.
 async fn all_is_settled(volume: &Volume, quota: &MemoryQuota, acknowledged: u64) {
     eventually("nothing claimed", || {
         volume.refresh();
@@ -68,7 +68,7 @@ enum Manner {
     NeverReads,
     Panics,
     PanicsAtOnce,
-    /// Reads in a task of its own, and answers before.
+    /// Reads in a task of its own, and answers before the task ends.
     ReadsBehindTheAnswer,
 }
 
@@ -84,9 +84,9 @@ const MANNERS: [Manner; 7] = [
     ReadsBehindTheAnswer,
 ];
 
-/// The service under guard. Answers 200 for what it has stored, and 202 for what it will.
+/// The guarded service. Answers 200 for what it has stored, and 202 for what it will store.
 ///
-/// What it has read behind its answer is added to `behind`.
+/// The bytes that it has read after its answer are added to `behind`.
 async fn handle<B>(manner: Manner, behind: Arc<AtomicU64>, request: Request<B>) -> StatusCode
 where
     B: http_body::Body<Data = Bytes, Error: Send> + Send + 'static,
@@ -116,7 +116,7 @@ where
             tokio::task::yield_now().await;
             StatusCode::NO_CONTENT
         }
-        // Like a panic, but for the message.
+        // Like a panic, but without its message.
         PanicsAtOnce => resume_unwind(Box::new("at once")),
         Panics => {
             let _ = body.frame().await;
@@ -136,13 +136,13 @@ where
     }
 }
 
-/// An upload of the client's making: pieces of a kilobyte, between which it may pause.
+/// A client's upload: pieces of a kilobyte, with optional pauses between them.
 #[derive(Clone, Debug)]
 struct Client {
     manner: Manner,
     pieces: u64,
     is_chunked: bool,
-    /// It leaves before this many polls of the answer.
+    /// The client disconnects before this many polls of the answer.
     patience: u64,
 }
 
@@ -154,7 +154,7 @@ impl Client {
             manner: MANNERS[dice.roll(MANNERS.len() as u64) as usize],
             pieces: dice.roll(200),
             is_chunked: dice.roll(2) == 0,
-            // Every other stays to the end.
+            // Every other client stays to the end.
             patience: if dice.roll(2) == 0 {
                 dice.roll(100)
             } else {
@@ -180,7 +180,7 @@ impl Client {
     }
 }
 
-/// The body of a request: not all of it is there at once.
+/// The body of a request, which arrives in pieces.
 struct Pieces {
     left: u64,
     has_paused: bool,
@@ -210,7 +210,7 @@ impl http_body::Body for Pieces {
     }
 }
 
-/// Polls a future so many times, and then drops it.
+/// Polls a future this many times, and then drops it.
 struct Leaving<F> {
     answer: Pin<Box<F>>,
     polls: u64,
@@ -228,8 +228,8 @@ impl<F: Future> Future for Leaving<F> {
     }
 }
 
-/// Sends all `clients` through `layer`, each as a task. Returns the bytes that were acknowledged and stored, and how
-/// many were refused.
+/// Sends all `clients` through `layer`, each in a task. Returns the bytes that were acknowledged and stored, and the
+/// number of refusals.
 async fn all_at_once<Q>(layer: StorageGuardLayer<Q>, clients: Vec<Client>) -> (u64, usize)
 where
     Q: QuotaSource + Clone + Send + Sync + 'static,
@@ -296,7 +296,7 @@ async fn in_this_process() {
     all_is_settled(&volume, &quota, acknowledged).await;
 }
 
-/// With so little room that they stand in line for it too.
+/// With so little room that requests also queue for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_crowd() {
     let volume = volume();
@@ -307,7 +307,7 @@ async fn in_a_crowd() {
         .grants(1, 4 * PIECE)
         .patience(Duration::from_millis(20));
     let mut crowd = crowd(2, 1000);
-    // After 202 there is no telling how much was cut.
+    // After 202 it is unknown how much was cut.
     crowd.retain(|client| client.manner != ReadsBehindTheAnswer);
     let (acknowledged, refused) = all_at_once(layer, crowd).await;
     assert!(refused > 100, "{refused}");
@@ -319,7 +319,7 @@ async fn in_a_crowd() {
     all_is_settled(&volume, &quota, acknowledged).await;
 }
 
-/// A quota source that takes its time, and clients whose own time is up before.
+/// A slow quota source, and clients that disconnect before it answers.
 #[tokio::test(start_paused = true)]
 async fn while_the_quota_is_asked() {
     const LIMIT: u64 = 1000 * 200 * PIECE;
@@ -378,7 +378,7 @@ async fn while_the_quota_is_asked() {
     }
     assert!(left > 100 && unknown > 100, "{left} {unknown}");
     assert_eq!(rows.load(Ordering::SeqCst), acknowledged);
-    // What reads behind its answer may still be asking for more: this long at the most, of the paused clock.
+    // A task that reads after its answer may still be growing: at most for this long, by the paused clock.
     tokio::time::sleep(Duration::from_secs(60)).await;
     eventually("nothing claimed", || {
         volume.refresh();
@@ -403,7 +403,7 @@ async fn while_the_quota_is_asked() {
     );
 }
 
-/// Uploads over a connection of its own. Returns the status, if it stays for that.
+/// Uploads over a connection of its own. Returns the status, if the client waits for it.
 async fn over_tcp(
     address: std::net::SocketAddr,
     client: Client,
@@ -463,7 +463,7 @@ async fn over_real_connections() {
     let mut clients = crowd(7, 1500);
     let mut acknowledged = 0;
     while !clients.is_empty() {
-        // As many at a time as there may be open files.
+        // Limited by the number of open files.
         let some = clients.split_off(clients.len().saturating_sub(100));
         let answers = some.into_iter().map(|client| {
             let leaves = client.patience != u64::MAX && client.manner != ReadsBehindTheAnswer;

@@ -1,4 +1,4 @@
-//! Limits on directories, around a service that really keeps files.
+//! Limits on directories, with a service that stores real files.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,7 @@ use tower_storage_guard::{
     quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
 };
 
-/// A folder of files, its collections, and a guarded service that does what it is asked.
+/// A folder of files, its collections, and a guarded service that carries out the requests.
 struct Server {
     root: TempDir,
     volume: Volume,
@@ -36,7 +36,7 @@ struct Server {
     gate: Arc<Gate>,
 }
 
-/// A folder that has changed by the time one knows what is in it.
+/// A folder that changes while it is being scanned.
 struct Slow(Folder);
 
 impl Tree for Slow {
@@ -47,7 +47,7 @@ impl Tree for Slow {
     }
 }
 
-/// Where requests stop that say so, half way through.
+/// The gate at which marked requests stop halfway.
 struct Gate {
     arrived: watch::Sender<usize>,
     open: Semaphore,
@@ -139,7 +139,7 @@ impl Server {
         (usage.used.bytes, usage.used.objects)
     }
 
-    /// What a fresh walk counts.
+    /// The result of a new scan.
     fn walk(&self, path: &str) -> (u64, u64) {
         let tree = Folder::new(self.root.path());
         let found = tree.measure(Path::new(path), Depth::Infinity).unwrap();
@@ -147,7 +147,7 @@ impl Server {
         (found.bytes, found.objects)
     }
 
-    /// At a quiet point.
+    /// While no request is in flight.
     fn is_exact(&self) {
         for path in &self.paths {
             assert_eq!(self.usage(path), self.walk(path), "{path:?}");
@@ -180,7 +180,7 @@ fn transfer(method: &str, from: &str, to: &str) -> Request<Content> {
     request
 }
 
-/// Stops half way, once it has begun on the disk, until the gate opens.
+/// Starts to write, and stops halfway until the gate opens.
 fn stopping(mut request: Request<Content>) -> Request<Content> {
     request.headers_mut().insert("x-stop", "1".parse().unwrap());
     request
@@ -224,7 +224,7 @@ async fn serve(root: &Path, gate: &Gate, request: Request<Incoming>) -> Reply {
                 .and_then(|()| fs::write(&partial, [first, second].concat()))
                 .and_then(|()| fs::rename(&partial, &target));
             if stored.is_err() {
-                // Onto a folder, say.
+                // Onto a folder, for example.
                 let _ = fs::remove_file(&partial);
             }
             stored
@@ -277,7 +277,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_in_a_collection_has_to_fit_into_all_that_it_is_in() {
+async fn a_file_has_to_fit_into_all_collections_around_it() {
     let server = Server::new(&[
         ("photos", Limits::bytes(100)),
         ("photos/2024", Limits::bytes(60).objects(3)),
@@ -288,7 +288,7 @@ async fn what_is_in_a_collection_has_to_fit_into_all_that_it_is_in() {
     assert_eq!(server.put("photos/b", 40).await, 201);
     assert_eq!(server.put("elsewhere", 1_000).await, 201);
     assert_eq!(server.delete("photos/b").await, 201);
-    // Objects: the collection, what is in it, and no more.
+    // Objects: the collection itself, and its members.
     assert_eq!(server.put("photos/2024/b", 0).await, 201);
     assert_eq!(server.put("photos/2024/c", 0).await, 507);
     assert_eq!(server.usage("photos/2024"), (60, 3));
@@ -296,7 +296,7 @@ async fn what_is_in_a_collection_has_to_fit_into_all_that_it_is_in() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_that_it_is_the_collection() {
+async fn a_refusal_names_the_collection_limit() {
     let server = Server::new(&[("photos", Limits::bytes(100))]);
     server.collections.rescan().await.unwrap();
     let body = async |server: &Server| {
@@ -322,7 +322,7 @@ async fn a_refusal_says_that_it_is_the_collection() {
 }
 
 #[tokio::test]
-async fn what_changes_behind_the_servers_back_is_found() {
+async fn changes_that_bypass_the_server_are_found() {
     let server = Server::new(&[("", Limits::UNLIMITED), ("a", Limits::bytes(100))]);
     assert_eq!(server.put("a/x", 50).await, 201);
     fs::write(server.path("a/y"), [7; 50]).unwrap();
@@ -358,7 +358,7 @@ async fn an_upload_in_flight_is_not_counted_twice() {
         arrived.wait_for(|arrived| *arrived == 1).await.unwrap();
         assert!(server.path("a/x.part").exists());
 
-        // Half of it is there. Nobody looks before it is at rest.
+        // Half of it is there. No scan runs before it is at rest.
         let rescan = server.collections.rescan();
         tokio::pin!(rescan);
         let soon = Duration::from_millis(100);
@@ -377,7 +377,7 @@ async fn an_upload_in_flight_is_not_counted_twice() {
     }
 }
 
-/// A tree that a test stops, breaks and counts.
+/// A tree whose scans the test stops, fails and counts.
 #[derive(Clone)]
 struct Odd {
     tree: Arc<dyn Fn() -> io::Result<Option<Amount>> + Send + Sync>,
@@ -400,7 +400,7 @@ impl Tree for Odd {
     }
 }
 
-/// A scan that the test decides the end of.
+/// A scan whose end the test controls.
 fn stepped() -> (Odd, Arc<AtomicU64>, mpsc::Sender<Amount>) {
     let (sender, amounts) = mpsc::channel();
     let amounts = Mutex::new(amounts);
@@ -422,7 +422,7 @@ fn reserve(
 }
 
 #[tokio::test]
-async fn a_scan_that_others_disturb_is_not_taken() {
+async fn a_scan_disturbed_by_requests_is_discarded() {
     let (tree, measured, sender) = stepped();
     let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
@@ -433,14 +433,14 @@ async fn a_scan_that_others_disturb_is_not_taken() {
     sender.send(Amount::bytes(10)).unwrap();
     until(|| collections.usage("a").is_some()).await;
 
-    // One that began before it and ended in it, one in it, and what is given back.
+    // A request that began before it and ended in it, a request within it, and a give-back.
     drop(collections.rescan());
     begun(2).await;
     let hold = reserve(&collections, scopes.clone(), Amount::bytes(20))
         .unwrap()
         .unwrap();
     sender.send(Amount::bytes(11)).unwrap();
-    // Tried again at rest only.
+    // Retried only at rest.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(measured.load(SeqCst), 2);
     let _ = hold.commit(Change::from(Amount::bytes(20))).await;
@@ -482,7 +482,7 @@ async fn a_removal_in_flight_disturbs_a_scan() {
             .wait_for(|arrived| *arrived == number)
             .await
             .unwrap();
-        // It is gone from the disk, perhaps, and not from the books.
+        // It may be gone from the disk, but is still charged.
         let rescan = server.collections.rescan();
         tokio::time::sleep(Duration::from_millis(50)).await;
         server.gate.open.add_permits(1);
@@ -503,7 +503,7 @@ async fn a_copy_that_brings_a_collection_along_is_scanned() {
     for (method, from, to) in [("COPY", "c", "a"), ("MOVE", "a", "d"), ("MOVE", "d", "a")] {
         assert_eq!(server.transfer(method, from, to).await, 201);
         if to == "a" {
-            // Known as soon as it has been scanned, and nothing is let in blindly.
+            // Known as soon as it has been scanned, and no request is admitted before.
             assert_eq!(server.put("a/b/y", 31).await, 507);
         }
         server
@@ -539,7 +539,7 @@ async fn send(collections: &CollectionQuota, request: Request<Content>) -> Statu
 }
 
 #[tokio::test]
-async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
+async fn a_tree_that_hangs_is_an_outage_and_blocks_no_thread() {
     let (tree, _, sender) = stepped();
     let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
@@ -563,7 +563,7 @@ async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
     until(|| collections.usage("a").is_some()).await;
     assert_eq!(send(&collections, put("a/x", 61)).await, 507);
     assert_eq!(send(&collections, put("a/x", 60)).await, 201);
-    // Once it is known, a hang is nobody's problem.
+    // Once the usage is known, a hang affects no request.
     drop(collections.rescan());
     assert_eq!(send(&collections, plain("DELETE", "a/x")).await, 201);
     assert_eq!(send(&collections, put("a/x", 1)).await, 507);
@@ -571,7 +571,7 @@ async fn a_tree_that_hangs_is_an_outage_and_blocks_nobody() {
 }
 
 #[tokio::test]
-async fn a_request_that_waits_is_let_in_once_it_is_known() {
+async fn a_waiting_request_is_admitted_once_the_usage_is_known() {
     let (tree, measured, sender) = stepped();
     let collections = CollectionQuota::builder(tree)
         .limit("a", Limits::bytes(100))
@@ -611,14 +611,14 @@ async fn a_tree_that_fails_is_an_outage_and_heals() {
         assert!(collections.rescan().await.is_err());
         let start = Instant::now();
         assert_eq!(send(&collections, put("a/x", 1)).await, 503);
-        // Not waited for.
+        // No request waits for the retry.
         assert!(start.elapsed() < Duration::from_millis(150));
         assert_eq!(send(&collections, put("b/x", 1)).await, 201);
         broken.store(0, SeqCst);
         until(|| collections.usage("a").is_some()).await;
         assert_eq!(send(&collections, put("a/x", 61)).await, 507);
         assert_eq!(send(&collections, put("a/x", 60)).await, 201);
-        // What is known stays so.
+        // A known figure stays known.
         broken.store(1, SeqCst);
         let error = collections.rescan().await.unwrap_err();
         assert!(panics || error.kind() == io::ErrorKind::PermissionDenied);
@@ -645,7 +645,7 @@ async fn deletes_do_not_keep_a_collection_out_of_service() {
         collections.give_back(&scopes, Amount::ZERO);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // No busy loop, whatever happens.
+    // No busy loop in any case.
     while start.elapsed() < Duration::from_secs(1) {
         collections.give_back(&scopes, Amount::ZERO);
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -744,7 +744,7 @@ async fn other_scopes_are_charged_beside() {
     assert_eq!(full.cause.reason(), "collection_limit_reached");
 }
 
-/// A client that does as it likes with names of its own.
+/// A client that performs random operations on names of its own.
 struct Client {
     random: u64,
     number: u64,
@@ -814,13 +814,13 @@ fn crowd(seed: u64, is_shared: bool) {
                     let mut statuses = Vec::new();
                     for step in 0..40 {
                         if step < 25 && client.below(3) == 0 {
-                            // Not to the end, so that what a scan got wrong would show there.
+                            // Not until the end, so that errors of a scan would show there.
                             drop(collections.rescan());
                         }
                         let request = client.request(is_shared);
                         let sent = service.clone().oneshot(request);
                         if is_shared && client.below(8) == 0 {
-                            // It leaves.
+                            // The client disconnects.
                             let soon = Duration::from_micros(client.below(300));
                             let _ = tokio::time::timeout(soon, sent).await;
                             continue;
@@ -836,7 +836,7 @@ fn crowd(seed: u64, is_shared: bool) {
                 }
             }
             if is_shared {
-                // Two who write to one path at once are both priced by what was there before.
+                // Two requests that write to one path at once are both priced by what was there before.
                 server.collections.rescan().await.unwrap();
             }
             server.is_exact();
@@ -858,20 +858,20 @@ fn crowd(seed: u64, is_shared: bool) {
 }
 
 #[test]
-fn usage_is_what_a_walk_counts_whoever_does_what() {
+fn usage_is_what_a_walk_counts_after_any_operations() {
     for seed in 0..4 {
         crowd(seed, false);
     }
 }
 
 #[test]
-fn a_rescan_heals_what_races_have_left() {
+fn a_rescan_corrects_the_result_of_races() {
     for seed in 0..2 {
         crowd(seed, true);
     }
 }
 
-/// A tree of so much in each collection.
+/// A tree with this usage in each collection.
 struct Sizes(Vec<(&'static str, Amount)>);
 
 impl Tree for Sizes {

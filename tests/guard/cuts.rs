@@ -27,7 +27,7 @@ use crate::by_hand::{in_time, send};
 async fn a_cut_that_the_answer_swallows_ends_it_in_error() {
     let (_, quota, layer) = layer(100);
     let service = layer.layer(service_fn(|request: Request<Incoming>| {
-        // It echoes what it reads, and takes an error for the end.
+        // It echoes what it reads, and treats an error as the end.
         let echo = stream::unfold(request.into_body(), async |mut body| {
             let frame = body.frame().await?.ok()?;
             Some((Ok::<_, BoxError>(frame), body))
@@ -69,7 +69,7 @@ async fn an_idle_answer_is_woken_by_a_cut() {
     assert_eq!(quota.usage(USER).used, Amount::ZERO);
 }
 
-/// The cut comes within the answer's own poll, which then goes idle.
+/// The cut occurs within the answer's own poll, which then goes idle.
 #[tokio::test]
 async fn an_answer_that_goes_idle_over_a_cut_ends_in_error() {
     let (_, _, layer) = layer(100);
@@ -89,7 +89,7 @@ async fn an_answer_that_goes_idle_over_a_cut_ends_in_error() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_a_whole_answer_is_not_charged() {
+async fn a_cut_after_a_complete_answer_is_not_charged() {
     let (volume, quota, layer) = layer(100);
     let (give, mut taken) = mpsc::unbounded_channel();
     let service = layer.layer(service_fn(move |request: Request<Incoming>| {
@@ -110,7 +110,7 @@ async fn a_cut_while_the_answer_is_judged_is_refused() {
     let (_, quota, layer) = layer(100);
     let kept = Arc::new(Mutex::new(None));
     let judged = kept.clone();
-    // What another thread might do just then.
+    // As another thread might do at this moment.
     let layer = layer.success_when(move |_| {
         let body: Incoming = judged.lock().unwrap().take().unwrap();
         let read = body.collect().now_or_never().unwrap();

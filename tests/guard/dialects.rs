@@ -1,4 +1,4 @@
-//! Dialects of the user's: what they are told by, and what they see of the request.
+//! User-defined dialects: how they recognise requests, and what they see of them.
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -11,7 +11,7 @@ use tower_storage_guard::{
     refusal::{Asked, Dialect, Refusal},
 };
 
-/// Answers what is below a path with the URI of the request.
+/// Answers requests below a path with their URI.
 struct Below(&'static str);
 
 impl Dialect for Below {
@@ -28,7 +28,7 @@ impl Dialect for Below {
     }
 }
 
-/// A dialect that an outer layer chooses.
+/// A dialect that an outer layer selects.
 #[derive(Clone)]
 struct Marked;
 
@@ -62,7 +62,7 @@ async fn refuse(
 }
 
 #[tokio::test]
-async fn a_dialect_is_told_by_the_path_and_renders_the_uri() {
+async fn a_dialect_selected_by_the_path_renders_the_uri() {
     let (_, _, layer) = layer(10);
     let layer = layer.dialect(Below("/s3/")).dialect(Below("/v2/"));
     for (uri, dialect) in [

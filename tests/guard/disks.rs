@@ -38,14 +38,14 @@ fn guard(folder: impl AsRef<Path>) -> (Volume, StorageGuardLayer) {
     (volume.clone(), StorageGuardLayer::new(volume))
 }
 
-/// What a full disk is answered, at the door and from the write, and how it goes on when there is room again.
+/// The answers on a full disk, at admission and from the write, and the recovery when there is room again.
 async fn is_refused_until_there_is_room(
     store: &Store,
     volume: &Volume,
     resource: &str,
     makes_room: &str,
 ) {
-    // The fault alone does not say which resource it was: the reading does.
+    // The error alone does not name the resource: the reading does.
     volume.refresh();
     let is_seen = || {
         let status = volume.status();
@@ -64,7 +64,7 @@ async fn is_refused_until_there_is_room(
         assert_eq!(store.files(), before, "left by {upload:?}");
     }
     store.delete(makes_room).await;
-    // xfs gives the blocks of a deleted file back a little later. The guard has not looked since.
+    // xfs frees the blocks of a deleted file a little later. The guard has not read since.
     let has_room =
         || fs4::available_space(&store.folder).unwrap() > 4 * MIB || resource == "objects";
     eventually("room on the disk itself", has_room).await;
@@ -109,7 +109,7 @@ fn a_full_xfs() {
     with_own_loop_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
-            // Less than this, mkfs.xfs does not make.
+            // The smallest filesystem that mkfs.xfs makes.
             let disk = image(folder.path(), 320, "mkfs.xfs", &["-q"]);
             let (volume, layer) = guard(&disk);
             let store = Store::open(&disk, layer).await;
@@ -175,7 +175,7 @@ fn a_btrfs_at_the_quota_of_its_subvolume() {
             btrfs(&["subvolume", "create"]);
             btrfs(&["qgroup", "limit", "2M"]);
             let (volume, layer) = guard(&subvolume);
-            // statvfs shows the whole filesystem, so that the door lets it in.
+            // statvfs shows the whole filesystem, so the request is admitted.
             assert!(volume.status().available > 64 * MIB);
             let store = Store::open(&subvolume, layer).await;
             for way in [Way::Guarded, Way::Unchecked] {
@@ -194,10 +194,10 @@ fn a_btrfs_at_the_quota_of_its_subvolume() {
     });
 }
 
-/// statvfs on btrfs follows no write before the filesystem commits, which may take it half a minute.
+/// statvfs on btrfs does not follow writes before the filesystem commits, which may take half a minute.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn what_was_stored_on_btrfs_is_not_free_again() {
+fn space_stored_on_btrfs_does_not_become_free_again() {
     with_own_loop_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
@@ -206,7 +206,7 @@ fn what_was_stored_on_btrfs_is_not_free_again() {
             let before = volume.status().available;
             let service = layer.layer(service_fn(
                 async |request: Request<MeteredBody<Full<Bytes>>>| {
-                    // No fsync: the filesystem shall have no reason of its own to commit.
+                    // No fsync: the filesystem must have no reason of its own to commit.
                     std::fs::write(disk.join("file"), vec![1; 16 << 20]).unwrap();
                     read(request).await
                 },
@@ -225,7 +225,7 @@ fn what_was_stored_on_btrfs_is_not_free_again() {
     });
 }
 
-/// The status and reason that a handler's error comes to.
+/// The status and reason that a handler's error results in.
 async fn answer_of<H, F>(handler: H) -> (u16, serde_json::Value)
 where
     H: FnOnce(Bytes) -> F + Clone + Send + Sync + 'static,
@@ -272,7 +272,7 @@ fn a_limit_of_the_program_is_not_the_disks() {
     });
 }
 
-/// The disk below has room for everything. It is not the one that is guarded.
+/// The disk below has unlimited room. It is not the guarded one.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_mount_that_is_gone() {
@@ -321,7 +321,7 @@ fn paths_on_one_filesystem_share_a_ledger() {
             run("mount", [Path::new("--bind"), &right, &bound]);
             let [left, right, bound, other] = [left, right, bound, other].map(guard);
 
-            // Nothing of it is on the disk, so that it is seen in the ledger alone.
+            // None of it is on the disk, so it only shows in the ledger.
             let (arriving, body) = mpsc::channel::<Result<http_body::Frame<Bytes>, Infallible>>(1);
             let body = futures_util::stream::unfold(body, async |mut body| {
                 Some((body.recv().await?, body))
@@ -371,7 +371,7 @@ async fn status_of((_, layer): &(Volume, StorageGuardLayer), bytes: u64) -> u16 
 /// Sixteen uploads of 4 MiB at once, of which eight fit.
 struct Stampede {
     is_chunked: bool,
-    /// Between the pieces of each, and between their beginnings.
+    /// The pauses between the pieces of each, and between their starts.
     pause: Option<Duration>,
 }
 
@@ -401,15 +401,15 @@ impl Stampede {
     }
 }
 
-/// As many whole files as fit, time after time.
+/// As many complete files as fit, in every repetition.
 ///
-/// With lengths that are known, that is certain.
+/// With known lengths, the number is certain.
 async fn stampedes(disk: PathBuf, times: u32, stampede: Stampede) {
     let (volume, layer) = guard(&disk);
     let store = Store::open(&disk, layer).await;
     let mut whole = Vec::new();
     for _ in 0..times {
-        // A reading from before the last files were deleted would only make the door wait.
+        // A reading from before the last files were deleted would only make requests wait.
         volume.refresh();
         eventually("empty", || {
             volume.refresh();
@@ -423,7 +423,7 @@ async fn stampedes(disk: PathBuf, times: u32, stampede: Stampede) {
     }
     println!("whole files: {whole:?}");
     if stampede.is_chunked {
-        // On a busy machine, one too many may be sent away once in a hundred times or so.
+        // On a busy machine, one upload too many may be refused in about one of a hundred runs.
         let best = whole.iter().filter(|whole| **whole == 8).count();
         assert!(
             whole.iter().all(|whole| (7..=8).contains(whole)),
@@ -438,7 +438,7 @@ async fn stampedes(disk: PathBuf, times: u32, stampede: Stampede) {
     }
 }
 
-/// Block by block, as it comes: no block may count twice.
+/// Counted block by block as it arrives: no block may count twice.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_chunked_upload_that_fits_exactly() {
@@ -446,7 +446,7 @@ fn a_chunked_upload_that_fits_exactly() {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
             let disk = tmpfs(folder.path(), "size=8m");
-            // So often that readings are taken while blocks are half full.
+            // Often enough that readings are taken while blocks are half full.
             let often = Volume::builder().probe_every(Duration::from_millis(5));
             let _often = often.open(&disk).unwrap();
             let (_, layer) = guard(&disk);
@@ -486,7 +486,7 @@ stampede!(a_chunked_stampede, times: 10, chunked: true, pause: None);
 stampede!(a_slow_stampede, times: 2, chunked: false, pause: PAUSE);
 stampede!(a_slow_chunked_stampede, times: 2, chunked: true, pause: PAUSE);
 
-/// The same stampede on the check that most people write: all pass it, before anybody has written.
+/// The same stampede on a common hand-written check: all pass it before any has written.
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn a_stampede_on_the_usual_check() {
@@ -527,7 +527,7 @@ fn any_sizes_in_any_order() {
     });
 }
 
-/// What an upload takes of a tmpfs, in whole pages.
+/// The size of an upload on a tmpfs, in whole pages.
 fn taken(upload: &Upload) -> u64 {
     upload.size.next_multiple_of(4096)
 }
@@ -566,8 +566,8 @@ async fn any_sizes(disk: PathBuf, uploads: Vec<(u64, bool)>, at_once: bool) {
     for (answer, upload) in &refused {
         assert_eq!(**answer, Answer::full("disk_full", "bytes"), "{upload:?}");
     }
-    // Who was refused did not fit beside those inside. Of these, the ones with a length are all stored in the end; an
-    // upload without one may have been cut later, and left room that nobody knew of.
+    // A refused upload did not fit beside the admitted ones. All admitted uploads with a length are stored in the
+    // end; one without a length may have been cut later, and left room that no request knew of.
     if refused.iter().all(|(_, upload)| !upload.is_chunked) {
         for (_, upload) in refused {
             assert!(full + taken(upload) > capacity, "{upload:?} beside {full}");

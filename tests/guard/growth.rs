@@ -22,7 +22,7 @@ use tower_storage_guard::{
 
 use crate::by_hand::{ByHand, HOUR, Inside, asking, begin, in_time, send};
 
-/// Once nobody uses the volume any more, it takes so much and not a byte more.
+/// Once no request uses the volume any more, it takes exactly this many bytes.
 async fn takes_exactly(bytes: u64, volume: &Volume) {
     Disk::until_settled(volume).await;
     for (bytes, status) in [(bytes, 201), (bytes + 1, 507)] {
@@ -35,7 +35,7 @@ async fn takes_exactly(bytes: u64, volume: &Volume) {
 
 #[tokio::test]
 async fn two_growths_that_find_no_room_are_both_refused() {
-    // Where nobody can give any, nobody waits. Where somebody may, each does for its patience, in turn.
+    // If no reservation can give room back, none waits. If one may, each waits for its patience, in turn.
     for (has_company, patience) in [(false, HOUR), (true, Duration::from_millis(50))] {
         let volume = Disk::new(1_000).volume();
         let layer = StorageGuardLayer::new(volume.clone()).patience(patience);
@@ -58,7 +58,7 @@ async fn two_growths_that_find_no_room_are_both_refused() {
     }
 }
 
-/// Polls a future on a thread that has no runtime, whenever it is woken.
+/// Polls a future on a thread without a runtime, whenever it is woken.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 
@@ -96,7 +96,7 @@ async fn a_growth_that_waits_outside_of_the_runtime_gives_up_too() {
     assert!(in_time(told).await.unwrap().is_err());
     assert!(began.elapsed() >= PATIENCE / 2);
     assert_eq!(inside.reservation.reserved(), 10);
-    // What was set aside is given back there, too.
+    // The reservation is released there, too.
     let body = inside.body;
     thread::spawn(move || drop(body)).join().unwrap();
     drop((inside.reservation, inside.status));
@@ -158,7 +158,7 @@ async fn of_two_growths_only_one_gets_the_room_for_one() {
 }
 
 #[tokio::test]
-async fn body_and_handle_grow_at_once_and_the_books_are_right() {
+async fn body_and_handle_grow_concurrently_without_miscounting() {
     let volume = Disk::new(10_000).volume();
     let (quota, mut lookups) = asking();
     let layer = StorageGuardLayer::new(volume.clone())
@@ -179,7 +179,7 @@ async fn body_and_handle_grow_at_once_and_the_books_are_right() {
         lookups.tell(1_000).await;
         in_time(frame).await.unwrap().unwrap();
         assert_eq!(inside.reservation.reserved(), 150);
-        // What the body asked for again was for both.
+        // The second request of the body covered both.
         in_time(growth).await.unwrap();
     }
     assert_eq!(inside.reservation.reserved(), 200);
@@ -202,7 +202,7 @@ async fn growths_at_once_do_not_share_a_block() {
     let block = volume.status().claimed;
     let grow = || inside.reservation.grow(block - 1);
     let both = async { tokio::join!(grow(), grow()) };
-    // The volume has claimed for both by then. They ask the quota one after the other.
+    // The volume has claims for both by then. They ask the quota one after the other.
     let told = async {
         lookups.tell(u64::MAX).await;
         lookups.tell(u64::MAX).await;
@@ -216,14 +216,14 @@ async fn growths_at_once_do_not_share_a_block() {
 }
 
 #[tokio::test]
-async fn a_growth_that_nobody_polls_holds_up_neither_the_line_nor_the_door() {
+async fn an_unpolled_growth_blocks_neither_the_queue_nor_admission() {
     for at_the_door in [true, false] {
         let disk = Disk::new(1_000);
         let layer = StorageGuardLayer::new(disk.volume())
             .patience(Duration::from_millis(100))
             .grants(10, 10);
         let mut service = ByHand::new(layer);
-        // Of unknown length, so that they are in line by their age.
+        // Of unknown length, so that they are queued by their age.
         let older = service.enter(chunked(1, 10)).await;
         let younger = service.enter(chunked(1, 10)).await;
         let mut stalled = pin!(older.reservation.grow(5_000));
@@ -238,7 +238,7 @@ async fn a_growth_that_nobody_polls_holds_up_neither_the_line_nor_the_door() {
 }
 
 #[tokio::test]
-async fn a_growth_beyond_the_volume_is_refused_at_once_and_sends_nobody_away() {
+async fn a_growth_beyond_the_volume_is_refused_at_once_without_eviction() {
     let volume = Disk::new(1_000).volume();
     let layer = StorageGuardLayer::new(volume).patience(HOUR).grants(10, 10);
     let mut service = ByHand::new(layer);
@@ -255,9 +255,9 @@ async fn a_growth_beyond_the_volume_is_refused_at_once_and_sends_nobody_away() {
     service.enter(full(10)).await;
 }
 
-/// 150 bytes are let in where the limit is 120.
+/// The error this guards against: 150 bytes are admitted although the limit is 120.
 #[tokio::test]
-async fn a_growth_does_not_count_on_what_a_correction_has_only_asked_for() {
+async fn a_growth_does_not_use_what_a_correction_only_requested() {
     for limit in [120, 20] {
         let volume = Disk::new(10_000).volume();
         let (quota, mut lookups) = asking();
@@ -294,9 +294,9 @@ async fn a_growth_does_not_count_on_what_a_correction_has_only_asked_for() {
     }
 }
 
-/// two growths in the quota's line.
+/// Two growths are queued for the quota.
 #[tokio::test]
-async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
+async fn a_growth_does_not_use_what_another_only_requested() {
     let volume = Disk::new(100_000).volume();
     let (quota, mut lookups) = asking();
     let layer = StorageGuardLayer::new(volume)
@@ -306,7 +306,7 @@ async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
         .patience(Duration::from_millis(200));
     let mut service = ByHand::new(layer);
     let (inside, ()) = tokio::join!(service.enter(full(100)), lookups.tell(1_000));
-    // Company, so that waiting may help.
+    // Another reservation, so that waiting may help.
     let (other, ()) = tokio::join!(service.enter(full(100)), lookups.tell(1_000));
     let (grown, ()) = tokio::join!(other.reservation.grow(100), lookups.tell(1_000));
     grown.unwrap();
@@ -315,7 +315,7 @@ async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
     begin(small.as_mut());
     lookups.tell(350).await;
     begin(small.as_mut());
-    // Another asks for its 500, and for those 100 too.
+    // Another growth asks for its 500, and for those 100 too.
     let mut large = pin!(inside.reservation.grow(500));
     begin(large.as_mut());
     let asked = lookups.next().await;
@@ -334,7 +334,7 @@ async fn a_growth_does_not_count_on_what_another_has_only_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_replaced_to_and_fro_is_held_once() {
+async fn repeated_corrections_are_held_once() {
     let (_, quota, layer) = layer(1_000);
     let layer = layer.price_by(|_, demand| demand.replacing(Amount::bytes(100)));
     let inside = ByHand::new(layer).enter(full(100)).await;
@@ -344,7 +344,7 @@ async fn what_is_replaced_to_and_fro_is_held_once() {
             assert_eq!(quota.usage(USER).held, Amount::new(100, 1));
         }
     }
-    // It is nothing in the end, and what is held goes further.
+    // It replaces nothing in the end, so that the hold covers more.
     inside.reservation.grow(100).await.unwrap();
     assert_eq!(quota.usage(USER).held, Amount::new(100, 1));
     inside.reservation.stored(200);
@@ -353,9 +353,9 @@ async fn what_is_replaced_to_and_fro_is_held_once() {
     assert_eq!(quota.usage(USER).held, Amount::ZERO);
 }
 
-/// A grant of 64 KiB is more than the limit. That says nothing of the 30 KiB that there is room for.
+/// A grant of 64 KiB exceeds the limit, although there is room for the 30 KiB.
 #[tokio::test]
-async fn a_grant_larger_than_the_limit_is_no_reason_to_cut() {
+async fn a_grant_larger_than_the_limit_causes_no_cut() {
     let quota = MemoryQuota::new(Limits::bytes(60 << 10));
     let layer = StorageGuardLayer::quota_only(quota.clone()).scope_by(|_| USER);
     let mut service = ByHand::new(layer);
@@ -372,7 +372,7 @@ async fn a_grant_larger_than_the_limit_is_no_reason_to_cut() {
     assert_eq!(quota.usage(USER).used.bytes, 30 << 10);
 }
 
-/// By the 64 KiB that a grant is, the user's own limit would be the one. By the byte that is needed, it is not.
+/// For the grant of 64 KiB, the user's own limit would be exceeded first. For the byte that is needed, it is not.
 #[tokio::test]
 async fn the_scope_that_is_full_is_named() {
     let quota = MemoryQuota::new(Limits::UNLIMITED);

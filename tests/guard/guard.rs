@@ -151,7 +151,7 @@ async fn a_success_is_charged_and_anything_else_is_not() {
 }
 
 #[tokio::test]
-async fn what_counts_as_success_can_be_said() {
+async fn the_success_criterion_is_configurable() {
     let (_, quota, layer) = layer(1_000);
     let layer = layer.success_when(|head| head.headers.contains_key("x-stored"));
     let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
@@ -172,7 +172,7 @@ async fn what_counts_as_success_can_be_said() {
 }
 
 #[tokio::test]
-async fn the_handler_knows_better_what_is_stored() {
+async fn the_handler_may_report_what_is_stored() {
     let (volume, quota, layer) = layer(1_000);
     let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
         let reservation = request.extensions().get::<Reservation>().unwrap().clone();
@@ -180,7 +180,7 @@ async fn the_handler_knows_better_what_is_stored() {
         assert_eq!(reservation.remaining(), 100);
         request.into_body().collect().await.unwrap();
         assert_eq!((reservation.received(), reservation.remaining()), (100, 0));
-        // It compresses well, and makes a second file.
+        // Its content compresses well, and it creates a second file.
         reservation.written(40);
         reservation.stored(40);
         reservation.made(2);
@@ -246,13 +246,13 @@ async fn an_overwrite_is_charged_for_its_difference() {
     assert_eq!(put(1_000).await.unwrap().status(), 201);
     assert_eq!(quota.usage(USER).used, Amount::new(1_000, 1));
     quota.set_used(USER, Amount::new(900, 1));
-    // Smaller than what it replaces: usage goes down.
+    // Smaller than what it replaces: usage decreases.
     assert_eq!(put(100).await.unwrap().status(), 201);
     assert_eq!(quota.usage(USER).used, Amount::new(100, 1));
 }
 
 #[tokio::test]
-async fn what_is_replaced_can_be_corrected() {
+async fn the_replaced_amount_can_be_corrected() {
     let (_, quota, layer) = layer(1_000);
     quota.set_used(USER, Amount::new(950, 1));
     let layer = layer.price_by(|_, demand| demand.replacing(Amount::new(900, 1)));
@@ -262,7 +262,7 @@ async fn what_is_replaced_can_be_corrected() {
         let refused = seen.clone();
         async move {
             let reservation = request.extensions().get::<Reservation>().unwrap().clone();
-            // Somebody else has deleted it meanwhile, and stored something.
+            // Another client has deleted it meanwhile, and stored something else.
             let result = reservation.replaces(Amount::ZERO).await;
             refused.store(result.is_err(), SeqCst);
             reservation.replaces(Amount::new(60, 1)).await.unwrap();
@@ -311,7 +311,7 @@ async fn figures_go_only_to_the_scope_they_belong_to() {
                 "message": "Storage quota exceeded",
                 "reason": "quota_exceeded",
                 "resource": "bytes",
-                // Though it is more than the limit: guess by guess, one would know the limit.
+                // Although it exceeds the limit: repeated requests would reveal the limit.
                 "temporary": true,
             })
         )
@@ -359,8 +359,8 @@ async fn a_body_that_passes_its_demand_must_grow_or_is_cut() {
 }
 
 #[tokio::test]
-async fn a_grant_takes_no_more_than_there_is() {
-    // Less is left, of the quota and of the disk, than a grant would be.
+async fn a_grant_is_limited_to_the_available_room() {
+    // The quota and the disk have less left than a grant.
     for (limit, disk, bytes, status) in [
         (800, 1 << 30, 800, 201),
         (800, 1 << 30, 801, 507),
@@ -402,7 +402,7 @@ async fn a_handler_can_commit_before_its_answer() {
 }
 
 #[tokio::test]
-async fn what_was_cut_cannot_be_committed() {
+async fn a_cut_upload_cannot_be_committed() {
     let (_, quota, layer) = layer(100);
     let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
         let reservation = request.extensions().get::<Reservation>().unwrap().clone();
@@ -418,7 +418,7 @@ async fn what_was_cut_cannot_be_committed() {
 #[tokio::test]
 async fn a_cut_upload_is_never_acknowledged() {
     let (_, quota, layer) = layer(1_000);
-    // The handler does not look at the error, and says that all is well.
+    // The handler ignores the error, and reports success.
     let service =
         layer
             .grants(100, 100)
@@ -491,7 +491,7 @@ async fn a_hint_reserves_no_more_than_its_cap() {
 }
 
 #[tokio::test]
-async fn a_later_chunk_needs_room_for_what_is_left() {
+async fn a_later_chunk_needs_room_for_the_rest() {
     for (total, offset) in [
         ("upload-length", "upload-offset"),
         ("oc-total-length", "oc-chunk-offset"),
@@ -525,7 +525,7 @@ async fn a_quota_source_that_is_away_is_503_or_let_in() {
         type Future = Pending<Result<(), QuotaError>>;
 
         fn reserve(&self, scopes: &Scopes, _: Amount, _: Amount) -> Answer<Self::Future> {
-            // One never answers, the other fails.
+            // One source never answers, the other fails.
             if scopes.iter().any(|scope| scope.as_str() == "slow") {
                 Answer::Later(pending())
             } else {
@@ -552,7 +552,7 @@ async fn a_quota_source_that_is_away_is_503_or_let_in() {
             }
             let waited = if scope == "slow" { 3 } else { 0 };
             assert_eq!(start.elapsed().as_secs(), waited);
-            // What the volume had set aside is free again.
+            // The claim on the volume is released.
             Disk::until_settled(&volume).await;
         }
     }
@@ -575,7 +575,7 @@ async fn a_quota_function_is_all_it_takes() {
     assert_eq!(put(101).await.unwrap().status(), 507);
 }
 
-/// What a handler may answer a fault with.
+/// The ways in which a handler may report a fault.
 fn faulty(how: &str) -> Result<Reply, BoxError> {
     let full = || io::Error::from(io::ErrorKind::StorageFull);
     let mut response = answer(500);
@@ -628,7 +628,7 @@ async fn faults_of_every_form_become_the_one_refusal() {
 }
 
 #[tokio::test]
-async fn errors_that_are_no_faults_come_out_as_they_went_in() {
+async fn errors_that_are_no_faults_are_passed_on_unchanged() {
     #[derive(Debug, thiserror::Error)]
     enum Failed {
         #[error("disk")]
@@ -655,7 +655,7 @@ async fn errors_that_are_no_faults_come_out_as_they_went_in() {
 }
 
 #[tokio::test]
-async fn a_veto_leaves_the_answer_alone() {
+async fn a_veto_leaves_the_answer_unchanged() {
     let classifier =
         Classifier::default().with(|error| error.is::<io::Error>().then_some(Verdict::NotOurs));
     let volume = Disk::new(1 << 30).volume();
@@ -756,7 +756,7 @@ async fn answers_can_be_set() {
     assert!(fresh.status(Cause::DiskFull, StatusCode::OK).is_err());
 }
 
-/// The service answers at once, and reads behind its answer.
+/// The service answers at once, and reads after its answer.
 #[tokio::test]
 async fn an_answer_that_comes_first_is_settled_when_both_directions_end() {
     let (volume, quota, layer) = layer(1_000);
@@ -783,14 +783,14 @@ async fn an_answer_that_comes_first_is_settled_when_both_directions_end() {
     response.into_body().collect().await.unwrap();
     assert_eq!(quota.usage(USER).used, Amount::new(600, 2));
 
-    // The client goes before the answer was sent.
+    // The client disconnects before the answer was sent.
     let response = service.clone().oneshot(put(chunked(3, 100))).await.unwrap();
     drop(response);
     let body = taken.recv().await.unwrap();
     assert!(body.collect().await.unwrap_err().is::<Refused>());
     assert_eq!(quota.usage(USER).used, Amount::new(600, 2));
 
-    // The client goes while its body is read behind the answer.
+    // The client disconnects while its body is read after the answer.
     let frames = [
         Ok(Frame::data("abc".into())),
         Err(io::ErrorKind::ConnectionReset.into()),
@@ -802,7 +802,7 @@ async fn an_answer_that_comes_first_is_settled_when_both_directions_end() {
     assert_eq!(quota.usage(USER).used, Amount::new(600, 2));
     assert_eq!(quota.usage(USER).held, Amount::ZERO);
 
-    // It is cut, when the head is out already: the answer ends in error.
+    // The body is cut after the head was sent: the answer ends in an error.
     let response = service.oneshot(put(chunked(5, 100))).await.unwrap();
     let body = taken.recv().await.unwrap();
     assert!(body.collect().await.unwrap_err().is::<Refused>());
@@ -834,7 +834,7 @@ async fn a_cancelled_request_releases_though_its_body_lives_on() {
 }
 
 #[tokio::test]
-async fn a_handle_that_is_kept_does_not_keep_the_unread_body() {
+async fn a_kept_handle_does_not_keep_the_unread_body() {
     for status in [201, 404] {
         let volume = Disk::new(1_000).volume();
         let mut service = ByHand::new(StorageGuardLayer::new(volume));
@@ -852,7 +852,7 @@ async fn a_handle_that_is_kept_does_not_keep_the_unread_body() {
 }
 
 #[tokio::test]
-async fn cancelled_while_the_quota_is_asked_nothing_stays_set_aside() {
+async fn a_request_cancelled_during_the_quota_lookup_releases_everything() {
     let volume = Disk::new(1 << 30).volume();
     let (asked, mut answers) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
     let quota = tower_storage_guard::quota::quota_future(move |_| {
@@ -922,11 +922,11 @@ async fn a_full_disk_lets_empty_objects_in_until_objects_run_out() {
 }
 
 #[tokio::test]
-async fn a_full_disk_says_what_it_lacks_though_the_reading_is_old() {
+async fn a_full_disk_names_the_resource_despite_an_old_reading() {
     let disk = Disk::new(1_000).with_inodes(10);
     let volume = disk.probed_every(Duration::from_secs(60));
     let service = StorageGuardLayer::new(volume).layer(service_fn(move |_: Request<Incoming>| {
-        // Others have taken the last inode just now.
+        // Another program has just taken the last inode.
         disk.set_inodes(0);
         ready(faulty("source"))
     }));
@@ -934,9 +934,9 @@ async fn a_full_disk_says_what_it_lacks_though_the_reading_is_old() {
     assert_eq!((status, json["resource"].as_str()), (507, Some("objects")));
 }
 
-/// A volume with a reading of half a minute ago, from which a file has just been deleted.
+/// A volume with a reading from half a minute ago, and a file that was deleted since.
 #[tokio::test]
-async fn nobody_is_refused_on_an_old_reading() {
+async fn no_request_is_refused_on_an_old_reading() {
     let disk = Disk::new(100);
     let volume = disk.probed_every(Duration::from_secs(60));
     let service = StorageGuardLayer::new(volume).layer(service_fn(read_all));
@@ -946,7 +946,7 @@ async fn nobody_is_refused_on_an_old_reading() {
 }
 
 #[tokio::test]
-async fn the_request_body_says_what_the_inner_one_says() {
+async fn the_request_body_forwards_size_hint_and_end() {
     let (_, _, layer) = layer(1_000);
     let service = layer.layer(service_fn(|request: Request<Incoming>| async move {
         let mut body = request.into_body();

@@ -25,7 +25,7 @@ use tower_storage_guard::{
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 1024;
 
-/// What the filesystem does when it is asked how full it is.
+/// The filesystem's behaviour when statvfs is called.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Mood {
     Fine,
@@ -33,7 +33,7 @@ enum Mood {
     Fails,
 }
 
-/// Sets a filesystem's mood, and knows who is stuck in it.
+/// Controls a filesystem's behaviour, and counts the calls stuck in it.
 #[derive(Clone, Debug)]
 struct Switch(Arc<(Mutex<(Mood, usize)>, Condvar)>);
 
@@ -48,12 +48,12 @@ impl Switch {
         changed.notify_all();
     }
 
-    /// How many are stuck in it now.
+    /// The number of calls stuck in it now.
     fn stuck(&self) -> usize {
         self.0.0.lock().unwrap().1
     }
 
-    /// Hangs here, fails, or passes.
+    /// Hangs, fails, or returns.
     fn pass(&self) -> io::Result<()> {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
@@ -69,7 +69,7 @@ impl Switch {
     }
 }
 
-/// A test that fails while something hangs must end all the same.
+/// A failing test must end even if a call hangs.
 struct FineInTheEnd(Switch);
 
 impl Drop for FineInTheEnd {
@@ -129,11 +129,11 @@ impl Filesystem for Switch {
     }
 }
 
-/// Far from any time that a request should take, and from any that it takes to hang.
+/// Far above the time for any request, and far below the time of a hang.
 const AT_ONCE: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(600);
 
-/// Uploads, and returns status, reason and time.
+/// Uploads, and returns status, reason and duration.
 async fn upload(volume: &Volume, bytes: u64) -> (u16, Option<String>, Duration) {
     async fn store(
         request: Request<MeteredBody<Full<Bytes>>>,
@@ -157,10 +157,11 @@ async fn upload(volume: &Volume, bytes: u64) -> (u16, Option<String>, Duration) 
     (status, json["reason"].as_str().map(ToOwned::to_owned), took)
 }
 
-/// What holds of a filesystem in trouble, whatever the trouble is.
+/// The guarantees for a filesystem in trouble, for every kind of trouble.
 async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     let _end = FineInTheEnd(switch.clone());
-    // One filesystem and one probe: they differ in how long they trust a reading, and in what they do then.
+    // One filesystem and one probe: the volumes differ in how long they trust a reading, and in their policy after
+    // that.
     let trusting = volume.clone().max_age(Duration::from_secs(3600));
     let refusing = volume.clone().max_age(Duration::from_millis(200));
     let admitting = refusing.clone().outage(Outage::Admit);
@@ -172,7 +173,7 @@ async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     switch.set(trouble);
     if trouble == Mood::Hangs {
         eventually("stuck", || switch.stuck() == 1).await;
-        // All of it, as it was seen last.
+        // The values of the last reading.
         let (status, reason, took) = upload(&trusting, BLOCKS * BLOCK).await;
         assert_eq!((status, reason.as_deref()), (200, None), "{took:?}");
     }
@@ -181,7 +182,7 @@ async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     assert_eq!((status, reason.as_deref()), (507, Some("disk_full")));
     assert!(took < PATIENCE + AT_ONCE, "{took:?}");
 
-    // Requests that fit are let in on the last reading.
+    // Requests that fit are admitted on the last reading.
     let mut longest = Duration::ZERO;
     for _ in 0..200 {
         let (status, _, took) = upload(&trusting, 1).await;
@@ -201,7 +202,7 @@ async fn costs_no_request(volume: Volume, switch: Switch, trouble: Mood) {
     assert!(took < AT_ONCE, "{took:?}");
 
     if trouble == Mood::Hangs {
-        // It has been hanging for longer than anybody's patience by now: nobody even waits for that.
+        // By now it has been hanging for longer than any request's patience, so no request even waits for it.
         let hung = || switch.stuck() == 1 && volume.status().age > PATIENCE;
         eventually("hung for long", hung).await;
         let (status, _, took) = upload(&trusting, too_much).await;
@@ -280,7 +281,7 @@ fn a_filesystem_that_fails() {
     with_own_mounts(|| with_fuse(Mood::Fails));
 }
 
-/// The threads that probe, in this process. Linux keeps 15 letters of a thread's name.
+/// The probing threads of this process. Linux keeps 15 characters of a thread's name.
 fn probing_threads() -> usize {
     std::fs::read_dir("/proc/self/task")
         .unwrap()
@@ -289,7 +290,7 @@ fn probing_threads() -> usize {
         .count()
 }
 
-/// Looks all the time. Fails when there is ever more than one.
+/// Checks continuously, and fails if there is ever more than one.
 async fn only_one_probes() {
     loop {
         assert_eq!(probing_threads(), 1);
@@ -306,14 +307,14 @@ struct Stepped {
 
 impl Probe for Stepped {
     fn read(&mut self) -> io::Result<Reading> {
-        // The test is over when these fail.
+        // If these fail, the test has ended.
         let _ = self.begun.send(());
         let _ = self.go.recv();
         Ok(Reading::new(100 - *self.disk.lock().unwrap(), 100))
     }
 }
 
-/// An upload that is let in, and ends as it is told.
+/// An upload that is admitted, and ends when told.
 struct Held {
     answer: JoinHandle<u16>,
     inside: oneshot::Receiver<Reservation>,
@@ -324,7 +325,7 @@ impl Held {
     fn begin(layer: &StorageGuardLayer, bytes: u64) -> Self {
         let (let_in, inside) = oneshot::channel();
         let (end, ends) = oneshot::channel();
-        // Called once, though a service could be called more often.
+        // Called once, although a service could be called more often.
         let hooks = Arc::new(Mutex::new(Some((let_in, ends))));
         let service = service_fn(move |request: Request<MeteredBody<Full<Bytes>>>| {
             let (let_in, ends) = hooks.lock().unwrap().take().unwrap();
@@ -347,9 +348,9 @@ impl Held {
     }
 }
 
-/// What is written while a reading is taken counts twice until the next. Nobody is refused for that.
+/// Bytes written during a reading count twice until the next one. No request is refused for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reading_that_counts_twice_refuses_nobody() {
+async fn a_reading_that_counts_twice_causes_no_refusal() {
     let disk = Arc::new(Mutex::new(0));
     let ((begun, has_begun), (step, go)) = (mpsc::channel(), mpsc::channel());
     let stepped = Stepped {
@@ -371,12 +372,12 @@ async fn a_reading_that_counts_twice_refuses_nobody() {
     *disk.lock().unwrap() = 60;
     writing.written(60);
     step.send(()).unwrap();
-    // It asks for another instead of giving up.
+    // It requests another reading instead of giving up.
     has_begun.recv().unwrap();
     step.send(()).unwrap();
     fails.end.send(500).unwrap();
     assert_eq!(fails.answer.await.unwrap(), 500);
-    drop(waits.inside.await.expect("is let in"));
+    drop(waits.inside.await.expect("is admitted"));
     for (end, answer) in [(waits.end, waits.answer), (writes.end, writes.answer)] {
         end.send(200).unwrap();
         assert_eq!(answer.await.unwrap(), 200);

@@ -1,4 +1,5 @@
-//! The limits of tower-http and axum beside the guard: what is too large is answered 413 on either side of it.
+//! The limits of tower-http and axum together with the guard: a body that is too large is answered 413 on either
+//! side.
 
 use std::convert::Infallible;
 
@@ -21,22 +22,22 @@ const LIMIT: usize = 1_000;
 
 #[derive(Clone, Copy, Debug)]
 enum Limit {
-    /// Of tower-http: a Content-Length that is too large is answered by the layer, and the body is limited.
+    /// tower-http's: a Content-Length that is too large is answered by the layer, and the body is limited.
     RequestBody,
-    /// The same, in a service that has switched axum's own limit of 2 MB off.
+    /// The same, in a service that disables axum's own limit of 2 MB.
     RequestBodyAlone,
-    /// Of axum: the extractors limit the body.
+    /// axum's: the extractors limit the body.
     DefaultBody,
 }
 
-/// Where the limit is.
+/// The position of the limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     NoGuard,
     InsideOfTheGuard,
     /// In one `ServiceBuilder` with the guard.
     OutsideOfTheGuard,
-    /// In a `Router::layer` of its own.
+    /// In a separate `Router::layer`.
     OutsideInAnotherLayer,
 }
 
@@ -95,7 +96,7 @@ async fn read_form(mut form: Multipart) -> Result<StatusCode, MultipartError> {
     Ok(StatusCode::CREATED)
 }
 
-/// A request whose content is `bytes` long and a bit.
+/// A request with `bytes` and a few more of content.
 fn upload(extractor: Extractor, bytes: usize, has_length: bool) -> Request<Body> {
     let text = "7".repeat(bytes);
     let (uri, content_type, content) = match extractor {
@@ -122,17 +123,17 @@ fn upload(extractor: Extractor, bytes: usize, has_length: bool) -> Request<Body>
         .unwrap()
 }
 
-/// What is answered to what is too large.
+/// The answer to a body that is too large.
 ///
-/// 413, unless the limit ends the body in the middle and axum does not find the limit's error. It wraps that once more
-/// wherever a body of another type goes into its own: at a `Router::layer` whose layer changes the type, as that of the
-/// limit and the guard's do, and in an extractor that sets a limit too. `Bytes` and `Json` look two wraps deep, and
-/// `Multipart` looks one deep.
+/// 413, unless the limit ends the body in the middle and axum does not find the limit's error. axum wraps the error
+/// once more wherever a body of another type is converted into its own: at a `Router::layer` whose layer changes the
+/// type, as the limit's and the guard's do, and in an extractor that also sets a limit. `Bytes` and `Json` search two
+/// wraps deep, and `Multipart` one.
 fn expected(limit: Limit, place: Place, extractor: Extractor, has_length: bool) -> u16 {
     let wraps = match limit {
         Limit::RequestBody if !has_length => 2,
         Limit::RequestBodyAlone if !has_length => 1,
-        // A Content-Length that is too large never gets as far as the body.
+        // A Content-Length that is too large is answered before the body is read.
         Limit::RequestBody | Limit::RequestBodyAlone => return 413,
         // The limit is in the extractor.
         Limit::DefaultBody => return 413,
@@ -146,7 +147,7 @@ fn expected(limit: Limit, place: Place, extractor: Extractor, has_length: bool) 
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_answered_413_inside_and_outside_of_the_guard() {
+async fn a_body_too_large_is_answered_413_inside_and_outside_of_the_guard() {
     for limit in [
         Limit::RequestBody,
         Limit::RequestBodyAlone,

@@ -1,4 +1,4 @@
-//! The guard in this process: what it lets in, what it refuses, and how it answers.
+//! The guard in this process: what it admits, what it refuses, and how it answers.
 
 mod allocations;
 #[cfg(feature = "axum")]

@@ -21,7 +21,7 @@ fn quota() -> MemoryQuota {
     quota
 }
 
-/// Sends a request of this price, which the service answers so.
+/// Sends a request of this price, which the service answers with this status.
 async fn send<Q>(volume: &Volume, quota: Q, price: impl Into<Price>, status: u16) -> u16
 where
     Q: QuotaSource + Clone + Send + Sync + 'static,
@@ -42,7 +42,7 @@ where
 }
 
 #[tokio::test]
-async fn what_is_copied_is_charged_when_it_is_there() {
+async fn a_copy_is_charged_when_it_is_complete() {
     let (disk, quota) = (Disk::new(1_000), quota());
     let volume = disk.volume();
     let copy = |bytes| {
@@ -63,8 +63,8 @@ async fn what_is_copied_is_charged_when_it_is_there() {
 }
 
 #[tokio::test]
-async fn what_moves_is_charged_to_the_new_and_given_back_to_the_old() {
-    // The volume has it already, however full it is.
+async fn a_move_charges_the_new_scope_and_gives_back_to_the_old() {
+    // It is already on the volume, however full that is.
     let (volume, quota) = (Disk::new(0).volume(), quota());
     quota.set_used(BOB, Amount::new(70, 3));
     let file = Amount::new(60, 1);
@@ -85,7 +85,7 @@ async fn what_moves_is_charged_to_the_new_and_given_back_to_the_old() {
     assert_eq!(quota.usage(ANN).held, Amount::ZERO);
 }
 
-/// Away, and told of what is given back all the same.
+/// A quota source during an outage, which still receives give-backs.
 #[derive(Clone)]
 struct Away(MemoryQuota);
 
@@ -104,7 +104,7 @@ impl QuotaSource for Away {
 }
 
 #[tokio::test]
-async fn what_only_removes_is_never_refused() {
+async fn a_removal_is_never_refused() {
     let (volume, quota) = (Disk::new(0).volume(), quota());
     quota.set_used(ANN, Amount::new(200, 10));
     let source = Away(quota.clone());

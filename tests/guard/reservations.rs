@@ -1,4 +1,4 @@
-//! Reservations that any code makes, and how guards share what they guard.
+//! Reservations made by any code, and guards that share a volume or a quota.
 
 use std::{
     convert::Infallible,
@@ -36,7 +36,7 @@ use tower_storage_guard::{
 
 const KIB: u64 = 1 << 10;
 
-/// A guard of a volume with so much room, and of a quota with this limit.
+/// A guard of a volume with this much room, and of a quota with this limit.
 fn guard(room: u64, limit: u64) -> (Volume, MemoryQuota, Guard<MemoryQuota>) {
     let volume = Disk::new(room).volume();
     let quota = MemoryQuota::new(Limits::bytes(limit));
@@ -45,7 +45,7 @@ fn guard(room: u64, limit: u64) -> (Volume, MemoryQuota, Guard<MemoryQuota>) {
 }
 
 #[tokio::test]
-async fn what_is_committed_is_charged_and_anything_else_is_given_back() {
+async fn a_commit_charges_and_anything_else_releases() {
     let (volume, quota, guard) = guard(1 << 20, 1_000);
     let usage = || (quota.usage(USER).used, quota.usage(USER).held);
 
@@ -93,7 +93,7 @@ async fn it_grows_and_corrects_what_it_replaces() {
     assert_eq!(quota.usage(USER).used, Amount::new(950, 0));
 }
 
-/// There is no runtime on a plain thread.
+/// A plain thread has no runtime.
 #[tokio::test]
 async fn the_last_handle_releases_on_any_thread() {
     let (volume, quota, guard) = guard(1 << 20, 1_000);
@@ -155,7 +155,7 @@ impl QuotaSource for Silent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_is_silent_is_an_outage() {
+async fn a_source_that_does_not_answer_is_an_outage() {
     let volume = Disk::new(1 << 20).volume();
     let guard = Guard::new(volume.clone()).quota(Silent);
     let refused = guard.reserve(USER, Demand::known(1)).await.unwrap_err();
@@ -196,7 +196,7 @@ async fn an_outage_has_the_error_of_the_source() {
     assert_eq!(job.reserved(), 1);
 }
 
-/// Polled as often as that, and then dropped.
+/// Polled this many times, and then dropped.
 fn polled<F: Future>(future: F, times: usize) {
     let mut future = pin!(future);
     let mut cx = Context::from_waker(Waker::noop());
@@ -252,7 +252,7 @@ async fn a_layer_and_a_job_share_one_guard() {
 /// A body behind two guards.
 type GuardedTwice = MeteredBody<Incoming>;
 
-/// A handler that says it has stored half of what it read.
+/// A handler that reports half of what it has read as stored.
 async fn store_half(request: Request<GuardedTwice>) -> Result<Reply, Infallible> {
     let reservation = request.extensions().get::<Reservation>().unwrap().clone();
     let read = request.into_body().collect().await;
@@ -266,7 +266,7 @@ async fn store_half(request: Request<GuardedTwice>) -> Result<Reply, Infallible>
 }
 
 #[tokio::test]
-async fn two_guards_on_one_volume_claim_it_once_and_both_hear_the_handler() {
+async fn two_guards_on_one_volume_claim_it_once_and_both_use_the_report() {
     let disk = Disk::new(100 * KIB);
     let volume = disk.volume();
     let outer = MemoryQuota::new(Limits::bytes(1 << 20));
@@ -281,7 +281,7 @@ async fn two_guards_on_one_volume_claim_it_once_and_both_hear_the_handler() {
         .layer(guard(&outer))
         .layer(guard(&inner))
         .service_fn(store_half);
-    // Claimed twice, neither would fit.
+    // If it were claimed twice, neither would fit.
     for content in [full(100 << 10), chunked(10, 10 << 10)] {
         let answer = service.clone().oneshot(put(content)).await.unwrap();
         assert_eq!(answer.status(), 201);
@@ -302,9 +302,9 @@ async fn two_guards_on_one_volume_claim_it_once_and_both_hear_the_handler() {
     assert_eq!(refused.status(), 507);
 }
 
-/// The guard outside knows the body alone, or nothing at all; the one inside, what the request really takes.
+/// The outer guard only knows the body, or nothing at all; the inner one knows the full demand.
 #[tokio::test]
-async fn a_guard_inside_claims_what_the_one_outside_does_not_know_of() {
+async fn an_inner_guard_claims_what_the_outer_one_does_not_know() {
     let write_double = |outside: Price, inside: Demand| {
         let volume = Disk::new(10 * KIB).volume();
         let guard = || {
@@ -351,18 +351,18 @@ async fn a_quota_inside_of_a_disk_guard_reports_to_both() {
     assert_eq!(inner.usage("tenant").used, Amount::new(500, 1));
     let refused = service.oneshot(put(full(501))).await.unwrap();
     assert_eq!(refused.status(), 507);
-    // The guard outside gives back what the one inside has refused.
+    // The outer guard releases what the inner one has refused.
     assert_eq!(outer.usage(USER).held, Amount::ZERO);
     Disk::until_settled(&volume).await;
 }
 
 #[tokio::test]
-async fn what_reaches_the_volume_is_claimed_by_its_factor() {
+async fn the_volume_claim_includes_the_write_factor() {
     let (volume, quota, guard) = guard(1_000, 10_000);
     let guard = guard.patience(Duration::from_millis(20));
     let demand = |bytes| Demand::known(bytes).volume_percent(210);
     let job = guard.reserve(USER, demand(476)).await.unwrap();
-    // 476 x 2.1, rounded up. The scope is charged for what is stored.
+    // 476 x 2.1, rounded up. The scope is charged for the stored bytes.
     assert_eq!(volume.status().claimed, 1_000);
     assert_eq!(quota.usage(USER).held, Amount::new(476, 1));
     assert!(job.grow(1).await.is_err());
@@ -387,7 +387,7 @@ async fn what_reaches_the_volume_is_claimed_by_its_factor() {
 }
 
 #[tokio::test]
-async fn a_grant_by_a_factor_takes_no_more_than_there_is() {
+async fn a_grant_with_a_write_factor_is_limited_to_the_available_room() {
     let disk = Disk::new(1_000);
     let guard = Guard::new(disk.volume()).patience(Duration::from_millis(20));
     let job = guard
@@ -438,7 +438,7 @@ mod in_place {
 
     const FILE: usize = 1 << 20;
 
-    /// Whether one MiB over one MiB that is there, and a patch in its middle, are let in on a disk without room.
+    /// Whether an overwrite of one MiB by one MiB, and a patch in its middle, are admitted on a disk without room.
     async fn on_a_full_disk(disk: &Path, left: u64) -> [bool; 3] {
         let mut file = File::create(disk.join("file")).unwrap();
         file.write_all(&vec![7; FILE]).unwrap();
@@ -458,7 +458,7 @@ mod in_place {
 
     #[test]
     #[ignore = "mounts filesystems: run by `make test`"]
-    fn what_is_written_in_place_needs_no_room() {
+    fn writing_in_place_needs_no_room() {
         with_own_mounts(|| {
             in_runtime(async {
                 let folder = tempfile::tempdir().unwrap();

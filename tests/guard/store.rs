@@ -1,4 +1,4 @@
-//! A server that stores uploads as files, as its users would write it, and its clients.
+//! A server that stores uploads as files, as a user of the crate would write it, and its clients.
 
 use std::{
     convert::Infallible,
@@ -30,14 +30,14 @@ pub(crate) struct Store {
     address: SocketAddr,
 }
 
-/// Which way into the store.
+/// How an upload reaches the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Way {
-    /// Through the guard's door.
+    /// Through the guard's admission.
     Guarded,
-    /// Past the door: what the disk says is for the guard to answer.
+    /// Bypassing admission: the guard has to answer the disk's errors.
     Unchecked,
-    /// Through no guard, but by the check that most people write.
+    /// Without a guard, with a common hand-written check.
     Usual,
 }
 
@@ -86,7 +86,7 @@ impl Store {
         assert_eq!(answer.status(), 204);
     }
 
-    /// What lies in the folder: names and sizes.
+    /// The contents of the folder: names and sizes.
     pub(crate) fn files(&self) -> Vec<(String, u64)> {
         let mut files: Vec<_> = std::fs::read_dir(&self.folder)
             .unwrap()
@@ -102,7 +102,7 @@ impl Store {
         files
     }
 
-    /// Whether exactly these uploads are stored, every byte of them, and nothing else.
+    /// Whether exactly these uploads are stored, complete and unchanged.
     pub(crate) fn holds_exactly<'a>(&self, uploads: impl IntoIterator<Item = &'a Upload>) {
         let mut names: Vec<_> = Vec::new();
         for upload in uploads {
@@ -114,14 +114,14 @@ impl Store {
     }
 }
 
-/// What a client sends: bytes that tell one upload from another, and each piece from the next.
+/// The content of an upload: every upload and every piece differ.
 #[derive(Clone, Debug)]
 pub(crate) struct Upload {
     pub(crate) number: u8,
     pub(crate) size: u64,
     pub(crate) way: Way,
     pub(crate) is_chunked: bool,
-    /// Before each piece.
+    /// The pause before each piece.
     pub(crate) pause: Option<Duration>,
 }
 
@@ -174,7 +174,7 @@ impl Upload {
     }
 }
 
-/// What a client was told.
+/// The answer that a client received.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -203,7 +203,7 @@ impl Answer {
         }
     }
 
-    /// 507 for this reason and resource.
+    /// 507 with this reason and resource.
     pub(crate) fn full(reason: &str, resource: &str) -> Self {
         Self {
             status: 507,
@@ -219,12 +219,12 @@ async fn send(request: Request<Body>) -> Response<Incoming> {
     client.request(request).await.unwrap()
 }
 
-/// A file that is there only if it was kept: also when the client leaves, and this is dropped.
+/// A file that exists only if it was kept: it is removed when the client disconnects, and this is dropped.
 struct Part(PathBuf);
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Not there any more, once kept.
+        // Already renamed, once kept.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -237,7 +237,7 @@ async fn upload(
 ) -> Result<StatusCode, Failure> {
     let stored = store(folder, name, &reservation, &mut body).await;
     if stored.is_err() && reservation.is_none() {
-        // Only guarded requests are drained by the guard, so that their answers arrive.
+        // The guard only drains guarded requests, so that their answers arrive.
         while let Some(Ok(_)) = body.frame().await {}
     }
     stored
@@ -256,7 +256,7 @@ async fn store(
             continue;
         };
         file.write_all(&data).await?;
-        // Before this, it may not be on the disk yet, and what fails is not known.
+        // Before the flush it may not be on the disk yet, and an error would be lost.
         file.flush().await?;
         if let Some(reservation) = reservation {
             reservation.written(data.len() as u64);
@@ -267,7 +267,7 @@ async fn store(
     Ok(StatusCode::CREATED)
 }
 
-/// What a guard is for: this is not how to do it.
+/// The check that the guard replaces: do not write it like this.
 async fn check_and_store(
     State(folder): State<PathBuf>,
     Path(name): Path<String>,

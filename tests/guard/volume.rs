@@ -1,4 +1,4 @@
-//! Volumes: how old a reading may be, which requests do not close a volume, and what a dropped volume leaves.
+//! Volumes: the age of readings, requests that do not close a volume, and the cleanup of a dropped volume.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tower_storage_guard::{Probe, Reading, StorageGuardLayer, Volume};
 
 use crate::by_hand::{HOUR, send};
 
-/// A disk whose probe can be held up, and is counted.
+/// A disk whose probe can be delayed, and is counted.
 #[derive(Clone, Default)]
 struct Slow {
     reads: Arc<AtomicUsize>,
@@ -52,7 +52,7 @@ async fn a_volume_that_is_probed_rarely_takes_requests_during_the_next_probe() {
 }
 
 #[tokio::test]
-async fn a_request_for_nothing_is_let_in_though_the_reading_is_too_old() {
+async fn an_empty_request_is_admitted_despite_an_outdated_reading() {
     let disk = Slow::default();
     let volume = Volume::from_probe(disk.clone()).unwrap();
     let volume = volume.max_age(Duration::ZERO);
@@ -67,7 +67,7 @@ async fn a_request_for_nothing_is_let_in_though_the_reading_is_too_old() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_second_look_lets_in_closes_nothing() {
+async fn a_request_admitted_by_a_second_check_closes_nothing() {
     let disk = Disk::new(50);
     let volume = disk.probed_every(HOUR).resume_at(500);
     disk.set_available(200);

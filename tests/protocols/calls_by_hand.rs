@@ -1,4 +1,4 @@
-//! gRPC calls whose every frame the test decides, and the requests, trailers and servers that such tests share.
+//! gRPC calls whose every frame the test controls, and the requests, trailers and servers that such tests share.
 
 use std::{
     convert::Infallible,
@@ -36,13 +36,13 @@ pub(crate) type Frames<E> = mpsc::UnboundedSender<Result<Frame<Bytes>, E>>;
 pub(crate) type Content = UnsyncBoxBody<Bytes, io::Error>;
 pub(crate) type Replies = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A call whose every frame the test decides, both ways.
+/// A call whose every frame the test controls, in both directions.
 pub(crate) struct ByHand {
     pub(crate) send: Frames<io::Error>,
-    /// What the handler has.
+    /// The handler's side.
     pub(crate) body: MeteredBody<Content>,
     pub(crate) reply: Frames<BoxError>,
-    /// What the client gets.
+    /// The client's side.
     pub(crate) answer: Response<ResponseBody<Replies>>,
 }
 
@@ -77,7 +77,7 @@ impl ByHand {
         self.reply.send(Ok(Frame::data(content.into()))).unwrap();
     }
 
-    /// The next frame that the client gets.
+    /// The next frame that the client receives.
     pub(crate) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
         let frame = self.answer.body_mut().frame();
         timeout(BOUND, frame).await.expect("it comes")
@@ -96,7 +96,7 @@ impl ByHand {
     }
 }
 
-/// Content of as many frames as the test sends.
+/// Content with as many frames as the test sends.
 fn by_hand<E: 'static + Send>() -> (Frames<E>, UnsyncBoxBody<Bytes, E>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let frames = UnboundedReceiverStream::new(receiver);
@@ -122,7 +122,7 @@ pub(crate) fn web_frame(flags: u8, content: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Reads all, and answers a message for each frame.
+/// Reads everything, and answers with a message for each frame.
 pub(crate) async fn echo<B>(request: Request<B>) -> Result<Response<Replies>, Infallible>
 where
     B: Body<Data = Bytes, Error = BoxError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Clients that are still sending when their call is refused or cut see its status all the same.
+//! Clients that are still sending when their call is refused or cut must see its status.
 
 use std::{
     convert::Infallible,
@@ -22,13 +22,13 @@ use crate::{
     grpc::{Guarded, LIMIT},
 };
 
-/// Content without end, as fast as it goes.
+/// Endless content, at full speed.
 fn endless() -> UnsyncBoxBody<Bytes, Infallible> {
     let frame = || Ok(Frame::data(Bytes::from(vec![7; 16 << 10])));
     StreamBody::new(stream::repeat_with(frame)).boxed_unsync()
 }
 
-/// Over HTTP/2 the status of a cut arrives, though the client is still sending.
+/// Over HTTP/2 the status of a cut arrives although the client is still sending.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_sends_on_sees_the_status() {
     for (how, is_behind) in [("door", false), ("cut", false), ("cut", true)] {
@@ -77,7 +77,7 @@ async fn a_client_that_sends_on_sees_the_status() {
     }
 }
 
-/// Over HTTP/1 the last frame of a cut arrives, though the client is still sending.
+/// Over HTTP/1 the last frame of a cut arrives although the client is still sending.
 #[tokio::test]
 async fn a_client_of_grpc_web_that_sends_on_sees_the_last_frame() {
     for round in 0..20 {
@@ -123,9 +123,10 @@ async fn a_client_of_grpc_web_that_sends_on_sees_the_last_frame() {
     }
 }
 
-/// As behind a refusal in the head: over HTTP/1 a client that is cut off while it sends may not see the end.
+/// As after a refusal in the head: over HTTP/1 a client whose connection is closed while it sends may not see the
+/// end.
 #[tokio::test]
-async fn what_is_left_behind_a_cut_is_drained() {
+async fn the_rest_of_a_cut_request_is_drained() {
     let guarded = Guarded::new();
     let mut call = ByHand::call(&guarded.layer, "application/grpc-web").await;
     call.cut().await;
@@ -135,6 +136,6 @@ async fn what_is_left_behind_a_cut_is_drained() {
     drop((call.answer, call.body));
     for _ in 0..10 {
         tokio::task::yield_now().await;
-        assert!(!call.send.is_closed(), "nobody reads on");
+        assert!(!call.send.is_closed(), "the body is no longer read");
     }
 }

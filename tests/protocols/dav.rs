@@ -1,4 +1,4 @@
-//! Refusals in the words of WebDAV, read by somebody else's parser.
+//! Refusals as WebDAV errors, read by an independent parser.
 
 use std::{convert::Infallible, future::ready, io, time::Duration};
 
@@ -20,7 +20,7 @@ const XML: &str = "application/xml; charset=\"utf-8\"";
 
 type Answer = Response<ResponseBody<Full<bytes::Bytes>>>;
 
-/// A guard that knows WebDAV, with a quota of `limit` bytes.
+/// A guard that supports WebDAV, with a quota of `limit` bytes.
 fn dav(limit: u64) -> (MemoryQuota, StorageGuardLayer<MemoryQuota>) {
     let (_, quota, layer) = layer(limit);
     (quota, layer.dialect(Dav::default()))
@@ -42,7 +42,7 @@ where
     service.oneshot(request).await.unwrap()
 }
 
-/// What an answer says: the condition, and two of our own elements.
+/// The content of an answer: the condition, and two of this crate's elements.
 struct Said {
     condition: Option<String>,
     reason: String,
@@ -77,7 +77,7 @@ async fn read(response: Answer) -> Said {
 }
 
 #[tokio::test]
-async fn a_request_of_webdav_is_refused_in_its_words() {
+async fn a_webdav_request_is_refused_with_a_webdav_error() {
     let (quota, layer) = dav(1_000);
     let layer = layer.price_by(|_, _| Demand::known(1_001));
     let service = layer.layer(service_fn(read_all));
@@ -106,7 +106,7 @@ async fn a_request_of_webdav_is_refused_in_its_words() {
     }
     assert_eq!(quota.usage(USER).used, Amount::ZERO);
 
-    // Whoever does not speak it is answered as ever.
+    // Other clients are answered as before.
     for (headers, content_type) in [
         (&[][..], "application/json"),
         (
@@ -134,7 +134,7 @@ async fn a_full_disk_is_no_quota() {
 }
 
 #[tokio::test]
-async fn what_is_set_for_a_cause_holds_for_webdav_too() {
+async fn settings_for_a_cause_apply_to_webdav_too() {
     let (_, layer) = dav(1_000);
     let layer = layer
         .price_by(|_, _| Demand::known(1_001))
@@ -149,7 +149,7 @@ async fn what_is_set_for_a_cause_holds_for_webdav_too() {
 }
 
 #[tokio::test]
-async fn what_is_no_want_of_storage_has_no_condition() {
+async fn other_refusals_have_no_condition() {
     let (_, layer) = dav(1_000);
     let service = layer.layer(service_fn(read_all));
     let response = send(service, request("MKCOL", &[("content-length", "ten")])).await;
@@ -172,7 +172,7 @@ async fn what_is_no_want_of_storage_has_no_condition() {
 }
 
 #[tokio::test]
-async fn a_fault_from_inside_is_told_in_the_same_words() {
+async fn an_inner_fault_is_answered_with_the_same_error() {
     for (cause, condition) in [
         (Cause::DiskFull, "sufficient-disk-space"),
         (Cause::DatabaseFull, "sufficient-disk-space"),
@@ -186,7 +186,7 @@ async fn a_fault_from_inside_is_told_in_the_same_words() {
             response.extensions_mut().insert(fault);
             ready(Ok::<_, Infallible>(response))
         }));
-        // Not guarded, and answered all the same.
+        // Not guarded, but its fault is answered all the same.
         for method in ["MKCOL", "DELETE", "HEAD"] {
             let request = request(method, &[("depth", "infinity")]);
             let response = send(service.clone(), request).await;
@@ -259,7 +259,8 @@ async fn a_207_is_never_rewritten() {
                 let body = response.into_body().collect().await.unwrap().to_bytes();
                 assert_eq!(body, MULTI_STATUS);
             }
-            // It is a success like any other 2xx: the handler knows what of it was stored. COPY and POST each
+            // It is a success like any other 2xx: the handler knows what was stored of it. COPY and POST each create
+            // an object.
             // make an object.
             assert_eq!(quota.usage(USER).used, Amount::new(30, 2), "{how}");
             assert_eq!(quota.usage(USER).held, Amount::ZERO);
@@ -285,7 +286,7 @@ async fn a_cut_upload_is_refused_though_its_handler_says_207() {
 }
 
 #[tokio::test]
-async fn what_a_guard_inside_has_said_in_its_dialect_stays() {
+async fn the_answer_of_an_inner_guard_is_kept() {
     let volume = Disk::new(1 << 30).volume();
     let (_, inner) = dav(0);
     let service = StorageGuardLayer::new(volume).layer(

@@ -54,13 +54,13 @@ use crate::calls_by_hand::{echo, post};
 
 pub(crate) const GIB: u64 = 1 << 30;
 pub(crate) const USER: &str = "user:1";
-/// What a user may store, in bytes.
+/// The quota of a user, in bytes.
 pub(crate) const LIMIT: u64 = 100_000;
 /// The content of a message, in bytes. Its field and its prefix take eight more.
 pub(crate) const CONTENT: usize = 10_000;
 pub(crate) const FRAMING: u64 = 8;
 
-/// As much room as it is told.
+/// A disk with a settable amount of room.
 #[derive(Clone)]
 pub(crate) struct Room(Arc<AtomicU64>);
 
@@ -70,7 +70,7 @@ impl Probe for Room {
     }
 }
 
-/// What every test has: a volume, a quota, and a guard on both.
+/// The setup of every test: a volume, a quota, and a guard on both.
 pub(crate) struct Guarded {
     room: Room,
     volume: Volume,
@@ -83,7 +83,7 @@ impl Guarded {
         Self::with_room(GIB)
     }
 
-    /// With so many bytes on the volume.
+    /// With this many bytes on the volume.
     pub(crate) fn with_room(bytes: u64) -> Self {
         let room = Room(Arc::new(AtomicU64::new(bytes)));
         let volume = Volume::builder().probe_every(Duration::from_millis(5));
@@ -113,7 +113,7 @@ impl Guarded {
         .await;
     }
 
-    /// Nothing is set aside any more, and so much is used.
+    /// Waits until nothing is reserved any more, and checks that this much is used.
     pub(crate) async fn all_is_settled(&self, used: u64) {
         eventually("nothing is claimed", || {
             self.volume.refresh();
@@ -140,7 +140,7 @@ impl Guarded {
     }
 }
 
-/// A service that keeps nothing, and behaves as the method says. The guard is told one of its two names.
+/// A service that stores nothing, and behaves as the method says. The guard knows one of its two names.
 #[derive(Clone)]
 pub(crate) struct Behaving<const NAMED: bool>;
 
@@ -201,7 +201,7 @@ fn reply(method: &str) -> Result<Response<Message>, Status> {
         "NotFound" => Status::not_found("no such thing"),
         "RateLimit" => Status::resource_exhausted("too many calls"),
         "DiskFull" => disk_full(),
-        // Text is no storage fault.
+        // A text is not a storage fault.
         "Wrapped" => status(format!("{:?}", io::ErrorKind::StorageFull)),
         _ => unreachable!("{method}"),
     })
@@ -235,7 +235,7 @@ fn replies(
             let full = stream::iter([Err(disk_full())]);
             messages.take(1).chain(full).boxed()
         }
-        // Answers at once, and reads all behind the answer.
+        // Answers at once, and reads everything after the answer.
         "Behind" => {
             tokio::spawn(async move { while let Ok(Some(_)) = messages.message().await {} });
             stream::empty().boxed()
@@ -263,7 +263,7 @@ impl Caller {
         Self { grpc, addr }
     }
 
-    /// On a connection of its own, which breaks when its tasks are aborted.
+    /// On a connection of its own, which is closed when its tasks are aborted.
     async fn alone(&self) -> (Self, Tasks) {
         let tasks = Tasks::default();
         let socket = TokioIo::new(TcpStream::connect(self.addr).await.unwrap());
@@ -347,12 +347,12 @@ pub(crate) fn message() -> Message {
     }
 }
 
-/// What so many messages take on the wire, in bytes.
+/// The size of this many messages on the wire, in bytes.
 pub(crate) fn on_the_wire(messages: u64) -> u64 {
     messages * (CONTENT as u64 + FRAMING)
 }
 
-/// Messages that are sent when the test says so, and end when it drops this.
+/// Messages that the test sends one by one. They end when the test drops this.
 fn by_hand() -> (mpsc::Sender<Message>, ReceiverStream<Message>) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, ReceiverStream::new(receiver))
@@ -394,9 +394,9 @@ async fn a_hint_is_refused_at_the_door() {
     guarded.all_is_settled(0).await;
 }
 
-/// With a hint for each guess, the figure is found in a few calls.
+/// With a hint for each guess, a client could find the figure in a few calls.
 #[tokio::test]
-async fn a_limit_of_somebody_elses_cannot_be_guessed() {
+async fn the_limit_of_another_scope_cannot_be_guessed() {
     let guarded = Guarded::new();
     guarded.quota.adjust(USER, Amount::bytes(LIMIT).into());
     let layer = guarded.layer.clone();
@@ -421,7 +421,7 @@ async fn a_limit_of_somebody_elses_cannot_be_guessed() {
 }
 
 #[tokio::test]
-async fn a_retry_is_told_where_it_is_allowed() {
+async fn retry_info_is_sent_if_configured() {
     let mut guarded = Guarded::new();
     let after = Duration::from_millis(1_500);
     guarded.layer = guarded.layer.retry_after(Cause::DiskFull, after);
@@ -457,7 +457,7 @@ async fn a_handlers_own_errors_pass_and_are_not_charged() {
     let caller = guarded.serve().await;
     for (path, code, message) in [
         ("/test.v1.Store/NotFound", Code::NotFound, "no such thing"),
-        // Not about storage: the guard does not touch it.
+        // Not about storage: the guard passes it on unchanged.
         (
             "/test.v1.Store/RateLimit",
             Code::ResourceExhausted,
@@ -468,7 +468,7 @@ async fn a_handlers_own_errors_pass_and_are_not_charged() {
             Code::ResourceExhausted,
             "too many calls",
         ),
-        // Nothing of the error is told.
+        // The client learns nothing about the error.
         ("/test.v1.Store/Wrapped", Code::Internal, "Internal error"),
     ] {
         let request = tonic::Request::new(self::message());
@@ -480,7 +480,7 @@ async fn a_handlers_own_errors_pass_and_are_not_charged() {
 }
 
 #[tokio::test]
-async fn a_storage_fault_is_the_standard_refusal_wherever_it_comes_from() {
+async fn storage_faults_of_every_origin_are_the_standard_refusal() {
     let mut guarded = Guarded::new();
     let grpc = tower_storage_guard::refusal::Grpc::default().domain("files.example.com");
     guarded.layer = guarded.layer.grpc(grpc);
@@ -517,7 +517,7 @@ async fn a_client_stream_is_cut_where_it_no_longer_fits() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_the_head_is_in_the_trailers() {
+async fn a_cut_after_the_head_is_in_the_trailers() {
     for path in ["/test.v1.Store/Echo", "/test.v1.Store/EchoElsewhere"] {
         let guarded = Guarded::new();
         let caller = guarded.serve().await;
@@ -537,7 +537,7 @@ async fn a_cut_behind_the_head_is_in_the_trailers() {
         assert_eq!(status.code(), Code::ResourceExhausted, "{path}");
         assert_eq!(reason(&status), "QUOTA_EXCEEDED", "{path}");
         assert!((1..=9).contains(&whole), "{path}: {whole}");
-        // Other calls on the connection go on.
+        // Other calls on the connection continue.
         let request = tonic::Request::new(message());
         caller.unary("/test.v1.Store/Small", request).await.unwrap();
         guarded.all_is_settled(on_the_wire(1)).await;
@@ -559,7 +559,7 @@ async fn the_client_ends_first() {
         assert_eq!(guarded.quota.usage(USER).used, Amount::ZERO);
         drop(sender);
         assert!(replies.message().await.unwrap().is_none());
-        // It is charged before the client knows.
+        // It is charged before the client receives the answer.
         assert_eq!(guarded.quota.usage(USER).used.bytes, on_the_wire(3));
         guarded.all_is_settled(on_the_wire(3)).await;
     }
@@ -598,7 +598,7 @@ async fn the_server_ends_first_and_reads_on() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_behind_the_head_is_not_charged() {
+async fn a_call_that_fails_after_the_head_is_not_charged() {
     for (path, code) in [
         ("/test.v1.Store/OneThenAborted", Code::Aborted),
         ("/test.v1.Store/OneThenDiskFull", Code::ResourceExhausted),
@@ -633,10 +633,10 @@ async fn a_client_that_leaves_is_not_charged() {
     }
 }
 
-/// tonic takes a reset for the end of the stream. A handler that reads in a task of its own would keep half an
-/// upload as a whole one.
+/// tonic treats a reset as the end of the stream. A handler that reads in a task of its own would store half an
+/// upload as a complete one.
 #[tokio::test]
-async fn half_an_upload_does_not_look_whole() {
+async fn half_an_upload_does_not_look_complete() {
     async fn how_it_ended(path: &'static str, guarded: &Guarded) -> Result<Option<Message>, Code> {
         let (reports, mut reported) = mpsc::channel(1);
         let service = service_fn(move |request: Request<_>| {
@@ -701,13 +701,13 @@ async fn two_hundred_cancelled_streams_leave_nothing() {
             // It does not end by itself.
             let messages = messages.chain(stream::pending());
             let (path, alone) = match number % 3 {
-                // A call that has no answer yet is reset.
+                // A call without an answer yet is reset.
                 0 => {
                     let call = caller.sink(messages);
                     let _ = tokio::time::timeout(cancelled_after, call).await;
                     return;
                 }
-                // With an answer, hyper's client leaves it open for as long as there may be something to send.
+                // With an answer, hyper's client keeps the stream open for as long as there may be more to send.
                 1 => ("/test.v1.Store/Echo", caller.alone().await),
                 _ => ("/test.v1.Store/EchoElsewhere", caller.alone().await),
             };

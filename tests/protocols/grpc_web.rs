@@ -27,7 +27,7 @@ use crate::{
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
-/// Where the guard is, and what the client speaks.
+/// The position of the guard, and the client's protocol.
 #[derive(Clone, Copy, Debug)]
 struct Setting {
     is_outside: bool,
@@ -64,7 +64,7 @@ impl Setting {
             .header("accept", self.content_type())
     }
 
-    /// So many messages, each a frame of its own.
+    /// This many messages, each in a frame of its own.
     fn body(self, messages: usize) -> Body {
         let frames = (0..messages).map(move |_| {
             let content = message().encode_to_vec();
@@ -79,7 +79,7 @@ impl Setting {
         Body::new(StreamBody::new(stream::iter(frames)))
     }
 
-    /// What the guard counts of such a request, in bytes.
+    /// The size of such a request as the guard counts it, in bytes.
     fn counted(self, messages: u64) -> u64 {
         if self.is_outside && self.is_text {
             messages * on_the_wire(1).div_ceil(3) * 4
@@ -170,7 +170,7 @@ async fn a_failure_in_the_last_frame_is_not_charged() {
 }
 
 #[tokio::test]
-async fn a_cut_behind_the_head_is_the_last_frame() {
+async fn a_cut_after_the_head_is_the_last_frame() {
     for setting in SETTINGS {
         let guarded = Guarded::new();
         let request = setting.request("Echo").body(setting.body(20)).unwrap();
@@ -188,7 +188,7 @@ async fn a_cut_behind_the_head_is_the_last_frame() {
     }
 }
 
-/// Frames that a cut puts into the middle of a message are read as the rest of that message.
+/// If a cut put frames into the middle of a message, they would be read as the rest of that message.
 #[tokio::test]
 async fn a_cut_within_a_message_of_grpc_web_is_no_part_of_it() {
     for is_text in [false, true] {
@@ -217,7 +217,7 @@ async fn a_cut_within_a_message_of_grpc_web_is_no_part_of_it() {
     }
 }
 
-/// Four characters are three bytes, or two, or one. Between them there is no place for others.
+/// Four characters are three bytes, or two, or one. No other characters may come between them.
 #[tokio::test]
 async fn a_cut_within_four_characters_of_base64_is_an_error() {
     let guarded = Guarded::new();
@@ -231,7 +231,7 @@ async fn a_cut_within_four_characters_of_base64_is_an_error() {
 }
 
 #[tokio::test]
-async fn all_of_grpc_web_goes_on_to_the_client_behind_the_status() {
+async fn all_of_grpc_web_is_passed_on_until_the_status() {
     let mut huge = format!("grpc-status:0\r\nlong:{}\r\n", "x".repeat(100 << 10));
     huge.push_str("last:1\r\n");
     let mut text = STANDARD
@@ -330,11 +330,11 @@ async fn connect_is_answered_in_json_if_the_call_is_named() {
     }
 }
 
-/// Whoever sends the request chooses its content type and its headers.
+/// A client chooses the content type and the headers of its request.
 #[tokio::test]
 async fn a_client_does_not_choose_whether_it_is_guarded() {
     let guarded = Guarded::new();
-    // No calls are served here at all.
+    // No calls are served here.
     let layer = StorageGuardLayer::quota_only(guarded.quota.clone()).scope_by(|_| USER);
     let app = axum::Router::new()
         .route(
@@ -358,7 +358,7 @@ async fn a_client_does_not_choose_whether_it_is_guarded() {
     }
 }
 
-/// What one has set aside, the other cannot have.
+/// Room that is reserved by one is not available to the other.
 #[tokio::test]
 async fn axum_and_tonic_on_one_port_share_the_ledger() {
     let guarded = Guarded::with_room(80_000);
@@ -377,7 +377,7 @@ async fn axum_and_tonic_on_one_port_share_the_ledger() {
         caller.unary("/test.v1.Store/Small", request)
     };
 
-    // An upload over HTTP/1 that is not finished.
+    // An unfinished upload over HTTP/1.
     let (sender, pieces) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     let upload = Request::put(format!("http://{addr}/files/a"))
         .header("content-length", 60_000)
@@ -386,7 +386,7 @@ async fn axum_and_tonic_on_one_port_share_the_ledger() {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let upload = tokio::spawn(client.request(upload));
     let held = || guarded.quota.usage(USER).held.bytes;
-    eventually("it is let in", || held() == 60_000).await;
+    eventually("it is admitted", || held() == 60_000).await;
     let refused = call().await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.message(), "Server storage capacity reached");
@@ -395,7 +395,7 @@ async fn axum_and_tonic_on_one_port_share_the_ledger() {
     sender.send(Ok(content)).await.unwrap();
     drop(sender);
     assert_eq!(upload.await.unwrap().unwrap().status(), StatusCode::CREATED);
-    // It is gone from the ledger with the next reading, as this volume does not remember.
+    // It leaves the ledger with the next reading, because this volume does not remember it.
     guarded.all_is_settled(60_000).await;
     call().await.unwrap();
     guarded.all_is_settled(60_000 + on_the_wire(1)).await;

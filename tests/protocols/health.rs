@@ -1,4 +1,4 @@
-//! Who asks before they send: `grpc.health.v1`, and a route of axum's.
+//! Clients that ask before they send: `grpc.health.v1`, and an axum route.
 
 use std::{
     io,
@@ -29,10 +29,10 @@ use tower_storage_guard::{
     Headroom, Outage, Probe, Readiness, Reading, StorageGuardLayer, Volume, tonic::health,
 };
 
-/// Far from any time that a change should take.
+/// Far above the time that a change should take.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A client of a health service on a port of its own, and what sets its statuses.
+/// A client of a health service on a port of its own, and the reporter that sets its statuses.
 #[derive(Clone)]
 struct Health {
     reporter: HealthReporter,
@@ -58,7 +58,7 @@ impl Health {
         let report = health::report(self.reporter.clone(), service, volumes.into());
         let task = tokio::spawn(report);
         let start = Instant::now();
-        // Until the task was first polled, nobody knows the name.
+        // Before the task is first polled, the name is unknown.
         let messages = loop {
             let mut client = self.client.clone();
             match client.watch(request(service)).await {
@@ -97,7 +97,7 @@ struct Followed {
 }
 
 impl Followed {
-    /// The next that is reported to those who watch, and who check.
+    /// The next status that is reported to watching clients, and to checking ones.
     async fn next(&mut self) -> ServingStatus {
         let message = timeout(BOUND, self.messages.message()).await;
         let message = message.unwrap_or_else(|_| panic!("{}: no news", self.service));
@@ -130,12 +130,12 @@ async fn writes_are_served_while_there_is_room_above_the_headroom() {
             status,
             "{bytes} bytes, {inodes} inodes"
         );
-        // The whole server goes on.
+        // The server as a whole still serves.
         assert_eq!(health.check("").await, ServingStatus::Serving);
     }
 }
 
-/// Nobody asks for readings here: the volume takes them by itself.
+/// No request asks for readings here: the volume takes them by itself.
 #[tokio::test]
 async fn a_disk_that_fills_up_by_itself_is_seen() {
     let disk = Disk::new(1);
@@ -157,7 +157,7 @@ async fn a_status_is_set_when_it_changes_and_at_no_other_time() {
     let health = Health::start().await;
     let mut writes = health.follow("writes", volume.clone()).await;
     assert_eq!(writes.next().await, ServingStatus::Serving);
-    // Somebody else's, who should not. It stands until there is a change.
+    // Other code sets the status, although it should not. It stands until there is a change.
     let other = ServingStatus::Unknown;
     let set = tonic_health::ServingStatus::Unknown;
     health.reporter.set_service_status("writes", set).await;
@@ -172,7 +172,7 @@ async fn a_status_is_set_when_it_changes_and_at_no_other_time() {
     assert_eq!(writes.next().await, ServingStatus::NotServing);
     health.reporter.set_service_status("writes", set).await;
     assert_eq!(writes.next().await, other);
-    // Another reason is no change.
+    // A change of the reason is not a change of the status.
     disk.set_inodes(0);
     disk.set_available(1);
     Disk::until(&volume, |status| {
@@ -216,7 +216,7 @@ async fn several_volumes_are_served_by_one_name_or_each_by_its_own() {
 }
 
 #[tokio::test]
-async fn what_is_reported_stays_when_nobody_reports_any_more() {
+async fn the_last_status_stays_after_the_reporter_ends() {
     let disk = Disk::new(1);
     let volume = disk.volume();
     let health = Health::start().await;
@@ -231,7 +231,7 @@ async fn what_is_reported_stays_when_nobody_reports_any_more() {
     assert_eq!(health.check("writes").await, ServingStatus::Serving);
 }
 
-/// Far from any time that a probe takes which does not hang.
+/// Far above the time of a probe that does not hang.
 const MAX_AGE: Duration = Duration::from_millis(400);
 
 /// A disk that hangs while the test holds the lock.
@@ -244,7 +244,7 @@ impl Probe for Gated {
     }
 }
 
-/// A probe that hangs publishes nothing: only the time tells.
+/// A probe that hangs publishes nothing: only the clock reveals it.
 #[tokio::test]
 async fn a_probe_that_hangs_serves_no_writes() {
     let (disk, gate) = (Disk::new(1), Arc::<Mutex<()>>::default());
@@ -265,7 +265,7 @@ async fn a_probe_that_hangs_serves_no_writes() {
         drop(hangs);
         assert_eq!(writes.next().await, ServingStatus::Serving);
     }
-    // Full, and then not known, where that admits.
+    // Full, and then unknown, with the policy to admit.
     disk.set_available(0);
     volume.refresh();
     assert_eq!(writes.next().await, ServingStatus::NotServing);
@@ -276,7 +276,7 @@ async fn a_probe_that_hangs_serves_no_writes() {
     assert_eq!(health.check("writes").await, ServingStatus::NotServing);
 }
 
-/// What a route answers: its status, whether it may be kept, and its words.
+/// The answer of a route: its status, whether caches may store it, and its content.
 async fn ask(router: &Router, method: &str, path: &str) -> (StatusCode, String, String) {
     let request = Request::builder().method(method).uri(path);
     let request = request.body(Body::empty()).unwrap();
@@ -292,7 +292,7 @@ fn answer(status: StatusCode, word: &str) -> (StatusCode, String, String) {
 }
 
 #[tokio::test]
-async fn a_route_says_whether_writes_are_taken() {
+async fn a_route_reports_whether_writes_are_taken() {
     let ready = || answer(StatusCode::OK, "ready");
     let not = |reason| answer(StatusCode::SERVICE_UNAVAILABLE, reason);
 
@@ -301,7 +301,7 @@ async fn a_route_says_whether_writes_are_taken() {
     let volume = volume.max_age(MAX_AGE);
     let other = Disk::new(0);
     let both = Readiness::new(volume.clone()).and(other.volume());
-    // Inside the guard as well: neither does it guard a GET, nor is the answer a fault to it.
+    // Inside the guard as well: it neither guards a GET, nor treats the answer as a fault.
     let app = Router::new()
         .route("/ready", get(Readiness::new(volume.clone())))
         .route("/both", get(both))
@@ -352,7 +352,7 @@ fn a_tmpfs_that_is_full_is_not_ready() {
             assert_eq!(writes.next().await, ServingStatus::Serving);
             assert_eq!(ask(&app, "GET", "/ready").await, ready);
 
-            // A block above the headroom is a write that is taken, less is none.
+            // A write needs a block above the headroom.
             let free = volume.status().available;
             let block = fs4::allocation_granularity(&disk).unwrap();
             let one_left = volume.clone().keep_free(free - block);

@@ -1,4 +1,4 @@
-//! What the guard knows of protocols: gRPC, WebDAV, and uploads of several requests.
+//! The protocols that the guard supports: gRPC, WebDAV, and uploads of several requests.
 
 #[cfg(feature = "tonic")]
 mod calls_by_hand;

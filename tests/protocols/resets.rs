@@ -18,9 +18,9 @@ use crate::{
     grpc::Guarded,
 };
 
-/// But for NO_ERROR, which hyper 1.12 takes for the end of a body, whoever sends it.
+/// Except for NO_ERROR, which hyper 1.12 treats as the end of a body, whichever side sends it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_an_upload_does_not_look_whole_whatever_the_reset_says() {
+async fn half_an_upload_does_not_look_complete_after_any_reset() {
     // PROTOCOL_ERROR, INTERNAL_ERROR, REFUSED_STREAM and CANCEL.
     for reason in [1, 2, 7, 8].into_iter().cycle().take(40) {
         let guarded = Guarded::new();

@@ -1,4 +1,4 @@
-//! Uploads of several requests, by a service that keeps what comes in memory.
+//! Uploads of several requests, with a service that keeps the content in memory.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use tower_storage_guard::{
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// What the service has: for tus by upload, for chunks by chunk.
+/// The content that the service has: for tus by upload, for chunks by chunk.
 type Kept = Arc<Mutex<Everything>>;
 #[derive(Default)]
 struct Everything {
@@ -36,7 +36,7 @@ struct Everything {
 
 type Guarded = BoxCloneService<Request<Content>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
 
-/// A guarded service, and all that can be looked at.
+/// A guarded service, and the state that a test can inspect.
 struct Site {
     service: Guarded,
     quota: MemoryQuota,
@@ -46,7 +46,7 @@ struct Site {
 }
 
 impl Site {
-    /// With so much room on the volume, and so much for the user.
+    /// With this much room on the volume, and this much for the user.
     fn new(room: u64, limit: u64) -> Self {
         let uploads = Uploads::default().and(Chunks::under("/chunks"));
         Self::with(room, limit, uploads)
@@ -79,7 +79,7 @@ impl Site {
         self.send(request).await.status().as_u16()
     }
 
-    /// Begins an upload by tus. Where it is, or the status.
+    /// Begins an upload by tus. Returns its path, or the status.
     async fn begin(&self, whole: u64) -> Result<String, u16> {
         self.begin_with(whole, full(0)).await
     }
@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-/// The path of what was begun.
+/// The path of the new upload.
 fn place_of<B>(answer: &Response<B>) -> String {
     let location: Uri = answer.headers()["location"]
         .to_str()
@@ -131,7 +131,7 @@ fn plain(method: &str, path: &str, bytes: usize) -> Request<Content> {
         .unwrap()
 }
 
-/// A body that breaks off after so many bytes.
+/// A body that breaks off after this many bytes.
 fn broken(bytes: usize) -> Content {
     let frames = [
         Ok(Frame::data(Bytes::from(vec![7; bytes]))),
@@ -140,7 +140,7 @@ fn broken(bytes: usize) -> Content {
     StreamBody::new(stream::iter(frames)).boxed_unsync()
 }
 
-/// tus at `/files`, chunks at `/chunks`, and everything else is thrown away.
+/// tus at `/files`, chunks at `/chunks`, and everything else is discarded.
 async fn keep(kept: Kept, request: Request<Incoming>) -> Result<Reply, Infallible> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
@@ -168,7 +168,7 @@ async fn keep(kept: Kept, request: Request<Incoming>) -> Result<Reply, Infallibl
             answer
         }
         "PATCH" => {
-            // Whatever came is kept.
+            // Received content is kept.
             kept.insert(path, before + came);
             reply(if is_whole { 204 } else { 500 })
         }
@@ -191,7 +191,7 @@ async fn keep(kept: Kept, request: Request<Incoming>) -> Result<Reply, Infallibl
     Ok(answer)
 }
 
-/// How much came, and whether it was all.
+/// How much was received, and whether it was everything.
 async fn read(mut body: Incoming, reservation: Option<&Reservation>) -> (u64, bool) {
     let mut came = 0;
     loop {
@@ -230,19 +230,19 @@ async fn the_whole_is_held_at_the_first_request_and_charged_at_the_last() {
     assert_eq!(site.patch(&file, 99, full(1)).await, 204);
     assert_eq!(site.quota.usage(USER).used, Amount::new(100, 1));
     assert_eq!((site.held(), site.uploads.len()), (0, 0));
-    // Nobody knows of it any more, and the service answers for itself.
+    // The upload is unknown by now, and the service answers for itself.
     assert_eq!(site.patch(&file, 99, full(0)).await, 409);
     assert_eq!(site.used(), 100);
 }
 
 #[tokio::test]
-async fn what_is_whole_in_its_first_request_is_charged_with_it() {
+async fn an_upload_complete_in_its_first_request_is_charged_with_it() {
     let site = Site::new(1_000, 100);
     site.begin_with(40, full(40)).await.unwrap();
     assert_eq!((site.used(), site.held()), (40, 0));
     site.begin(0).await.unwrap();
     assert_eq!(site.quota.usage(USER).used, Amount::new(40, 2));
-    // A part of it leaves it open.
+    // With only a part of the content, the upload stays open.
     let file = site.begin_with(60, full(20)).await.unwrap();
     assert_eq!((site.used(), site.held()), (40, 60));
     assert_eq!(site.patch(&file, 20, full(40)).await, 204);
@@ -250,36 +250,36 @@ async fn what_is_whole_in_its_first_request_is_charged_with_it() {
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_goes_on_where_it_was() {
-    // On both it fits exactly, so that nothing may be counted twice.
+async fn an_interrupted_upload_is_resumed_at_its_offset() {
+    // It fits exactly on both, so that nothing may be counted twice.
     let site = Site::new(100, 100);
     let file = site.begin(100).await.unwrap();
     assert_eq!(site.patch(&file, 0, broken(60)).await, 500);
     assert_eq!((site.used(), site.held()), (0, 100));
-    // A client that has not asked.
+    // A client that has not asked for the offset.
     assert_eq!(site.patch(&file, 0, full(100)).await, 409);
     assert_eq!(site.patch(&file, 60, full(40)).await, 204);
     assert_eq!((site.used(), site.held()), (100, 0));
 }
 
 #[tokio::test]
-async fn what_has_to_be_sent_again_is_claimed_again() {
+async fn content_that_is_sent_again_is_claimed_again() {
     let site = Site::new(100, 100);
     let put = |name: &str, content: Content| {
         let request = Request::put(format!("/chunks/1/{name}"));
         request.header("oc-total-length", 60).body(content).unwrap()
     };
     assert_eq!(site.status(put("1", full(40))).await, 201);
-    // The disk has it, and the ledger has seen that.
+    // It is on the disk, and the ledger has seen it there.
     site.disk.set_available(60);
     Disk::until(&site.volume, |status| status.claimed == 20).await;
-    // What it takes the place of stays until it is there. There is room for both beside what is to come, exactly.
+    // What it replaces stays until the new content is complete. There is exactly enough room for both and the rest.
     assert_eq!(site.status(put("1", full(40))).await, 201);
     Disk::until(&site.volume, |status| status.claimed == 20).await;
     site.disk.set_available(59);
     Disk::until(&site.volume, |status| status.available == 59).await;
     assert_eq!(site.status(put("1", full(40))).await, 507);
-    // That is no reason to refuse what comes for the first time.
+    // That is no reason to refuse new content.
     assert_eq!(site.status(put("2", full(20))).await, 201);
     assert_eq!((site.used(), site.held()), (0, 60));
     assert_eq!(site.status(plain("MOVE", "/chunks/1/.file", 0)).await, 201);
@@ -313,7 +313,7 @@ async fn an_upload_of_unknown_length_grows_with_its_parts() {
     assert_eq!(site.held(), 0);
     assert_eq!(site.patch(&file, 0, full(70)).await, 204);
     assert_eq!((site.used(), site.held()), (0, 70));
-    // More than there is, and so is the length that is told at last.
+    // More than there is room for, and so is the length that is finally announced.
     assert_eq!(site.patch(&file, 70, full(31)).await, 507);
     let with_length = |whole: u64, bytes| {
         let request = tus("PATCH", &file).header("upload-offset", 70);
@@ -340,13 +340,13 @@ async fn a_body_of_unknown_length_draws_as_it_comes() {
     assert_eq!(site.patch(&file, 0, parts(4)).await, 204);
     assert_eq!(site.patch(&file, 40, parts(7)).await, 507);
     assert_eq!((site.used(), site.held()), (0, 100));
-    // The service has kept what came before the cut.
+    // The service has kept the content before the cut.
     assert_eq!(site.patch(&file, 100, full(0)).await, 204);
     assert_eq!((site.used(), site.held()), (100, 0));
 }
 
 #[tokio::test]
-async fn what_is_aborted_is_given_back() {
+async fn an_aborted_upload_is_released() {
     let site = Site::new(100, 100);
     let file = site.begin(100).await.unwrap();
     assert_eq!(site.patch(&file, 0, full(60)).await, 204);
@@ -364,7 +364,7 @@ async fn what_is_aborted_is_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_comes_back_for_expires() {
+async fn an_abandoned_upload_expires() {
     let uploads = Uploads::default().expire_after(HOUR);
     let site = Site::with(100, 100, uploads);
     let file = site.begin(100).await.unwrap();
@@ -379,7 +379,7 @@ async fn what_nobody_comes_back_for_expires() {
     sleep(2 * MINUTE).await;
     assert_eq!(site.held(), 0);
     assert_eq!(site.uploads.len(), 0);
-    // What comes all the same is charged by itself.
+    // Later content is charged by itself.
     assert_eq!(site.patch(&file, 0, full(10)).await, 204);
     assert_eq!((site.used(), site.held()), (10, 0));
 }
@@ -436,7 +436,7 @@ async fn the_task_that_expires_uploads_ends_with_them() {
     let quota = site.quota.clone();
     sleep(MINUTE).await;
     assert_eq!((quota.usage(USER).held.bytes, tasks()), (50, 1));
-    // Without the service no request can go on with what is open.
+    // Without the service no request can continue an open upload.
     drop(site);
     sleep(MINUTE).await;
     assert_eq!((quota.usage(USER).held.bytes, tasks()), (0, 0));
@@ -529,7 +529,7 @@ async fn chunks_come_in_any_order_and_more_than_once() {
         let path = format!("/chunks/1/{name}");
         assert_eq!(site.status(plain("PUT", &path, bytes)).await, 201);
     }
-    // Larger than announced finds room for the difference, or is refused by itself.
+    // For content larger than announced, room for the difference is reserved, or it is refused.
     assert_eq!(site.status(plain("PUT", "/chunks/1/4", 11)).await, 507);
     assert_eq!(site.status(plain("PUT", "/chunks/1/4", 10)).await, 201);
     assert_eq!((site.used(), site.held()), (0, 100));
@@ -537,7 +537,7 @@ async fn chunks_come_in_any_order_and_more_than_once() {
     assert_eq!(site.quota.usage(USER).used, Amount::new(100, 1));
     assert_eq!(site.held(), 0);
 
-    // One of which nothing was said is charged chunk by chunk.
+    // An upload without an announced length is charged chunk by chunk.
     let site = Site::new(1_000, 100);
     assert_eq!(site.status(plain("PUT", "/chunks/2/1", 10)).await, 201);
     assert_eq!((site.used(), site.held()), (10, 0));
@@ -561,7 +561,7 @@ async fn chunks_that_come_at_once_hold_the_whole_once() {
 }
 
 #[tokio::test]
-async fn the_ietfs_uploads_end_when_they_say_so() {
+async fn uploads_of_the_ietf_protocol_end_with_upload_complete() {
     let kept = |status: u16, complete: &'static str| {
         move |request: Request<Incoming>| async move {
             request.into_body().collect().await.unwrap();
@@ -608,7 +608,7 @@ async fn the_ietfs_uploads_end_when_they_say_so() {
 }
 
 #[tokio::test]
-async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
+async fn a_service_without_uploads_is_charged_for_the_received_bytes() {
     let (quota, uploads) = (MemoryQuota::new(Limits::bytes(100)), Uploads::default());
     let layer = StorageGuardLayer::quota_only(quota.clone())
         .scope_by(|_| USER)
@@ -627,14 +627,14 @@ async fn a_service_that_knows_no_uploads_is_charged_for_what_came() {
     assert_eq!(uploads.len(), 0);
 }
 
-/// At random, beside a model: what is open is held, what is whole is used, and nothing else.
+/// Random operations, compared with a model: open uploads are held, complete ones are used, and nothing else.
 #[tokio::test]
 async fn figures_agree_with_a_model_at_every_quiet_point() {
     const LIMIT: u64 = 500;
     for seed in 0..u64::from(times(40)) {
         let mut dice = Dice::new(seed);
         let site = Site::new(1 << 20, LIMIT);
-        // By path: how long it is, and how much of it is there.
+        // By path: the total length, and the received length.
         let mut open: Vec<(String, u64, u64)> = Vec::new();
         let mut used = 0;
         for _ in 0..80 {
@@ -678,7 +678,7 @@ async fn figures_agree_with_a_model_at_every_quiet_point() {
     }
 }
 
-/// Nothing that others send in its name changes what an upload is charged for.
+/// Requests of other clients for the same upload do not change its charge.
 #[tokio::test]
 async fn a_part_that_is_refused_is_not_counted_in_the_place_of_one_in_flight() {
     let patch = |offset: u64| {
@@ -713,7 +713,7 @@ async fn no_offset_is_too_large() {
         request.body(full(20)).unwrap()
     };
     assert_eq!(site.status(chunk()).await, 201);
-    // A client may name by one protocol what it began by another.
+    // A client may address by one protocol what it began by another.
     for offset in [u64::MAX, 0] {
         site.patch("/chunks/1", offset, full(0)).await;
         assert_eq!(site.status(chunk()).await, 201);
@@ -724,7 +724,7 @@ async fn no_offset_is_too_large() {
 }
 
 #[tokio::test]
-async fn an_upload_has_one_name_however_it_is_written() {
+async fn an_upload_has_one_key_in_every_spelling() {
     let site = Site::new(1_000, 100);
     let file = site.begin(30).await.unwrap();
     for (offset, alias) in [
@@ -735,7 +735,7 @@ async fn an_upload_has_one_name_however_it_is_written() {
         let known = site.uploads.get(&file).unwrap();
         assert_eq!(known.received, offset);
         let status = site.patch(alias, offset, full(10)).await;
-        // The service here takes only queries for the same.
+        // The service here ignores queries.
         if status != 204 {
             assert_eq!((site.used(), site.held()), (0, 30), "{alias}");
             assert_eq!(site.patch(&file, offset, full(10)).await, 204);
@@ -755,7 +755,7 @@ async fn an_upload_has_one_name_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn what_a_handler_says_of_a_part_goes_with_the_part() {
+async fn a_report_for_a_part_is_replaced_with_the_part() {
     let (quota, uploads) = (
         MemoryQuota::new(Limits::bytes(100)),
         Uploads::new(Chunks::under("/chunks")),
@@ -764,7 +764,7 @@ async fn what_a_handler_says_of_a_part_goes_with_the_part() {
         .scope_by(|_| USER)
         .uploads(&uploads);
     let service = layer.layer(service_fn(async |request: Request<Incoming>| {
-        // It compresses.
+        // The content is compressed.
         let (head, body) = request.into_parts();
         let came = body.collect().await.unwrap().to_bytes().len() as u64;
         if came > 0 {
@@ -783,7 +783,7 @@ async fn what_a_handler_says_of_a_part_goes_with_the_part() {
     assert_eq!(quota.usage(USER).used, Amount::new(20, 1));
 }
 
-/// A service that answers so, and reads behind its answer.
+/// A service that answers so, and reads after its answer.
 fn answers_first(
     headers: &'static [(&'static str, &'static str)],
 ) -> impl Fn(Request<Incoming>) -> std::future::Ready<Result<Reply, Infallible>> + Clone {
@@ -801,7 +801,7 @@ fn answers_first(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_read_behind_the_answer_counts() {
+async fn content_read_after_the_answer_counts() {
     let guard = |idle| {
         let quota = MemoryQuota::new(Limits::bytes(100));
         let uploads = Uploads::default().expire_after(idle);
@@ -816,7 +816,7 @@ async fn what_is_read_behind_the_answer_counts() {
         request.body(chunked(4, 10)).unwrap()
     };
 
-    // One that knows no uploads. Its client cannot have it for nothing.
+    // A service that does not know uploads. Its client must not store for free.
     let (quota, uploads, layer) = guard(MINUTE);
     let service = layer.layer(service_fn(answers_first(&[])));
     let answer = service.oneshot(first("image/png")).await.unwrap();
@@ -842,7 +842,7 @@ async fn what_is_read_behind_the_answer_counts() {
     assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
     assert_eq!(uploads.len(), 0);
 
-    // One that is open expires all the same.
+    // An open upload expires all the same.
     let (quota, uploads, layer) = guard(MINUTE);
     let service = layer.layer(service_fn(answers_first(&[
         ("upload-complete", "?0"),
@@ -879,7 +879,7 @@ async fn the_last_request_counts_even_where_others_like_it_are_not_guarded() {
     let send = |request| service.clone().oneshot(request);
     let put = Request::put("/chunks/1/1").header("oc-total-length", 40);
     send(put.body(full(40)).unwrap()).await.unwrap();
-    // Some of it is still there.
+    // Some of the content still exists.
     send(plain("DELETE", "/chunks/1", 0)).await.unwrap();
     assert_eq!(quota.usage(USER).held.bytes, 40);
     send(plain("MOVE", "/chunks/1/.file", 0)).await.unwrap();
@@ -888,7 +888,7 @@ async fn the_last_request_counts_even_where_others_like_it_are_not_guarded() {
 }
 
 #[tokio::test]
-async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
+async fn a_commit_by_the_handler_is_charged_after_the_client_has_left() {
     let (quota, uploads) = (
         MemoryQuota::new(Limits::bytes(100)),
         Uploads::default().and(Chunks::under("/chunks")),
@@ -905,7 +905,7 @@ async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
         }
         Ok::<_, Infallible>(reply(201))
     }));
-    // The client leaves before the answer.
+    // The client disconnects before the answer.
     let left = |request| {
         let answer = service.clone().oneshot(request);
         tokio::time::timeout(Duration::from_millis(20), answer)
@@ -914,7 +914,7 @@ async fn what_the_handler_commits_is_charged_though_nobody_is_left() {
     assert!(left(put.body(full(40)).unwrap()).await.is_ok());
     assert!(left(plain("MOVE", "/chunks/1/.file", 0)).await.is_err());
     assert_eq!(quota.usage(USER).used, Amount::new(40, 1));
-    // Or never meant it to be an upload of several requests.
+    // Or never intended an upload of several requests.
     let put = Request::put("/note").header("upload-complete", "?1");
     let put = put.header("upload-length", 10).body(full(10)).unwrap();
     assert!(left(put).await.is_err());

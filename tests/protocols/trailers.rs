@@ -1,4 +1,4 @@
-//! How a gRPC call ends: the status that its client gets, and what is charged or released.
+//! The end of a gRPC call: the status that its client gets, and what is charged or released.
 
 use std::{
     convert::Infallible,
@@ -79,7 +79,7 @@ impl<H: QuotaHold> QuotaHold for SlowHold<H> {
     }
 }
 
-/// A handler that pipes has the cut in its answer before the guard has looked.
+/// If a handler pipes the request, the cut is in its answer before the guard has checked.
 #[tokio::test]
 async fn a_cut_that_comes_as_the_answers_error_is_the_refusal() {
     let guarded = Guarded::new();
@@ -96,9 +96,9 @@ async fn a_cut_that_comes_as_the_answers_error_is_the_refusal() {
     guarded.all_is_settled(0).await;
 }
 
-/// Its length may be another in the end.
+/// The length may change at the end.
 #[tokio::test]
-async fn the_length_of_a_call_is_not_told_before_its_end() {
+async fn the_length_of_a_call_is_not_announced() {
     let guarded = Guarded::new();
     for content_type in ["application/grpc", "application/grpc-web+proto"] {
         let service = service_fn(async |_: Request<MeteredBody<Content>>| {
@@ -117,7 +117,7 @@ async fn the_length_of_a_call_is_not_told_before_its_end() {
     }
 }
 
-/// The same failure is released when it comes in the trailers.
+/// The same failure releases when it is in the trailers.
 #[tokio::test]
 async fn a_call_that_fails_in_its_head_is_not_charged_whatever_its_http_status() {
     let guarded = Guarded::new();

@@ -1,4 +1,4 @@
-//! What WebDAV requests cost, whoever serves them.
+//! The cost of WebDAV requests, for any service.
 
 use std::{convert::Infallible, fs, path::Path};
 
@@ -48,7 +48,7 @@ impl Server {
         }
     }
 
-    /// Sends a request to a service that answers so.
+    /// Sends a request to a service that answers with this status.
     async fn send(
         &self,
         method: &str,
@@ -116,7 +116,7 @@ async fn a_put_costs_what_it_adds() {
     let server = Server::new();
     assert_eq!(server.send("PUT", "/ann/new", &[], 40, 201).await, 201);
     assert_eq!(server.used("ann"), (100, 5));
-    // The old 20 make room.
+    // The 20 bytes that are replaced make room.
     assert_eq!(server.send("PUT", "/ann/a", &[], 21, 204).await, 507);
     assert_eq!(server.send("PUT", "/ann/a", &[], 20, 204).await, 204);
     assert_eq!(server.used("ann"), (100, 5));
@@ -147,11 +147,11 @@ async fn a_copy_is_charged_to_its_destination() {
     );
     assert_eq!(server.used("bob"), (50, 5));
 
-    // It takes the place of ten bytes.
+    // It replaces ten bytes.
     let over = [("destination", "/dav/bob/a")];
     assert_eq!(server.send("COPY", "/ann/a", &over, 0, 204).await, 204);
     assert_eq!(server.used("bob"), (60, 5));
-    // Refused whole, before it starts.
+    // Refused as a whole, before it starts.
     assert_eq!(server.send("COPY", "/ann", &[to], 0, 201).await, 507);
     assert_eq!(server.used("bob"), (60, 5));
 }
@@ -164,7 +164,7 @@ async fn a_copy_needs_room_on_the_volume() {
     let to = [("destination", "/dav/bob/b")];
     assert_eq!(server.send("COPY", "/ann/photos", &to, 0, 201).await, 507);
     assert_eq!(server.send("COPY", "/ann/a", &to, 0, 201).await, 201);
-    // What is only renamed needs none.
+    // A rename needs no room.
     assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 201).await, 201);
 }
 
@@ -183,7 +183,7 @@ async fn a_move_inside_one_scope_is_free() {
         201
     );
     assert_eq!(server.used("ann"), (60, 4));
-    // What it overwrites is gone.
+    // What it overwrites is removed.
     let over = [("destination", "/dav/ann/a")];
     assert_eq!(
         server.send("MOVE", "/ann/photos/b", &over, 0, 204).await,
@@ -193,7 +193,7 @@ async fn a_move_inside_one_scope_is_free() {
 }
 
 #[tokio::test]
-async fn a_move_between_scopes_changes_hands() {
+async fn a_move_between_scopes_changes_owners() {
     let server = Server::new();
     let to = [("destination", "/dav/bob/photos")];
     assert_eq!(server.send("MOVE", "/ann/photos", &to, 0, 409).await, 409);
@@ -206,12 +206,12 @@ async fn a_move_between_scopes_changes_hands() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_overwritten_is_not_priced() {
+async fn an_overwrite_that_is_forbidden_is_not_priced() {
     let server = Server::new();
     server.quota.set_limits("bob", Limits::bytes(1));
     let to = [("destination", "/dav/bob/a"), ("overwrite", "F")];
     for method in ["COPY", "MOVE"] {
-        // The service has its own answer to this, and to a source that is not there.
+        // The service answers this itself, and also a missing source.
         assert_eq!(server.send(method, "/ann/a", &to, 0, 412).await, 412);
         assert_eq!(server.send(method, "/ann/none", &to, 0, 404).await, 404);
     }
@@ -225,12 +225,12 @@ async fn a_delete_gives_back_and_is_never_refused() {
     server.quota.set_limits("ann", Limits::bytes(1));
     assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 423).await, 423);
     assert_eq!(server.used("ann"), (60, 4));
-    // Part of it is still there.
+    // Some of it still exists.
     assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 207).await, 207);
     assert_eq!(server.used("ann"), (60, 4));
     assert_eq!(server.send("DELETE", "/ann/photos", &[], 0, 204).await, 204);
     assert_eq!(server.used("ann"), (20, 1));
-    // Nobody knows how large it is.
+    // Its size is unknown.
     assert_eq!(
         server
             .send_to(Broken, "DELETE", "/ann/a", &[], 0, 204)
@@ -241,14 +241,14 @@ async fn a_delete_gives_back_and_is_never_refused() {
 }
 
 #[tokio::test]
-async fn a_lock_makes_what_is_not_there() {
+async fn a_lock_creates_a_missing_resource() {
     let server = Server::new();
     assert_eq!(server.send("LOCK", "/ann/none", &[], 0, 201).await, 201);
     assert_eq!(server.used("ann"), (60, 5));
     assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 41, 207).await, 507);
     assert_eq!(server.send("PROPPATCH", "/ann/a", &[], 40, 207).await, 207);
     assert_eq!(server.used("ann"), (100, 5));
-    // Now all is full, and what is there can be locked to be overwritten.
+    // The quota is full, and existing files can be locked in order to be overwritten.
     server.set_available(0).await;
     assert_eq!(server.send("LOCK", "/ann/a", &[], 1_000, 200).await, 200);
     assert_eq!(server.send("LOCK", "/ann/more", &[], 10, 201).await, 507);
@@ -256,7 +256,7 @@ async fn a_lock_makes_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_part_takes_the_place_of_nobody_knows_what() {
+async fn a_part_replaces_an_unknown_amount() {
     let server = Server::new();
     let part = [("content-range", "bytes 0-4/20")];
     assert_eq!(server.send("PUT", "/ann/a", &part, 5, 204).await, 204);
@@ -272,7 +272,7 @@ impl Tree for Broken {
 }
 
 #[tokio::test]
-async fn a_price_that_cannot_be_found_is_an_outage() {
+async fn an_unknown_price_is_an_outage() {
     let server = Server::new();
     let status = server.send_to(Broken, "PUT", "/ann/a", &[], 1, 201).await;
     assert_eq!(status, 503);

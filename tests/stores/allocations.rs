@@ -1,10 +1,10 @@
-//! What a lease allocates, exactly.
+//! The exact allocations of a lease.
 
 #[path = "../../benches/stores/src/memory.rs"]
 mod memory;
 
 #[tokio::test]
-async fn what_a_lease_decides_allocates_no_more_than_a_memory_quota() {
+async fn a_lease_allocates_no_more_than_a_memory_quota() {
     let folder = tempfile::tempdir().unwrap();
     let (memory, leased) = (memory::memory(), memory::leased(folder.path()).await);
     let scope = memory::scope();

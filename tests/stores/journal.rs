@@ -1,4 +1,4 @@
-//! Charges over a kill: at any step, while the store is away, and on a disk that is full.
+//! Charges survive a kill: at any step, during an outage of the store, and on a full disk.
 
 use std::{
     fs,
@@ -67,7 +67,7 @@ fn bytes(bytes: i64) -> Change {
     Change { bytes, objects: 0 }
 }
 
-/// This process does nothing any more until it is killed, and its runtime with only one thread does not either.
+/// From here on this process does nothing until it is killed, nor does its single-threaded runtime.
 fn stand_still() -> ! {
     ready();
     loop {
@@ -75,7 +75,7 @@ fn stand_still() -> ! {
     }
 }
 
-/// As in [`stand_still`], and its tasks go on.
+/// Like [`stand_still`], but its tasks continue.
 async fn go_on() {
     ready();
     std::future::pending().await
@@ -91,8 +91,8 @@ async fn all_is_settled<S: Store>(quota: &StoredQuota<S>) {
 
 const NAMES: [&str; 2] = ["it's\n\"a\" na\0me", "Zoë/🦀"];
 
-/// Stores 20 bytes, gives back 3, and stops at this step. Its runtime has one thread: what it does not wait for does
-/// not happen.
+/// Stores 20 bytes, gives back 3, and stops at this step. Its runtime has one thread, so work that it does not await
+/// does not run.
 async fn stop_at(step: &str, folder: &Folder) {
     let quota = folder.quota();
     let scopes = Scopes::from(NAMES);
@@ -126,7 +126,7 @@ async fn stop_at(step: &str, folder: &Folder) {
     stand_still();
 }
 
-/// The store is away until this is dropped.
+/// The store is unreachable until this is dropped.
 fn lock(folder: &Folder) -> Connection {
     let connection = Connection::open(folder.database()).unwrap();
     connection.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -160,7 +160,7 @@ async fn a_process_that_is_killed_at_any_step_charges_once() {
         for name in NAMES {
             assert_eq!(figures(quota.store(), name).await.0, used, "{step}");
         }
-        // Its holds are gone with the charge, or expire.
+        // Its holds are released with the charge, or expire.
         if replayed > 0 {
             assert_eq!(figures(quota.store(), NAMES[0]).await.1, 0, "{step}");
         }
@@ -175,7 +175,7 @@ async fn a_process_that_is_killed_at_any_step_charges_once() {
     }
 }
 
-/// One byte per charge: those that were begun, and those that are in the journal or the store.
+/// One byte per charge: the charges that were begun, and those that are in the journal or the store.
 const BEGUN: &str = "begun";
 const KEPT: &str = "kept";
 
@@ -189,7 +189,7 @@ fn append(folder: &Folder, what: &str) -> fs::File {
     options.open(folder.0.join(what)).unwrap()
 }
 
-/// Thirty of them fill a segment, and no page of SQLite has so much left.
+/// Thirty of them fill a segment, and no SQLite page has that much left.
 fn long_name() -> String {
     "user".repeat(10_000)
 }
@@ -236,7 +236,7 @@ async fn a_process_that_is_killed_at_any_moment_charges_what_it_has_written() {
     assert!(begun - kept <= rounds, "{kept} {begun}");
 }
 
-/// Uploads of one byte, several at the same time, from budget that is leased.
+/// Uploads of one byte, several concurrently, from a leased budget.
 async fn upload_on(folder: &Folder) {
     let quota = StoredQuota::builder(folder.store(), Limits::bytes(1 << 40))
         .journal(folder.journal())
@@ -270,7 +270,7 @@ async fn a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer() {
     let mut dice = Dice::new(12);
     let rounds = u64::from(times(8));
     for _ in 0..rounds {
-        // Around the moments at which its leases go to the store.
+        // Around the moments at which it renews its leases.
         let enough = count(&folder, KEPT) + 1 + dice.roll(20_000);
         let child = Process::start(
             "journal::a_process_that_leases_and_is_killed_loses_no_charge_of_an_answer",
@@ -329,7 +329,7 @@ fn it_says_what_is_wrong() {
     }
 }
 
-/// The store is killed, requests are charged, the process is killed, both come back.
+/// The store is killed, requests are charged, the process is killed, both restart.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 #[ignore = "needs postgresql"]
@@ -434,7 +434,7 @@ fn a_disk_that_is_full_takes_charges() {
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn what_has_no_room_is_written_once_there_is() {
+fn charges_without_room_are_written_once_there_is_room() {
     use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
 
     async fn charge(folder: &Folder) {
@@ -443,12 +443,12 @@ fn what_has_no_room_is_written_once_there_is() {
         drop(quota.adjust("user", bytes(100)));
         all_is_journaled(&quota).await;
         fill_but(&folder.0, 0);
-        // More than a segment is large.
+        // Larger than a segment.
         for _ in 0..60 {
             drop(quota.adjust(&*long_name(), bytes(1)));
         }
         eventually("it is found out", || !quota.is_journaled()).await;
-        // It stays so for as long as there is no room.
+        // It stays so while there is no room.
         tokio::time::sleep(Duration::from_secs(2)).await;
         drop(quota.adjust("user", bytes(1_000)));
         assert!(!quota.is_journaled());
@@ -467,7 +467,7 @@ fn what_has_no_room_is_written_once_there_is() {
             let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=10m"));
             let store = folder.store();
             let child = Process::start(
-                "journal::what_has_no_room_is_written_once_there_is",
+                "journal::charges_without_room_are_written_once_there_is_room",
                 folder.0.to_str().unwrap(),
             );
             child.kill();
@@ -479,7 +479,7 @@ fn what_has_no_room_is_written_once_there_is() {
     });
 }
 
-/// Nothing but its own files is touched.
+/// Only the journal's own files are touched.
 #[test]
 fn other_files_of_the_directory_are_left_alone() {
     let folder = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Leases: never a byte over, no refusal for what idles, few round trips.
+//! Leases: never a byte over the limit, no refusal while another node has idle budget, few round trips.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ type Hold = LeasedHold<Arc<Line<ReferenceStore>>>;
 const LATENCY: Duration = Duration::from_millis(2);
 const LIVES: Duration = Duration::from_secs(30);
 
-/// A node of its own, with its line to the store.
+/// A node of its own, with its connection to the store.
 fn node(store: &Arc<ReferenceStore>, limits: Limits) -> (Quota, Arc<Line<ReferenceStore>>) {
     let line = Arc::new(Line::new(Arc::clone(store), LATENCY));
     let stored = StoredQuota::builder(Arc::clone(&line), limits)
@@ -41,7 +41,7 @@ async fn store(quota: &Quota, scopes: impl Into<Scopes>, bytes: u64) {
     hold.commit(Amount::bytes(bytes).into()).await;
 }
 
-/// One request every so often, for so long.
+/// One request at each interval, for this long.
 async fn steady(quota: &Quota, scope: &str, bytes: u64, every: Duration, during: Duration) -> u64 {
     let end = Instant::now() + during;
     let mut requests = 0;
@@ -76,13 +76,13 @@ async fn few_requests_lease_nothing() {
     let (quota, line) = node(&reference, Limits::bytes(1 << 50));
     let every = Duration::from_secs(1);
     steady(&quota, "user", 10, every, Duration::from_secs(20)).await;
-    // One to set it aside, one to charge it.
+    // One to reserve it, one to charge it.
     assert_eq!(line.trips(), 40);
     assert_eq!(figures(&*reference, "user").await, (200, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_idles_is_back_within_a_second() {
+async fn idle_budget_is_returned_within_a_second() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(1 << 40));
     let every = Duration::from_millis(1);
@@ -92,7 +92,7 @@ async fn what_idles_is_back_within_a_second() {
     let (used, held) = figures(&*reference, "user").await;
     assert!(used < stored && held > 1_000, "{used} used, {held} held");
     sleep(Duration::from_secs(1)).await;
-    // What is under way stays, and all else is told.
+    // The amount in flight stays leased, and the rest is returned.
     let (used, held) = figures(&*reference, "user").await;
     assert_eq!(held - 1_000, (stored - used) as u64, "nothing is free");
     sleep(Duration::from_millis(400)).await;
@@ -103,7 +103,7 @@ async fn what_idles_is_back_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn before_a_refusal_this_node_gives_back_what_idles() {
+async fn a_node_returns_idle_budget_before_a_refusal() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(1_000_000));
     for _ in 0..40 {
@@ -112,7 +112,7 @@ async fn before_a_refusal_this_node_gives_back_what_idles() {
     sleep(Duration::from_millis(10)).await;
     let (used, held) = figures(&*reference, "user").await;
     assert!(held as i64 > 40_000 - used, "something is leased");
-    // All the rest, to the byte, and then not one more.
+    // The whole rest, to the byte, and then not one more.
     let all = take(&quota, "user", 960_000).await.expect("it fits");
     let full = exceeded(take(&quota, "user", 1).await);
     assert_eq!(
@@ -120,13 +120,13 @@ async fn before_a_refusal_this_node_gives_back_what_idles() {
         (1_000_000, 1_000_000, 1)
     );
     all.commit(Change::ZERO).await;
-    // What a request has let go at this moment is there for the next one.
+    // An amount that a request releases at this moment is available to the next one.
     drop(take(&quota, "user", 960_000).await.expect("it fits"));
     drop(take(&quota, "user", 960_000).await.expect("it fits again"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_node_leases_is_there_a_second_later() {
+async fn budget_of_another_node_is_available_a_second_later() {
     let reference = Arc::new(ReferenceStore::default());
     let (one, _) = node(&reference, Limits::bytes(1_000_000));
     let (other, _) = node(&reference, Limits::bytes(1_000_000));
@@ -141,14 +141,14 @@ async fn what_another_node_leases_is_there_a_second_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_not_renewed_gives_nothing_away() {
+async fn an_expired_lease_grants_nothing() {
     let reference = Arc::new(ReferenceStore::default());
     let (one, line) = node(&reference, Limits::bytes(1_000_000));
     let (other, _) = node(&reference, Limits::bytes(1_000_000));
     let busy = Duration::from_millis(1);
     steady(&one, "user", 10, busy, Duration::from_secs(2)).await;
     let slow = take(&one, "user", 10).await.expect("it fits");
-    // It goes on from what it has leased, as long as that lasts.
+    // It continues with its leased budget, as long as that lasts.
     line.cut(true);
     store(&one, "user", 10).await;
     let start = Instant::now();
@@ -163,7 +163,7 @@ async fn a_lease_that_is_not_renewed_gives_nothing_away() {
         sleep(Duration::from_millis(50)).await;
     }
     assert!(let_in > 0);
-    // Its lease is over by the store's clock as well: the other node may have all but what is known.
+    // Its lease is over by the store's clock as well: the other node may use all but the known charges.
     let (used, held) = figures(&*reference, "user").await;
     assert_eq!(held, 0, "{:?}", reference.holds(None, 9).await);
     let all = take(&other, "user", 1_000_000 - used as u64)
@@ -174,7 +174,7 @@ async fn a_lease_that_is_not_renewed_gives_nothing_away() {
         Err(QuotaError::Unavailable(_))
     ));
     line.cut(false);
-    // Its charges are not lost, and what its request holds is held again.
+    // Its charges are not lost, and the hold of its request is made again.
     sleep(Duration::from_secs(4)).await;
     let (now, held) = figures(&*reference, "user").await;
     assert!(now > used, "{now} after {used}");
@@ -203,8 +203,8 @@ async fn a_change_of_owner_leaves_nothing_behind() {
     assert_eq!(figures(&*reference, "user").await, (39_600, 0));
 }
 
-/// How many round trips a thousand requests for `scopes` cost, 250 in a second, while `others` ask for more than there
-/// is once in a second.
+/// The number of round trips for a thousand requests for `scopes`, at 250 per second, while `others` ask for more
+/// than there is once per second.
 async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, line) = node(&reference, Limits::bytes(1 << 40));
@@ -237,7 +237,7 @@ async fn a_refused_request_takes_no_lease_away() {
     let trips = trips_beside("user", "user".into(), 1 << 41).await;
     assert!(
         trips < 20,
-        "{trips} round trips, for what no limit would let in"
+        "{trips} round trips, for requests that exceed the limit"
     );
 }
 
@@ -276,7 +276,7 @@ async fn charges_that_cancel_out_leave_nothing_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
+async fn a_call_cancelled_during_the_decision_leaves_no_hold() {
     let reference = Arc::new(ReferenceStore::default());
     let (quota, _) = node(&reference, Limits::bytes(1_000));
     for patience in 1..40 {
@@ -292,7 +292,7 @@ async fn a_caller_who_leaves_while_it_is_decided_leaves_no_hold() {
     }
 }
 
-/// What has really been stored, and what is really set aside.
+/// What was stored in fact, and what is reserved in fact.
 #[derive(Default)]
 struct Truth(Mutex<HashMap<Scope, (i64, i64)>>);
 
@@ -378,8 +378,8 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
     (let_in, refused)
 }
 
-/// Random requests of many clients on three nodes: at no moment a byte over. Afterwards all nodes and the store agree with
-/// what was really stored.
+/// Random requests of many clients on three nodes: the limit is never exceeded, not even by a byte. Afterwards all
+/// nodes and the store agree with what was stored in fact.
 #[tokio::test(start_paused = true)]
 async fn with_several_nodes_the_sum_never_passes_a_limit() {
     for seed in 0..u64::from(times(12)) {
@@ -398,7 +398,7 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
             let counts = client.await.unwrap();
             (let_in, refused) = (let_in + counts.0, refused + counts.1);
         }
-        assert!(let_in > 200, "{let_in} let in, {refused} refused");
+        assert!(let_in > 200, "{let_in} admitted, {refused} refused");
         sleep(Duration::from_secs(2)).await;
         for scope in ["user:1", "user:2", "tenant"] {
             let figures = figures(&*reference, scope).await;
@@ -408,9 +408,9 @@ async fn with_several_nodes_the_sum_never_passes_a_limit() {
     }
 }
 
-/// One request at a time: one that is refused although it fits is let in a second later.
+/// One request at a time: a request that is refused although it fits is admitted a second later.
 #[tokio::test(start_paused = true)]
-async fn a_request_refused_for_what_idles_elsewhere_is_let_in_a_second_later() {
+async fn a_request_refused_for_idle_budget_elsewhere_is_admitted_a_second_later() {
     let mut refused_for_idle = 0;
     for seed in 0..u64::from(times(20)) {
         let (reference, limit) = (Arc::new(ReferenceStore::default()), 3_000);

@@ -1,4 +1,4 @@
-//! The way to a store: how long it takes, how often it is gone, and whether it is cut.
+//! The connection to a store: its latency, its error rate, and whether it is cut.
 
 use std::{
     sync::{
@@ -17,10 +17,10 @@ use tower_storage_guard::{
     },
 };
 
-/// A store at the end of a line.
+/// A store at the end of a connection.
 pub(crate) struct Line<S> {
     store: Arc<S>,
-    /// There, and back again.
+    /// The latency in each direction.
     latency: Duration,
     trips: AtomicU64,
     is_cut: AtomicBool,
@@ -44,7 +44,7 @@ impl<S: Store> Line<S> {
         self.is_cut.store(is_cut, Relaxed);
     }
 
-    /// Fails on the way there, or on the way back.
+    /// Fails on the way to the store, or on the way back.
     async fn trip<T>(&self, step: impl Future<Output = T>) -> Result<T, StoreError> {
         self.trips.fetch_add(1, Relaxed);
         self.way().await?;

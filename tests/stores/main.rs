@@ -1,4 +1,4 @@
-//! Stores on real engines: the conformance suite for each, and what the engines have to survive.
+//! Stores on real engines: the conformance suite for each, and failures that the engines have to survive.
 
 mod allocations;
 #[cfg(unix)]
@@ -35,7 +35,7 @@ fn reserve(id: HoldId, scopes: impl Into<Scopes>, bytes: u64, limit: u64) -> Res
         .with_time_to_live(LONG)
 }
 
-/// Sets bytes aside.
+/// Reserves bytes.
 async fn hold<S: Store>(
     store: &S,
     scopes: impl Into<Scopes>,
@@ -63,11 +63,11 @@ fn exceeded<T>(answer: Result<T, QuotaError>) -> Exceeded {
     match answer {
         Err(QuotaError::Exceeded(exceeded)) => exceeded,
         Err(error) => panic!("not decided: {error:?}"),
-        Ok(_) => panic!("let in"),
+        Ok(_) => panic!("admitted"),
     }
 }
 
-/// By the clock of the machine, as the engines are tested by.
+/// By the machine's clock, as in the tests of the engines.
 #[tokio::test]
 async fn the_reference_conforms_to_itself() {
     let reference = Arc::new(ReferenceStore::default());

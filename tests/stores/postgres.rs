@@ -1,4 +1,4 @@
-//! Quotas in PostgreSQL, by a server of the test's own.
+//! Quotas in PostgreSQL, on a server of the test's own.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ async fn it_conforms() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
+async fn a_settlement_is_remembered_for_a_day_and_a_release_is_not() {
     let server = Server::new();
     let (store, pool) = (server.store(), server.pool());
     for bytes in [1, 2, 3] {
@@ -82,7 +82,7 @@ async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
 async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     const LIVES: Duration = Duration::from_secs(2);
     if let Some(part) = part() {
-        // The child: holds, charges, and does not live to hear of it.
+        // The child: it holds, charges, and is killed before it receives the answer.
         let (port, id) = part.split_once(' ').unwrap();
         let store = PostgresStore::new(pool(port.parse().unwrap()));
         let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
@@ -101,7 +101,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     );
     child.kill();
     assert_eq!(figures(&store, "user").await.1, 80);
-    // Whether or not it got there: once.
+    // Whether the charge arrived or not, it counts once.
     settle(&store, id, "user", 20).await;
     let began = Instant::now();
     while figures(&store, "user").await != (20, 0) {
@@ -110,7 +110,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     }
 }
 
-/// Callers leave while the server is at work, and ask again.
+/// Callers are cancelled while the server works, and ask again.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
 async fn a_charge_whose_answer_is_lost_counts_once() {
@@ -131,7 +131,7 @@ async fn a_charge_whose_answer_is_lost_counts_once() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
+async fn a_hung_server_is_an_outage_and_calls_time_out() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -139,12 +139,12 @@ async fn a_server_that_hangs_is_no_refusal_and_calls_end_in_time() {
     // More than the pool has connections.
     let asked = (0..12).map(|_| sql::is_away(&store));
     futures_util::future::join_all(asked).await;
-    // And with those in use given up.
+    // And with the connections in use abandoned.
     let left = tokio::time::timeout(Duration::from_millis(50), hold(&store, "user", 1, 10)).await;
     assert!(left.is_err());
     server.signal("CONT");
     sql::recovers(&store, "user", Duration::from_secs(10)).await;
-    // What was asked for meanwhile may have happened, and nothing else.
+    // The requests during the hang may have been carried out, and nothing else.
     assert_eq!(figures(&store, "user").await.0, 7);
 }
 
@@ -161,7 +161,7 @@ async fn a_server_that_is_killed_and_restarted_is_used_again() {
         .unwrap();
     server.kill();
     sql::is_away(&store).await;
-    // Charged once it is back.
+    // Charged once the server is back.
     drop(stored.commit(Amount::bytes(20).into()));
     assert_eq!(quota.unsettled(), 1);
     server.start();
@@ -209,10 +209,10 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
     store.migrate().await.unwrap();
 }
 
-/// A server that has become a standby answers, and takes nothing.
+/// A server that has become a standby answers, but accepts no writes.
 #[tokio::test]
 #[ignore = "needs postgresql"]
-async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
+async fn connections_to_a_read_only_server_are_not_kept() {
     let server = Server::new();
     let store = server.store();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -227,7 +227,7 @@ async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
         .unwrap();
     sql::is_away(&store).await;
     sql::is_away(&store).await;
-    // Sessions that are there already go on as before.
+    // Existing sessions continue as before.
     let there_is_another = "ALTER DATABASE postgres SET default_transaction_read_only = off";
     sqlx::raw_sql(there_is_another)
         .execute(&mut *admin)
@@ -237,10 +237,10 @@ async fn connections_to_a_server_that_takes_nothing_are_not_kept() {
     assert_eq!(figures(&store, "user").await, (7, 0));
 }
 
-/// What is sent gets lost, and no connection is closed: so it is when a machine is gone, or a firewall forgets.
+/// Packets get lost, and no connection is closed, as when a machine disappears, or a firewall drops its state.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
-async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
+async fn dead_connections_do_not_fill_the_pool() {
     let server = Server::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     // A pool that tests connections before it hands them out finds some of them by itself.
@@ -259,7 +259,7 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 tokio::select! {
-                    // After the cut not a byte gets through.
+                    // After the cut no byte gets through.
                     biased;
                     _ = is_cut.changed() => std::future::pending().await,
                     _ = copy_bidirectional(&mut client, &mut server) => {}
@@ -280,7 +280,7 @@ async fn connections_that_lead_nowhere_do_not_fill_the_pool() {
     assert_eq!(figures(&store, "user").await, (0, 8));
 }
 
-/// All that locks, in all orders, by many at once.
+/// All operations that lock, in all orders, many of them concurrently.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
 async fn concurrent_steps_never_deadlock() {
@@ -351,7 +351,7 @@ async fn any_steps(store: &PostgresStore, mut dice: Dice) -> i64 {
     charged
 }
 
-/// The limit holds with any isolation. Under a strict one, some requests are not decided.
+/// The limit holds at any isolation level. At a strict one, some requests are not decided.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs postgresql"]
 async fn stricter_isolation_breaks_nothing() {

@@ -1,4 +1,4 @@
-//! A part of a test in a process of its own, which may be stopped and killed.
+//! A part of a test that runs in a process of its own, which may be stopped and killed.
 
 use std::{
     env,
@@ -15,7 +15,7 @@ const READY: &str = "[ready]";
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Runs the test of this name with a part to play, and waits until that is [`ready`].
+    /// Runs the test of this name in a child process with this role, and waits until the child is [`ready`].
     pub(crate) fn start(test: &str, part: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", test, "--include-ignored", "--nocapture"])
@@ -30,20 +30,20 @@ impl Process {
             lines.any(|line| line.unwrap().contains(READY)),
             "{test} has ended early"
         );
-        // It may go on talking.
+        // It may print more.
         std::thread::spawn(move || lines.for_each(drop));
         process
     }
 
-    /// Stops it, as a debugger would, or a machine that sleeps.
+    /// Stops it, as a debugger does, or a machine that sleeps.
     pub(crate) fn stop(&self) {
         signal(self.0.id(), "STOP");
     }
 
-    /// Without any chance to tidy up.
+    /// Kills it, without a chance to clean up.
     pub(crate) fn kill(self) {}
 
-    /// Waits until it has played its part.
+    /// Waits until it has finished.
     pub(crate) fn ends(mut self) {
         assert!(self.0.wait().unwrap().success());
     }
@@ -56,12 +56,12 @@ impl Drop for Process {
     }
 }
 
-/// The part that this process is to play. None in the test itself.
+/// The role of this process. None in the test itself.
 pub(crate) fn part() -> Option<String> {
     env::var(PART).ok()
 }
 
-/// Says that this process has done what it was started for, or is about to.
+/// Reports that this process has done its work, or is about to.
 pub(crate) fn ready() {
     println!("{READY}");
 }

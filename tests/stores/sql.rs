@@ -1,4 +1,4 @@
-//! What the SQL engines promise on top of the contract: they can keep any name and any figure.
+//! Guarantees of the SQL engines in addition to the contract: they can store any name and any figure.
 
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
     );
 }
 
-/// One settlement that is named twice is one, in one step too.
+/// If a settlement is named twice, it counts once, even in one step.
 pub(crate) async fn an_id_counts_once_in_one_step<S: Store>(store: &S) {
     let (id, user) = (HoldId::unique(), "twice");
     store.reserve(&reserve(id, user, 5, 10)).await.unwrap();
@@ -100,7 +100,7 @@ pub(crate) async fn an_id_counts_once_in_one_step<S: Store>(store: &S) {
     assert_eq!(figures(store, user).await, (3, 0));
 }
 
-/// Asks for room until the store answers again, for so long at the most.
+/// Tries to reserve until the store answers again, at most for this long.
 pub(crate) async fn recovers<S: Store>(store: &S, scope: &str, within: Duration) {
     let start = Instant::now();
     loop {
@@ -112,7 +112,7 @@ pub(crate) async fn recovers<S: Store>(store: &S, scope: &str, within: Duration)
     }
 }
 
-/// Asserts that a reservation is not decided, and that this is known in time.
+/// Asserts that a reservation is not decided, and that the caller learns this in time.
 pub(crate) async fn is_away<S: Store>(store: &S) {
     let start = Instant::now();
     let answer = hold(store, "away", 1, u64::MAX).await;

@@ -1,4 +1,4 @@
-//! Quotas in a file of SQLite, by several handles and several processes.
+//! Quotas in an SQLite file, by several handles and several processes.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use super::{
     reserve, settle, sql,
 };
 
-/// A file that is gone in the end.
+/// A file that is removed at the end.
 struct File(TempDir);
 
 impl File {
@@ -36,7 +36,7 @@ impl File {
         SqliteStore::open(self.path()).unwrap()
     }
 
-    /// As any other program may.
+    /// Opens it like any other program.
     fn raw(&self) -> Connection {
         Connection::open(self.path()).unwrap()
     }
@@ -72,7 +72,7 @@ async fn figures_outlive_the_process() {
 }
 
 #[tokio::test]
-async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
+async fn a_settlement_is_remembered_for_a_day_and_a_release_is_not() {
     let file = File::new();
     let store = file.open();
     for bytes in [1, 2, 3] {
@@ -92,7 +92,7 @@ async fn what_is_settled_is_remembered_for_a_day_and_a_release_is_not() {
 async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     const LIVES: Duration = Duration::from_secs(2);
     if let Some(part) = part() {
-        // The child: holds, charges, and does not live to hear of it.
+        // The child: it holds, charges, and is killed before it receives the answer.
         let (path, id) = part.split_once(' ').unwrap();
         let (id, store) = (id.parse().unwrap(), SqliteStore::open(path).unwrap());
         let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
@@ -110,7 +110,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     );
     child.kill();
     assert_eq!(figures(&store, "user").await.1, 80);
-    // Whether or not it got there: once.
+    // Whether the charge arrived or not, it counts once.
     settle(&store, id, "user", 20).await;
     let began = Instant::now();
     while figures(&store, "user").await != (20, 0) {
@@ -166,7 +166,7 @@ async fn a_process_that_stops_with_the_lock_delays_others_only_briefly() {
         file.path().to_str().unwrap(),
     );
     child.stop();
-    // All wait at the same time, and the runtime's only thread for none of them. The first may leave.
+    // All wait concurrently, without blocking the runtime's only thread. The first may be cancelled.
     let brief = Duration::from_millis(100);
     let gone = tokio::time::timeout(brief, hold(&store, "user", 50, 100)).await;
     assert!(gone.is_err());
@@ -181,7 +181,7 @@ async fn a_process_that_stops_with_the_lock_delays_others_only_briefly() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_deleted_is_made_anew() {
+async fn a_deleted_file_is_created_again() {
     let file = File::new();
     let (one, other) = (file.open(), file.open());
     settle(&one, HoldId::unique(), "user", 7).await;
@@ -191,14 +191,14 @@ async fn a_file_that_is_deleted_is_made_anew() {
     // Both have the same new one.
     settle(&other, HoldId::unique(), "user", 5).await;
     assert_eq!(figures(&one, "user").await, (5, 0));
-    // Without its log being deleted as well.
+    // Without deleting its log as well.
     fs::remove_file(file.path()).unwrap();
     settle(&other, HoldId::unique(), "user", 3).await;
     assert_eq!(figures(&one, "user").await, (3, 0));
 }
 
 #[tokio::test]
-async fn tables_that_are_dropped_are_made_anew() {
+async fn dropped_tables_are_created_again() {
     let file = File::new();
     let store = file.open();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -212,7 +212,7 @@ async fn tables_that_are_dropped_are_made_anew() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_broken_or_out_of_reach_is_no_refusal_and_it_recovers() {
+async fn a_broken_or_unreachable_file_is_an_outage_and_recovers() {
     let file = File::new();
     let store = file.open();
     settle(&store, HoldId::unique(), "user", 7).await;
@@ -241,7 +241,7 @@ async fn a_file_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_tool_does_not_make_what_it_was_to_look_at() {
+async fn a_tool_does_not_create_the_file_that_it_inspects() {
     let file = File::new();
     let refused = |path: &Path| SqliteStore::open_existing(path).unwrap_err().to_string();
     refused(&file.path());
@@ -249,7 +249,7 @@ async fn a_tool_does_not_make_what_it_was_to_look_at() {
     assert!(refused(file.0.path()).contains("no file"));
     fs::write(file.path(), "").unwrap();
     assert!(refused(&file.path()).contains("no quotas"));
-    // A file of another program, which has a version too.
+    // A file of another program, which also has a version number.
     file.raw()
         .execute_batch("CREATE TABLE accounts (id); PRAGMA user_version = 1")
         .unwrap();
@@ -288,7 +288,7 @@ async fn many_open_a_new_file_at_the_same_time() {
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
-fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
+fn a_full_disk_is_an_outage_and_loses_no_charge() {
     use test_support::{
         eventually,
         mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
@@ -305,7 +305,7 @@ fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
             let disk = tmpfs(&folder.path().join("disk"), "size=1m");
             let store = Arc::new(SqliteStore::open(disk.join("quota.db")).unwrap());
             let quota = StoredQuota::new(Arc::clone(&store), Limits::UNLIMITED);
-            // Longer than what is left of any page.
+            // Longer than the free part of any page.
             let user = "user".repeat(10_000);
             let hold = quota
                 .reserve(&Scopes::from(&*user), Amount::bytes(9), Amount::ZERO)
@@ -316,7 +316,7 @@ fn a_disk_that_is_full_is_no_refusal_and_no_charge_is_lost() {
             sql::is_away(&*store).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             assert_eq!(quota.unsettled(), 1);
-            // Looking takes no room.
+            // Reading takes no room.
             assert_eq!(figures(&*store, &user).await, (0, 9));
             fs::remove_file(disk.join("filler")).unwrap();
             charge.await;

@@ -1,6 +1,7 @@
-//! What the compiler says where the crate is used in a wrong way: that is a part of the interface too.
+//! The compiler's messages for wrong uses of the crate: they are part of the interface too.
 //!
-//! The text is that of the newest stable Rust. `TRYBUILD=overwrite cargo test -p test-ui` writes it anew; read the diff.
+//! The messages are those of the newest stable Rust. `TRYBUILD=overwrite cargo test -p test-ui` updates them; review
+//! the diff.
 
 #[test]
 fn mistakes_are_explained() {

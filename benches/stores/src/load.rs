@@ -1,4 +1,4 @@
-//! Work that is done over and over by several at a time, in turns with a reference.
+//! Work that is repeated by several tasks at a time, alternating with a reference.
 
 use std::{
     fmt,
@@ -8,9 +8,9 @@ use std::{
 use tokio::task::JoinSet;
 use tower_storage_guard::BoxError;
 
-/// What is done over and over.
+/// The work that is repeated.
 pub(crate) trait Work: Clone + Send + 'static {
-    /// Once, by one of those who do it at a time.
+    /// Runs once, in one of the concurrent tasks.
     fn once(
         &self,
         who: usize,
@@ -18,7 +18,7 @@ pub(crate) trait Work: Clone + Send + 'static {
     ) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
-/// How two things take turns.
+/// How two kinds of work alternate.
 #[derive(Clone, Copy)]
 pub(crate) struct Turns {
     pub(crate) at_a_time: usize,
@@ -26,30 +26,30 @@ pub(crate) struct Turns {
     pub(crate) length: Duration,
 }
 
-/// What came of the turns of one thing.
+/// The results of one kind of work.
 #[derive(Default)]
 pub(crate) struct Times {
-    /// How often it was done in a second, turn by turn.
+    /// The rate per second, in each round.
     rates: Vec<f64>,
-    /// How long each took, in nanoseconds.
+    /// The duration of each run, in nanoseconds.
     each: Vec<u64>,
     failures: u64,
     failure: Option<String>,
 }
 
 impl Times {
-    /// How often in a second.
+    /// The rate per second.
     pub(crate) fn rate(&self) -> f64 {
         median(self.rates.iter().copied())
     }
 
-    /// How many times as often as this the other was done, in the same round.
+    /// The ratio of the other's rate to this one, in the same round.
     pub(crate) fn times_as_often(&self, other: &Self) -> f64 {
         let rounds = self.rates.iter().zip(&other.rates);
         median(rounds.map(|(this, other)| other / this))
     }
 
-    /// So many of a thousand took no longer than this.
+    /// The duration that this many per thousand did not exceed.
     pub(crate) fn within(&self, of_a_thousand: usize) -> Took {
         if self.each.is_empty() {
             return Took(f64::NAN);
@@ -59,12 +59,12 @@ impl Times {
         Took(*each.select_nth_unstable(index).1 as f64)
     }
 
-    /// How often it was done.
+    /// The number of runs.
     pub(crate) fn count(&self) -> u64 {
         self.each.len() as u64
     }
 
-    /// How often it failed, and how it did first.
+    /// The number of failures, and the first error.
     pub(crate) fn failures(&self) -> Option<(u64, &str)> {
         let failure = self.failure.as_deref()?;
         Some((self.failures, failure))
@@ -90,7 +90,7 @@ impl Times {
     }
 }
 
-/// Does one and the other, and the other way round in the next round.
+/// Alternates the two, and swaps the order in each round.
 pub(crate) async fn take_turns(one: &impl Work, other: &impl Work, turns: Turns) -> [Times; 2] {
     let [mut times, mut others] = <[Times; 2]>::default();
     for round in 0..turns.rounds {
@@ -113,7 +113,7 @@ async fn until(
 ) -> (Vec<u64>, u64, Option<String>) {
     let (mut each, mut failures, mut failure) = (Vec::with_capacity(1 << 12), 0, None);
     loop {
-        // What is decided in memory never waits, as requests do.
+        // Work that is decided in memory never yields by itself, unlike requests.
         for _ in 0..16 {
             let start = Instant::now();
             if start >= end {
@@ -131,7 +131,7 @@ async fn until(
     }
 }
 
-/// A time in nanoseconds, for people.
+/// Formats a time in nanoseconds for people.
 #[derive(Clone, Copy)]
 pub(crate) struct Took(pub(crate) f64);
 
@@ -147,7 +147,7 @@ impl fmt::Display for Took {
     }
 }
 
-/// Not a number where there is none.
+/// NaN if there is no value.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     if values.is_empty() {
@@ -157,11 +157,11 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
-/// Numbers that look random, and are the same every time.
+/// Pseudo-random numbers with a fixed seed.
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Below `end`. This is SplitMix64.
+    /// A number below `end`. This is SplitMix64.
     pub(crate) fn roll(&mut self, end: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut number = self.0;

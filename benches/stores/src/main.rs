@@ -1,14 +1,15 @@
-//! What quotas in a store cost, beside what the engine itself can do, and what leases save:
-//! `cargo bench --bench stores`.
+//! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench --bench stores`.
 //!
-//! Real servers on this machine, on free ports and in temporary folders: `redis-server` and PostgreSQL have to be
-//! installed. Everything takes turns with its reference, in rounds of less than half a second; what is told is the
-//! median over the rounds, and ratios are of the same round. Whatever else the machine does slows both.
+//! It runs real servers on this machine, on free ports and in temporary folders: `redis-server` and PostgreSQL have
+//! to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
+//! reported value is the median over the rounds, and ratios are of the same round. So other load on the machine
+//! affects both.
 //!
-//! What waits for the disk: SQLite at each charge and not for a hold, as the store sets it; PostgreSQL at each commit,
-//! by its defaults; Redis never, as it has neither a file that it appends to nor snapshots here.
+//! The engines wait for the disk as follows: SQLite at each charge but not for a hold, as the store configures it;
+//! PostgreSQL at each commit, by default; Redis never, because it has neither an append-only file nor snapshots here.
 //!
-//! It ends in tables in Markdown, some minutes later. With `-- --short` they mean nothing, and come in seconds.
+//! It prints tables in Markdown after some minutes. With `-- --short` it finishes in seconds, and the figures are
+//! meaningless.
 
 mod engines;
 #[allow(dead_code, reason = "tests cut it, too")]
@@ -39,9 +40,9 @@ use self::{
 
 /// The program of the server.
 const REDIS: &str = "redis-server";
-/// That use one store.
+/// The nodes that share one store.
 const NODES: usize = 4;
-/// Who are at work at the same time, where there are several.
+/// The number of concurrent tasks, where there are several.
 const SEVERAL: usize = 16;
 
 fn main() -> ExitCode {
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let is_timed = arguments.iter().any(|argument| argument == "--bench");
-    // `cargo test --benches`: all that matters is that it runs.
+    // `cargo test --benches`: only checks that it runs.
     let is_short = !is_timed || arguments.iter().any(|argument| argument == "--short");
     let plan = if is_short { Plan::SHORT } else { Plan::LONG };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Programs that have to be there.
+/// Programs that have to be installed.
 fn missing() -> Vec<&'static str> {
     let mut asked = Command::new(REDIS);
     asked.arg("--version").stdout(Stdio::null());
@@ -85,13 +86,13 @@ fn missing() -> Vec<&'static str> {
 #[derive(Clone, Copy)]
 struct Plan {
     is_short: bool,
-    /// Of what asks a store.
+    /// For work that asks a store.
     rounds: usize,
     length: Duration,
-    /// Of what is decided in memory: so short that a lease sees no pause.
+    /// For work that is decided in memory: short enough that no lease has to be renewed meanwhile.
     quick_rounds: usize,
     quick_length: Duration,
-    /// Until a lease is as large as it has to be.
+    /// Until a lease has grown to its full size.
     warm_up: Duration,
     paced: Duration,
     many: u32,
@@ -136,7 +137,7 @@ impl Plan {
     }
 }
 
-/// The rows of all tables, and what is to be said below.
+/// The rows of all tables, and the notes below them.
 #[derive(Default)]
 struct Report {
     direct: Vec<String>,
@@ -258,7 +259,7 @@ async fn measure<E: Engine>(plan: Plan, report: &mut Report) {
 }
 
 impl Report {
-    /// What failed is not in the figures.
+    /// Failed runs are not in the figures.
     fn note(&mut self, what: &str, times: &Times) {
         if let Some((failures, failure)) = times.failures() {
             self.notes.push(format!(
@@ -269,7 +270,7 @@ impl Report {
     }
 }
 
-/// Setting aside and committing, in any of so many scopes of this name.
+/// Reserving and committing, in any of this many scopes of this name.
 struct Quota<Q> {
     nodes: Arc<[Q]>,
     name: &'static str,
@@ -308,7 +309,7 @@ where
     }
 }
 
-/// As many round trips without us: two updates, one after the other.
+/// The same number of round trips without the store: two updates, one after the other.
 struct Twice<R> {
     nodes: Arc<[R]>,
     numbers: u32,
@@ -365,7 +366,7 @@ fn figures(times: &Times) -> String {
     format!("{rate:.0} | {median} | {most}")
 }
 
-/// A node, and its line to the store, which counts.
+/// A node, and its connection to the store, which counts the calls.
 async fn node<E: Engine>(engine: &E) -> (StoredQuota<ALine<E>>, ALine<E>) {
     let store = Arc::new(engine.store().await);
     let line = Arc::new(Line::new(store, Duration::ZERO));
@@ -380,7 +381,7 @@ fn per_thousand(trips: u64, requests: u64) -> String {
     format!("{share:.digits$}")
 }
 
-/// Most requests are decided in memory, as fast as that goes.
+/// Most requests are decided in memory, at full speed.
 async fn leased<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     let (stored, line) = node(engine).await;
     let ours = Quota::new([LeasedQuota::new(stored)], "leased", 1);
@@ -403,8 +404,8 @@ async fn leased<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     }
 }
 
-/// The same for so long, and at least once: until tables are made, and leases are as large as they have to be. Returns how
-/// many requests there were.
+/// Warms up for this long, and at least once: until tables are created, and leases have grown. Returns the number of
+/// requests.
 async fn warm_up(ours: &impl Work, other: &impl Work, turns: Turns, length: Duration) -> u64 {
     let (begin, mut requests) = (Instant::now(), 0);
     let turns = Turns { rounds: 1, ..turns };
@@ -417,7 +418,7 @@ async fn warm_up(ours: &impl Work, other: &impl Work, turns: Turns, length: Dura
     }
 }
 
-/// How often leases ask the store when requests come one by one.
+/// How often leases ask the store if requests arrive one by one.
 async fn paced<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     say(&format!("{}, leased, at a pace", E::NAME));
     let [slow, fast] = [250, 1_000].map(|per_second| one_by_one(engine, per_second, plan));
@@ -447,7 +448,7 @@ async fn one_by_one<E: Engine>(engine: &E, per_second: u32, plan: Plan) -> Strin
     per_thousand(line.trips() - before, count)
 }
 
-/// All nodes want the same scope. They are handles with connections of their own, in this process.
+/// All nodes use the same scope. They are handles with connections of their own, in this process.
 async fn nodes<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     say(&format!("{}, four nodes", E::NAME));
     let (mut stored, mut raw, mut leased, mut lines) = (vec![], vec![], vec![], vec![]);
@@ -503,7 +504,7 @@ async fn nodes<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
     is_charged(stored, "leased-hot:0", earlier + times.count()).await;
 }
 
-/// What was measured has been done, and neither more nor less.
+/// Checks that exactly the measured work was done.
 async fn is_charged<S: Store>(stored: &StoredQuota<S>, scope: &str, requests: u64) {
     let usage = stored.usage(scope).await.expect("a store");
     assert_eq!(usage.used, Amount::new(requests << 10, requests), "{scope}");
@@ -519,7 +520,7 @@ async fn many<E: Engine>(plan: Plan, report: &mut Report) {
     let size = many.size().await.saturating_sub(before) as f64 / f64::from(plan.many - FEW);
     let quota = async |engine: &E, scopes| {
         let store = engine.store().await;
-        // What is filled by hand is what the store reads.
+        // The store has to read rows that were inserted by hand.
         let last = Scope::from(format_args!("user:{}", scopes - 1));
         let account = store.account(&last).await.expect("a store");
         assert_eq!(account.used, Amount::new(1, 1).into());
@@ -540,7 +541,7 @@ async fn many<E: Engine>(plan: Plan, report: &mut Report) {
     report.note("many scopes", &of_many);
 }
 
-/// In nanoseconds: of a memory quota, and of leases that have what is asked for.
+/// In nanoseconds: of a memory quota, and of leases that can serve the request.
 async fn in_memory(plan: Plan) -> [f64; 2] {
     const BATCH: u32 = 64;
     say("in memory");
@@ -551,14 +552,14 @@ async fn in_memory(plan: Plan) -> [f64; 2] {
     for _ in 0..plan.rounds * 1_000 {
         times[0].extend(batch(&memory, &scope, BATCH));
         times[1].extend(batch(&leased, &scope, BATCH));
-        // Where the lease had too little, the store is asked, and gives more.
+        // If the lease had too little, the store is asked, and gives more.
         let answer = leased.reserve(&scope, AMOUNT, Amount::ZERO).await;
         drop(answer.expect("room"));
     }
     times.map(median)
 }
 
-/// None where it was not all decided in memory.
+/// None if a request was not decided in memory.
 fn batch(quota: &impl QuotaSource, scope: &Scopes, requests: u32) -> Option<f64> {
     let begin = Instant::now();
     let is_in_memory = (0..requests).all(|_| memory::once(quota, scope));
@@ -574,7 +575,7 @@ fn count(quota: &str, requests: u32) -> ExitCode {
         .build();
     let runtime = runtime.expect("a runtime");
     let folder = tempfile::tempdir().expect("a folder");
-    // Nothing but this thread runs meanwhile, and it does not wait.
+    // Only this thread runs meanwhile, and it does not wait.
     let took = runtime.block_on(async {
         let leased = memory::leased(folder.path()).await;
         match quota {
@@ -587,7 +588,7 @@ fn count(quota: &str, requests: u32) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is going on, for whoever waits.
+/// Prints the progress.
 fn say(what: &str) {
     eprintln!("{what}");
 }

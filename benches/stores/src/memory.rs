@@ -1,4 +1,4 @@
-//! What a request costs that a lease decides in memory, beside a memory quota.
+//! The cost of a request that a lease decides in memory, relative to a memory quota.
 //!
 //! `tests/stores/allocations.rs` counts the allocations of the same. The timed binary does not count: see `guard`.
 
@@ -12,10 +12,10 @@ use tower_storage_guard::{
 
 /// What a request stores.
 pub(crate) const AMOUNT: Amount = Amount::new(1 << 10, 1);
-/// More than all requests store.
+/// More than all requests store together.
 pub(crate) const LIMITS: Limits = Limits::bytes(1 << 60);
 
-/// What setting aside and committing allocates.
+/// The allocations for reserving and committing.
 pub(crate) const ALLOCATIONS_OF_MEMORY: u64 = 0;
 pub(crate) const ALLOCATIONS_OF_LEASED: u64 = 0;
 
@@ -23,14 +23,14 @@ pub(crate) fn scope() -> Scopes {
     "user:42".into()
 }
 
-/// The account is there, as it is once something is stored.
+/// The account exists, as it does once something is stored.
 pub(crate) fn memory() -> MemoryQuota {
     let quota = MemoryQuota::new(LIMITS);
     quota.set_used("user:42", AMOUNT);
     quota
 }
 
-/// With a lease that lasts, until the runtime finds that it is larger than need be.
+/// With a lease that lasts, until the runtime finds that it is larger than necessary.
 pub(crate) async fn leased(folder: &Path) -> LeasedQuota<SqliteStore> {
     let store = SqliteStore::open(folder.join("leased.db")).expect("a file");
     let quota = LeasedQuota::new(StoredQuota::new(store, LIMITS));
@@ -46,7 +46,7 @@ pub(crate) async fn leased(folder: &Path) -> LeasedQuota<SqliteStore> {
     }
 }
 
-/// Sets aside and commits, if that is decided in memory. Whether it was.
+/// Reserves and commits, if that is decided in memory. Returns whether it was.
 pub(crate) fn once(quota: &impl QuotaSource, scope: &Scopes) -> bool {
     let answer = quota.reserve(scope, AMOUNT, Amount::ZERO).now();
     match answer {

@@ -1,4 +1,4 @@
-//! An upload server that never promises more than it can keep.
+//! An upload server that never admits more than it can store.
 //!
 //! ```sh
 //! cargo run --release -p axum-upload
@@ -61,19 +61,19 @@ fn app(store: Store) -> Router {
         .route("/status", get(status))
         .route_layer(
             ServiceBuilder::new()
-                // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+                // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
                 .layer(middleware::from_fn_with_state(store.clone(), identify))
                 .layer(guard),
         )
-        // The guard knows how much there is room for.
+        // The guard knows how much room there is.
         .layer(DefaultBodyLimit::disable())
         .route("/", get(page))
-        // Whoever balances the load may ask without a token whether uploads are taken.
+        // Load balancers may ask without a token whether uploads are accepted.
         .route("/ready", get(Readiness::new(store.volume.clone())))
         .with_state(store)
 }
 
-/// Puts whose folder it is about, and the name of the file if it is about one, into the request.
+/// Puts the folder that the request is about, and the name of the file if it is about one, into its extensions.
 async fn identify(
     State(store): State<Store>,
     mut request: Request,
@@ -97,7 +97,7 @@ async fn identify(
     Ok(next.run(request).await)
 }
 
-/// An overwrite costs the difference only.
+/// An overwrite only costs the difference.
 fn price(head: &Parts, demand: Demand) -> impl Future<Output = Demand> + Send + use<> {
     let folder = head.extensions.get::<Folder>().cloned();
     let name = head.extensions.get::<Name>().cloned();
@@ -108,7 +108,7 @@ fn price(head: &Parts, demand: Demand) -> impl Future<Output = Demand> + Send + 
         };
         match folder.size(&name).await {
             Ok(Some(old)) => demand.replacing(Amount::new(old, 1)),
-            // Whatever is wrong shows again when the file is written.
+            // Any error occurs again when the file is written.
             Ok(None) | Err(_) => demand,
         }
     }
@@ -143,7 +143,7 @@ async fn post_files(
 ) -> Result<Response, ErrorResponse> {
     let mut uploads = Vec::new();
     while let Some(field) = form.next_field().await? {
-        // What is not a file is of no interest.
+        // Form fields that are not files are ignored.
         if let Some(name) = field.file_name() {
             let name = name.parse().map_err(bad_request)?;
             let content = field.map_err(ErrorResponse::from);
@@ -165,7 +165,7 @@ async fn list_files(Extension(folder): Extension<Folder>) -> Result<Json<Vec<Ent
     Ok(Json(folder.list().await?))
 }
 
-/// HEAD comes here too: axum sends the head alone then.
+/// Also serves HEAD: axum then sends only the head.
 async fn read_file(
     Extension(folder): Extension<Folder>,
     Extension(name): Extension<Name>,
@@ -192,7 +192,7 @@ async fn delete_file(
     })
 }
 
-/// How full it is: the disk, and whoever the caller is charged to.
+/// The usage of the disk, and of the scopes that the client is charged to.
 async fn status(
     State(store): State<Store>,
     Extension(folder): Extension<Folder>,
@@ -237,7 +237,7 @@ fn accepts_html(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What the disk says, for the guard to look at.
+/// An I/O error, kept for the guard to classify.
 fn failed(error: io::Error) -> ErrorResponse {
     Failure::from(error).into()
 }
@@ -246,7 +246,7 @@ fn bad_request(error: impl Display) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
 
-/// A name that is taken is the client's to change. In everything else, the guard finds the storage faults.
+/// An existing name is a client error. The guard finds the storage faults in all other errors.
 fn fail(error: BoxError) -> ErrorResponse {
     match error.downcast::<NotAFile>() {
         Ok(error) => (StatusCode::CONFLICT, error.to_string()).into(),

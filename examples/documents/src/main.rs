@@ -1,4 +1,4 @@
-//! A store of JSON documents in PostgreSQL, or in SQLite, that says so when its database is full.
+//! A store of JSON documents in PostgreSQL, or in SQLite, that answers 507 when its database is full.
 //!
 //! ```sh
 //! cargo run --release -p documents -- --max-size 1MiB
@@ -62,8 +62,8 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
 }
 
 fn app(store: Store) -> Router {
-    // How much room a database has, nobody knows but itself. So nothing is set aside: the guard finds out of its
-    // errors which of them say that it is full.
+    // Only the database knows how much room it has. So nothing is reserved: the guard recognises the errors that
+    // report a full database.
     let guard = StorageGuardLayer::quota_only(NoQuota);
     let document = get(read).put(write).delete(delete);
     Router::new()
@@ -103,7 +103,7 @@ async fn delete(
     })
 }
 
-/// What the database says, for the guard to look at.
+/// A database error, kept for the guard to classify.
 fn failed(error: sqlx::Error) -> ErrorResponse {
     Failure::from(error).into()
 }
@@ -112,7 +112,7 @@ fn bad_request(error: impl Display) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
 
-/// Of a document. Every database has room for it in an index, and takes its characters.
+/// The key of a document. Every database can index it, and accepts its characters.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct Id(String);
@@ -139,7 +139,7 @@ enum Written {
     Replaced,
 }
 
-/// Runs a statement, which both databases understand, and asks how many rows it was about.
+/// Runs a statement that both databases understand, and returns the number of affected rows.
 macro_rules! execute {
     ($store:expr, $sql:expr, $($value:expr),*) => {
         match $store {
@@ -154,7 +154,7 @@ macro_rules! execute {
 }
 
 impl Store {
-    /// Makes what is missing.
+    /// Creates the table if it is missing.
     async fn open(flags: &Flags) -> Result<Self, BoxError> {
         let store = match &flags.database_url {
             Some(url) => Self::Postgres(PgPool::connect(url).await?),
@@ -203,7 +203,7 @@ impl Store {
     }
 }
 
-/// A database that readers need not wait for, of a limited size.
+/// A database of a limited size, whose readers do not wait for writers.
 fn sqlite(flags: &Flags) -> SqliteConnectOptions {
     const PAGE: u32 = 4096;
 

@@ -265,7 +265,7 @@ async fn execute(
     ))
 }
 
-/// How much there is below a directory.
+/// Measures what is below a directory.
 fn stored_in(directory: &Path, hidden: bool) -> Result<Amount, BoxError> {
     let named = |error| format!("{}: {error}", directory.display());
     let mut total = Amount::ZERO;
@@ -274,7 +274,7 @@ fn stored_in(directory: &Path, hidden: bool) -> Result<Amount, BoxError> {
         if !hidden && entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        // Of the link, where it is one.
+        // Of the link itself, if it is one.
         let found = entry.metadata();
         total = total
             + match found {
@@ -420,7 +420,7 @@ fn holds_table(holds: &[HoldEntry]) -> String {
     table(heads, 2, rows)
 }
 
-/// A name and what belongs to it in each line.
+/// Prints a name and its values in each line.
 fn lines<const N: usize>(lines: [(&str, String); N]) -> String {
     let lines = lines.map(|(name, value)| [name.to_owned(), value]);
     let width = lines.iter().map(|[name, _]| name.len()).max().unwrap_or(0);
@@ -428,7 +428,7 @@ fn lines<const N: usize>(lines: [(&str, String); N]) -> String {
     lines.concat()
 }
 
-/// So many columns of text, and the rest are figures.
+/// The first `text` columns are text, and the rest are figures.
 fn table<const N: usize>(
     heads: [&str; N],
     text: usize,
@@ -484,7 +484,7 @@ fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// A name without what a terminal would obey.
+/// A name without characters that a terminal would interpret.
 fn printable(name: &str) -> String {
     let mut printable = String::with_capacity(name.len());
     for c in name.chars() {

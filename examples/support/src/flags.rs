@@ -71,7 +71,7 @@ impl FromStr for User {
             Some((name, token, limit))
         });
         let (name, token, limit) = parts.ok_or("expected NAME:TOKEN:LIMIT")?;
-        // What an Authorization header can carry.
+        // Characters that an Authorization header can carry.
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the token must be printable ASCII, without spaces".to_owned());
         }

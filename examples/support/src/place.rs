@@ -1,4 +1,4 @@
-//! Where quotas are kept, as the command line says it.
+//! Where quotas are kept, as given on the command line.
 
 use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
 #[cfg(feature = "stored")]
@@ -13,7 +13,7 @@ use sqlx::{
 #[cfg(feature = "stored")]
 use tower_storage_guard::{BoxError, store::Store};
 
-/// How long a database may take to answer the first time.
+/// How long the first connection to a database may take.
 #[cfg(feature = "postgres")]
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Place {
     /// In memory: counted from the files at each start.
     Memory,
-    /// In a file. Without a name, the one that a server has beside its uploads.
+    /// In a file. Without a name, the default file beside the uploads.
     #[cfg(feature = "sqlite")]
     Sqlite(PathBuf),
     #[cfg(feature = "postgres")]
@@ -40,10 +40,10 @@ impl FromStr for Place {
     }
 }
 
-/// Makes a place of its text, and of what follows the scheme in that.
+/// Parses a place from its text, and from the part after the scheme.
 type Builder = fn(&str, &str) -> Result<Place, String>;
 
-/// What each store is built with. None without its feature.
+/// The parser of each store. None without its feature.
 struct Builders {
     sqlite: Option<Builder>,
     postgres: Option<Builder>,
@@ -93,7 +93,7 @@ impl Place {
 
 #[cfg(feature = "sqlite")]
 fn sqlite(_: &str, rest: &str) -> Result<Place, String> {
-    // Both `sqlite:a/b` and `sqlite:///a/b` are usual.
+    // Both `sqlite:a/b` and `sqlite:///a/b` are common.
     let path = rest.strip_prefix("//").unwrap_or(rest);
     Ok(Place::Sqlite(path.into()))
 }
@@ -111,7 +111,7 @@ fn redis(text: &str, _: &str) -> Result<Place, String> {
     Ok(Place::Redis(text.to_owned()))
 }
 
-/// Without what is secret.
+/// Without secrets.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -140,7 +140,8 @@ impl fmt::Debug for Place {
     }
 }
 
-/// Reads a place from the command line. It does not repeat what is wrong, as clap would: a password may be in it.
+/// Parses a place from the command line. Unlike clap, it does not repeat an invalid value, because it may contain a
+/// password.
 #[derive(Clone)]
 pub struct PlaceParser;
 
@@ -163,7 +164,7 @@ impl TypedValueParser for PlaceParser {
 }
 
 impl Place {
-    /// With the name of the file that a server has beside its uploads.
+    /// With the name of the default file beside a server's uploads.
     pub fn or_beside(self, file: impl FnOnce() -> PathBuf) -> Self {
         match self {
             #[cfg(feature = "sqlite")]
@@ -178,7 +179,7 @@ impl Place {
 
 #[cfg(feature = "stored")]
 impl Place {
-    /// Opens the store, and makes it if it is missing. None for memory.
+    /// Opens the store, and creates it if it is missing. None for memory.
     pub(crate) async fn open(&self) -> Result<Option<Arc<dyn Store>>, BoxError> {
         Ok(Some(match self {
             Self::Memory => return Ok(None),
@@ -200,13 +201,13 @@ impl Place {
         }))
     }
 
-    /// Opens a store that is there already, for a tool to look into.
+    /// Opens an existing store, for a tool to inspect.
     pub async fn look_into(&self) -> Result<Arc<dyn Store>, BoxError> {
         let store = self.open_existing().await;
         store.map_err(|error| self.error(&*error))
     }
 
-    /// Which store has failed, and why.
+    /// The store that has failed, and the reason.
     pub fn error(&self, error: &(dyn std::error::Error + 'static)) -> BoxError {
         let mut text = format!("{self}: {error}");
         let mut source = error.source();
@@ -237,7 +238,7 @@ impl Place {
                 }
                 Arc::new(pool(options))
             }
-            // Nothing is made there before it is used.
+            // Nothing is created before it is used.
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
                 Arc::new(tower_storage_guard::store::RedisStore::connect(url).await?)
@@ -246,7 +247,7 @@ impl Place {
     }
 }
 
-/// A pool would go on trying for a while, and not say what is wrong.
+/// A pool would retry for a while without reporting the error.
 #[cfg(feature = "postgres")]
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, BoxError> {
     match tokio::time::timeout(PATIENCE, options.connect()).await {

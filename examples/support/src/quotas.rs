@@ -13,7 +13,7 @@ use crate::stored::Stored;
 
 /// The quotas, wherever they are kept. Cheap to clone.
 ///
-/// A service that has decided where it keeps them needs none of this.
+/// A service that uses only one kind of store does not need this type.
 #[derive(Clone)]
 pub struct Quotas {
     /// For the guard.
@@ -29,7 +29,7 @@ enum Kept {
 }
 
 impl Quotas {
-    /// Without limits on anything. Charges that a store has not taken yet are in the directory `journal`.
+    /// Without any limits. Charges that have not reached the store yet are in the directory `journal`.
     pub async fn open(
         place: &Place,
         journal: PathBuf,
@@ -52,7 +52,7 @@ impl Quotas {
         })
     }
 
-    /// Whether nothing was ever charged to a scope, nor limits set.
+    /// Whether a scope has neither charges nor limits.
     pub async fn is_new(&self, scope: &Scope) -> Result<bool, BoxError> {
         match &self.kept {
             Kept::Memory(quota) => Ok(quota.usage(scope).used.is_zero()),
@@ -80,7 +80,7 @@ impl Quotas {
         }
     }
 
-    /// Charges what changed without a reservation.
+    /// Charges a change that had no reservation.
     pub async fn charge(&self, scopes: &Scopes, change: Change) {
         match &self.kept {
             Kept::Memory(quota) => scopes.iter().for_each(|scope| quota.adjust(scope, change)),
@@ -98,7 +98,7 @@ impl Quotas {
         }
     }
 
-    /// How many charges and releases are not in the store.
+    /// The number of charges and releases that are not in the store yet.
     pub fn unsettled(&self) -> usize {
         match &self.kept {
             Kept::Memory(_) => 0,

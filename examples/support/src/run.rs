@@ -1,4 +1,4 @@
-//! How an example starts, and how it stops.
+//! Startup and shutdown of an example.
 
 use std::{
     io::{self, Write},
@@ -14,7 +14,7 @@ use crate::{
     store::Store,
 };
 
-/// Serves the store that the command line describes. `listen` is where, if the command line does not say.
+/// Serves the store that the command line describes. `listen` is the default address.
 pub async fn run(
     listen: &'static str,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
@@ -22,7 +22,7 @@ pub async fn run(
     report(start(flags::read(listen), serve).await)
 }
 
-/// Says why it ends, if not because it was asked to.
+/// Reports the error that ended it, if any.
 pub fn report(result: Result<(), BoxError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,7 +49,7 @@ async fn start(
     store.close().await.and(served)
 }
 
-/// Listens, and says where.
+/// Listens, and prints the address.
 pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
     let listener = TcpListener::bind(at)
         .await
@@ -60,7 +60,7 @@ pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
     Ok(listener)
 }
 
-/// Ctrl-C, or what a service manager sends.
+/// Ctrl-C, or the signal of a service manager.
 pub async fn asked_to_stop() {
     let interrupted = async { signal::ctrl_c().await.expect("Ctrl-C can be handled") };
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Folders of files. A file is there whole or not at all, and is charged for exactly as long as it is there.
+//! Folders of files. A file exists completely or not at all, and is charged for exactly as long as it exists.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,16 +33,16 @@ use tower_storage_guard::{
 
 use crate::{flags::Flags, quotas::Quotas};
 
-/// How uploads in progress are called. No file can be: names do not begin with a dot.
+/// The prefix of uploads in progress. No file can have it, because names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
-/// Where quotas are kept unless the command line says so. SQLite puts two more files beside it, which begin with this.
+/// The default file of quotas. SQLite adds two more files, whose names begin with this.
 const QUOTAS: &str = ".quotas.db";
-/// Charges that the quotas' store has not taken yet.
+/// Charges that have not reached the quotas' store yet.
 const JOURNAL: &str = ".quotas.journal";
-/// How long the end waits for what is under way to be charged.
+/// How long the shutdown waits until requests in flight are charged.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Everything that is stored, and what guards it.
+/// Everything that is stored, and its guard.
 #[derive(Clone)]
 pub struct Store {
     pub volume: Volume,
@@ -52,7 +52,7 @@ pub struct Store {
 
 enum Folders {
     Shared(Folder),
-    /// By token. The map hashes with a random key, so its timing tells nothing of the tokens.
+    /// By token. The map hashes with a random key, so its timing reveals nothing about the tokens.
     OfUsers(HashMap<String, Folder>),
 }
 
@@ -60,7 +60,7 @@ impl Store {
     /// The scope that all uploads are charged to.
     pub const EVERYONE: &str = "everyone";
 
-    /// Makes what is missing, removes what was left behind, and counts what is there for quotas that do not know it.
+    /// Creates missing folders, removes leftovers, and counts the existing files for quotas that do not know them.
     pub async fn open(flags: Flags) -> Result<Self, BoxError> {
         let dir = flags.dir.clone();
         spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
@@ -81,7 +81,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The store, and what each scope may use. Blocks.
+    /// The store, and the limits of each scope. Blocks.
     fn with_quota(flags: &Flags, quota: Quotas) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
         let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
         let everyone = Scope::from(Self::EVERYONE);
@@ -113,7 +113,7 @@ impl Store {
         Ok((store, limits))
     }
 
-    /// Waits until all that is done is charged. Nothing changes from here on.
+    /// Waits until all completed work is charged. Nothing changes from here on.
     pub async fn close(&self) -> Result<(), BoxError> {
         let closing = async {
             let folders = self.folders().into_iter();
@@ -130,7 +130,7 @@ impl Store {
         }
     }
 
-    /// The folders of everyone.
+    /// The folder that all clients share.
     pub fn folders(&self) -> Vec<&Folder> {
         match &*self.folders {
             Folders::Shared(folder) => vec![folder],
@@ -138,7 +138,7 @@ impl Store {
         }
     }
 
-    /// The folder of whoever sends this Authorization, or everyone's where there are no users.
+    /// The folder of the user with this Authorization, or the shared one if there are no users.
     pub fn folder(&self, authorization: Option<&str>) -> Option<&Folder> {
         match &*self.folders {
             Folders::Shared(folder) => Some(folder),
@@ -151,15 +151,15 @@ impl Store {
     }
 }
 
-/// Files beside each other, all of one owner. Cheap to clone.
+/// The files of one owner in one folder. Cheap to clone.
 #[derive(Clone)]
 pub struct Folder {
     pub dir: Arc<Path>,
-    /// Who is charged.
+    /// The scopes that are charged.
     pub scopes: Scopes,
     quota: Quotas,
     volume: Volume,
-    /// Held while a file comes, goes or changes place with another, so that what was there can be counted.
+    /// Held while a file is created, removed or replaced, so that the previous size can be counted.
     changing: Arc<Mutex<()>>,
 }
 
@@ -183,10 +183,10 @@ impl Folder {
         })
     }
 
-    /// Charges for what is there, to an owner of whom the quotas have never heard. It is one step: whoever is charged
-    /// is known, and a start that was cut short is made good by the next.
+    /// Charges for the existing files, if the quotas do not know the owner yet. It is one step: an owner with charges
+    /// is known, and an interrupted start is repeated by the next one.
     async fn count_if_new(&self) -> Result<(), BoxError> {
-        // Whose it is comes first, and everyone after.
+        // The owner comes first, and the shared scope last.
         let Some(owner) = self.scopes.iter().next() else {
             return Ok(());
         };
@@ -199,7 +199,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Who is charged for a request: everyone together, and the user if there are users.
+    /// The scopes of a request: the shared one, and the user's if there are users.
     pub fn scopes_of(head: &Parts) -> Scopes {
         let folder = head.extensions.get::<Self>();
         folder.map_or_else(Scopes::default, |folder| folder.scopes.clone())
@@ -211,13 +211,13 @@ impl Folder {
         spawn_blocking(move || entries(&dir)).await?
     }
 
-    /// The size of a file. None where there is no file.
+    /// The size of a file. None if it does not exist.
     pub async fn size(&self, name: &Name) -> io::Result<Option<u64>> {
         let path = self.path(name);
         Ok(spawn_blocking(move || found(&path)).await??.file())
     }
 
-    /// A file to read, and its size. It stays what it is, whoever replaces it meanwhile.
+    /// Opens a file to read, and returns its size. The opened file does not change if it is replaced meanwhile.
     pub async fn read(&self, name: &Name) -> io::Result<Option<(File, u64)>> {
         let path = self.path(name);
         spawn_blocking(move || {
@@ -236,11 +236,11 @@ impl Folder {
         .await?
     }
 
-    /// Removes a file, and gives back what it was charged. False where there is none.
+    /// Removes a file, and gives back its charge. False if it does not exist.
     pub async fn delete(&self, name: &Name) -> io::Result<bool> {
         let (folder, path) = (self.clone(), self.path(name));
         let changing = Arc::clone(&self.changing).lock_owned().await;
-        // A task of its own: a caller who leaves cannot stop it half way.
+        // A task of its own: a client that disconnects cannot interrupt it halfway.
         tokio::spawn(async move {
             let _changing = changing;
             let dir = Arc::clone(&folder.dir);
@@ -262,8 +262,8 @@ impl Folder {
         .await?
     }
 
-    /// Receives an upload, and has it on the disk. Nobody sees it until it is published; dropped before, it
-    /// leaves nothing. `fail` turns what the disk says into the caller's error.
+    /// Receives an upload, and syncs it to the disk. It is invisible until it is published; dropped before, it leaves
+    /// nothing. `fail` converts I/O errors into the caller's error.
     pub async fn receive<E>(
         &self,
         name: Name,
@@ -280,7 +280,7 @@ impl Folder {
             Ok(())
         };
         if let Err(error) = received.await {
-            // There is room again before the next in line hears that there may be.
+            // The room is free before the next request in the queue is notified.
             upload.discard().await;
             return Err(error);
         }
@@ -294,7 +294,7 @@ impl Folder {
             .dir
             .join(format!("{TEMPORARY}{}-{number}", process::id()));
         let volume = self.volume.clone();
-        // Made together, so that there is no file without its remover when the caller leaves meanwhile.
+        // Created together, so that there is no file without its remover if the client disconnects meanwhile.
         let (file, temporary) = spawn_blocking(move || {
             let file = fs::File::create_new(&path)?;
             Ok::<_, io::Error>((
@@ -315,7 +315,7 @@ impl Folder {
         })
     }
 
-    /// Gives uploads of one request their names, and charges for them.
+    /// Renames uploads of one request to their final names, and charges for them.
     pub async fn publish(
         &self,
         uploads: Vec<Upload>,
@@ -323,7 +323,7 @@ impl Folder {
     ) -> Result<Stored, BoxError> {
         let (folder, reservation) = (self.clone(), reservation.clone());
         let changing = Arc::clone(&self.changing).lock_owned().await;
-        // A task of its own: a caller who leaves cannot stop it between the rename and the count.
+        // A task of its own: a client that disconnects cannot interrupt it between the rename and the charge.
         tokio::spawn(async move {
             let _changing = changing;
             if reservation.has_ended() {
@@ -333,7 +333,7 @@ impl Folder {
             let published = stored.publish(&folder, uploads, &reservation).await;
             reservation.stored(stored.made.bytes);
             reservation.made(stored.made.objects);
-            // The files are there, whatever is answered and whoever has left by now.
+            // The files exist, whatever is answered, and even if the client has disconnected.
             if published.is_err() || !reservation.commit().await {
                 let change = Change::between(stored.made, stored.replaced);
                 folder.charge(change).await;
@@ -347,7 +347,7 @@ impl Folder {
         self.quota.charge(&self.scopes, change).await;
     }
 
-    /// Where a file of this name is, or would be.
+    /// The path of a file with this name, whether it exists or not.
     pub fn path(&self, name: &Name) -> PathBuf {
         self.dir.join(name.as_str())
     }
@@ -365,24 +365,24 @@ pub struct Upload {
 impl Upload {
     async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.file.write_all(chunk).await?;
-        // tokio's files write behind our back: only a flush tells whether the disk had room. What is reported
-        // late is counted twice until then, on the disk and as promised.
+        // tokio's files write in the background: only a flush reports whether the disk had room. Bytes that are
+        // reported late are counted twice until then, on the disk and as reserved.
         self.file.flush().await?;
         self.reservation.written(chunk.len() as u64);
         self.size += chunk.len() as u64;
         Ok(())
     }
 
-    /// Puts everything on the disk.
+    /// Syncs everything to the disk.
     async fn finish(self) -> io::Result<Self> {
         self.file.sync_all().await?;
         Ok(self)
     }
 
-    /// Removes what there is of it, and waits until it is gone. A drop does the same, but does not wait.
+    /// Removes the partial file, and waits until it is gone. A drop does the same, but does not wait.
     async fn discard(mut self) {
         if let Some(removed) = self.temporary.remove() {
-            // It does not panic, and is not cancelled.
+            // It neither panics nor is cancelled.
             let _ = removed.await;
         }
     }
@@ -398,7 +398,7 @@ impl Temporary {
     fn remove(&mut self) -> Option<JoinHandle<()>> {
         let (path, volume) = (self.path.take()?, self.volume.clone());
         Some(spawn_blocking(move || {
-            // Nobody can do anything about it. If it fails, the next start removes it.
+            // The error cannot be handled here. If the removal fails, the next start removes the file.
             let _ = fs::remove_file(path);
             volume.refresh();
         }))
@@ -411,7 +411,7 @@ impl Drop for Temporary {
     }
 }
 
-/// Files that have just got their names.
+/// Files that have just got their final names.
 #[derive(Default)]
 pub struct Stored {
     pub made: Amount,
@@ -454,7 +454,7 @@ impl Stored {
             Found::File(size) => Amount::new(size, 1),
             Found::Other => return Err(NotAFile.into()),
         };
-        // What was there at the door may have been replaced or deleted since.
+        // The file that the request was priced by may have been replaced or deleted since.
         reservation.replaces(self.replaced + old).await?;
         upload.temporary = spawn_blocking(move || {
             let mut temporary = upload.temporary;
@@ -498,7 +498,7 @@ impl FromStr for Name {
     type Err = InvalidName;
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
-        // As the operating system sees it: on Windows there is more that leads elsewhere.
+        // As the operating system parses it: Windows has more names that lead out of the folder.
         let mut parts = Path::new(name).components();
         let is_plain = parts.next() == Some(Component::Normal(OsStr::new(name)));
         if is_plain
@@ -514,7 +514,7 @@ impl FromStr for Name {
     }
 }
 
-/// What a name leads to. Links are not followed.
+/// What a name refers to. Symbolic links are not followed.
 enum Found {
     Nothing,
     File(u64),
@@ -543,7 +543,7 @@ fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        // Files that we cannot name are not ours.
+        // Files whose names are invalid here are not this server's.
         let Some(Ok(name)) = entry.file_name().to_str().map(Name::from_str) else {
             continue;
         };
@@ -569,7 +569,7 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A rename is on the disk when its directory is. Windows has no such thing.
+/// A rename is durable once its directory is synced. Windows has no such operation.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) {
         fs::File::open(dir)?.sync_all()?;

@@ -12,7 +12,7 @@ use tower_storage_guard::{
     store::{Account, Journal, LeasedQuota, Store, StoredQuota},
 };
 
-/// How long a caller waits for a charge to reach the store. It gets there all the same.
+/// How long a caller waits for a charge to reach the store. It reaches the store even after that.
 const CHARGED: Duration = Duration::from_secs(2);
 
 /// Quotas in a store. Cheap to clone.
@@ -23,7 +23,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Without limits on anything. Charges that the store has not taken yet are in the directory `journal`.
+    /// Without any limits. Charges that have not reached the store yet are in the directory `journal`.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         journal: PathBuf,
@@ -63,7 +63,7 @@ impl Stored {
     }
 
     pub(crate) async fn charge(&self, scopes: &Scopes, change: Change) {
-        // Not to be waited for forever, and not lost then.
+        // The wait is bounded, and the charge is not lost when it ends.
         let _ = timeout(CHARGED, self.quota.adjust(scopes.clone(), change)).await;
     }
 

@@ -1,10 +1,10 @@
-//! A gRPC upload server that never promises more than it can keep.
+//! A gRPC upload server that never admits more than it can store.
 //!
 //! ```sh
 //! cargo run --release -p tonic-upload
 //! ```
 //!
-//! `examples/tonic-upload/proto/upload.proto` says what it is asked. `--help` lists the flags.
+//! `examples/tonic-upload/proto/upload.proto` defines its interface. `--help` lists the flags.
 
 use std::{pin::Pin, process::ExitCode, time::Duration};
 
@@ -34,15 +34,15 @@ use self::proto::{
     uploads_server::{Uploads, UploadsServer},
 };
 
-/// Checked in, so that this builds without a compiler of protos.
+/// Checked in, so that this builds without a protobuf compiler.
 #[allow(unreachable_pub)]
 mod proto {
     include!("../proto/upload.v1.rs");
 }
 
-/// The largest message: a chunk, or a small file with its name. tonic holds it in memory whole.
+/// The largest message: a chunk, or a small file with its name. tonic buffers it completely.
 const MESSAGE: usize = 4 << 20;
-/// What is sent of a file at a time.
+/// The size of the chunks in which a file is sent.
 const CHUNK: usize = 64 << 10;
 
 #[tokio::main]
@@ -54,21 +54,21 @@ async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.source.clone())
         .scope_by(Folder::scopes_of)
-        // Each call is a POST, so that they are named. The others read, or make room.
+        // Each call is a POST, so the guarded ones are named. The others read, or make room.
         .calls(["upload.v1.Uploads/Put", "upload.v1.Uploads/PutSmall"])?;
-    // Whoever balances the load may ask without a token whether uploads are taken.
+    // Load balancers may ask without a token whether uploads are accepted.
     let (reporter, health_service) = health_reporter();
     let name = UploadsServer::<Service>::NAME;
     tokio::spawn(health::report(reporter, name, store.volume.clone()));
     let uploads = ServiceBuilder::new()
-        // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+        // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
         .layer(InterceptorLayer::new(move |request| {
             identify(&store, request)
         }))
         .layer(guard)
         .named_layer(UploadsServer::new(Service).max_decoding_message_size(MESSAGE));
     Server::builder()
-        // A client that is gone without a word would hold what is set aside for it.
+        // A client that disappears without closing its connection would keep its reservation.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(health_service)
         .add_service(uploads)
@@ -80,7 +80,7 @@ async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Puts whose folder it is about into the request.
+/// Puts the folder that the request is about into its extensions.
 fn identify(store: &Store, mut request: Request<()>) -> Result<Request<()>, Status> {
     let authorization = request.metadata().get("authorization");
     let authorization = authorization.and_then(|value| value.to_str().ok());
@@ -107,9 +107,9 @@ impl Uploads for Service {
             return Err(Status::invalid_argument("the name comes first"));
         };
         let name = valid(&name)?;
-        // An overwrite costs the difference only. The door could not know, as the name is in the stream. So
-        // over a quota that is full to the last byte, nothing can be written: there must be room for the
-        // first frame, 16 KiB as a rule, and for what gRPC puts around each message.
+        // An overwrite only costs the difference. The guard could not know that at admission, because the name is in
+        // the stream. So if a quota is full to the last byte, nothing can be written: there must be room for the
+        // first frame, usually 16 KiB, and for the framing of each message.
         if let Some(old) = folder.size(&name).await.map_err(status)? {
             reservation.replaces(Amount::new(old, 1)).await?;
         }
@@ -130,7 +130,7 @@ impl Uploads for Service {
         request: Request<PutSmallRequest>,
     ) -> Result<Response<PutReply>, Status> {
         let (folder, reservation) = (folder(&request)?, reservation(&request)?);
-        // The whole message is in by now. So an overwrite needs room beside what it replaces.
+        // The whole message has been received. So an overwrite needs room in addition to what it replaces.
         let PutSmallRequest { name, data } = request.into_inner();
         let content = stream::iter([Ok(data)]);
         let upload = folder.receive(valid(&name)?, &reservation, content, status);
@@ -188,8 +188,8 @@ fn not_found() -> Status {
     Status::not_found("there is no file of this name")
 }
 
-/// A name that is taken is the client's to change: by a delete that is not in our hands, so that it is not
-/// ALREADY_EXISTS. In everything else, the guard finds the storage faults.
+/// An existing name is a client error: it has to be deleted by other means, so the code is not ALREADY_EXISTS. The
+/// guard finds the storage faults in all other errors.
 fn fail(error: BoxError) -> Status {
     match error.downcast::<NotAFile>() {
         Ok(error) => Status::failed_precondition(error.to_string()),

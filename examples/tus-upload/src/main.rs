@@ -1,4 +1,4 @@
-//! An upload server for tus 1.0: an upload comes in as many requests as it takes, and is let in for all of them.
+//! An upload server for tus 1.0: an upload may take several requests, and is admitted for all of them at the first.
 //!
 //! ```sh
 //! cargo run --release -p tus-upload
@@ -6,8 +6,8 @@
 //! client.TusClient("http://127.0.0.1:1080/files").uploader("video.mp4", chunk_size=1 << 20).upload()'
 //! ```
 //!
-//! That is tuspy; any other client of <https://tus.io> will do. What is whole is at its URL for all who GET it. `--help`
-//! lists the flags.
+//! That is tuspy; any other client of <https://tus.io> works too. A complete upload can be fetched from its URL.
+//! `--help` lists the flags.
 
 use std::{
     fmt::Display,
@@ -67,7 +67,7 @@ async fn serve(flags: TusFlags) -> Result<(), BoxError> {
     let store = Store::open(flags.all).await?;
     let opened = store.clone();
     let uploads = spawn_blocking(move || Uploads::open(&opened, time_to_live)).await??;
-    // Around the router: it routes by the method.
+    // Around the router, because it routes by the method.
     let app = app(store.clone(), uploads, time_to_live);
     let app = MapRequestLayer::new(override_method).layer(app);
     let served = axum::serve(
@@ -91,13 +91,13 @@ fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
         .route("/files/{name}", one)
         .route_layer(
             ServiceBuilder::new()
-                // Outside of the guard: strangers learn nothing of the storage, and set none of it aside.
+                // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
                 .layer(middleware::from_fn_with_state(store, identify))
                 .layer(guard),
         )
-        // The guard knows how much there is room for.
+        // The guard knows how much room there is.
         .layer(DefaultBodyLimit::disable())
-        // Its refusals are answers of a tus server too.
+        // Its refusals need tus headers too.
         .layer(middleware::from_fn(speak_tus))
         .with_state(uploads)
 }
@@ -114,10 +114,10 @@ const UPLOAD_EXPIRES: HeaderName = HeaderName::from_static("upload-expires");
 const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
 const EXTENSIONS: &str =
     "creation,creation-with-upload,creation-defer-length,termination,expiration";
-/// What a part of an upload comes as.
+/// The content type of a part of an upload.
 const PART: &str = "application/offset+octet-stream";
 
-/// Some clients can only GET and POST, and say in a header what they mean.
+/// Some clients can only send GET and POST, and put the real method into a header.
 fn override_method(mut request: Request) -> Request {
     let method = request.headers().get("x-http-method-override");
     if let Some(method) = method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()) {
@@ -126,7 +126,7 @@ fn override_method(mut request: Request) -> Request {
     request
 }
 
-/// Says what we speak, and turns away who speaks something else.
+/// Adds the tus version to answers, and rejects clients of other versions.
 async fn speak_tus(request: Request, next: Next) -> Response {
     let version = request.headers().get(TUS_RESUMABLE);
     let mut response = match *request.method() {
@@ -137,7 +137,7 @@ async fn speak_tus(request: Request, next: Next) -> Response {
             ];
             (StatusCode::NO_CONTENT, abilities).into_response()
         }
-        // GET is no part of tus: browsers ask so.
+        // GET is not part of tus: browsers send it.
         Method::GET => next.run(request).await,
         _ if version == Some(&VERSION) => next.run(request).await,
         _ => (StatusCode::PRECONDITION_FAILED, [(TUS_VERSION, VERSION)]).into_response(),
@@ -146,7 +146,7 @@ async fn speak_tus(request: Request, next: Next) -> Response {
     response
 }
 
-/// Puts whose folder it is about into the request.
+/// Puts the folder that the request is about into its extensions.
 async fn identify(
     State(store): State<Store>,
     mut request: Request,
@@ -235,7 +235,7 @@ async fn terminate(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What is whole, as a file.
+/// A complete upload, as a file.
 async fn content(Extension(folder): Extension<Folder>, uri: Uri) -> Result<Response, Failure> {
     let file = match name_of(&uri) {
         Some(name) => folder.read(&name).await?,
@@ -252,8 +252,8 @@ async fn content(Extension(folder): Extension<Folder>, uri: Uri) -> Result<Respo
     Ok((head, content).into_response())
 }
 
-/// The name as it came. Whatever is written in another way, with a query or with `%61` for an `a`, is another name: the
-/// guard knows uploads by what `Location` said.
+/// The name exactly as it was sent. Another spelling, with a query or with `%61` for an `a`, is another name, because
+/// the guard knows uploads by their `Location`.
 fn name_of(uri: &Uri) -> Option<Name> {
     let target = uri.path_and_query()?.as_str();
     target.strip_prefix("/files/")?.parse().ok()
@@ -293,10 +293,10 @@ async fn receive(
     })
 }
 
-/// How far an upload is.
+/// The progress of an upload.
 fn state(upload: &Turn) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // For the guard, which sees the answer before `speak_tus` does, and asks whether this is about tus.
+    // For the guard, which sees the answer before `speak_tus` does, and recognises tus by this header.
     headers.insert(TUS_RESUMABLE, VERSION);
     headers.insert(UPLOAD_OFFSET, upload.offset().into());
     match upload.length() {
@@ -321,7 +321,7 @@ fn is_part(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value == PART)
 }
 
-/// A header that is a number, if it is there.
+/// A header that is a number, if it is present.
 fn number(headers: &HeaderMap, name: HeaderName) -> Result<Option<u64>, NotANumber> {
     let Some(value) = headers.get(&name) else {
         return Ok(None);
@@ -341,7 +341,7 @@ impl IntoResponse for NotANumber {
     }
 }
 
-/// What the disk says, for the guard to look at.
+/// An I/O error, kept for the guard to classify.
 fn failed(error: io::Error) -> ErrorResponse {
     Failure::from(error).into()
 }

@@ -1,4 +1,4 @@
-//! Uploads of several requests. Each grows in a file of its own, and gets its place when it is whole.
+//! Uploads of several requests. Each grows in a temporary file, which is renamed when it is complete.
 
 use std::{
     collections::HashMap,
@@ -22,22 +22,21 @@ use tower_storage_guard::Reservation;
 
 use example_support::store::{Folder, Name, Store, sync_dir};
 
-/// Where uploads in progress are, in each folder: a rename must not leave the filesystem.
+/// The folder of uploads in progress, inside each user's folder, because a rename must stay on one filesystem.
 const UPLOADS: &str = ".uploads";
 
-/// All of them. Cheap to clone.
+/// All uploads. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Uploads {
-    /// By where they grow, so that nobody comes upon those of another user. What is whole stays known for a while:
-    /// clients may ask once more.
+    /// By the path where they grow, so that a user cannot reach another user's uploads. Complete uploads stay known
+    /// for a while, because clients may ask again.
     known: Arc<Mutex<HashMap<PathBuf, Arc<Upload>>>>,
-    /// How long one stays where nothing comes.
+    /// How long an idle upload is kept.
     time_to_live: Duration,
 }
 
 impl Uploads {
-    /// Makes what is missing, and removes the uploads of the last run: nothing is set aside for them any more.
-    /// Blocks.
+    /// Creates missing folders, and removes the uploads of the last run, whose reservations are gone. Blocks.
     pub(crate) fn open(store: &Store, time_to_live: Duration) -> io::Result<Self> {
         for folder in store.folders() {
             let uploads = folder.dir.join(UPLOADS);
@@ -51,7 +50,7 @@ impl Uploads {
         })
     }
 
-    /// Begins an upload. It is removed when it is dropped, unless it is kept.
+    /// Begins an upload. It is removed on drop, unless it is kept.
     pub(crate) fn create(
         &self,
         folder: &Folder,
@@ -70,7 +69,7 @@ impl Uploads {
         let progress = Arc::clone(&upload.progress).try_lock_owned();
         let turn = Turn {
             number: upload.next_number(),
-            progress: progress.expect("nobody else knows of it"),
+            progress: progress.expect("a new upload has no other user"),
             uploads: self.clone(),
             upload: Arc::clone(&upload),
             is_kept: false,
@@ -80,13 +79,13 @@ impl Uploads {
         Ok(turn)
     }
 
-    /// Waits for one's turn at an upload. Whoever has it is told to stop: that may be a connection of which the
-    /// client knows that it is dead, and we do not. None where there is no such upload.
+    /// Waits for exclusive access to an upload. The request that has access is told to stop: its connection may be
+    /// dead, which the client knows and the server does not. None if there is no such upload.
     pub(crate) async fn turn(&self, folder: &Folder, name: &Name) -> io::Result<Option<Turn>> {
         let known = self.known().get(&growing(folder, name)).cloned();
         let upload = match known {
             Some(upload) => upload,
-            // Perhaps one that was whole long ago.
+            // It may have been completed long ago.
             None => match folder.size(name).await? {
                 Some(size) => {
                     let progress = Progress {
@@ -114,7 +113,7 @@ impl Uploads {
         }
     }
 
-    /// Removes an upload for which nothing comes any more. One that is whole is forgotten, and stays.
+    /// Removes an upload that has been idle for too long. A complete one is forgotten, and its file stays.
     async fn expire(self, upload: Arc<Upload>) {
         loop {
             let expires = *upload.expires();
@@ -124,7 +123,7 @@ impl Uploads {
             }
             let mut turn = self.turn_at(Arc::clone(&upload)).await;
             match turn.progress.stage {
-                // Something came at the last moment.
+                // More content arrived in the last moment.
                 _ if *upload.expires() > expires => continue,
                 Stage::Growing => turn.remove(),
                 Stage::Whole => turn.forget(),
@@ -156,7 +155,7 @@ impl Uploads {
     }
 }
 
-/// 128 bits, random as a key is: whoever knows the name may go on with the upload.
+/// 128 random bits, like a key: a client that knows the name may continue the upload.
 fn unguessable() -> io::Result<Name> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
@@ -174,27 +173,27 @@ struct Upload {
     /// As the client sent it.
     metadata: Option<HeaderValue>,
     progress: Arc<AsyncMutex<Progress>>,
-    /// How many have asked for their turn. The last of them has it next.
+    /// The number of requests for access. The last one gets it next.
     requests: watch::Sender<u64>,
     expires: Mutex<Instant>,
 }
 
 struct Progress {
     offset: u64,
-    /// None while the client has not said.
+    /// None until the client has announced it.
     length: Option<u64>,
     stage: Stage,
 }
 
 enum Stage {
     Growing,
-    /// In its place, and on the disk.
+    /// Renamed to its final path, and synced.
     Whole,
     Gone,
 }
 
 impl Upload {
-    /// A number for whoever asks now. All before stop.
+    /// A number for a new request for access. All earlier requests stop.
     fn next_number(&self) -> u64 {
         let mut number = 0;
         self.requests.send_modify(|requests| {
@@ -209,7 +208,7 @@ impl Upload {
     }
 }
 
-/// An upload, in the hands of one request.
+/// An upload, in exclusive use by one request.
 pub(crate) struct Turn {
     uploads: Uploads,
     upload: Arc<Upload>,
@@ -235,13 +234,13 @@ impl Turn {
         self.progress.length
     }
 
-    /// What is still to come, if the client has said.
+    /// The remaining length, if the client has announced the total.
     pub(crate) fn left(&self) -> Option<u64> {
         let length = self.progress.length?;
         Some(length - self.progress.offset)
     }
 
-    /// Until when there has to come more of it. None for one that is whole.
+    /// When it expires without more content. None for a complete upload.
     pub(crate) fn expires(&self) -> Option<SystemTime> {
         let left = self.upload.expires().duration_since(Instant::now());
         self.is_growing().then(|| SystemTime::now() + left)
@@ -251,7 +250,8 @@ impl Turn {
         matches!(self.progress.stage, Stage::Growing)
     }
 
-    /// Sets the length, if that is still open. False where it is another one already, or less than there is.
+    /// Sets the length, if it is not set yet. False if another length is set already, or if it is less than what was
+    /// received.
     pub(crate) fn set_length(&mut self, length: u64) -> bool {
         let set = *self.progress.length.get_or_insert(length);
         if self.progress.offset > set {
@@ -261,12 +261,12 @@ impl Turn {
         set == length
     }
 
-    /// From now on it stays, whatever becomes of this request: the client is told of it.
+    /// From now on it is kept even if this request fails, because the client knows of it.
     pub(crate) fn keep(mut self) {
         self.is_kept = true;
     }
 
-    /// Takes what comes. It stays however that ends.
+    /// Appends the body. What was received is kept, however the request ends.
     pub(crate) async fn receive<E>(
         &mut self,
         reservation: &Reservation,
@@ -287,20 +287,20 @@ impl Turn {
             if self.left().is_some_and(|left| chunk.len() as u64 > left) {
                 return Err(Broken::TooLong);
             }
-            // Nothing waits here: a client who leaves does not come between what is written and its count.
+            // No await point here: a client that disconnects cannot separate the write from its count.
             block_in_place(|| self.write(&mut file, &chunk)).map_err(Broken::Disk)?;
             self.progress.offset += chunk.len() as u64;
-            // It is on the disk now, and would be counted twice, there and as promised.
+            // It is on the disk now, and would otherwise be counted twice, there and as reserved.
             reservation.written(chunk.len() as u64);
             self.touch();
         }
         Ok(())
     }
 
-    /// Waits until there is a request that came later.
+    /// Waits until a later request asks for access.
     async fn is_over(&self) {
         let mut requests = self.upload.requests.subscribe();
-        // The sender is in our hands.
+        // `self` holds the sender, so it is not closed.
         let _ = requests.wait_for(|number| *number > self.number).await;
     }
 
@@ -314,16 +314,16 @@ impl Turn {
             }
         };
         file.write_all(chunk).inspect_err(|_| {
-            // Half a chunk does not count, and takes no room.
+            // A partial chunk is not counted, and is truncated.
             let _ = file.set_len(self.progress.offset);
         })
     }
 
-    /// If all of it is there: has it on the disk, and puts it in its place.
+    /// If it is complete, syncs it and renames it to its final path.
     ///
     /// # Errors
     ///
-    /// The upload is gone then: nobody knows what of it the disk has.
+    /// On failure the upload is removed, because it is unknown how much of it is on the disk.
     pub(crate) async fn finish_if_whole(&mut self) -> io::Result<()> {
         if self.left() != Some(0) || !self.is_growing() {
             return Ok(());
@@ -331,7 +331,7 @@ impl Turn {
         let (from, to) = (self.path(), self.place());
         let file = block_in_place(|| OpenOptions::new().write(true).open(&from))?;
         let synced = spawn_blocking(move || file.sync_all()).await?;
-        // Nothing waits from here until it is answered: it is not in its place where the client has left before.
+        // No await point from here to the answer: the file is not renamed if the client has disconnected before.
         let placed = synced.and_then(|()| {
             block_in_place(|| {
                 fs::rename(from, &to)?;
@@ -347,12 +347,12 @@ impl Turn {
         Ok(())
     }
 
-    /// Removes it, at the wish of its client.
+    /// Removes it, when its client asks for that.
     pub(crate) async fn delete(mut self) -> io::Result<()> {
         match self.progress.stage {
             Stage::Whole => {
                 self.forget();
-                // It is charged for, other than one that grows.
+                // A complete file is charged, unlike one that grows.
                 self.upload.folder.delete(&self.upload.name).await?;
             }
             Stage::Growing | Stage::Gone => self.remove(),
@@ -360,11 +360,11 @@ impl Turn {
         Ok(())
     }
 
-    /// Removes what nobody is charged for. Blocks.
+    /// Removes files that are not charged. Blocks.
     fn remove(&mut self) {
         self.forget();
         for path in [self.path(), self.place()] {
-            // One of them is missing. If it fails otherwise, the next start removes it.
+            // A missing file is fine. If it fails otherwise, the next start removes it.
             let _ = block_in_place(|| fs::remove_file(path));
         }
     }
@@ -378,12 +378,12 @@ impl Turn {
         *self.upload.expires() = Instant::now() + self.uploads.time_to_live;
     }
 
-    /// Where it grows.
+    /// The path where it grows.
     fn path(&self) -> PathBuf {
         growing(&self.upload.folder, &self.upload.name)
     }
 
-    /// Where it will be.
+    /// Its final path.
     fn place(&self) -> PathBuf {
         self.upload.folder.path(&self.upload.name)
     }
@@ -394,18 +394,18 @@ impl Drop for Turn {
         if !self.is_kept {
             self.remove();
         } else if self.is_growing() && self.left() == Some(0) {
-            // Broken off just before its end. A client that was told so much would not come again, and nothing would
-            // put it in its place: the last byte has to come once more.
+            // Interrupted just before its end. A client that is told the full length would not send another request,
+            // and the file would never be renamed: so the last byte has to be sent again.
             self.progress.offset = self.progress.offset.saturating_sub(1);
         }
     }
 }
 
-/// Why less has come than was to come.
+/// Why less content arrived than announced.
 pub(crate) enum Broken<E> {
     Content(E),
     Disk(io::Error),
     TooLong,
-    /// It is another request's turn.
+    /// Another request has access now.
     Over,
 }

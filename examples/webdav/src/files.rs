@@ -1,7 +1,7 @@
-//! A folder of files for dav-server, in which a file is there whole or not at all.
+//! A folder of files for dav-server, in which a file exists completely or not at all.
 //!
-//! dav-server's own `LocalFs` empties a file before it writes what comes. An upload that is cut in the middle
-//! would leave half of the new content, and nothing of the old. So an upload goes into a file of its own first.
+//! dav-server's own `LocalFs` truncates a file before it writes the new content. An upload that is cut in the middle
+//! would leave a torn write, and lose the old content. So an upload is written to a temporary file first.
 
 use std::{
     fmt, fs,
@@ -25,8 +25,8 @@ use tempfile::NamedTempFile;
 use tokio::{sync::Mutex, task::block_in_place};
 use tower_storage_guard::{Amount, BoxError, Reservation, dav::DavQuota, fault::Source};
 
-/// Where uploads in progress are, at the top of the folder: a rename must not leave the filesystem. Nobody sees
-/// it, and nobody gets in.
+/// The folder of uploads in progress, at the top of the tree, because a rename must stay on one filesystem. It is
+/// invisible to clients and inaccessible.
 const UPLOADS: &str = ".uploads";
 
 /// The folder, as one request sees it.
@@ -34,17 +34,17 @@ const UPLOADS: &str = ".uploads";
 pub(crate) struct Files {
     local: LocalFs,
     root: Arc<Path>,
-    /// Who holds it may put files into their places.
+    /// The lock for renaming files to their final paths.
     places: Arc<Mutex<()>>,
     reservation: Option<Reservation>,
-    /// What PROPFIND shows, and of what.
+    /// The figures for PROPFIND, and the path that they belong to.
     quota: Option<(DavPath, DavQuota)>,
-    /// What dav-server has no word for. Its errors are little more than statuses.
+    /// Errors that dav-server cannot represent. Its own are little more than statuses.
     failure: Arc<OnceLock<Source>>,
 }
 
 impl Files {
-    /// Makes what is missing, and removes what was left behind. Blocks.
+    /// Creates missing folders, and removes leftovers. Blocks.
     pub(crate) fn open(root: &Path) -> io::Result<Self> {
         let uploads = root.join(UPLOADS);
         fs::create_dir_all(&uploads)?;
@@ -60,7 +60,7 @@ impl Files {
         })
     }
 
-    /// For a request with this set aside for it.
+    /// For a request with this reservation.
     pub(crate) fn for_request(&self, reservation: Option<Reservation>) -> Self {
         Self {
             reservation,
@@ -77,12 +77,12 @@ impl Files {
         }
     }
 
-    /// What has gone wrong.
+    /// The error, if there was one.
     pub(crate) fn failure(&self) -> Option<Source> {
         self.failure.get().cloned()
     }
 
-    /// Unless the path leads to the uploads.
+    /// None if the path leads to the uploads.
     fn at(&self, path: &DavPath) -> Result<&LocalFs, FsError> {
         if path.as_rel_ospath().starts_with(UPLOADS) {
             return Err(FsError::Forbidden);
@@ -90,20 +90,20 @@ impl Files {
         Ok(&self.local)
     }
 
-    /// Keeps an error for the guard to look at.
+    /// Keeps an error for the guard to classify.
     fn fail(&self, error: impl Into<BoxError>) -> FsError {
         let error = error.into();
-        // Of other errors dav-server thinks that something is not implemented.
+        // dav-server treats other errors as something that is not implemented.
         let status = match error.downcast_ref::<io::Error>() {
             Some(error) if error.raw_os_error().is_some() => error.into(),
             _ => FsError::GeneralFailure,
         };
-        // The first is what the others come from.
+        // The first error causes the others.
         let _ = self.failure.set(Source::new(error));
         status
     }
 
-    /// A file that will take the place of what is there.
+    /// A file that will replace the existing one.
     async fn upload(&self, path: &DavPath, options: OpenOptions) -> Result<Upload, FsError> {
         let size = options.size;
         let untouched = OpenOptions {
@@ -112,7 +112,7 @@ impl Files {
             create_new: false,
             ..options
         };
-        // What speaks against it now does not have to wait for the content.
+        // Errors that are already certain need not wait for the content.
         match self.at(path)?.open(path, untouched).await {
             Ok(_) if options.create_new => return Err(FsError::Exists),
             Ok(_) => {}
@@ -123,7 +123,7 @@ impl Files {
             Err(error) => return Err(error),
         }
         let mut builder = tempfile::Builder::new();
-        // As `LocalFs` makes its files. Otherwise only we could read them.
+        // With the permissions that `LocalFs` uses. Otherwise only this server's user could read them.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
         let made = block_in_place(|| builder.tempfile_in(self.root.join(UPLOADS)));
@@ -148,7 +148,7 @@ impl DavFileSystem for Files {
                 let upload = self.upload(path, options).await?;
                 return Ok(Box::new(upload) as Box<dyn DavFile>);
             }
-            // To read, or to make the empty file of a LOCK.
+            // To read, or to create the empty file of a LOCK.
             self.at(path)?.open(path, options).await
         }
         .boxed()
@@ -209,7 +209,7 @@ impl DavFileSystem for Files {
         async move { self.at(from).and(self.at(to))?.copy(from, to).await }.boxed()
     }
 
-    /// dav-server shows the length of what it is about as used, and takes that off the second figure.
+    /// dav-server reports the length of the resource as used, and subtracts that from the second figure.
     fn get_quota(&self) -> FsFuture<'_, (u64, Option<u64>)> {
         async move {
             let (path, quota) = self.quota.as_ref().ok_or(FsError::NotImplemented)?;
@@ -220,7 +220,7 @@ impl DavFileSystem for Files {
     }
 }
 
-/// A collection that is as long as what it uses.
+/// A collection whose length is its usage.
 #[derive(Clone, Debug)]
 struct Collection {
     metadata: Box<dyn DavMetaData>,
@@ -257,13 +257,13 @@ impl DavMetaData for Collection {
     }
 }
 
-/// A file that is being uploaded. Removed when dropped, unless it has got to its place.
+/// A file that is being uploaded. Removed when dropped, unless it was renamed to its final path.
 struct Upload {
     files: Files,
     to: DavPath,
-    /// None once it is in its place.
+    /// None once it is renamed.
     file: Option<NamedTempFile>,
-    /// As announced.
+    /// The announced length.
     expected: Option<u64>,
     received: u64,
 }
@@ -274,13 +274,13 @@ impl Upload {
         block_in_place(|| file.write_all(content)).map_err(|error| self.files.fail(error))?;
         self.received += content.len() as u64;
         if let Some(reservation) = &self.files.reservation {
-            // It is on the disk now, and would be counted twice, there and as promised.
+            // It is on the disk now, and would otherwise be counted twice, there and as reserved.
             reservation.written(content.len() as u64);
         }
         Ok(())
     }
 
-    /// Puts everything on the disk, and then in its place.
+    /// Syncs everything to the disk, and then renames it.
     async fn publish(&mut self) -> Result<(), BoxError> {
         let Some(file) = self.file.take() else {
             return Ok(());
@@ -289,7 +289,7 @@ impl Upload {
         let to = self.files.root.join(self.to.as_rel_ospath());
         let _places = self.files.places.lock().await;
         if let Some(reservation) = &self.files.reservation {
-            // What was there at the door may have been replaced or deleted since.
+            // The file that the request was priced by may have been replaced or deleted since.
             let replaced = match block_in_place(|| to.symlink_metadata()) {
                 Ok(old) => Amount::new(old.len(), 1),
                 Err(_) => Amount::ZERO,
@@ -298,7 +298,7 @@ impl Upload {
         }
         block_in_place(|| file.persist(&to)).map_err(io::Error::from)?;
         if let Some(reservation) = &self.files.reservation {
-            // It is there, whatever is answered and whoever has left by now.
+            // The file exists, whatever is answered, and even if the client has disconnected.
             reservation.commit().await;
         }
         Ok(())
@@ -319,7 +319,7 @@ impl DavFile for Upload {
     fn flush(&mut self) -> FsFuture<'_, ()> {
         async move {
             if self.expected.is_some_and(|size| size != self.received) {
-                // dav-server answers this itself, behind the flush.
+                // dav-server answers this itself, after the flush.
                 return Ok(());
             }
             let published = self.publish().await;
@@ -328,7 +328,7 @@ impl DavFile for Upload {
         .boxed()
     }
 
-    /// Asked for when it is in its place.
+    /// Called when the file is renamed.
     fn metadata(&mut self) -> FsFuture<'_, Box<dyn DavMetaData>> {
         self.files.local.metadata(&self.to)
     }

@@ -1,4 +1,4 @@
-//! A WebDAV server that never promises more than it can keep.
+//! A WebDAV server that never admits more than it can store.
 //!
 //! ```sh
 //! cargo run --release -p webdav -- --limit /photos=10MiB
@@ -54,7 +54,7 @@ struct Flags {
 
 #[derive(Clone, Debug)]
 struct Limit {
-    /// As seen from the root.
+    /// Relative to the root.
     path: PathBuf,
     bytes: ByteSize,
 }
@@ -81,7 +81,7 @@ async fn main() -> ExitCode {
 async fn serve(flags: Flags) -> Result<(), BoxError> {
     let at = flags.listen;
     let server = spawn_blocking(move || Server::open(&flags)).await??;
-    // Else the first requests would wait for it.
+    // Otherwise the first requests would wait for it.
     server.collections.rescan().await?;
     axum::serve(listen(at).await?, app(server))
         .with_graceful_shutdown(asked_to_stop())
@@ -111,7 +111,7 @@ struct Server {
 }
 
 impl Server {
-    /// Makes what is missing, and removes what was left behind. Blocks.
+    /// Creates missing folders, and removes leftovers. Blocks.
     fn open(flags: &Flags) -> Result<Self, BoxError> {
         let Flags { dir, keep_free, .. } = flags;
         let files = Files::open(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
@@ -120,7 +120,7 @@ impl Server {
         for Limit { path, bytes } in &flags.limits {
             collections.set_limits(path, Limits::bytes(bytes.as_u64()))?;
         }
-        // A part of a file is not written to its place in one step, and its price is not that of the whole.
+        // A part of a file is not written atomically, and its price is not that of the whole.
         let mut methods = DavMethodSet::all();
         methods.remove(DavMethod::Patch);
         let dav = DavHandler::builder()
@@ -139,7 +139,7 @@ impl Server {
     /// The files, as a request sees them.
     fn files_for(&self, request: &Request, reservation: Option<Reservation>) -> Files {
         let files = self.files.for_request(reservation);
-        // dav-server asks for figures once in a request. They are those of its target, and of nothing below.
+        // dav-server asks for figures once in a request. They are those of its target, not of resources below it.
         let is_alone = request
             .headers()
             .get("depth")
@@ -165,7 +165,7 @@ async fn handle(
         return (StatusCode::BAD_REQUEST, "files are written whole").into_response();
     }
     if let (Some(reservation), "LOCK" | "PROPPATCH") = (&reservation, request.method().as_str()) {
-        // Locks are kept in memory, and properties are not kept at all.
+        // Locks are kept in memory, and properties are not kept.
         reservation.stored(0);
     }
     let files = server.files_for(&request, reservation);
@@ -173,7 +173,7 @@ async fn handle(
     let answer = server.dav.handle_with(config, request).await;
     let mut response = answer.map(Body::new);
     if let Some(failure) = files.failure() {
-        // For the guard to look at.
+        // For the guard to classify.
         response.extensions_mut().insert(failure);
     }
     response

@@ -1,5 +1,5 @@
-//! Lists what is to be cut: all imports of the crate that do not go down, by pairs of modules, and its cycles with the
-//! cheapest cut of each.
+//! Lists the imports to be removed: all imports of the crate that do not go down, by pairs of modules, and its cycles
+//! with the cheapest cut of each.
 //!
 //! ```sh
 //! cargo run -p test-arrows --example report > report.txt
@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use test_arrows::{Arrow, Crate, EXCEPTIONS, LAYERS, Order, Rule, cycles};
 
-/// How many places of a pair are printed.
+/// The number of places that are printed for a pair.
 const SHOWN: usize = 4;
-/// Of so many modules, each subset is tried. It takes a second.
+/// Up to this number of modules, every subset is tried, which takes a second.
 const EXACT: usize = 20;
 
 type Pair<'a> = (&'a str, &'a str);
@@ -109,7 +109,7 @@ fn print_cycles(title: &str, arrows: &[&Arrow]) {
     }
 }
 
-/// The pairs against `order`, and how many places each has.
+/// The pairs that violate `order`, with the number of places of each.
 fn upward<'a>(
     order: &[&'a str],
     count: &impl Fn(&'a str, &'a str) -> usize,
@@ -126,12 +126,12 @@ fn upward<'a>(
     cut
 }
 
-/// The order, from bottom to top, with the fewest places against it.
+/// The order, from bottom to top, with the fewest violating places.
 fn cheapest<'a>(nodes: &[&'a str], count: &impl Fn(&'a str, &'a str) -> usize) -> Vec<&'a str> {
     if nodes.len() > EXACT {
         return improved(nodes.to_vec(), count);
     }
-    // For each set of nodes at the bottom: the least number against the order, and which of the set is on top.
+    // For each set of nodes at the bottom: the minimal number of violations, and which node of the set is on top.
     let mut best = vec![(usize::MAX, 0); 1 << nodes.len()];
     best[0].0 = 0;
     for below in 0..best.len() {
@@ -162,7 +162,7 @@ fn cheapest<'a>(nodes: &[&'a str], count: &impl Fn(&'a str, &'a str) -> usize) -
     order
 }
 
-/// An order that no move of one node betters.
+/// An order that no move of one node improves.
 fn improved<'a>(
     mut order: Vec<&'a str>,
     count: &impl Fn(&'a str, &'a str) -> usize,

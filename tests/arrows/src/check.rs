@@ -1,4 +1,4 @@
-//! Holds the references of a crate to an order.
+//! Compares the references of a crate with an order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Crate {
-    /// Finds what in this crate differs from `order`.
+    /// Finds the violations of `order` in this crate.
     pub fn check(&self, order: &Order<'_>) -> Report {
         let mut check = Check {
             source: self,
@@ -33,7 +33,7 @@ impl Crate {
     }
 }
 
-/// A reference between two files of a folder, or between what is below them.
+/// A reference between two files of a folder, or between modules below them.
 struct Inner {
     from: ModuleId,
     to: ModuleId,
@@ -44,7 +44,7 @@ struct Check<'a> {
     source: &'a Crate,
     order: &'a Order<'a>,
     report: Report,
-    /// By the module whose children they are.
+    /// Grouped by the parent module.
     folders: BTreeMap<ModuleId, Vec<Inner>>,
 }
 
@@ -72,7 +72,7 @@ impl Check<'_> {
                 self.through_root(from, reference, route);
             }
             for &through in &route.through {
-                // What the crate root or a room re-exports from a room inside of it comes from there.
+                // A name that the crate root or a room re-exports from an inner room belongs to the inner room.
                 let inside = home.filter(|home| self.source.is_within(*home, through));
                 rooms.insert(inside.unwrap_or(through));
                 files.insert(through);
@@ -112,14 +112,14 @@ impl Check<'_> {
         self.violate(arrow, Rule::ThroughRoot);
     }
 
-    /// Notes a reference between two files of one room.
+    /// Records a reference between two files of one room.
     fn inner(&mut self, from: ModuleId, to: ModuleId, reference: &Reference) {
         let source = self.source;
         if to == ROOT || self.room(from) != self.room(to) {
             return;
         }
         let (from_file, to_file) = (self.file(from), self.file(to));
-        // A folder and what is in it may use each other.
+        // A folder and its files may use each other.
         if source.is_within(from_file, to_file) || source.is_within(to_file, from_file) {
             return;
         }
@@ -251,7 +251,7 @@ impl Check<'_> {
     }
 }
 
-/// What is wrong in the list, which no line of the crate is to blame for.
+/// An error in the list, which belongs to no line of the crate.
 fn of_the_list(from: &str, to: &str) -> Arrow {
     Arrow {
         file: "".into(),

@@ -8,13 +8,13 @@ pub const LAYERS: &[&[&str]] = &[
     &["amount", "atomic"],
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused", "tree"],
-    // The core: what can be set aside, and what is.
+    // The core: reservable resources, and reservations.
     &["wait_queue"],
     &["quota"],
     &["volume"],
     &["reservation"],
     &["guard"],
-    // What can be built from the core alone.
+    // Modules that only need the core.
     &["collection", "fault", "store"],
     // HTTP.
     &["head", "price", "protocol"],

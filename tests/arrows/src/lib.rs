@@ -1,13 +1,13 @@
 //! Checks that imports between the modules of a crate go down only.
 //!
 //! [`Crate::read`] follows the `mod` declarations from `src/lib.rs` and keeps every reference from one module to
-//! another: `use` items, and paths in expressions, types, patterns, bounds and macro tokens. [`Crate::check`] holds
-//! them to an [`Order`]:
+//! another: `use` items, and paths in expressions, types, patterns, bounds and macro tokens. [`Crate::check`]
+//! compares them with an [`Order`]:
 //!
 //! 1. Each top-level module is in one layer.
 //! 2. A module imports from lower layers only. Modules of one layer import each other only by an [`Exception`].
 //! 3. No name is imported through the crate root, which re-exports everything and so hides where an import goes.
-//! 4. The files of a folder do not import each other in a cycle. A file may use what its own `mod.rs` defines.
+//! 4. The files of a folder do not import each other in a cycle. A file may use items that its own `mod.rs` defines.
 //!
 //! A folder is one room, named by its top-level module. A name that room `x` re-exports counts as an import of `x`,
 //! whose own `use` is checked as well. An order may list a submodule by its path, such as `quota::stored`: it is then
@@ -20,7 +20,7 @@
 //! - Doc links and strings, including `serde(with = "…")`.
 //! - `cfg` other than `test`: both sides of `cfg(unix)` are read. Inside macro tokens not even `cfg(test)` is seen.
 //!
-//! Code that it cannot follow is a [violation](Rule::Unreadable), so that it does not pass unseen: a module declared in
+//! Code that it cannot follow is a [violation](Rule::Unreadable), so that it is not overlooked: a module declared in
 //! a function, `include!`, and a `path` inside `cfg_attr`.
 
 mod check;

@@ -7,7 +7,7 @@ use syn::{Item, ItemUse, UseTree, Visibility, ext::IdentExt};
 
 use crate::tree::ModuleId;
 
-/// What a name stands for.
+/// The kind of item that a name refers to.
 #[derive(Debug)]
 pub(crate) enum Binding {
     Module(ModuleId),
@@ -25,7 +25,7 @@ pub(crate) enum Binding {
 #[derive(Debug)]
 pub(crate) struct Named {
     pub(crate) binding: Binding,
-    /// Whether it has any `pub`. Without one it can be named below its module only.
+    /// Whether it has any `pub`. Without one it is only visible below its module.
     pub(crate) is_open: bool,
 }
 
@@ -129,7 +129,7 @@ pub(crate) struct Leaf {
     pub(crate) path: Vec<Ident>,
     /// The name that it binds, `_` too; None for a glob.
     pub(crate) name: Option<String>,
-    /// Where its last part is written.
+    /// The position of its last part.
     pub(crate) line: usize,
 }
 
@@ -138,7 +138,7 @@ impl Leaf {
         to_names(&self.path)
     }
 
-    /// The path in one piece, without the braces around it.
+    /// The complete path, without the braces around it.
     pub(crate) fn written(&self) -> String {
         let names = self.names();
         let path = names.join("::");

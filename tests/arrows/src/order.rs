@@ -1,15 +1,15 @@
-//! Which module may import which.
+//! Which modules may import which.
 
-/// The layers of a crate, and what may differ from them.
+/// The layers of a crate, and the exceptions from them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Order<'a> {
-    /// From bottom to top. A module imports from lower layers only. A name that is no module yet is ignored.
+    /// From bottom to top. A module imports from lower layers only. A name that is not a module yet is ignored.
     pub layers: &'a [&'a [&'a str]],
-    /// Imports inside of one layer. Each has to be needed.
+    /// Imports inside of one layer. Every exception has to be used.
     pub exceptions: &'a [Exception<'a>],
 }
 
-/// Lets one module import another of its own layer.
+/// Allows one module to import another of its own layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Exception<'a> {
     /// The module that imports.

@@ -1,4 +1,4 @@
-//! Every reference of a module to another.
+//! Collects the references of a module to other modules.
 
 use syn::{
     Arm, Block, Expr, ExprCall, ExprPath, Field, FieldValue, ForeignItem, ImplItem, Item, ItemMod,
@@ -21,7 +21,7 @@ pub(crate) struct Reference {
     pub(crate) routes: Vec<Route>,
 }
 
-/// What a module refers to, and the lines of what cannot be followed.
+/// The references of a module, and the lines that cannot be followed.
 pub(crate) struct Found {
     pub(crate) references: Vec<Reference>,
     pub(crate) unreadable: Vec<(usize, &'static str)>,
@@ -47,7 +47,7 @@ pub(crate) fn references(source: &Crate, module: ModuleId) -> Found {
 struct Collector<'a> {
     source: &'a Crate,
     module: ModuleId,
-    /// The names of the blocks around what is visited, from the outside in.
+    /// The names of the enclosing blocks, from the outside in.
     blocks: Vec<Names>,
     references: Vec<Reference>,
     unreadable: Vec<(usize, &'static str)>,
@@ -70,7 +70,7 @@ impl Collector<'_> {
         self.refer(&leaf.names(), leaf.line, leaf.written());
     }
 
-    /// A macro that is in scope by the order of the text, without a path.
+    /// A macro that is in scope by textual order, without a path.
     fn textual_macro(&mut self, path: &Path) {
         let Some(ident) = path.get_ident() else {
             return;

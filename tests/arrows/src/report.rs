@@ -1,11 +1,11 @@
-//! What a check has found.
+//! The result of a check.
 
 use std::{fmt, path::PathBuf};
 
 /// One place at which a module refers to another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrow {
-    /// Below the folder of the crate.
+    /// Relative to the folder of the crate.
     pub file: PathBuf,
     /// Counted from 1.
     pub line: usize,
@@ -17,15 +17,15 @@ pub struct Arrow {
     pub to: String,
 }
 
-/// What an arrow must not do.
+/// The rule that a reference violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Rule {
     /// It goes to a higher layer.
     Upward,
-    /// It goes to the same layer, and no exception lets it.
+    /// It goes to the same layer, without an exception.
     Sideways,
-    /// It takes a name out of the crate root.
+    /// It imports a name through the crate root.
     ThroughRoot,
     /// It is part of a cycle of the files of one folder.
     FolderCycle,
@@ -39,12 +39,12 @@ pub enum Rule {
     Unreadable(&'static str),
 }
 
-/// An arrow that breaks a rule. Where the list of layers itself is wrong, it has neither file nor line.
+/// A reference that violates a rule. If the list of layers itself is wrong, it has neither file nor line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Violation {
-    /// Where, and between which modules.
+    /// The place, and the modules.
     pub arrow: Arrow,
-    /// Why it is one.
+    /// The reason.
     pub rule: Rule,
 }
 
@@ -78,11 +78,11 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Displayed, it lists all violations and cycles.
+/// Its `Display` lists all violations and cycles.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Report {
-    /// All references between modules, allowed ones too, sorted by place.
+    /// All references between modules, including allowed ones, sorted by place.
     pub arrows: Vec<Arrow>,
     /// Sorted by place.
     pub violations: Vec<Violation>,

@@ -1,11 +1,11 @@
-//! From a path to the modules that it names, and to the one that defines what it ends in.
+//! Resolves a path to the modules that it names, and to the module that defines its last name.
 
 use crate::{
     names::{Binding, Names},
     tree::{Crate, ModuleId, ROOT},
 };
 
-/// Where a path ends.
+/// The end of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Module(ModuleId),
@@ -14,7 +14,7 @@ pub(crate) enum End {
         home: ModuleId,
         is_type: bool,
     },
-    /// Another crate, or a name that the compiler brings.
+    /// Another crate, or a name of the compiler's prelude.
     Outside,
 }
 
@@ -28,13 +28,13 @@ impl End {
     }
 }
 
-/// One meaning of a path. There are several where `cfg` declares a name twice, or a function and a module share it.
+/// One meaning of a path. There are several if `cfg` declares a name twice, or if a function and a module share it.
 #[derive(Debug)]
 pub(crate) struct Route {
-    /// The modules out of which the path as written takes a name. One that it only passes on its way to a child is not
-    /// among them. Empty where the first name is in scope already, for then its `use` counts.
+    /// The modules from which the path as written takes a name. A module that is only passed on the way to a child is
+    /// not included. Empty if the first name is already in scope, because then its `use` counts.
     pub(crate) through: Vec<ModuleId>,
-    /// Whether it takes a name out of the crate root that is not one of the root's own modules.
+    /// Whether it takes a name from the crate root that is not one of the root's own modules.
     pub(crate) is_by_root: bool,
     pub(crate) end: End,
 }
@@ -55,10 +55,10 @@ struct Step {
     origin: Origin,
 }
 
-/// The bindings that are being resolved: their scope, name and index. A cycle of imports ends at them.
+/// The bindings that are being resolved: their scope, name and index. They stop a cycle of imports.
 type Busy = Vec<(*const Names, String, usize)>;
 
-/// A path goes on after the name that is looked up, so that functions do not count.
+/// The path continues after the name that is looked up, so functions are excluded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Goes {
     On,
@@ -70,12 +70,12 @@ enum Goes {
 struct Scope<'a> {
     names: &'a Names,
     module: ModuleId,
-    /// The blocks around it, from the outside in.
+    /// The enclosing blocks, from the outside in.
     blocks: &'a [Names],
 }
 
 impl Crate {
-    /// What `path` means in the innermost of `blocks` in the module `from`.
+    /// Resolves `path` in the innermost of `blocks` in the module `from`.
     pub(crate) fn resolve(&self, from: ModuleId, blocks: &[Names], path: &[String]) -> Vec<Route> {
         self.walk(from, blocks, path, &mut Vec::new())
     }
@@ -111,7 +111,7 @@ impl Crate {
         self.descend(module, rest, from, Vec::new(), busy)
     }
 
-    /// A path whose first name is one of the scopes around it.
+    /// A path whose first name is in one of the enclosing scopes.
     fn lexical(
         &self,
         from: ModuleId,
@@ -155,7 +155,7 @@ impl Crate {
         routes
     }
 
-    /// A path of which `rest` is looked up in `module`.
+    /// A path whose `rest` is looked up in `module`.
     fn descend(
         &self,
         module: ModuleId,
@@ -179,7 +179,7 @@ impl Crate {
         };
         let mut steps = self.look_up(self.scope(module), name, from, goes, busy);
         if steps.is_empty() {
-            // A macro has made it, or it does not exist.
+            // A macro has generated it, or it does not exist.
             let end = End::Item {
                 home: module,
                 is_type: true,
@@ -220,7 +220,7 @@ impl Crate {
         }
     }
 
-    /// What `name` is in `scope`, for `viewer`.
+    /// Looks up `name` in `scope`, for `viewer`.
     fn look_up(
         &self,
         scope: Scope<'_>,
@@ -313,7 +313,7 @@ impl Crate {
         steps.push(Step { end, origin });
     }
 
-    /// What a glob brings by `name`.
+    /// The items that a glob imports by `name`.
     fn expand(
         &self,
         scope: Scope<'_>,

@@ -1,4 +1,4 @@
-//! Which code exists in tests only.
+//! Recognises code that only exists in tests.
 
 use proc_macro2::TokenStream;
 use quote::ToTokens;
@@ -48,7 +48,7 @@ fn implies_test(condition: &Meta) -> bool {
     }
 }
 
-/// What is in the parentheses of `meta`; nothing where that is not a list of conditions.
+/// The conditions in the parentheses of `meta`; empty if that is not a list of conditions.
 fn conditions(meta: &Meta) -> Vec<Meta> {
     let Meta::List(list) = meta else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Paths among the tokens of a macro, whose grammar only the macro knows.
+//! Finds paths among the tokens of a macro, whose grammar is unknown.
 
 use proc_macro2::{Delimiter, Ident, Spacing, TokenStream, TokenTree};
 use syn::UseTree;
@@ -11,7 +11,7 @@ pub(crate) enum Found {
     Import(Leaf),
 }
 
-/// All paths of more than one name, and single names that begin with a capital. Strings and attributes have none.
+/// All paths of more than one name, and single names that begin with a capital. Strings and attributes are excluded.
 pub(crate) fn paths(stream: &TokenStream) -> Vec<Found> {
     let mut found = Vec::new();
     collect(stream, &mut found);
@@ -36,7 +36,8 @@ fn collect(stream: &TokenStream, found: &mut Vec<Found>) {
     }
 }
 
-/// Whether an identifier after `before` begins a path of this crate: not a metavariable, nor what goes on after `::`.
+/// Whether an identifier after `before` begins a path of this crate: neither a metavariable nor the continuation of a
+/// path.
 fn begins_path(before: &[TokenTree], ident: &TokenTree) -> bool {
     match before {
         [.., TokenTree::Punct(last)] if last.as_char() == '$' => is_ident(ident, "crate"),
@@ -44,7 +45,7 @@ fn begins_path(before: &[TokenTree], ident: &TokenTree) -> bool {
     }
 }
 
-/// Takes the path that begins at `at`. Returns the index after it.
+/// Reads the path that begins at `at`. Returns the index after it.
 fn path(tokens: &[TokenTree], mut at: usize, found: &mut Vec<Found>) -> usize {
     let begin = at;
     let mut idents = Vec::new();
@@ -56,7 +57,7 @@ fn path(tokens: &[TokenTree], mut at: usize, found: &mut Vec<Found>) -> usize {
         }
         at += 2;
     }
-    // What may follow the last `::` is an import of several names, or generic arguments.
+    // After the last `::`, an import of several names, or generic arguments, may follow.
     let is_import = match tokens.get(at) {
         Some(TokenTree::Group(group)) => group.delimiter() == Delimiter::Brace,
         Some(TokenTree::Punct(punct)) => punct.as_char() == '*',

@@ -88,16 +88,16 @@ impl Crate {
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) parent: Option<ModuleId>,
-    /// Where its content is, below the folder of the crate.
+    /// Its source file, relative to the folder of the crate.
     pub(crate) file: PathBuf,
     /// Whether it is a block of another module's file.
     pub(crate) is_inline: bool,
     /// The file and line of its declaration.
     pub(crate) declared: (PathBuf, usize),
-    /// What exists outside of tests, without its modules.
+    /// Its items outside of tests, without its modules.
     pub(crate) items: Vec<Item>,
     pub(crate) names: Names,
-    /// Lines of what the reader cannot follow, and why.
+    /// Lines that the reader cannot follow, and why.
     pub(crate) unreadable: Vec<(usize, &'static str)>,
 }
 
@@ -135,10 +135,10 @@ pub enum ReadError {
     Syntax(PathBuf, syn::Error),
 }
 
-/// Where the content of a module is.
+/// The location of a module's content.
 struct Place {
     file: PathBuf,
-    /// The folder in which its child modules are looked for.
+    /// The folder in which its child modules are searched.
     children: PathBuf,
     is_inline: bool,
 }
@@ -191,7 +191,7 @@ impl Reader<'_> {
         Ok(id)
     }
 
-    /// Notes the names by which other modules can invoke a macro.
+    /// Records the names by which other modules can invoke a macro.
     fn keep_macro(&mut self, id: ModuleId, item: &Item, leaves: bool) {
         let Item::Macro(item) = item else {
             return;
@@ -283,7 +283,7 @@ impl Place {
         }
     }
 
-    /// What a `path` attribute is relative to.
+    /// The folder that a `path` attribute is relative to.
     fn base(&self) -> &Path {
         if self.is_inline {
             &self.children

@@ -1,4 +1,4 @@
-//! Small crates with one violation each, and clean ones that look as if they had one.
+//! Small crates with one violation each, and clean ones that resemble violations.
 
 use std::{fs, path::Path};
 
@@ -41,7 +41,7 @@ const B: &str = "
     macro_rules! m { () => {} }
     pub(crate) use m;";
 
-/// What is wrong in `a`, below `b`, which imports it.
+/// The violations in `a`, below `b`, which imports it.
 fn in_a(a: &str) -> Vec<String> {
     let order = Order {
         layers: &[&["a"], &["b"]],
@@ -232,7 +232,7 @@ fn body_of_a_function() {
         "impl A { fn f() { if x {\n use crate::b::B;\n } } }",
         &[(2, "crate::b::B")],
     );
-    // The name is in scope in its block only; elsewhere it is a crate.
+    // The name is only in scope in its block; elsewhere it is a crate.
     upward(
         "fn f() {\n  {\n    use crate::b;\n    b::f();\n  }\n  b::f();\n}",
         &[(3, "crate::b"), (4, "b::f")],
@@ -459,7 +459,7 @@ fn files_of_a_folder() {
         cycle("helper")
     );
     assert_eq!(of("use super::*; fn f() { g!(Two) }", two), cycle("Two"));
-    // What `mod.rs` defines itself is for all of the folder.
+    // Items that `mod.rs` defines itself are for all files of the folder.
     assert_eq!(of("use super::Own;", two), [""; 0]);
     assert_eq!(
         of("use super::*; fn f(x: Own) { let helper = 1; helper }", two),
@@ -596,7 +596,7 @@ fn crates_of_the_same_name_do_not_count() {
     }
     clean("fn f(b: u8) { b + self.b + b(); b.b() } struct X { b: u8 } mod c { use b::X; }");
     clean("fn f<'b>(x: &'b u8) { T::b(); Self::b::c() } use a::b::C;");
-    // A child of that name is ours; it is in the same room.
+    // A child of that name is a module of this crate, in the same room.
     clean("mod b { pub fn f() {} } fn f() { b::f() } use b::f as g; use self::b::f as h;");
     // The file that the crate's own name is in means the library.
     let files = [
@@ -676,7 +676,7 @@ fn function_and_module_of_one_name() {
         ("b.rs", "pub fn b() {} pub struct X;"),
     ];
     assert_eq!(violations(&files, &[&["b"], &["a"]]), [""; 0]);
-    // A path goes on after a module only.
+    // Only a module's path can continue.
     let files = [
         ("lib.rs", "mod a; mod b; mod c;"),
         ("a.rs", "use crate::c::*; fn b() {} fn f() { b::f() }"),

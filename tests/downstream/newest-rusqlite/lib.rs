@@ -1,4 +1,4 @@
-//! The newest rusqlite, that is, which lock files without sqlx's SQLite driver may have.
+//! The newest rusqlite, which lock files without sqlx's SQLite driver may resolve to.
 #![cfg(test)]
 
 use rusqlite::Connection;

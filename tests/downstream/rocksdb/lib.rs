@@ -17,7 +17,7 @@ use crate::{
     support::{assert_not_refused, assert_not_refused_by, assert_refused_by},
 };
 
-/// As the documentation of `fault::rocksdb` says.
+/// As in the documentation of `fault::rocksdb`.
 fn classifier() -> Classifier {
     Classifier::default()
         .with(|error| fault::rocksdb(error.downcast_ref::<rocksdb::Error>()?.as_ref()))
@@ -32,7 +32,7 @@ fn put(db: &DB, size: usize) -> Result<(), rocksdb::Error> {
 }
 
 #[test]
-fn a_full_disk_until_there_is_room_and_the_database_is_opened_again() {
+fn a_full_disk_until_there_is_room_and_the_database_is_reopened() {
     with_own_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ fn a_full_disk_until_there_is_room_and_the_database_is_opened_again() {
             let put_large = db.each_time(|db| put(db, 4 << 20));
             assert_refused_by(classifier(), Cause::DiskFull, put_large.clone()).await;
             println!("{:#?}", db.errors());
-            // Nobody else knows what it says.
+            // No other classifier knows this text.
             assert_not_refused(put_large).await;
 
             std::fs::remove_file(disk.join("filler")).unwrap();

@@ -1,4 +1,4 @@
-//! The disk is modelled by a lock around a number, as the kernel's own locks order a write and a statvfs.
+//! The disk is modelled as a number behind a lock, because the kernel's own locks order a write and a statvfs.
 
 use loom::{
     sync::{Arc, Mutex},
@@ -34,14 +34,14 @@ impl Disk {
         self.ledger.publish(epoch, available, is_settling);
     }
 
-    /// Writes. It would have to fail where more is promised than there is.
+    /// Writes. Panics if more is promised than there is.
     fn write(&self, bytes: u64) {
         let mut used = self.used.lock().unwrap();
         *used += bytes;
         assert!(*used <= self.size, "promised more than there is");
     }
 
-    /// An upload, whole: whether it was let in.
+    /// A complete upload. Returns whether it was admitted.
     fn upload(&self, bytes: u64) -> bool {
         let amount = Amount::bytes(bytes);
         let admitted = self.ledger.claim(amount, Amount::ZERO).is_ok();
@@ -62,10 +62,10 @@ impl Disk {
     }
 }
 
-/// Two uploads beside a probe: never more than there is, and nothing is lost from the figures.
+/// Two uploads concurrent with a probe: never more than the disk's size, and no figures are lost.
 ///
-/// Bounded to three preemptions a run: enough for any one step of a claim, a settling and a probe to come
-/// between those of another, and done in seconds instead of hours.
+/// Bounded to three preemptions a run: enough to interleave any step of a claim, a settlement and a probe with those
+/// of another, and finished in seconds instead of hours.
 #[test]
 fn uploads_beside_a_probe_never_overfill() {
     let mut model = loom::model::Builder::new();
@@ -88,7 +88,7 @@ fn uploads_beside_a_probe_never_overfill() {
     });
 }
 
-/// What two want at once and one can have, exactly one gets.
+/// Two claims for an amount that only fits one of them: exactly one succeeds.
 #[test]
 fn the_last_byte_goes_to_one() {
     loom::model(|| {
@@ -101,7 +101,7 @@ fn the_last_byte_goes_to_one() {
     });
 }
 
-/// A late settling across two probes may be seen late, but never early.
+/// A settlement across two probes may be seen late, but never early.
 #[test]
 fn settling_across_probes_is_never_early() {
     loom::model(|| {
@@ -110,7 +110,7 @@ fn settling_across_probes_is_never_early() {
         let upload = thread::spawn(move || writer.upload(1));
         disk.probe();
         disk.probe();
-        // Whatever the probes have seen, one is all that is left.
+        // Whatever the probes have seen, exactly one byte remains.
         let second = disk.upload(1);
         let third = disk.upload(1);
         let first = upload.join().unwrap();
@@ -119,7 +119,7 @@ fn settling_across_probes_is_never_early() {
     });
 }
 
-/// Given back while a probe runs: all of it is there again.
+/// Released while a probe runs: the whole amount is available again.
 #[test]
 fn releases_beside_a_probe_are_whole() {
     loom::model(|| {

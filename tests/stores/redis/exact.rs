@@ -1,4 +1,4 @@
-//! Figures that a Lua number cannot hold.
+//! Figures beyond the precision of a Lua number.
 
 use test_support::Dice;
 use tower_storage_guard::{
@@ -42,7 +42,7 @@ async fn no_byte_is_lost() {
         let id = hold(&store, &*scope, held, u64::MAX).await.unwrap();
         assert_eq!(figures(&store, &scope).await, (used, held), "round {round}");
 
-        // Exactly as much as is left, and one more.
+        // Exactly the remaining amount, and one more.
         let counted = used.max(0) as u64 + held;
         let need = number(&mut dice);
         let limit = counted.saturating_add(need);
@@ -74,7 +74,7 @@ async fn nothing_wraps_at_the_ends() {
             assert_eq!(figures(&store, &scope).await, (end, 0));
         }
     }
-    // Unlimited: as long as all can be counted.
+    // Unlimited: as long as the sum can be counted.
     let most = i64::MAX as u64;
     for _ in 0..2 {
         hold(&store, "holder", most, u64::MAX).await.unwrap();

@@ -1,4 +1,4 @@
-//! Redis: a server that the test starts, and a cluster of them.
+//! Redis: a server that the test starts, and a cluster.
 
 mod exact;
 mod outage;
@@ -33,7 +33,7 @@ fn unavailable<T>(answer: Result<T, QuotaError>) -> String {
         }
         Err(QuotaError::Exceeded(exceeded)) => panic!("refused: {exceeded:?}"),
         Err(error) => panic!("{error:?}"),
-        Ok(_) => panic!("let in"),
+        Ok(_) => panic!("admitted"),
     }
 }
 
@@ -87,10 +87,10 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
     let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
     let day = 24 * 60 * 60 * 1_000;
     assert!(left <= day && left > day - 60_000, "{left}");
-    // The user's account is the rest.
+    // The rest is the user's account.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 2);
 
-    // What keeps something is remembered without a charge.
+    // A settlement that keeps something is remembered even without a charge.
     let kept = keeping(HoldId::unique(), "user".into(), 3);
     store.settle(std::slice::from_ref(&kept)).await.unwrap();
     let mark = format!("quota:{{user}}settled:{}", kept.id);
@@ -98,7 +98,7 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
     assert!(left <= day && left > day - 60_000, "{left}");
 }
 
-/// Releases, and keeps so many bytes.
+/// Releases, and keeps this many bytes.
 fn keeping(id: HoldId, scopes: Scopes, bytes: u64) -> Settlement {
     let amount = Amount::bytes(bytes);
     let keep = Keep::new(HoldId::unique(), amount, Duration::from_secs(60));
@@ -107,7 +107,7 @@ fn keeping(id: HoldId, scopes: Scopes, bytes: u64) -> Settlement {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn what_is_kept_does_not_bring_back_what_has_expired() {
+async fn a_kept_amount_does_not_restore_an_expired_hold() {
     let server = Server::start();
     let store = server.store().await;
     let kept = keeping(HoldId::unique(), "user".into(), 5);
@@ -132,13 +132,13 @@ async fn without_a_cluster_names_do_not_matter() {
     for scope in &scopes() {
         assert_eq!(figures(&store, scope.as_str()).await, (50, 0));
     }
-    // All of it in one step: there is one mark.
+    // Everything in one step: there is one mark.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 3);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happened() {
+async fn a_cluster_rejects_scopes_in_different_slots_but_charges_them() {
     let cluster = Cluster::start().await;
     let store = cluster.store().await;
     let apart = || Scopes::from(["user:42", "tenant:acme", "user:43"]);
@@ -148,7 +148,7 @@ async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happen
         "{why}"
     );
 
-    // What comes after it is not held up.
+    // Later charges are not delayed by it.
     let quota = StoredQuota::new(cluster.store().await, Limits::bytes(100));
     let change = Change {
         bytes: 9,
@@ -180,7 +180,7 @@ async fn a_cluster_says_that_names_keep_scopes_apart_and_charges_what_has_happen
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn what_is_on_every_node_is_found() {
+async fn scopes_on_every_node_are_found() {
     let cluster = Cluster::start().await;
     let store = Arc::new(cluster.store().await);
     let name = |number: u64| Scope::from(format!("user:{number}"));
@@ -227,7 +227,7 @@ async fn what_is_on_every_node_is_found() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_without_memory_lets_nothing_in_and_takes_what_has_happened() {
+async fn a_server_without_memory_refuses_holds_and_accepts_charges() {
     let server = Server::start();
     let store = server.store().await;
     let id = hold(&store, "user", 7, 100).await.unwrap();
@@ -246,7 +246,7 @@ async fn a_server_without_memory_lets_nothing_in_and_takes_what_has_happened() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
+async fn keys_of_other_programs_are_an_error_and_change_nothing() {
     let server = Server::start();
     let store = server.store().await;
     let scopes = || Scopes::from(["good", "bad"]);
@@ -276,7 +276,7 @@ async fn what_others_have_written_there_is_an_error_and_changes_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_user_of_redis_may_do_what_the_docs_say_and_nothing_else() {
+async fn a_redis_user_needs_exactly_the_documented_permissions() {
     let server = Server::start();
     let rights =
         "on >secret resetkeys ~quota:* nocommands +@read +@write +@scripting +time +cluster|slots";
@@ -297,7 +297,7 @@ async fn not_connected(url: &str) -> String {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_url_leads_to_a_server_or_to_a_cluster_or_says_why_it_does_not() {
+async fn a_url_connects_to_a_server_or_a_cluster_or_fails_with_a_reason() {
     for url in [
         "postgres://host",
         "redis+cluster://",

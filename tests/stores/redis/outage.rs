@@ -1,4 +1,4 @@
-//! Servers that are away, and processes that are killed.
+//! Servers in an outage, and processes that are killed.
 
 use std::{
     future::pending,
@@ -23,10 +23,10 @@ use super::{
     server::{Cluster, Server, store_with, until},
     unavailable,
 };
-/// Longer than a store may take.
+/// Longer than the timeout of a store.
 const BOUND: Duration = Duration::from_secs(7);
 
-/// Asserts that a reservation is not decided, and that this is known soon.
+/// Asserts that a reservation is not decided, and that the caller learns this in time.
 async fn is_away<S: Store>(store: &S, scope: &str) -> String {
     let began = Instant::now();
     let why = unavailable(hold(store, scope, 1, 100).await);
@@ -51,7 +51,7 @@ async fn is_back<S: Store>(store: &S, scope: &str) {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_is_killed_comes_back_with_all_that_it_had_answered() {
+async fn a_killed_server_restarts_with_everything_that_it_had_answered() {
     let mut server = Server::start();
     let store = server.store().await;
     let quota = StoredQuota::new(server.store().await, Limits::bytes(100));
@@ -74,19 +74,19 @@ async fn a_server_that_is_killed_comes_back_with_all_that_it_had_answered() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_is_wiped_goes_on_from_nothing() {
+async fn a_wiped_server_starts_from_empty_state() {
     let server = Server::start();
     let store = server.store().await;
     let id = hold(&store, "user", 60, 100).await.unwrap();
     settle(&store, HoldId::unique(), "user", 10).await;
-    // It forgets its scripts first, then the rest.
+    // It loses its scripts first, then the rest.
     server.ask::<()>("SCRIPT FLUSH").await.unwrap();
     assert_eq!(figures(&store, "user").await, (10, 60));
     for wipe in ["FLUSHALL", "SCRIPT FLUSH"] {
         server.ask::<()>(wipe).await.unwrap();
     }
     hold(&store, "user", 100, 100).await.unwrap();
-    // It is on the disk, whatever Redis has forgotten.
+    // The content is on the disk, although Redis has lost its state.
     store.renew(&[(id, "user".into())], BOUND).await.unwrap();
     settle(&store, id, "user", 60).await;
     assert_eq!(figures(&store, "user").await, (60, 100));
@@ -94,15 +94,15 @@ async fn a_server_that_is_wiped_goes_on_from_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() {
+async fn calls_to_a_hung_server_time_out_and_count_once() {
     let server = Server::start();
-    // With the client's patience, and with ours alone.
+    // With the client's timeout, and with the store's alone.
     let impatient = ConnectionManagerConfig::new();
     let patient = ConnectionManagerConfig::new().set_response_timeout(None);
     for (user, config) in [("one", impatient), ("other", patient)] {
         let store = store_with(&server, config).await;
         let id = hold(&store, user, 60, 100).await.unwrap();
-        // Loads the script: what is not loaded must be asked for twice.
+        // Loads the script: a call of a script that is not loaded is sent twice.
         settle(&store, HoldId::unique(), user, 0).await;
         server.signal("STOP");
         is_away(&store, user).await;
@@ -111,24 +111,24 @@ async fn a_server_that_hangs_is_given_up_and_counts_once_what_was_asked_twice() 
         store.settle(&[settlement]).await.unwrap_err();
         assert!(began.elapsed() < BOUND);
         server.signal("CONT");
-        // The answer was lost, and not what was asked.
+        // The answer was lost, but the request was carried out.
         until("it is charged", async || {
             figures(&store, user).await.0 == 50
         })
         .await;
         for _ in 0..2 {
             settle(&store, id, user, 50).await;
-            // What was let in unheard is held until it ends by itself.
+            // A hold whose answer was lost stays until it expires.
             assert_eq!(figures(&store, user).await, (50, 1));
         }
     }
 }
 
-/// Whether a connection to this port of this machine is up, for all that the system knows.
+/// Whether the operating system still considers a connection to this port of this machine as up.
 #[cfg(target_os = "linux")]
 fn is_connected(port: u16) -> bool {
     let connections = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    // Number, our address, theirs, state: in hexadecimal digits.
+    // Number, local address, remote address, state: in hexadecimal digits.
     connections.lines().any(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
         words[2].ends_with(&format!(":{port:04X}")) && words[3] == "01"
@@ -145,7 +145,7 @@ fn set_network(to: &str) {
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "needs redis-server, unshare and ip"]
-fn a_machine_that_vanishes_without_a_word_is_given_up() {
+fn calls_to_a_machine_that_vanishes_time_out() {
     with_own_network(|| {
         set_network("up");
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -156,7 +156,7 @@ fn a_machine_that_vanishes_without_a_word_is_given_up() {
             assert!(is_connected(server.port()));
             set_network("down");
             is_away(&store, "user").await;
-            // The system itself would try for a quarter of an hour.
+            // The operating system would retry for a quarter of an hour.
             until("the connection is given up", async || {
                 !is_connected(server.port())
             })
@@ -183,7 +183,7 @@ async fn a_node_that_is_away_stops_only_its_own_scopes() {
     let began = Instant::now();
     hold(&store, here, 5, 100).await.unwrap();
     assert!(began.elapsed() < BOUND);
-    // What can be settled is.
+    // Settlements that are possible are made.
     let charge = |scope: &str| Settlement::new(HoldId::unique(), scope, Amount::bytes(1).into());
     let both = [charge(there), charge(here)];
     store.settle(&both).await.unwrap_err();
@@ -197,7 +197,7 @@ async fn a_node_that_is_away_stops_only_its_own_scopes() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_replica_that_takes_over_goes_on_where_its_primary_was() {
+async fn a_promoted_replica_continues_with_the_state_of_its_primary() {
     let cluster = Cluster::start().await;
     let store = cluster.store().await;
     let replica = Cluster::node();
@@ -223,7 +223,7 @@ async fn a_replica_that_takes_over_goes_on_where_its_primary_was() {
     })
     .await;
     is_back(&store, "foo").await;
-    // It remembers what is settled, too.
+    // It also remembers settlements.
     settle(&store, id, "foo", 50).await;
     assert_eq!(figures(&store, "foo").await, (50, 30));
     settle(&store, held, "foo", 30).await;
@@ -236,9 +236,9 @@ fn of_the_killed() -> Scopes {
 }
 
 const KILLED: &str = "redis::outage::\
-    a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge";
+    a_killed_process_frees_its_holds_and_leaves_no_partial_charge";
 
-/// Holds, and stores again and again, until it is killed.
+/// Holds and stores repeatedly, until it is killed.
 async fn is_killed(url: &str) {
     let store = RedisStore::connect(url).await.unwrap();
     let quota = StoredQuota::builder(store, Limits::UNLIMITED)
@@ -263,7 +263,7 @@ async fn is_killed(url: &str) {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_charge() {
+async fn a_killed_process_frees_its_holds_and_leaves_no_partial_charge() {
     if let Some(url) = part() {
         return is_killed(&url).await;
     }
@@ -271,7 +271,7 @@ async fn a_process_that_is_killed_frees_what_it_held_and_leaves_no_half_of_a_cha
     let store = server.store().await;
     for round in 0..3 {
         let process = Process::start(KILLED, &server.url());
-        // Longer than a hold lives: it is renewed.
+        // Longer than the time to live of a hold: it is renewed.
         tokio::time::sleep(Duration::from_millis(2_500 + 7 * round)).await;
         assert_eq!(figures(&store, "held").await, (0, 1 << 20));
         process.kill();

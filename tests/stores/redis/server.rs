@@ -1,4 +1,4 @@
-//! Servers of Redis, one by one and as a cluster.
+//! Redis servers, single and as a cluster.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ impl Cluster {
         cluster
     }
 
-    /// A node without slots, which is in no cluster yet.
+    /// A node without slots, which is not in a cluster yet.
     pub(super) fn node() -> Server {
         let bus = free_port().to_string();
         Server::with(&[
@@ -83,7 +83,7 @@ fn bus(node: &Server) -> &str {
     options.next().unwrap()
 }
 
-/// Waits until `is_so`, twenty seconds at the most.
+/// Waits until `is_so`, at most twenty seconds.
 pub(super) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let began = Instant::now();
     while !is_so().await {

@@ -1,6 +1,6 @@
 //! Random numbers.
 
-/// Numbers that look random, and are the same every time.
+/// Pseudo-random numbers with a fixed seed.
 #[derive(Clone)]
 pub struct Dice(u64);
 
@@ -9,7 +9,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// Below `end`. This is SplitMix64.
+    /// A number below `end`. This is SplitMix64.
     pub fn roll(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut number = self.0;

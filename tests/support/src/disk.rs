@@ -42,13 +42,13 @@ impl Disk {
         Volume::from_probe(self.clone()).unwrap()
     }
 
-    /// A volume that is probed so often.
+    /// A volume that is probed at this interval.
     pub fn probed_every(&self, every: Duration) -> Volume {
         let volume = Volume::builder().probe_every(every);
         volume.from_probe(self.clone()).unwrap()
     }
 
-    /// Waits until readings have seen all that has settled, and nothing is claimed any more.
+    /// Waits until readings include everything that has settled, and nothing is claimed any more.
     pub async fn until_settled(volume: &Volume) {
         Self::until(volume, |status| {
             status.claimed == 0 && status.objects_claimed == 0
@@ -56,7 +56,7 @@ impl Disk {
         .await;
     }
 
-    /// Waits until a volume's status is as it is to be.
+    /// Waits until a volume's status satisfies the condition.
     pub async fn until(volume: &Volume, is_so: impl Fn(&VolumeStatus) -> bool) {
         let start = Instant::now();
         while !is_so(&volume.status()) {

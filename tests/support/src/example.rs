@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::{eventually, running::signal};
 
-/// How long anything may take that we wait for.
+/// The maximum time for any operation that a test waits for.
 const BOUND: Duration = Duration::from_secs(30);
 
 /// A running example, with a folder of its own. Killed when dropped.
@@ -49,7 +49,7 @@ impl Server {
             .unwrap();
         let mut line = String::new();
         let out = child.stdout.take().unwrap();
-        // Ends without a line when the server cannot start: its complaint is on our stderr then.
+        // Ends without a line if the server cannot start: its error is on stderr then.
         BufReader::new(out).read_line(&mut line).unwrap();
         let addr = line.trim_end().strip_prefix("listening on http://");
         Self {
@@ -74,7 +74,7 @@ impl Server {
         request.send().await.unwrap()
     }
 
-    /// The names of everything in the folder, hidden or not, but for the quotas' own files.
+    /// The names of everything in the folder, including hidden files, except for the quotas' own files.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -90,13 +90,13 @@ impl Server {
             let name = entry.file_name();
             name.as_encoded_bytes().starts_with(b".upload-")
         });
-        // It may be gone by now.
+        // It may have been removed by now.
         temporary
             .filter_map(|entry| Some(entry.metadata().ok()?.len()))
             .collect()
     }
 
-    /// Waits until so much of an upload is in its temporary file, in bytes.
+    /// Waits until this many bytes of an upload are in its temporary file.
     pub async fn until_received(&self, bytes: u64) {
         let is_there = || self.uploading().iter().any(|size| *size >= bytes);
         eventually("so much of an upload", is_there).await;
@@ -107,7 +107,7 @@ impl Server {
         eventually("nothing left behind", || self.uploading().is_empty()).await;
     }
 
-    /// Asks for the status until it is as wanted.
+    /// Asks for the status until it is as expected.
     pub async fn status_when(&self, token: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
@@ -126,12 +126,12 @@ impl Server {
         signal(self.child.id(), "TERM");
     }
 
-    /// Kills it without any chance to tidy up, and leaves its folder.
+    /// Kills it without a chance to clean up, and keeps its folder.
     pub fn killed(mut self) -> TempDir {
         std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
-    /// Waits until the process has ended by itself, and leaves its folder.
+    /// Waits until the process has ended by itself, and keeps its folder.
     pub async fn ended(mut self) -> (ExitStatus, TempDir) {
         let start = Instant::now();
         let status = loop {
@@ -146,7 +146,7 @@ impl Server {
     }
 }
 
-/// What an example says that cannot start, and its exit code.
+/// The output of an example that cannot start, and its exit code.
 pub fn complaint<A: AsRef<OsStr>>(
     example: &str,
     flags: impl IntoIterator<Item = A>,
@@ -159,7 +159,7 @@ pub fn complaint<A: AsRef<OsStr>>(
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails when it has ended before, which is as well.
+        // Fails if the process has ended already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -175,12 +175,13 @@ pub fn path_of(example: &str) -> PathBuf {
     path
 }
 
-/// Set where the examples have just been built: by `make test`.
+/// Set if `make test` has just built the examples.
 const BUILT: &str = "STORAGE_GUARD_EXAMPLES";
 
-/// Builds the examples as `cargo test --workspace --all-features` does their dependencies, and says where they are.
+/// Builds the examples as `cargo test --workspace --all-features` builds their dependencies, and returns their
+/// folder.
 fn build() -> PathBuf {
-    // `target/PROFILE`, seen from `target/PROFILE/deps/TEST-HASH`.
+    // `target/PROFILE`, relative to `target/PROFILE/deps/TEST-HASH`.
     let test = env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).unwrap();
     if env::var_os(BUILT).is_some() {
@@ -199,7 +200,8 @@ fn build() -> PathBuf {
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
-    // What cargo tells this test of its package. Build scripts that look at it would run again, and everything behind them.
+    // Variables that cargo sets for this test. Build scripts that read them would run again, and so would everything
+    // that depends on them.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

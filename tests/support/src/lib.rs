@@ -1,4 +1,4 @@
-//! What tests of several packages, and the benches, need.
+//! Code that tests of several packages, and the benches, share.
 
 mod dice;
 pub mod disk;
@@ -29,7 +29,7 @@ pub mod webdav;
 
 pub use self::{dice::Dice, eventually::eventually};
 
-/// How often to repeat what is usually done so often: `make soak` multiplies it by `STORAGE_GUARD_TIMES`.
+/// Scales a number of repetitions: `make soak` multiplies it by `STORAGE_GUARD_TIMES`.
 pub fn times(usual: u32) -> u32 {
     let times = std::env::var("STORAGE_GUARD_TIMES").ok();
     usual * times.map_or(1, |times| times.parse::<u32>().unwrap())

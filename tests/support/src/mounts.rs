@@ -1,7 +1,7 @@
-//! Filesystems of a test's own, and a network.
+//! Filesystems and a network of a test's own.
 //!
-//! A test that mounts runs again as a process in a mount namespace of its own. Whatever it mounts is seen by nobody
-//! else, and is gone when that process ends, however it ends.
+//! A test that mounts runs again as a process in a mount namespace of its own. Its mounts are invisible to other
+//! processes, and are removed when that process ends, in whatever way.
 
 use std::{
     any::type_name,
@@ -17,15 +17,15 @@ use fs4::FileExt;
 /// Set in the process that runs a test for the second time.
 const AGAIN: &str = "STORAGE_GUARD_TEST_AGAIN";
 
-/// Runs a test in a mount namespace of its own. In a user namespace too, where we are not root: that is enough for
-/// tmpfs, bind mounts and FUSE.
+/// Runs a test in a mount namespace of its own. Without root also in a user namespace, which is sufficient for tmpfs,
+/// bind mounts and FUSE.
 ///
-/// `test` must be a closure right inside the test function, whose name is read off it.
+/// `test` must be a closure directly inside the test function, whose name is taken from the closure's type.
 pub fn with_own_mounts<F: FnOnce()>(test: F) {
     again(unshare(&["--mount", "--propagation", "private"]), test);
 }
 
-/// As [`with_own_mounts`], in a network with nobody else, which is down.
+/// Like [`with_own_mounts`], in a network namespace of its own, whose interface is down.
 pub fn with_own_network<F: FnOnce()>(test: F) {
     again(unshare(&["--net"]), test);
 }
@@ -39,7 +39,7 @@ fn unshare(what: &[&str]) -> Command {
     unshare
 }
 
-/// As [`with_own_mounts`], for filesystems in image files: the kernel lets only the real root have loop devices.
+/// Like [`with_own_mounts`], for filesystems in image files: the kernel only gives loop devices to the real root.
 pub fn with_own_loop_mounts<F: FnOnce()>(test: F) {
     assert!(
         env::var_os(AGAIN).is_some() || is_root(),
@@ -48,10 +48,10 @@ pub fn with_own_loop_mounts<F: FnOnce()>(test: F) {
     with_own_mounts(test);
 }
 
-/// Runs a test where no file may grow larger than one MiB, and where that does not kill.
+/// Runs a test in which no file may grow beyond one MiB, and in which exceeding that does not kill the process.
 pub fn with_small_files<F: FnOnce()>(test: F) {
     let mut shell = Command::new("sh");
-    // POSIX counts in 512 bytes, bash in 1024.
+    // POSIX counts in units of 512 bytes, bash in units of 1024.
     shell.args(["-c", r#"trap "" XFSZ; ulimit -S -f 1024 && exec "$0" "$@""#]);
     again(shell, test);
 }
@@ -61,7 +61,7 @@ fn is_root() -> bool {
     id.stdout.trim_ascii() == b"0"
 }
 
-/// Runs the test in this process if that is the second one already. Otherwise starts the second by `wrapper`.
+/// Runs the test in this process if it is the second one already. Otherwise starts the second by `wrapper`.
 fn again<F: FnOnce()>(mut wrapper: Command, test: F) {
     if env::var_os(AGAIN).is_some() {
         return test();
@@ -94,7 +94,7 @@ pub fn tmpfs(at: &Path, options: &str) -> PathBuf {
     at.to_path_buf()
 }
 
-/// A new filesystem in an image of so many MiB below `folder`, made by `mkfs` with its options.
+/// A new filesystem in an image of this many MiB below `folder`, made by `mkfs` with its options.
 pub fn image(folder: &Path, mebibytes: u64, mkfs: &str, options: &[&str]) -> PathBuf {
     let (image, at) = (folder.join("image"), folder.join("mounted"));
     File::create(&image)
@@ -104,7 +104,7 @@ pub fn image(folder: &Path, mebibytes: u64, mkfs: &str, options: &[&str]) -> Pat
     std::fs::create_dir(&at).unwrap();
     let options = options.iter().map(OsStr::new);
     run(mkfs, options.chain([image.as_os_str()]));
-    // The loop device goes with the mount.
+    // The loop device is removed with the mount.
     let args = ["-o", "loop"].map(OsStr::new).into_iter();
     run("mount", args.chain([image.as_os_str(), at.as_os_str()]));
     at
@@ -117,12 +117,12 @@ pub fn in_runtime(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
-/// A file that leaves so many bytes of the filesystem.
+/// A file that leaves this many bytes of the filesystem free.
 pub fn fill_but(folder: &Path, left: u64) {
     let filler = File::create(folder.join("filler")).unwrap();
     let free = fs4::available_space(folder).unwrap();
     filler.allocate(free.checked_sub(left).unwrap()).unwrap();
-    // What is written to blocks that are set aside may take others for itself.
+    // Writing to preallocated blocks may allocate others for metadata.
     filler.sync_all().unwrap();
 }
 

@@ -30,13 +30,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// One that does not wait for the disk.
+    /// A server that does not wait for the disk.
     #[expect(clippy::new_without_default, reason = "it starts a server")]
     pub fn new() -> Self {
         Self::with(&["fsync=off"], "")
     }
 
-    /// With settings, and in a language such as `de`. English, where that is empty.
+    /// With settings, and in a language such as `de`. English if that is empty.
     pub fn with(settings: &[&str], language: &str) -> Self {
         let mut server = Self {
             running: None,
@@ -79,21 +79,21 @@ impl Server {
         self.running = Some(Running::start(&mut command, &log, is_ready));
     }
 
-    /// Kills it, without any chance to tidy up.
+    /// Kills it, without a chance to clean up.
     pub fn kill(&mut self) {
         let processes = self.processes();
         self.running = None;
         until_gone(&processes);
     }
 
-    /// `STOP` makes all of it hang, and `CONT` go on.
+    /// `STOP` makes all of its processes hang, and `CONT` continue.
     pub fn signal(&self, name: &str) {
         for id in self.processes() {
             signal(id, name);
         }
     }
 
-    /// All of its processes, with those that serve connections.
+    /// All of its processes, including those that serve connections.
     fn processes(&self) -> Vec<u32> {
         let Some(running) = &self.running else {
             return Vec::new();
@@ -117,7 +117,7 @@ impl Server {
         self.port
     }
 
-    /// As a command line wants it, with a password that is of no use.
+    /// Its URL for a command line, with a password that is not used.
     pub fn url(&self) -> String {
         format!("postgres://guard:secret@127.0.0.1:{}/postgres", self.port)
     }
@@ -168,7 +168,7 @@ pub fn options(port: u16) -> PgConnectOptions {
 impl Drop for Server {
     fn drop(&mut self) {
         let processes = self.processes();
-        // Killed at once, it would leave shared memory behind.
+        // If it were killed at once, it would leave shared memory behind.
         if let Some(&id) = processes.first() {
             signal(id, "CONT");
             signal(id, "INT");
@@ -183,7 +183,7 @@ impl Drop for Server {
     }
 }
 
-/// They do not outlive the server for long, which has told them to end or has been killed.
+/// They end soon after the server, which has told them to end or has been killed.
 fn until_gone(processes: &[u32]) {
     let are_gone = |id: &u32| !Path::new(&format!("/proc/{id}")).exists();
     let began = Instant::now();
@@ -192,7 +192,7 @@ fn until_gone(processes: &[u32]) {
     }
 }
 
-/// A program of PostgreSQL's. It does not run as root.
+/// A program of PostgreSQL. It does not run as root.
 pub fn program(name: &str) -> Command {
     let mut command = Command::new(find(name).unwrap_or_else(|| name.into()));
     if let Some((user, group)) = owner() {
@@ -202,7 +202,7 @@ pub fn program(name: &str) -> Command {
     command
 }
 
-/// Where a program of PostgreSQL's is, of the newest version that is there: Debian keeps them out of the PATH.
+/// The path of a program of PostgreSQL, of the newest installed version: Debian does not put them into the PATH.
 pub fn find(program: &str) -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let programs =
@@ -213,7 +213,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     newest.or_else(|| others.into_iter().find(|path| path.exists()))
 }
 
-/// The user and group of Debian's package, where the test runs as root.
+/// The user and group of Debian's package, if the test runs as root.
 pub fn owner() -> Option<(u32, u32)> {
     let id = |args: &[&str]| -> u32 {
         let answer = Command::new("id").args(args).output().unwrap();

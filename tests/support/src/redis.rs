@@ -18,7 +18,7 @@ pub struct Server {
     // Dropped first: it writes to the folder.
     running: Option<Running>,
     folder: Folder,
-    /// Apart, as a full disk must not take it.
+    /// Separate, because a full disk must not affect it.
     log: NamedTempFile,
     launcher: Vec<String>,
     options: Vec<String>,
@@ -40,18 +40,18 @@ impl Folder {
 }
 
 impl Server {
-    /// One that has on its disk whatever it has answered.
+    /// A server that has written everything to its disk that it has answered.
     pub fn start() -> Self {
         Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    /// One that persists nothing, unless the options ask for it, and then in a folder of its own.
+    /// A server that persists nothing, unless the options ask for it, and then in a folder of its own.
     pub fn with<A: AsRef<str>>(options: &[A]) -> Self {
         let folder = Folder::Own(tempfile::tempdir().unwrap());
         Self::launch(&["redis-server"], folder, options)
     }
 
-    /// As [`with`](Self::with), in a folder that is there, started by these words in place of `redis-server`.
+    /// Like [`with`](Self::with), in an existing folder, started by these words instead of `redis-server`.
     pub fn by<A: AsRef<str>>(launcher: &[&str], folder: &Path, options: &[A]) -> Self {
         Self::launch(launcher, Folder::Given(folder.into()), options)
     }
@@ -87,12 +87,12 @@ impl Server {
         }));
     }
 
-    /// As a power cut does.
+    /// Kills it, like a power cut.
     pub fn kill(&mut self) {
         self.running = None;
     }
 
-    /// `STOP` makes it hang, and `CONT` go on.
+    /// `STOP` makes it hang, and `CONT` continue.
     pub fn signal(&self, name: &str) {
         signal(self.id(), name);
     }
@@ -118,7 +118,7 @@ impl Server {
         Client::open(("127.0.0.1", self.port)).unwrap()
     }
 
-    /// Sends a command, as words.
+    /// Sends a command, given as words.
     pub async fn ask<T: FromRedisValue>(&self, words: &str) -> RedisResult<T> {
         let mut words = words.split_whitespace();
         let mut asked = cmd(words.next().unwrap());

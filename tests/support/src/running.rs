@@ -1,4 +1,4 @@
-//! Servers of other people's, started by tests.
+//! Third-party servers, started by tests.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -11,7 +11,7 @@ use std::{
 pub struct Running(Child);
 
 impl Running {
-    /// Starts it, and waits until it `is_ready`, a minute at the most. What it says goes to `log`.
+    /// Starts it, and waits until it `is_ready`, at most a minute. Its output goes to `log`.
     pub fn start(command: &mut Command, log: &Path, is_ready: impl Fn() -> bool) -> Self {
         let file = std::fs::File::create(log).unwrap();
         let child = command
@@ -63,7 +63,7 @@ pub fn listens(port: u16) -> bool {
 ///
 /// # Panics
 ///
-/// When it lives and does not get the signal.
+/// If it is alive and does not get the signal.
 pub fn signal(id: u32, name: &str) {
     let id = id.to_string();
     let sent = Command::new("kill").args(["-s", name, &id]).status();

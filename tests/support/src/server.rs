@@ -1,4 +1,4 @@
-//! A guarded server on a socket, over a disk whose room the test decides.
+//! A guarded server on a socket, over a disk whose free space the test sets.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tower::{BoxError, Service};
 use tower_storage_guard::{Probe, Reading, StorageGuardLayer, Volume};
 
-/// A disk with so many bytes free, whatever is written.
+/// A disk with this many bytes free, whatever is written.
 struct Disk(u64);
 
 impl Probe for Disk {
@@ -79,7 +79,7 @@ async fn read_all(mut body: Body) -> StatusCode {
     StatusCode::CREATED
 }
 
-/// Serves [`routes`] under a guard, over a disk with so many bytes free.
+/// Serves [`routes`] under a guard, over a disk with this many bytes free.
 pub async fn start(free: u64) -> Server {
     serve(routes().layer(StorageGuardLayer::new(volume(free)))).await
 }
@@ -104,7 +104,7 @@ where
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(async move {
                 let builder = auto::Builder::new(TokioExecutor::new());
-                // Clients may go as they please.
+                // Clients may disconnect.
                 let _ = builder
                     .serve_connection(TokioIo::new(stream), service)
                     .await;

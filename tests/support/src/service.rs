@@ -42,7 +42,7 @@ pub fn answer(status: u16) -> Reply {
     response
 }
 
-/// Reads the body as a handler does that says 500 when it cannot.
+/// Reads the body like a handler that answers 500 if that fails.
 pub async fn read_all(request: Request<Incoming>) -> Result<Reply, Infallible> {
     let read = request.into_body().collect().await;
     Ok(answer(if read.is_ok() { 201 } else { 500 }))

@@ -1,4 +1,4 @@
-//! The tus example, and what a client asks of it.
+//! The tus example, and requests of a client.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ pub fn start(flags: &[&str]) -> Server {
     Server::start("tus-upload", &flags)
 }
 
-/// Content that differs in all its places, and with its seed.
+/// Content that is different at every position, and for every seed.
 pub fn content(seed: u64, size: u64) -> Vec<u8> {
     (0..size).map(|i| (i ^ i >> 8 ^ seed) as u8).collect()
 }
@@ -39,7 +39,7 @@ pub fn request(server: &Server, method: &str, path: &str) -> RequestBuilder {
         .header("tus-resumable", "1.0.0")
 }
 
-/// Sends a request, whose answer has to say what it speaks.
+/// Sends a request, whose answer has to have the tus version.
 pub async fn send(request: RequestBuilder) -> Response {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.headers()["tus-resumable"], "1.0.0", "{answer:?}");
@@ -72,14 +72,14 @@ pub fn part(server: &Server, path: &str, offset: u64, content: &[u8]) -> Request
         .body(content.to_vec())
 }
 
-/// Adds a part. Returns how far the upload is then.
+/// Sends a part. Returns the offset of the upload after it.
 pub async fn append(server: &Server, path: &str, offset: u64, content: &[u8]) -> u64 {
     let answer = send(part(server, path, offset, content)).await;
     assert_eq!(answer.status(), StatusCode::NO_CONTENT, "{answer:?}");
     number(&answer, "upload-offset")
 }
 
-/// How far an upload is.
+/// The offset of an upload.
 pub async fn offset(server: &Server, path: &str) -> u64 {
     let answer = send(request(server, "HEAD", path)).await;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -100,7 +100,7 @@ pub async fn read(server: &Server, path: &str) -> Vec<u8> {
     answer.bytes().await.unwrap().into()
 }
 
-/// What a creation is refused with.
+/// The refusal of a creation.
 pub async fn refusal(request: RequestBuilder) -> Value {
     let answer = send(request).await;
     assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
@@ -108,14 +108,14 @@ pub async fn refusal(request: RequestBuilder) -> Value {
     answer.json().await.unwrap()
 }
 
-/// What is stored and held, as the refusal of an upload tells that only the disk has room for.
+/// The bytes that are stored and held, as the refusal of an upload reports them if only the disk has room for it.
 pub async fn used(server: &Server) -> u64 {
     let refusal = refusal(creation(server, 2 << 30)).await;
     assert_eq!(refusal["reason"], "quota_exceeded", "{refusal}");
     refusal["used"].as_u64().unwrap()
 }
 
-/// Waits for that: a client does not see when the server notices that it has left.
+/// Waits for that: a client cannot see when the server notices that it has disconnected.
 pub async fn until_used(server: &Server, bytes: u64) {
     let start = Instant::now();
     loop {
@@ -128,14 +128,14 @@ pub async fn until_used(server: &Server, bytes: u64) {
     }
 }
 
-/// How many files are growing.
+/// The number of growing files.
 pub fn growing(server: &Server) -> usize {
     fs::read_dir(server.dir.path().join(".uploads"))
         .unwrap()
         .count()
 }
 
-/// How large the only file is that grows.
+/// The size of the only growing file.
 pub fn grown(server: &Server) -> u64 {
     let mut files = fs::read_dir(server.dir.path().join(".uploads")).unwrap();
     let file = files.next().unwrap().unwrap();
@@ -169,7 +169,7 @@ pub async fn begin_framed(server: &Server, path: &str, offset: u64, framing: &st
     stream
 }
 
-/// The status line that comes.
+/// The status line of the answer.
 pub async fn answered(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
     while !said.windows(2).any(|end| end == b"\r\n") {

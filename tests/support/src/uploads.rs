@@ -16,7 +16,7 @@ use super::{
     },
 };
 
-/// How much of a file is in a message.
+/// The size of the pieces of a file.
 const CHUNK: usize = 64 << 10;
 
 /// A client with a connection of its own.
@@ -35,7 +35,7 @@ impl Uploads {
         }
     }
 
-    /// The same client, as whoever has this token.
+    /// The same client, with this token.
     pub fn bearing(&self, token: &str) -> Self {
         self.authorized(Some(format!("Bearer {token}")))
     }
@@ -47,7 +47,7 @@ impl Uploads {
         }
     }
 
-    /// Uploads in pieces. Returns the size that is stored.
+    /// Uploads in pieces. Returns the stored size.
     pub async fn put(&self, name: &str, content: impl Into<Bytes>) -> Result<u64, Status> {
         self.put_parts(stream::iter(pieces(name, content.into())))
             .await
@@ -62,7 +62,7 @@ impl Uploads {
         Ok(answer.into_inner().stored)
     }
 
-    /// Uploads in one message. Returns the size that is stored.
+    /// Uploads in one message. Returns the stored size.
     pub async fn put_small(&self, name: &str, content: impl Into<Bytes>) -> Result<u64, Status> {
         let request = self.asking(Request::new(PutSmallRequest {
             name: name.to_owned(),
@@ -72,7 +72,7 @@ impl Uploads {
         Ok(answer.into_inner().stored)
     }
 
-    /// The pieces of a file, as they come.
+    /// The pieces of a file, as they arrive.
     pub async fn get_pieces(&self, name: &str) -> Result<Vec<Bytes>, Status> {
         let name = name.to_owned();
         let request = self.asking(Request::new(GetRequest { name }));
@@ -91,7 +91,7 @@ impl Uploads {
         Ok(())
     }
 
-    /// Begins to upload, and goes on when told to.
+    /// Begins an upload, and continues when told.
     pub fn begin(&self) -> Begun {
         let (parts, receiver) = mpsc::channel(1);
         let client = self.clone();
@@ -100,7 +100,7 @@ impl Uploads {
         Begun { parts, answer }
     }
 
-    /// Waits until so much is charged and held, as the refusal of something larger than `limit` tells.
+    /// Waits until this much is charged and held, as the refusal of an upload larger than `limit` reports.
     pub async fn until_used(&self, limit: u64, used: u64) {
         let mut said = None;
         for _ in 0..1000 {
@@ -130,14 +130,14 @@ impl Uploads {
     }
 }
 
-/// An upload in pieces, on its way. Dropped, it is broken off.
+/// An upload in pieces, in progress. Aborted on drop.
 pub struct Begun {
     parts: mpsc::Sender<PutRequest>,
     answer: JoinHandle<Result<u64, Status>>,
 }
 
 impl Begun {
-    /// False where the server takes no more.
+    /// False if the server accepts no more.
     pub async fn send(&self, name: &str, content: impl Into<Bytes>) -> bool {
         self.send_parts(pieces(name, content.into())).await
     }
@@ -157,7 +157,7 @@ impl Begun {
 
     /// Ends the stream properly.
     pub async fn end(mut self) -> Result<u64, Status> {
-        // The receiver of a sender of its own is closed at once.
+        // Drops the sender, which ends the stream: the new one has no receiver.
         self.parts = mpsc::channel(1).0;
         (&mut self.answer).await.unwrap()
     }
@@ -192,7 +192,7 @@ pub fn chunk(content: impl Into<Bytes>) -> PutRequest {
     }
 }
 
-/// A message that says nothing.
+/// An empty message.
 pub fn nothing() -> PutRequest {
     PutRequest { part: None }
 }

@@ -1,4 +1,4 @@
-//! The WebDAV example, and what a client asks of it.
+//! The WebDAV example, and requests of a client.
 
 use std::{collections::BTreeMap, convert::Infallible, fs, path::Path};
 
@@ -14,7 +14,7 @@ use crate::example::Server;
 pub const KIB: usize = 1 << 10;
 pub const MIB: usize = 1 << 20;
 
-/// Both may be full, as nothing has to stay free.
+/// Both may become full, because there is no headroom.
 pub fn start(limits: &[&str]) -> Server {
     start_in(tempfile::tempdir().unwrap(), limits)
 }
@@ -25,19 +25,19 @@ pub fn start_in(dir: TempDir, limits: &[&str]) -> Server {
     Server::start_in(dir, "webdav", &flags)
 }
 
-/// Content that differs in all its places, and with its seed.
+/// Content that is different at every position, and for every seed.
 pub fn content(seed: usize, size: usize) -> Vec<u8> {
     (0..size).map(|i| (i ^ i >> 8 ^ seed) as u8).collect()
 }
 
-/// Of a length that the client does not say.
+/// With a length that the client does not announce.
 pub fn unannounced(content: &[u8]) -> reqwest::Body {
     let chunks = content.chunks(16 * KIB).map(<[u8]>::to_vec);
     let chunks: Vec<Result<_, Infallible>> = chunks.map(Ok).collect();
     reqwest::Body::wrap_stream(stream::iter(chunks))
 }
 
-/// All files with their contents, but for the uploads: of those there is none.
+/// All files with their contents, except for uploads in progress, of which there must be none.
 pub fn files(server: &Server) -> BTreeMap<String, Vec<u8>> {
     fn walk(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -55,7 +55,7 @@ pub fn files(server: &Server) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// The same dav-server, with nothing of ours.
+/// The same dav-server, without the guard.
 pub async fn unguarded(dir: &Path) -> String {
     let dav = DavHandler::builder()
         .filesystem(LocalFs::new(dir, true, false, false))

@@ -1,4 +1,4 @@
-//! The engines: our store in each, and the least that the engine itself can be asked for.
+//! The engines: this crate's store in each, and the cheapest equivalent operation of the engine itself.
 
 mod postgres;
 mod redis;
@@ -8,10 +8,10 @@ use tower_storage_guard::{BoxError, store::Store};
 
 pub(crate) use self::{postgres::Postgres, redis::Redis, sqlite::Sqlite};
 
-/// How many scopes there are unless there are many.
+/// The number of scopes unless there are many.
 pub(crate) const FEW: u32 = 100;
 
-/// An engine that runs for nobody else, in a folder of its own.
+/// An engine that runs for this benchmark only, in a folder of its own.
 pub(crate) trait Engine: Sized {
     const NAME: &str;
     type Store: Store;
@@ -20,26 +20,26 @@ pub(crate) trait Engine: Sized {
     /// Starts it.
     async fn start() -> Self;
 
-    /// Our store, by connections of its own, as on another node.
+    /// This crate's store, with connections of its own, as on another node.
     async fn store(&self) -> Self::Store;
 
-    /// The engine without us, by connections as our store has them.
+    /// The engine without the store, with the same kind of connections.
     async fn raw(&self) -> Self::Raw;
 
-    /// Makes so many scopes that use something, from `user:0` on. Nothing else is in there.
+    /// Creates this many scopes with some usage, from `user:0` on, in an otherwise empty store.
     async fn fill(&self, scopes: u32);
 
-    /// How much disk or memory it takes, in bytes.
+    /// The disk or memory that it uses, in bytes.
     async fn size(&self) -> u64;
 
-    /// How often in a second the engine's own tool does the same as [`Raw`], for about so long or as good as never. None
-    /// where the tool is missing, or there is none.
+    /// How often per second the engine's own tool does the same as [`Raw`], measured for about this long. None if the
+    /// tool is missing, or the engine has none.
     async fn by_its_own_tool(&self, at_a_time: usize, is_short: bool) -> Option<f64>;
 }
 
-/// The engine's own fastest equivalent of a step: a number that grows.
+/// The engine's own fastest equivalent of a step: incrementing a number.
 pub(crate) trait Raw: Send + Sync + 'static {
-    /// Of one out of [`FEW`] numbers. Only a charge has to be as safe as the store makes charges.
+    /// Increments one of [`FEW`] numbers. Only a charge has to be as durable as the store makes charges.
     fn add(
         &self,
         number: u32,

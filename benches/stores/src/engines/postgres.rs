@@ -8,7 +8,7 @@ use tower_storage_guard::{BoxError, store::PostgresStore};
 
 use super::{Engine, FEW, Raw};
 
-/// In each pool.
+/// Connections in each pool.
 const CONNECTIONS: u32 = 8;
 
 /// Whether a pool tests connections before it hands them out, which is sqlx's default: one more round trip.
@@ -47,7 +47,7 @@ impl<const TESTS: bool> Engine for Postgres<TESTS> {
         .execute(&pool)
         .await
         .expect("room");
-        // As the server does by itself, some time later.
+        // The server does this by itself some time later.
         execute(&pool, "VACUUM ANALYZE storage_guard_accounts").await;
     }
 

@@ -1,4 +1,4 @@
-//! Redis, without a file that it appends to.
+//! Redis, without an append-only file.
 
 use std::{
     process::Command,
@@ -104,7 +104,7 @@ impl Engine for Redis {
 }
 
 impl Redis {
-    /// As our store makes it.
+    /// Configured as the store configures it.
     async fn connection(&self) -> ConnectionManager {
         let settings = TcpSettings::default().set_nodelay(true);
         let info = self.0.url().into_connection_info().expect("a URL");

@@ -38,7 +38,7 @@ impl Engine for Sqlite {
     }
 
     async fn fill(&self, scopes: u32) {
-        // It makes the tables.
+        // It creates the tables.
         drop(self.store().await);
         let file = Connection::open(self.path()).expect("the file");
         file.execute(
@@ -51,7 +51,7 @@ impl Engine for Sqlite {
         )
         .expect("room");
         file.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-            .expect("nobody reads");
+            .expect("no reader blocks the checkpoint");
     }
 
     async fn size(&self) -> u64 {
@@ -69,12 +69,12 @@ impl Sqlite {
     }
 }
 
-/// One thread, with a connection for what may be lost with the power, and one for what may not.
+/// One thread, with a connection for writes that may be lost in a power failure, and one for writes that may not.
 pub(crate) struct RawSqlite {
     jobs: mpsc::Sender<Job>,
 }
 
-/// Which number, whether it is a charge, and who waits.
+/// The number, whether it is a charge, and the channel of the waiting task.
 type Job = (u32, bool, oneshot::Sender<rusqlite::Result<usize>>);
 
 impl RawSqlite {

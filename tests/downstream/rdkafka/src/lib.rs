@@ -1,4 +1,4 @@
-//! What librdkafka makes of a broker's storage error, and how to classify it where that is known to mean a full disk.
+//! librdkafka's error for a broker's storage failure, and how to classify it if it is known to mean a full disk.
 
 #![cfg(test)]
 
@@ -17,7 +17,7 @@ use rdkafka::{
 };
 use tower_storage_guard::fault::{Cause, Classifier, Fault, Resource, Verdict, classify};
 
-/// Brokers of librdkafka's own that refuse whatever is produced, and a producer for them.
+/// librdkafka's mock brokers, which refuse everything that is produced, and a producer for them.
 fn refusing(
     refusal: RDKafkaRespErr,
     retries: &str,
@@ -40,7 +40,7 @@ async fn produce(producer: FutureProducer) -> Result<(), KafkaError> {
     sent.map(drop).map_err(|(error, _)| error)
 }
 
-/// What the documentation of `fault` shows. Only for brokers whose log directories fail by filling up alone.
+/// The example in the documentation of `fault`. Only for brokers whose log directories fail by filling up alone.
 fn with_kafka(classifier: Classifier) -> Classifier {
     classifier.with(|error| {
         let code = error.downcast_ref::<KafkaError>()?.rdkafka_error_code()?;
@@ -62,7 +62,7 @@ async fn a_storage_error_is_no_fault_by_default() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_storage_error_is_a_fault_for_those_who_say_so() {
+async fn a_storage_error_is_a_fault_if_configured() {
     let classifier = with_kafka(Classifier::default());
     let (_brokers, producer) = refusing(RDKafkaRespErr::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR, "0");
     let error = produce(producer).await.unwrap_err();
@@ -73,7 +73,7 @@ async fn a_storage_error_is_a_fault_for_those_who_say_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_producer_that_retries_never_tells() {
+async fn a_producer_that_retries_never_reports_the_error() {
     let (_brokers, producer) = refusing(
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
         "2147483647",
