@@ -42,7 +42,7 @@ use crate::volume::Readiness;
 /// is dropped, the status stays as it is. Before it is first polled, the health service does not know the name, and
 /// answers NOT_FOUND.
 ///
-/// `name` is the name that clients check before they write: the name of a service that writes, or any other. Do not
+/// `service` is the name that clients check before they write: the name of a service that writes, or any other. Do not
 /// use the empty name, which stands for the whole server, unless the server only writes: reads and deletes still work
 /// when the disk is full. No other code may set the status of the same name.
 ///
