@@ -40,7 +40,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let volume = Volume::open(std::env::temp_dir())?;
-//! The whole volume is headroom here, so that it takes no writes.
+//! // The whole volume is headroom here, so that it takes no writes.
 //! let full = volume.clone().keep_free(Headroom::percent(100));
 //! let app: Router = Router::new()
 //!     .route("/ready", get(Readiness::new(volume)))

@@ -124,7 +124,7 @@ impl Demand {
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let old = std::fs::metadata("disk.img")?;
-    /// 64 KiB in the middle of an existing file.
+    /// // 64 KiB in the middle of an existing file.
     /// let patch = Demand::known(64 << 10).in_place(InPlace::range(&old, 1 << 20..(1 << 20) + (64 << 10)));
     /// # Ok(())
     /// # }

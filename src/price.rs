@@ -9,7 +9,7 @@ use crate::{amount::Amount, demand::Demand, reservation::StartHook, scope::Scope
 /// ```
 /// use tower_storage_guard::{Amount, Demand, Price};
 ///
-/// A file of 100 bytes changes owners.
+/// // A file of 100 bytes changes owners.
 /// let file = Amount::new(100, 1);
 /// let price = Price::from(Demand::nothing().moving(file))
 ///     .charged_to("user:ann")

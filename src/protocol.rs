@@ -27,7 +27,6 @@ pub(crate) trait Tail: Send + Sync {
 
     /// The frame that refuses the request after all, made from the headers of a refusal. None if the protocol has no
     /// place for it here.
-    /// place here.
     fn refuse(&self, headers: HeaderMap) -> Option<Last>;
 }
 

@@ -26,7 +26,6 @@ pub enum Depth {
 pub trait Tree: Send + Sync + 'static {
     /// Measures what is at a path: bytes of files, and objects, which are files and collections. None if nothing
     /// exists there.
-    /// is.
     ///
     /// May block. It is not called on the thread of a request.
     ///

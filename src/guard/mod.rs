@@ -34,7 +34,7 @@ use crate::{
 /// let guard = Guard::new(Volume::open(std::env::temp_dir())?).quota(quota.clone());
 ///
 /// let reservation = guard.reserve("user:42", Demand::known(800)).await?;
-/// There is no room for another of this size, although nothing is written yet.
+/// // There is no room for another of this size, although nothing is written yet.
 /// assert!(guard.reserve("user:42", Demand::known(800)).await.is_err());
 ///
 /// reservation.written(500);

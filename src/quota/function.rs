@@ -610,7 +610,7 @@ mod tests {
 
     #[test]
     fn zero_needs_no_lookup() {
-        let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("asked") });
+        let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("unexpected lookup") });
         assert!(ready(source.ask(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
     }
 

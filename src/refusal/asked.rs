@@ -24,7 +24,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 /// use http::{Request, Response, request::Parts};
 /// use tower_storage_guard::refusal::{Asked, Dialect, Refusal};
 ///
-/// For clients that only read a line of CSV.
+/// /// For clients that only read a line of CSV.
 /// struct Csv;
 ///
 /// impl Dialect for Csv {
@@ -66,7 +66,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 ///     refusal::{Asked, Dialect, Refusal, RefusalKind},
 /// };
 ///
-/// Buckets are below `/s3/`.
+/// /// Buckets are below `/s3/`.
 /// struct S3;
 ///
 /// impl Dialect for S3 {
@@ -103,7 +103,7 @@ use crate::{protocol::Protocol, rpc::Rpc};
 /// let service = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::bytes(1_000)))
 ///     .scope_by(|_| "bucket:photos")
 ///     .dialect(S3)
-/// The status that clients of S3 expect for a quota.
+///     // The status that clients of S3 expect for a quota.
 ///     .status(Cause::QuotaExceeded, StatusCode::FORBIDDEN)?
 ///     .layer(service_fn(store));
 ///

@@ -50,7 +50,7 @@ use crate::{cause::Cause, rpc::Rpc};
 ///     Ok(Response::default())
 /// }
 ///
-/// The whole volume is headroom here, so that nothing fits.
+/// // The whole volume is headroom here, so that nothing fits.
 /// let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 /// let service = StorageGuardLayer::new(volume).dialect(Dav::default()).layer(service_fn(store));
 ///

@@ -123,14 +123,14 @@ where
         })
     }
 
-    /// The blocks that `more` bytes take, in addition to the claimed ones.
+    /// The blocks that `bytes` more take, in addition to the claimed ones.
     fn more_blocks(&self, volume: &Volume, claim: &VolumeClaim, bytes: u64) -> Amount {
         let reserved = self.meter.reserved().saturating_add(claim.growing);
         let blocks = self.in_blocks(volume, reserved.saturating_add(bytes));
         Amount::bytes(blocks.saturating_sub(claim.blocks.bytes))
     }
 
-    /// Whether `more` bytes would fit if all other reservations released their claims.
+    /// Whether `bytes` more would fit if all other reservations released their claims.
     fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
         let state = self.state();
         let more = self.more_blocks(volume, &state.claim, bytes);

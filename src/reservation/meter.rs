@@ -41,7 +41,7 @@ impl Meter {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Reserves `more` bytes in addition.
+    /// Reserves `bytes` in addition.
     pub(crate) fn raise(&self, bytes: u64) {
         self.reserved.fetch_add(bytes, Ordering::AcqRel);
     }

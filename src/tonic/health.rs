@@ -9,7 +9,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! The whole volume is headroom here, so that it takes no writes.
+//! // The whole volume is headroom here, so that it takes no writes.
 //! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 //!
 //! let (reporter, service) = health_reporter();
@@ -23,7 +23,7 @@
 //! #     client.check(request).await.map(|response| response.into_inner().status())
 //! # };
 //! assert_eq!(check("upload.v1.Uploads").await?, ServingStatus::NotServing);
-//! The server as a whole: it still serves reads.
+//! // The server as a whole: it still serves reads.
 //! assert_eq!(check("").await?, ServingStatus::Serving);
 //! # Ok(())
 //! # }
@@ -42,7 +42,7 @@ use crate::volume::Readiness;
 /// is dropped, the status stays as it is. Before it is first polled, the health service does not know the name, and
 /// answers NOT_FOUND.
 ///
-/// `name` is the name that clients check before they write: the name of a service that writes, or any other. Do not
+/// `service` is the name that clients check before they write: the name of a service that writes, or any other. Do not
 /// use the empty name, which stands for the whole server, unless the server only writes: reads and deletes still work
 /// when the disk is full. No other code may set the status of the same name.
 ///

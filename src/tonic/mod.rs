@@ -25,7 +25,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! The whole volume is headroom here, so that nothing fits.
+//! // The whole volume is headroom here, so that nothing fits.
 //! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
 //! let guard = StorageGuardLayer::new(volume).calls(["upload.v1.Uploads/Put"])?;
 //! // And then: Server::builder().layer(guard).add_service(UploadsServer::new(..))

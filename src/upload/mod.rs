@@ -24,7 +24,7 @@
 //!     .scope_by(|_| "user:42")
 //!     .uploads(&uploads);
 //!
-//! Answers like a tus server.
+//! // Answers like a tus server.
 //! const TUS: (&str, &str) = ("tus-resumable", "1.0.0");
 //! let app = Router::new()
 //!     .route("/files", post(async || (StatusCode::CREATED, [TUS, ("location", "/files/a")])))
@@ -35,7 +35,7 @@
 //! let answer = app.clone().oneshot(first().body(Body::empty())?).await?;
 //! assert_eq!(answer.status(), StatusCode::CREATED);
 //! assert_eq!(quota.usage("user:42").held, Amount::new(8, 1));
-//! There is no room for another upload, although no byte has arrived yet.
+//! // There is no room for another upload, although no byte has arrived yet.
 //! let answer = app.clone().oneshot(first().body(Body::empty())?).await?;
 //! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
 //!
@@ -149,7 +149,7 @@ impl Uploads {
     /// ```
     /// use tower_storage_guard::upload::Uploads;
     ///
-    /// Use the last segment, which is random here.
+    /// // Use the last segment, which is random here.
     /// let uploads = Uploads::default().key_by(|path| {
     ///     path.rsplit('/').next().unwrap_or(path).to_owned()
     /// });

@@ -7,7 +7,7 @@ use crate::amount::Amount;
 /// ```
 /// use tower_storage_guard::Headroom;
 ///
-/// 64 MiB, or 5 % of the volume if that is more; and a thousand inodes.
+/// // 64 MiB, or 5 % of the volume if that is more; and a thousand inodes.
 /// let headroom = Headroom::bytes(64 << 20).or_percent(5).inodes(1_000);
 /// assert_eq!(headroom.of(1 << 40, 0).bytes, (1u64 << 40).div_ceil(20));
 /// assert_eq!(headroom.of(1 << 20, 0).bytes, 64 << 20);

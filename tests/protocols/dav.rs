@@ -261,7 +261,6 @@ async fn a_207_is_never_rewritten() {
             }
             // It is a success like any other 2xx: the handler knows what was stored of it. COPY and POST each create
             // an object.
-            // make an object.
             assert_eq!(quota.usage(USER).used, Amount::new(30, 2), "{how}");
             assert_eq!(quota.usage(USER).held, Amount::ZERO);
         }

@@ -1,4 +1,4 @@
-"""Calls the gRPC example by grpcio, and reads what it answers by grpcio-status.
+"""Calls the gRPC example with grpcio, and decodes the answers with grpcio-status.
 
 upload_grpc.py ADDRESS DESCRIPTORS put|put-small|get|delete|parts|cancel ...
 
@@ -17,19 +17,19 @@ from concurrent import futures
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
-# Known by name once it is imported.
+# Importing it registers its message types.
 from google.rpc import error_details_pb2  # noqa: F401
 from grpc_status import rpc_status
 
 CHUNK = 64 << 10
 
-# Whatever has no answer by now has none. It is then DEADLINE_EXCEEDED, which no test expects.
+# A call without an answer by then fails with DEADLINE_EXCEEDED, which no test expects.
 LATE = 30
 
 OPTIONS = [
-    # Channels to one address share a connection otherwise.
+    # Otherwise channels to one address share a connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # The environment may name a proxy, which is no part of this.
+    # Ignore a proxy that the environment may configure.
     ("grpc.enable_http_proxy", 0),
 ]
 
@@ -68,7 +68,7 @@ class Put:
 
     def __init__(self, options, uploads, name, file, *, until=None, ends=True, late=LATE):
         self.options, self.name, self.file = options, name, file
-        # Where to stop, in bytes, and whether that ends the stream.
+        # The offset at which to stop, in bytes, and whether that ends the stream.
         self.until, self.ends = until, ends
         self.sent = 0
         self.has_stopped, self.has_answer = threading.Event(), threading.Event()
@@ -82,7 +82,7 @@ class Put:
 
     def parts(self):
         if self.options.patient:
-            # grpcio would send as much as it may before the answer is there.
+            # grpcio would send as much as it may before the answer arrives.
             self.has_answer.wait(LATE)
         if self.has_answer.is_set():
             return
@@ -94,7 +94,7 @@ class Put:
                 if not chunk:
                     break
                 yield self.options.messages.PutRequest(chunk=chunk)
-                # It is asked for the next one when this one is on its way.
+                # grpcio asks for the next message once this one is sent.
                 self.sent += len(chunk)
                 if self.sent == self.options.hold:
                     sys.stdin.readline()
@@ -109,13 +109,13 @@ class Put:
 
 
 def outcome(call, **said):
-    """What the client of a call learns."""
+    """The result of a call, as its client sees it."""
     code = call.code()
-    # A refusal may come just when a call is given up. Its details are there then, and its code is not.
+    # A refusal may arrive just when a call is cancelled. Then its details are present, but not its code.
     has_details = code not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
     details = rpc_status.from_call(call) if has_details else None
     said["code"], said["number"], said["message"] = code.name, code.value[0], call.details()
-    # Each with its type beside its fields.
+    # Each with its type in addition to its fields.
     said["details"] = []
     if details is not None:
         details = json_format.MessageToDict(details, preserving_proto_field_name=True)
@@ -175,8 +175,8 @@ def parts(options):
 
 
 def cancel(options):
-    """Begins uploads, some at a time, and gives each up at a point of its own."""
-    # The same in each run: what differs is how far the server is by then.
+    """Begins uploads, several at a time, and cancels each at a random point."""
+    # The same in each run: only the progress of the server differs.
     dice = random.Random(1)
     size = options.file.stat().st_size
     uploads = options.connect()
@@ -184,9 +184,9 @@ def cancel(options):
     for number in range(options.count):
         # After its name, after its last byte, and in between.
         until = dice.choice([0, size, dice.randint(1, size), dice.randint(1, size)])
-        # Or earlier than that: one that waits for room does not come so far.
+        # Or earlier: an upload that waits for room does not reach that point.
         patience = dice.choice([0, 0.1, 0.1, 0.1])
-        # Too late for most that end, even on a busy machine; while they are carried out; at once.
+        # After most have ended, even on a busy machine; while they are processed; at once.
         pause = dice.choice([0.2, 0.02, 0]) * dice.random()
         plans.append((f"{number:03}", until, patience, pause))
 
@@ -222,12 +222,12 @@ def main():
     path, flag = {"type": pathlib.Path}, {"action": "store_true"}
     number, several = {"type": int, "default": 1}, {"nargs": "+"}
     files, name = ("files", path | several), ("--name", {})
-    # How long the upload will be, as the server is told.
+    # The length that is announced to the server.
     hint = ("--hint", {})
     command(put, "put", files, name, hint, ("--times", number), ("--channels", number), ("--at-once", flag),
             # Waits for an answer before it sends anything.
             ("--patient", flag),
-            # Waits for a line from us when so many bytes, in whole chunks, are on their way.
+            # Waits for a line on stdin after this many bytes, in whole chunks, were sent.
             ("--hold", {"type": int}))
     command(put_small, "put-small", files, name, hint)
     command(get, "get", ("folder", path), ("names", several))

@@ -1,4 +1,4 @@
-"""Uploads files to the tus example by tuspy.
+"""Uploads files to the tus example with tuspy.
 
 upload_tus.py [FLAGS] URL FILE...
 
@@ -13,7 +13,7 @@ import os
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
 
-# The environment may name a proxy, which is no part of this.
+# Ignore a proxy that the environment may configure.
 os.environ["NO_PROXY"] = "*"
 
 
@@ -23,7 +23,7 @@ def upload(options, file):
     said = {"url": None, "offset": 0, "status": None, "content": None}
     uploader = None
     try:
-        # Asks how far it is, if it is to be resumed.
+        # Asks for the offset, if the upload is resumed.
         uploader = make(
             file,
             url=options.resume,
@@ -53,11 +53,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--header", type=pair, action="append", default=[])
     parser.add_argument("--metadata", type=pair, action="append", default=[])
-    # How much is in a request.
+    # The size of a request.
     parser.add_argument("--chunk", type=int, default=64 << 20)
-    # Where to leave off.
+    # The offset at which to stop.
     parser.add_argument("--stop-at", type=int)
-    # The URL of an upload to go on with.
+    # The URL of an upload to resume.
     parser.add_argument("--resume")
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--asynchronous", action="store_true")
