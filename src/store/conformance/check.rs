@@ -1,10 +1,13 @@
 //! Calls to a store under test, and what becomes of a wrong answer.
 
-use std::{error::Error, fmt::Debug, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Debug, panic::resume_unwind, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
-use super::super::{Account, HoldId, Reserve, Reserved, Settlement, Store, StoredQuota};
+use super::super::{Account, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoredQuota};
 use crate::{
     amount::Amount,
     quota::{Change, Exceeded, Limits, QuotaError},
@@ -35,7 +38,21 @@ pub(super) fn reserve(id: HoldId, scopes: impl Into<Scopes>, bytes: u64, limit: 
 
 /// A change of bytes.
 pub(super) fn bytes(bytes: i64) -> Change {
-    Change { bytes, objects: 0 }
+    change(bytes, 0)
+}
+
+/// A change of bytes and objects.
+pub(super) fn change(bytes: i64, objects: i64) -> Change {
+    Change { bytes, objects }
+}
+
+/// Passes a panic of a task on.
+pub(super) async fn join<T>(task: JoinHandle<T>) -> T {
+    match task.await {
+        Ok(output) => output,
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(error) => panic!("the runtime has shut down: {error}"),
+    }
 }
 
 impl Handle {
@@ -147,7 +164,7 @@ impl Handle {
     }
 
     /// How many holds there are in a scope, up to nine.
-    pub(super) async fn holds(&self, scope: &str) -> Vec<super::super::HoldEntry> {
+    pub(super) async fn holds(&self, scope: &str) -> Vec<HoldEntry> {
         let scope = Scope::from(scope);
         self.done("holds", self.store.holds(Some(&scope), 9).await)
     }
