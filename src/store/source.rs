@@ -145,8 +145,8 @@ impl<S: Store> StoredHold<S> {
     pub(super) fn begin(&mut self, amount: Amount, expected: Amount) -> Reserve {
         self.is_there = true;
         self.shared.settler.keep_alive(self.id, &self.scopes);
-        let scopes = self.scopes.clone();
-        self.shared.reserve(self.id, scopes, amount, expected)
+        let reserve = self.shared.reserve(self.id, self.scopes.clone(), amount);
+        reserve.with_expected(expected)
     }
 
     /// Drops the hold of a refused request. There is nothing to release where the store has refused it.
@@ -175,21 +175,10 @@ impl<S: Store> StoredHold<S> {
 
 impl<S: Store> Shared<S> {
     /// The request to send to the store.
-    pub(super) fn reserve(
-        &self,
-        id: HoldId,
-        scopes: Scopes,
-        amount: Amount,
-        expected: Amount,
-    ) -> Reserve {
-        Reserve {
-            id,
-            scopes,
-            amount,
-            expected,
-            default: self.default,
-            time_to_live: self.time_to_live,
-        }
+    pub(super) fn reserve(&self, id: HoldId, scopes: Scopes, amount: Amount) -> Reserve {
+        Reserve::new(id, scopes, amount)
+            .with_default(self.default)
+            .with_time_to_live(self.time_to_live)
     }
 
     /// Reserves. A refusal counts only if the store knew of everything that this process has released.

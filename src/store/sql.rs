@@ -28,11 +28,8 @@ pub(super) fn ceilings(columns: Columns) -> Ceilings {
     let [bytes, objects, soft_bytes, soft_objects] =
         columns.map(|limit| limit.map(i64::cast_unsigned));
     Ceilings {
-        hard: Limits { bytes, objects },
-        soft: Limits {
-            bytes: soft_bytes,
-            objects: soft_objects,
-        },
+        hard: Limits::new(bytes, objects),
+        soft: Limits::new(soft_bytes, soft_objects),
     }
 }
 

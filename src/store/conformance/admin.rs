@@ -13,8 +13,8 @@ use tokio::time::sleep;
 use tower::BoxError;
 
 use super::{
-    super::{Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, RescanError},
-    check::{AnyStore, Handle, change, join, reserve},
+    super::{Account, Admin, Ceilings, HoldId, Rescan, RescanError},
+    check::{AnyStore, Handle, bytes, change, figures, join, reserve},
 };
 use crate::{
     amount::Amount,
@@ -22,7 +22,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// An admin on one handle, and requests on the two.
+/// An admin on one handle, and requests on the other.
 pub(super) async fn rules([one, two]: [Handle; 2]) {
     let admin = Admin::new(Arc::clone(&one.store));
     shows_and_sets(&admin, &one).await;
@@ -38,18 +38,17 @@ pub(super) async fn rules([one, two]: [Handle; 2]) {
 
 async fn shows_and_sets(admin: &Admin<AnyStore>, one: &Handle) {
     let user = "{admin}user";
-    let account = async || one.done("account", admin.account(user).await);
-    one.expect(
-        "an account that is unknown",
-        account().await,
-        Account::default(),
-    );
+    let expect = async |what, expected: Account| {
+        let found = one.done("account", admin.account(user).await);
+        one.expect(what, found, expected);
+    };
+    expect("an account that is unknown", Account::default()).await;
     let limits = Ceilings::from(Limits::bytes(9 << 50).objects(3)).with_soft(Limits::bytes(7));
     one.done("set_limits", admin.set_limits(user, limits).await);
     let used = Amount::new(8 << 50, 2);
     one.done("set_used", admin.set_used(user, used).await);
     let expected = Account::new(used.into(), Amount::ZERO).with_own(Some(limits));
-    one.expect("an account that was set", account().await, expected);
+    expect("an account that was set", expected).await;
     let largest = one.done("largest", admin.largest(1).await);
     one.expect(
         "the largest scope",
@@ -57,28 +56,16 @@ async fn shows_and_sets(admin: &Admin<AnyStore>, one: &Handle) {
         vec![(Scope::from(user), expected)],
     );
     one.done("set_limits", admin.clear_limits(user).await);
-    one.expect("cleared limits", account().await.own, None);
+    expect("cleared limits", expected.with_own(None)).await;
     one.done("set_limits", admin.set_limits(user, limits).await);
     one.done("remove", admin.remove(user).await);
-    one.expect(
-        "an account that was removed",
-        account().await,
-        Account::default(),
-    );
+    expect("an account that was removed", Account::default()).await;
     let amount = Amount::new(3, 1);
     one.done("settle", admin.subtract(user, amount).await);
-    let used = account().await.used;
-    one.expect(
-        "usage after a subtraction from nothing",
-        used,
-        change(-3, -1),
-    );
+    let below = Account::new(change(-3, -1), Amount::ZERO);
+    expect("the account after a subtraction from nothing", below).await;
     one.done("settle", admin.add(user, amount).await);
-    one.expect(
-        "the account after adding the same",
-        account().await,
-        Account::default(),
-    );
+    expect("the account after adding the same", Account::default()).await;
 }
 
 async fn adds_beside_others(admin: &Admin<AnyStore>, two: &Handle) {
@@ -106,27 +93,16 @@ async fn drops_a_hold(admin: &Admin<AnyStore>, two: &Handle) {
     let (user, tenant) = ("{drop}user", "{drop}tenant");
     let both = || Scopes::from([user, tenant]);
     let drop_hold = async |id| two.done("holds", admin.drop_hold(id).await);
-    two.expect(
-        "an unknown hold that is dropped",
-        drop_hold(HoldId::unique()).await,
-        Vec::<HoldEntry>::new(),
-    );
+    let drop_nothing = async |what, id| two.expect(what, drop_hold(id).await, Vec::new());
+    drop_nothing("an unknown hold that is dropped", HoldId::unique()).await;
     let id = two.hold(both(), 60, 100).await;
     let bystander = two.hold(both(), 40, 100).await;
     let mut dropped = drop_hold(id).await;
     dropped.sort_by(|a, b| a.scope.cmp(&b.scope));
-    let found: Vec<_> = dropped
-        .iter()
-        .map(|entry| (entry.scope.as_str(), entry.id, entry.amount.bytes))
-        .collect();
-    let expected = vec![(tenant, id, 60), (user, id, 60)];
-    two.expect("a hold that is dropped", found, expected);
+    let expected = vec![(id, tenant, 60), (id, user, 60)];
+    two.expect("a hold that is dropped", figures(&dropped), expected);
     two.expect_figures("after the drop", user, (0, 40)).await;
-    two.expect(
-        "a hold that is dropped again",
-        drop_hold(id).await,
-        Vec::<HoldEntry>::new(),
-    );
+    drop_nothing("a hold that is dropped again", id).await;
 
     // Its room is free, and its request lives on.
     let next = two.hold(both(), 50, 100).await;
@@ -139,11 +115,8 @@ async fn drops_a_hold(admin: &Admin<AnyStore>, two: &Handle) {
         .await;
     two.expect_figures("after a dropped hold has grown", tenant, (0, 100))
         .await;
-    two.expect(
-        "the entries of a hold that grew after its drop",
-        drop_hold(id).await.len(),
-        2,
-    );
+    let entries = drop_hold(id).await.len();
+    two.expect("the entries of a hold that grew after its drop", entries, 2);
     for _ in 0..2 {
         two.settle(id, both(), 70).await;
         for scope in [user, tenant] {
@@ -152,11 +125,7 @@ async fn drops_a_hold(admin: &Admin<AnyStore>, two: &Handle) {
         }
     }
     // A charge is remembered, and a drop does not undo that.
-    two.expect(
-        "a charged hold that is dropped",
-        drop_hold(id).await,
-        Vec::<HoldEntry>::new(),
-    );
+    drop_nothing("a charged hold that is dropped", id).await;
     two.settle(id, both(), 70).await;
     two.expect_figures("after it was charged again", user, (70, 90))
         .await;
@@ -173,14 +142,11 @@ async fn rescans_at_rest(admin: &Admin<AnyStore>, one: &Handle) {
         let found = Amount::new(counted, 2 * counted);
         let rescan = admin.rescan(user, async || Ok::<_, BoxError>(found)).await;
         let rescan = one.done("rescan", rescan);
-        let before = change(used as i64, used as i64);
+        let (before, after) = (used as i64, counted as i64);
         let expected = Rescan {
-            before,
+            before: change(before, before),
             counted: found,
-            corrected: change(
-                counted as i64 - before.bytes,
-                2 * counted as i64 - before.objects,
-            ),
+            corrected: change(after - before, 2 * after - before),
             is_certain: true,
         };
         one.expect("a rescan at rest", rescan, expected);
@@ -217,16 +183,14 @@ async fn repeats_a_disturbed_scan(admin: &Admin<AnyStore>, two: &Handle) {
         Ok::<_, BoxError>(Amount::bytes(305))
     };
     let rescan = two.done("rescan", admin.rescan(user, count).await);
-    two.expect(
-        "a rescan whose first scan was disturbed (certain, before, corrected, scans)",
-        (
-            rescan.is_certain,
-            rescan.before.bytes,
-            rescan.corrected.bytes,
-            scans.into_inner(),
-        ),
-        (true, 1_005, -700, 2),
-    );
+    let expected = Rescan {
+        before: bytes(1_005),
+        counted: Amount::bytes(305),
+        corrected: bytes(-700),
+        is_certain: true,
+    };
+    two.expect("a rescan whose first scan was disturbed", rescan, expected);
+    two.expect("the number of its scans", scans.into_inner(), 2);
     two.expect_figures("after the rescan", user, (305, 0)).await;
 }
 
@@ -244,10 +208,12 @@ async fn leaves_a_right_account(admin: &Admin<AnyStore>, two: &Handle) {
             Ok::<_, BoxError>(Amount::bytes((before + seen) as u64))
         };
         let rescan = two.done("rescan", admin.rescan(user, count).await);
+        let found = (rescan.is_certain, rescan.corrected, scans.into_inner());
+        let expected = (false, Change::ZERO, 3);
         two.expect(
             "a rescan under load (certain, corrected, scans)",
-            (rescan.is_certain, rescan.corrected, scans.into_inner()),
-            (false, Change::ZERO, 3),
+            found,
+            expected,
         );
     }
     two.expect_figures("after rescans under load", user, (100 + 3 * 10, 0))
@@ -257,10 +223,11 @@ async fn leaves_a_right_account(admin: &Admin<AnyStore>, two: &Handle) {
     let id = two.hold(user, 50, u64::MAX).await;
     let count = async || Ok::<_, BoxError>(Amount::bytes(130 + 20));
     let rescan = two.done("rescan", admin.rescan(user, count).await);
+    let (found, expected) = ((rescan.is_certain, rescan.corrected), (false, Change::ZERO));
     two.expect(
         "a rescan during an upload (certain, corrected)",
-        (rescan.is_certain, rescan.corrected),
-        (false, Change::ZERO),
+        found,
+        expected,
     );
     two.settle(id, user, 50).await;
     two.expect_figures("after the upload", user, (180, 0)).await;
@@ -278,23 +245,13 @@ async fn heals_a_wrong_account(admin: &Admin<AnyStore>, two: &Handle) {
             Ok::<_, BoxError>(Amount::bytes(before as u64 + seen))
         };
         let rescan = two.done("rescan", admin.rescan(user, count).await);
-        two.expect(
-            "whether a rescan under load is certain",
-            rescan.is_certain,
-            false,
-        );
+        two.expect_that(!rescan.is_certain, "a rescan under load is certain");
         // Not less than there is, and not more than what has come during one scan above it.
         let (used, stored) = (two.figures(user).await.0, stored.into_inner() as i64);
-        two.expect(
-            "bytes stored and used after it",
-            (stored, used),
-            (1_030, 1_030 + seen as i64),
-        );
-        two.expect(
-            "its correction",
-            rescan.corrected.bytes,
-            used - 30 - rescan.before.bytes + 20,
-        );
+        let expected = (1_030, 1_030 + seen as i64);
+        two.expect("bytes stored and used after it", (stored, used), expected);
+        let expected = used - 30 - rescan.before.bytes + 20;
+        two.expect("its correction", rescan.corrected.bytes, expected);
     }
 }
 
@@ -312,9 +269,10 @@ async fn sees_what_comes_and_goes(admin: &Admin<AnyStore>, two: &Handle) {
         Ok(Amount::bytes(9))
     };
     let rescan = two.done("rescan", admin.rescan(user, count).await);
+    let found = (rescan.is_certain, scans.into_inner());
     two.expect(
-        "a rescan during which usage rose and fell (certain, scans)",
-        (rescan.is_certain, scans.into_inner()),
+        "a rescan over a rise and a fall (certain, scans)",
+        found,
         (true, 2),
     );
     two.expect_figures("after it", user, (0, 0)).await;

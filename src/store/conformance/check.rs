@@ -46,6 +46,14 @@ pub(super) fn change(bytes: i64, objects: i64) -> Change {
     Change { bytes, objects }
 }
 
+/// The hold, the scope and the bytes of each entry.
+pub(super) fn figures(entries: &[HoldEntry]) -> Vec<(HoldId, &str, u64)> {
+    let entries = entries.iter();
+    entries
+        .map(|entry| (entry.id, entry.scope.as_str(), entry.amount.bytes))
+        .collect()
+}
+
 /// Passes a panic of a task on.
 pub(super) async fn join<T>(task: JoinHandle<T>) -> T {
     match task.await {
@@ -163,7 +171,16 @@ impl Handle {
         self.expect(&what, self.figures(scope).await, figures);
     }
 
-    /// How many holds there are in a scope, up to nine.
+    /// Ends the run unless a hold that was just made for [`LONG`] lives about as long.
+    pub(super) fn expect_long(&self, entry: &HoldEntry) {
+        let expires_in = entry.expires_in;
+        self.expect_that(
+            expires_in <= LONG && expires_in > LONG / 2,
+            format!("a hold for {LONG:?} expires in {expires_in:?}"),
+        );
+    }
+
+    /// The holds in a scope, up to nine.
     pub(super) async fn holds(&self, scope: &str) -> Vec<HoldEntry> {
         let scope = Scope::from(scope);
         self.done("holds", self.store.holds(Some(&scope), 9).await)

@@ -26,30 +26,21 @@ pub(super) async fn holds([one, two]: [Handle; 2]) {
         let answer = quota.reserve(&scopes, Amount::bytes(bytes), Amount::ZERO);
         answer.into_future()
     };
-    let usage = async |quota: &StoredQuota<AnyStore>| {
+    let sees = async |when: &str, quota: &StoredQuota<AnyStore>, used, held| {
         let usage = one.done("account", quota.usage(user).await);
-        (usage.used, usage.held)
+        let expected = (Amount::bytes(used), Amount::bytes(held));
+        let what = format!("what a process sees {when}");
+        one.expect(&what, (usage.used, usage.held), expected);
     };
     let hold = one.done("reserve", ask(&quota, 80).await);
-    let held = (Amount::ZERO, Amount::bytes(80));
-    one.expect("another process sees", usage(&neighbour).await, held);
-    two.exceeded(
-        "21 bytes where 80 of 100 are held",
-        ask(&neighbour, 21).await,
-    );
+    sees("after a hold by another", &neighbour, 0, 80).await;
+    let refused = ask(&neighbour, 21).await;
+    two.exceeded("21 bytes where 80 of 100 are held", refused);
     // Longer than it lives: it is renewed.
     sleep(Duration::from_millis(1_800)).await;
-    one.expect(
-        "after its time to live another process sees",
-        usage(&neighbour).await,
-        held,
-    );
+    sees("after the time to live of a hold", &neighbour, 0, 80).await;
     hold.commit(bytes(70)).await;
-    one.expect(
-        "after a commit another process sees",
-        usage(&neighbour).await,
-        (Amount::bytes(70), Amount::ZERO),
-    );
+    sees("after a commit by another", &neighbour, 70, 0).await;
 
     let mut hold = one.done("reserve", ask(&quota, 20).await);
     one.done("grow", hold.grow(Amount::bytes(10)).await);
@@ -59,18 +50,10 @@ pub(super) async fn holds([one, two]: [Handle; 2]) {
     );
     drop(hold);
     one.is_settled(&quota).await;
-    one.expect(
-        "after a release another process sees",
-        usage(&neighbour).await,
-        (Amount::bytes(70), Amount::ZERO),
-    );
+    sees("after a release by another", &neighbour, 70, 0).await;
     neighbour.give_back(&scopes, Amount::bytes(70));
     two.is_settled(&neighbour).await;
-    one.expect(
-        "after a removal by another process",
-        usage(&quota).await,
-        (Amount::ZERO, Amount::ZERO),
-    );
+    sees("after a removal by another", &quota, 0, 0).await;
 }
 
 /// Releases reach the store a moment later. A request of the same process need not wait for that.

@@ -94,22 +94,16 @@ impl Tables {
     }
 
     fn settle(&mut self, settlement: &Settlement) {
-        let Settlement {
-            id,
-            scopes,
-            change,
-            keep,
-        } = settlement;
-        self.holds.remove(id);
-        if !settlement.is_remembered() || !self.settled.insert(*id) {
+        self.holds.remove(&settlement.id);
+        if !settlement.is_remembered() || !self.settled.insert(settlement.id) {
             return;
         }
-        if let Some(keep) = *keep {
-            self.hold(scopes, keep);
+        if let Some(keep) = settlement.keep {
+            self.hold(&settlement.scopes, keep);
         }
-        for scope in scopes {
+        for scope in &settlement.scopes {
             let used = self.used.entry(scope.clone()).or_default();
-            *used = used.then(*change);
+            *used = used.then(settlement.change);
         }
     }
 }

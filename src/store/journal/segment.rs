@@ -41,13 +41,9 @@ pub(super) enum Record {
 impl Record {
     pub(super) fn apply(self, outstanding: &mut Outstanding) {
         match self {
-            Self::Charge(id, Charge { scopes, change }) => {
-                let none = Charge {
-                    scopes,
-                    change: Change::ZERO,
-                };
-                let sum = outstanding.entry(id).or_insert(none);
-                sum.change = sum.change.then(change);
+            Self::Charge(id, charge) => {
+                let add = |sum: &mut Charge| sum.change = sum.change.then(charge.change);
+                outstanding.entry(id).and_modify(add).or_insert(charge);
             }
             Self::Done(id) => drop(outstanding.remove(&id)),
         }

@@ -174,12 +174,8 @@ impl Lease {
 
     /// Whether there is anything that the store should know before it refuses a request.
     pub(super) fn has_anything(&self) -> bool {
-        let Calls {
-            is_growing,
-            is_turning,
-            ..
-        } = self.calls;
-        self.in_store.is_there || is_growing || is_turning || self.spent.is_some()
+        let calls = &self.calls;
+        self.in_store.is_there || calls.is_growing || calls.is_turning || self.spent.is_some()
     }
 
     /// Whether the store may have a hold for it.

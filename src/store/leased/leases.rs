@@ -200,7 +200,8 @@ impl<S: Store> Leases<S> {
         let shared = &self.stored.shared;
         let sure = Instant::now() + shared.time_to_live;
         let id = of(&mut self.table(), scope).begin_growing();
-        let reserve = shared.reserve(id, scope.clone().into(), chunk.amount, chunk.left);
+        let reserve = shared.reserve(id, scope.clone().into(), chunk.amount);
+        let reserve = reserve.with_expected(chunk.left);
         let answer = timeout(PATIENCE, shared.set_aside(reserve)).await;
         let mut table = self.table();
         let (lease, now) = (of(&mut table, scope), Instant::now());

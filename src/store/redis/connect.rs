@@ -56,9 +56,8 @@ impl RedisStore<RedisConnection> {
 }
 
 async fn connect(url: &str) -> Result<Inner, StoreError> {
-    let cluster = nodes(url);
     let connecting = async {
-        match cluster {
+        match nodes(url) {
             Some(nodes) => to_cluster(nodes).await,
             None => to_server(url).await,
         }

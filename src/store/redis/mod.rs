@@ -250,22 +250,17 @@ where
 
     fn settle_in_one(&self, parts: &[Part<'_>]) -> Call {
         let (mut keys, mut args) = (Vec::new(), vec![milliseconds(REMEMBERED)]);
-        for Part {
-            id,
-            change,
-            keep,
-            scopes,
-        } in parts
-        {
-            let (kept, amount, time_to_live) = match keep {
+        for part in parts {
+            let (id, scopes) = (part.id, &part.scopes);
+            let (kept, amount, time_to_live) = match part.keep {
                 Some(keep) => (keep.id.to_string(), keep.amount, keep.time_to_live),
                 None => Default::default(),
             };
-            keys.extend(scopes.first().map(|scope| self.keys.settled(*id, scope)));
+            keys.extend(scopes.first().map(|scope| self.keys.settled(id, scope)));
             keys.extend(scopes.iter().flat_map(|scope| self.pair(scope)));
             args.extend([
                 id.to_string(),
-                text::of_change(*change),
+                text::of_change(part.change),
                 kept,
                 text::of_amount(amount),
                 milliseconds(time_to_live),

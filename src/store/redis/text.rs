@@ -63,10 +63,9 @@ fn ceilings(text: &str) -> Result<Ceilings, StoreError> {
         limit => u64::from_str(limit).ok().map(Some),
     };
     let [hard_bytes, hard_objects, soft_bytes, soft_objects] = read(text, limit)?;
-    let limits = |bytes, objects| Limits { bytes, objects };
     Ok(Ceilings {
-        hard: limits(hard_bytes, hard_objects),
-        soft: limits(soft_bytes, soft_objects),
+        hard: Limits::new(hard_bytes, hard_objects),
+        soft: Limits::new(soft_bytes, soft_objects),
     })
 }
 

@@ -59,22 +59,16 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
         tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
     let mut changes: HashMap<&Scope, Change> = HashMap::new();
     for settlement in settlements {
-        let Settlement {
-            id,
-            scopes,
-            change,
-            keep,
-        } = settlement;
-        let id = id.to_string();
+        let (id, scopes) = (settlement.id.to_string(), &settlement.scopes);
         for scope in scopes {
             release.execute(params![scope.as_str(), id])?;
         }
         if settlement.is_remembered() && remember.execute(params![id, now])? > 0 {
             for scope in scopes {
                 let sum = changes.entry(scope).or_default();
-                *sum = sum.then(*change);
+                *sum = sum.then(settlement.change);
             }
-            if let Some(kept) = *keep {
+            if let Some(kept) = settlement.keep {
                 hold(tx, now, scopes, kept)?;
             }
         }
