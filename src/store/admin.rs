@@ -19,8 +19,6 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How often a settlement is attempted.
-const ATTEMPTS: usize = 2;
 /// How often a rescan counts while the scope is in use.
 const SCANS: usize = 3;
 /// How often a scan checks for a moment in which nothing is held before it counts, and the pause between two checks.
@@ -274,39 +272,21 @@ impl<S: Store> Admin<S> {
     {
         let scope = scope.into();
         let lock = self.lock(&scope).await?;
-        let result = self.rescan_locked(&scope, &lock, &mut count).await;
+        let rescan = async {
+            let mut rescan = self.scan(&scope, &lock, count()).await?;
+            for _ in 1..SCANS {
+                if rescan.is_certain {
+                    break;
+                }
+                rescan = self.scan(&scope, &lock, count()).await?;
+            }
+            self.correct(&scope, &lock, rescan.corrected).await?;
+            Ok(rescan)
+        };
+        let rescan = rescan.await;
         // If this fails, the lock expires.
         let _ = self.settle(lock.id, lock.scopes, Change::ZERO).await;
-        result
-    }
-
-    async fn rescan_locked<F, E>(
-        &self,
-        scope: &Scope,
-        lock: &Reserve,
-        count: &mut impl FnMut() -> F,
-    ) -> Result<Rescan, RescanError>
-    where
-        F: Future<Output = Result<Amount, E>>,
-        E: Into<BoxError>,
-    {
-        let mut scans = 1;
-        let rescan = loop {
-            let rescan = self.scan(scope, lock, count()).await?;
-            if rescan.is_certain || scans == SCANS {
-                break rescan;
-            }
-            scans += 1;
-        };
-        // If the lock was lost, another rescan has made the correction, or is about to.
-        let locks = self.store.holds(lock.scopes.iter().next(), SCANS).await?;
-        if !locks.iter().any(|hold| hold.id == lock.id) {
-            return Err(RescanError::UnderWay);
-        }
-        if rescan.corrected != Change::ZERO {
-            self.adjust(scope.clone(), rescan.corrected).await?;
-        }
-        Ok(rescan)
+        rescan
     }
 
     /// Counts once.
@@ -321,26 +301,32 @@ impl<S: Store> Admin<S> {
         let counted = until_ready(counting, self.watch(scope, lock, before, &was_calm)).await;
         let counted = counted.map_err(|error| RescanError::Count(error.into()))?;
         let after = self.store.account(scope).await?;
-        let held = before.held + after.held;
+        let (old, new, held) = (before.used, after.used, before.held + after.held);
+        let bytes = correction(counted.bytes, old.bytes, new.bytes, held.bytes);
+        let objects = correction(counted.objects, old.objects, new.objects, held.objects);
         Ok(Rescan {
-            before: before.used,
+            before: old,
             counted,
-            corrected: Change {
-                bytes: correction(
-                    counted.bytes,
-                    before.used.bytes,
-                    after.used.bytes,
-                    held.bytes,
-                ),
-                objects: correction(
-                    counted.objects,
-                    before.used.objects,
-                    after.used.objects,
-                    held.objects,
-                ),
-            },
+            corrected: Change { bytes, objects },
             is_certain: was_calm.into_inner() && is_calm(&before, &after),
         })
+    }
+
+    /// Adds a correction, unless the lock was lost: another rescan has made the correction then, or is about to.
+    async fn correct(
+        &self,
+        scope: &Scope,
+        lock: &Reserve,
+        change: Change,
+    ) -> Result<(), RescanError> {
+        let locks = self.store.holds(lock.scopes.iter().next(), SCANS).await?;
+        if !locks.iter().any(|hold| hold.id == lock.id) {
+            return Err(RescanError::UnderWay);
+        }
+        if change != Change::ZERO {
+            self.adjust(scope.clone(), change).await?;
+        }
+        Ok(())
     }
 
     /// The account at a moment in which nothing is held, if there is one soon.
@@ -396,13 +382,11 @@ impl<S: Store> Admin<S> {
 
     async fn settle(&self, id: HoldId, scopes: Scopes, change: Change) -> Result<(), StoreError> {
         let settlements = [Settlement::new(id, scopes, change)];
-        // Idempotent by the id.
-        for _ in 1..ATTEMPTS {
-            if self.store.settle(&settlements).await.is_ok() {
-                return Ok(());
-            }
+        // Settlements are idempotent, so a second attempt is safe.
+        match self.store.settle(&settlements).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.store.settle(&settlements).await,
         }
-        self.store.settle(&settlements).await
     }
 }
 

@@ -49,7 +49,7 @@ pub struct StoredQuotaBuilder<S> {
 }
 
 impl<S: Store> StoredQuota<S> {
-    /// Quotas with these limits for every scope that has none of its own, and default settings.
+    /// Starts quotas with these limits for every scope that has none of its own, and default settings.
     ///
     /// # Panics
     ///
@@ -58,23 +58,19 @@ impl<S: Store> StoredQuota<S> {
         Self::builder(store, default).build()
     }
 
-    /// Quotas with these limits for every scope that has none of its own, and settings.
+    /// Returns a builder of quotas with these limits for every scope that has none of its own.
     pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
-        StoredQuotaBuilder::new(store, default.into())
-    }
-}
-
-impl<S: Store> StoredQuotaBuilder<S> {
-    fn new(store: S, default: Ceilings) -> Self {
-        Self {
+        StoredQuotaBuilder {
             store,
-            default,
+            default: default.into(),
             time_to_live: TIME_TO_LIVE,
             warn: None,
             journal: None,
         }
     }
+}
 
+impl<S: Store> StoredQuotaBuilder<S> {
     /// Sets how long a hold outlives its process. Clamped to between a second and a year.
     ///
     /// A long time keeps the room of a killed process from others for as long. A short time costs more renewals, and lets

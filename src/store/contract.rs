@@ -44,9 +44,18 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// A settlement without a hold is charged all the same, since its content is on the disk. [`Settlement::keep`] is
     /// never ended by the call that sets it.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The settlements may have been made all the same. They are
+    /// idempotent, so the caller settles them again.
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()>;
 
     /// Prolongs holds: each expires when this time has passed from now. A hold that is gone stays gone.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The holds may have been prolonged all the same.
     fn renew<'a>(
         &'a self,
         holds: &'a [(HoldId, Scopes)],
@@ -54,18 +63,38 @@ pub trait Store: Send + Sync + 'static {
     ) -> StoreFuture<'a, ()>;
 
     /// Returns the account of a scope: empty if the store does not know the scope.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time, and when it holds something that cannot be read.
     fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account>;
 
     /// Sets the limits of a scope, or removes them.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The change may have been made all the same.
     fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()>;
 
     /// Sets how much a scope has stored, whatever was counted so far.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The change may have been made all the same.
     fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()>;
 
     /// Returns the scopes that use most bytes, the largest first.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time, and when it holds something that cannot be read.
     fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>>;
 
     /// Returns the holds in one scope, or in all scopes: up to `count`, in no order.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time, and when it holds something that cannot be read.
     fn holds<'a>(
         &'a self,
         scope: Option<&'a Scope>,
@@ -73,6 +102,10 @@ pub trait Store: Send + Sync + 'static {
     ) -> StoreFuture<'a, Vec<HoldEntry>>;
 
     /// Removes the usage and the limits of a scope. Its holds stay.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The change may have been made all the same.
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()>;
 }
 

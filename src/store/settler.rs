@@ -97,20 +97,14 @@ impl Settler {
 
     /// Settles, as soon as the store takes it.
     pub(super) fn settle(&self, settlement: Settlement) -> Settled {
-        let mut is_noted = false;
-        if let Some(journal) = &self.queue.journal {
-            let Settlement {
-                id, scopes, change, ..
-            } = &settlement;
-            // A release may be lost, since holds expire.
-            if *change != Change::ZERO && !scopes.is_empty() {
-                // The store is asked meanwhile. A charge is safe once either of the two has it, so waiting for the journal
-                // would only delay it.
-                drop(journal.note(*id, scopes, *change));
-                is_noted = true;
-            }
-        }
-        self.queue.push(settlement, is_noted)
+        let (id, scopes) = (settlement.id, &settlement.scopes);
+        // The store is asked meanwhile. A charge is safe once either of the two has it, so waiting for the journal would
+        // only delay it.
+        let noted = match scopes.is_empty() {
+            true => None,
+            false => self.note(id, scopes, settlement.change),
+        };
+        self.queue.push(settlement, noted.is_some())
     }
 
     /// Settles what was noted in the journal piece by piece under this id.
@@ -118,7 +112,8 @@ impl Settler {
         self.queue.push(settlement, true)
     }
 
-    /// Notes a part of what will be settled under this id. None without a journal, or without a change.
+    /// Notes a part of what will be settled under this id. None without a journal, or without a change: a release may be
+    /// lost, since holds expire.
     pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Option<Noted> {
         let journal = self.queue.journal.as_ref()?;
         (change != Change::ZERO).then(|| journal.note(id, scopes, change))
@@ -234,25 +229,21 @@ async fn renew<S: Store>(queue: Weak<Queue>, store: Arc<S>, time_to_live: Durati
     loop {
         sleep_until(next).await;
         let Some(queue) = queue.upgrade() else { return };
-        let (alive, is_over): (Vec<_>, _) = {
+        let (alive, is_over) = {
             let work = queue.work();
-            let alive = work.alive.iter();
-            (
-                alive.map(|(id, scopes)| (*id, scopes.clone())).collect(),
-                work.is_over,
-            )
+            (work.alive.clone(), work.is_over)
         };
+        drop(queue);
         if is_over && alive.is_empty() {
             return;
         }
-        drop(queue);
+        let alive: Vec<_> = alive.into_iter().collect();
         let mut pause = PAUSE;
-        while !alive.is_empty()
-            && !matches!(
-                timeout(every, store.renew(&alive, time_to_live)).await,
-                Ok(Ok(()))
-            )
-        {
+        while !alive.is_empty() {
+            let renewed = timeout(every, store.renew(&alive, time_to_live)).await;
+            if matches!(renewed, Ok(Ok(()))) {
+                break;
+            }
             sleep(pause).await;
             pause = (pause * 2).min(every);
             // The next renewal is due, with fresh holds.

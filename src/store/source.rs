@@ -118,7 +118,7 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
         Answer::Later(Box::pin(async move {
             let mut hold = hold;
             let reserve = hold.begin(demand, expected);
-            match hold.shared.decide(reserve).await {
+            match hold.shared.ask_store(reserve).await {
                 Ok(()) => Ok(hold),
                 Err(error) => Err(hold.refused(error)),
             }
@@ -145,14 +145,8 @@ impl<S: Store> StoredHold<S> {
     pub(super) fn begin(&mut self, amount: Amount, expected: Amount) -> Reserve {
         self.is_there = true;
         self.shared.settler.keep_alive(self.id, &self.scopes);
-        Reserve {
-            id: self.id,
-            scopes: self.scopes.clone(),
-            amount,
-            expected,
-            default: self.shared.default,
-            time_to_live: self.shared.time_to_live,
-        }
+        let reserve = self.shared.reserve(self.id, self.scopes.clone(), amount);
+        reserve.with_expected(expected)
     }
 
     /// Drops the hold of a refused request. There is nothing to release where the store has refused it.
@@ -180,8 +174,15 @@ impl<S: Store> StoredHold<S> {
 }
 
 impl<S: Store> Shared<S> {
+    /// The request to send to the store.
+    pub(super) fn reserve(&self, id: HoldId, scopes: Scopes, amount: Amount) -> Reserve {
+        Reserve::new(id, scopes, amount)
+            .with_default(self.default)
+            .with_time_to_live(self.time_to_live)
+    }
+
     /// Reserves. A refusal counts only if the store knew of everything that this process has released.
-    async fn decide(&self, reserve: Reserve) -> Result<(), QuotaError> {
+    async fn ask_store(&self, reserve: Reserve) -> Result<(), QuotaError> {
         // Read before the call: the store may decide without a release, and learn of it before it answers.
         let was_behind = self.settler.unsettled() > 0;
         match self.set_aside(reserve.clone()).await {
@@ -211,7 +212,7 @@ impl<S: Store> QuotaHold for StoredHold<S> {
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
         let (reserve, shared) = (self.begin(more, Amount::ZERO), Arc::clone(&self.shared));
-        Box::pin(async move { shared.decide(reserve).await })
+        Box::pin(async move { shared.ask_store(reserve).await })
     }
 
     fn commit(mut self, change: Change) -> Settled {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Account, Ceilings, Reserve, Reserved};
 use crate::{
     amount::Amount,
-    quota::{Ceiling, Exceeded, Limits},
+    quota::{Ceiling, Change, Exceeded, Limits},
     scope::Scope,
 };
 
@@ -28,11 +28,8 @@ pub(super) fn ceilings(columns: Columns) -> Ceilings {
     let [bytes, objects, soft_bytes, soft_objects] =
         columns.map(|limit| limit.map(i64::cast_unsigned));
     Ceilings {
-        hard: Limits { bytes, objects },
-        soft: Limits {
-            bytes: soft_bytes,
-            objects: soft_objects,
-        },
+        hard: Limits::new(bytes, objects),
+        soft: Limits::new(soft_bytes, soft_objects),
     }
 }
 
@@ -45,6 +42,21 @@ pub(super) fn signed(number: u64) -> i64 {
 pub(super) fn milliseconds(duration: Duration) -> i64 {
     const CENTURY: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
     i64::try_from(duration.min(CENTURY).as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What an engine has stored as two signed numbers. No amount of ours is below zero.
+pub(super) fn amount(bytes: i64, objects: i64) -> Amount {
+    Change { bytes, objects }.gain()
+}
+
+/// How many rows to read at most.
+pub(super) fn limit(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// What a hold lives for, which an engine has answered in milliseconds.
+pub(super) fn lives(milliseconds: i64) -> Duration {
+    Duration::from_millis(milliseconds.max(0).unsigned_abs())
 }
 
 /// Decides on a reservation whose scopes have these accounts, in their order.
@@ -88,7 +100,7 @@ fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{quota::Change, store::HoldId};
+    use crate::store::HoldId;
 
     fn asked(bytes: u64, limits: Limits) -> Reserve {
         Reserve {

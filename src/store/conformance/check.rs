@@ -1,10 +1,13 @@
 //! Calls to a store under test, and what becomes of a wrong answer.
 
-use std::{error::Error, fmt::Debug, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Debug, panic::resume_unwind, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
-use super::super::{Account, HoldId, Reserve, Reserved, Settlement, Store, StoredQuota};
+use super::super::{Account, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoredQuota};
 use crate::{
     amount::Amount,
     quota::{Change, Exceeded, Limits, QuotaError},
@@ -35,7 +38,29 @@ pub(super) fn reserve(id: HoldId, scopes: impl Into<Scopes>, bytes: u64, limit: 
 
 /// A change of bytes.
 pub(super) fn bytes(bytes: i64) -> Change {
-    Change { bytes, objects: 0 }
+    change(bytes, 0)
+}
+
+/// A change of bytes and objects.
+pub(super) fn change(bytes: i64, objects: i64) -> Change {
+    Change { bytes, objects }
+}
+
+/// The hold, the scope and the bytes of each entry.
+pub(super) fn figures(entries: &[HoldEntry]) -> Vec<(HoldId, &str, u64)> {
+    let entries = entries.iter();
+    entries
+        .map(|entry| (entry.id, entry.scope.as_str(), entry.amount.bytes))
+        .collect()
+}
+
+/// Passes a panic of a task on.
+pub(super) async fn join<T>(task: JoinHandle<T>) -> T {
+    match task.await {
+        Ok(output) => output,
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(error) => panic!("the runtime has shut down: {error}"),
+    }
 }
 
 impl Handle {
@@ -146,8 +171,17 @@ impl Handle {
         self.expect(&what, self.figures(scope).await, figures);
     }
 
-    /// How many holds there are in a scope, up to nine.
-    pub(super) async fn holds(&self, scope: &str) -> Vec<super::super::HoldEntry> {
+    /// Ends the run unless a hold that was just made for [`LONG`] lives about as long.
+    pub(super) fn expect_long(&self, entry: &HoldEntry) {
+        let expires_in = entry.expires_in;
+        self.expect_that(
+            expires_in <= LONG && expires_in > LONG / 2,
+            format!("a hold for {LONG:?} expires in {expires_in:?}"),
+        );
+    }
+
+    /// The holds in a scope, up to nine.
+    pub(super) async fn holds(&self, scope: &str) -> Vec<HoldEntry> {
         let scope = Scope::from(scope);
         self.done("holds", self.store.holds(Some(&scope), 9).await)
     }

@@ -94,22 +94,16 @@ impl Tables {
     }
 
     fn settle(&mut self, settlement: &Settlement) {
-        let Settlement {
-            id,
-            scopes,
-            change,
-            keep,
-        } = settlement;
-        self.holds.remove(id);
-        if !settlement.is_remembered() || !self.settled.insert(*id) {
+        self.holds.remove(&settlement.id);
+        if !settlement.is_remembered() || !self.settled.insert(settlement.id) {
             return;
         }
-        if let Some(keep) = *keep {
-            self.hold(scopes, keep);
+        if let Some(keep) = settlement.keep {
+            self.hold(&settlement.scopes, keep);
         }
-        for scope in scopes {
+        for scope in &settlement.scopes {
             let used = self.used.entry(scope.clone()).or_default();
-            *used = used.then(*change);
+            *used = used.then(settlement.change);
         }
     }
 }
@@ -226,23 +220,5 @@ impl Store for ReferenceStore {
         tables.used.remove(scope);
         tables.own.remove(scope);
         now(Ok(()))
-    }
-}
-
-/// Numbers that look random, and are the same in every run. This is SplitMix64.
-pub(super) struct Dice(u64);
-
-impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `end`.
-    pub(super) fn roll(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut number = self.0;
-        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (number ^ (number >> 31)) % end
     }
 }

@@ -115,7 +115,6 @@ impl Journal {
         let left = outstanding.keys().copied().collect();
         let state = JournalState {
             outstanding,
-            must_begin: true,
             ..JournalState::default()
         };
         Ok(Self {
@@ -156,12 +155,12 @@ impl Journal {
         let record = Record::Charge(id, Charge { scopes, change });
         let mut state = self.queue.state();
         state.add(record);
-        state.is_behind = true;
+        state.next.has_charges = true;
         if state.is_failing {
             return Noted(None);
         }
         let (written, is_written) = oneshot::channel();
-        state.waiting.push(written);
+        state.next.told.push(written);
         state.due = Some(Instant::now());
         drop(state);
         self.queue.bell.notify_one();
@@ -188,7 +187,7 @@ impl Journal {
     /// Whether a kill would lose no charge that was noted.
     pub(super) fn is_written(&self) -> bool {
         let state = self.queue.state();
-        state.outstanding.is_empty() || !(state.is_behind || state.is_catching_up)
+        state.outstanding.is_empty() || !(state.next.has_charges || state.writing.has_charges)
     }
 }
 
@@ -218,17 +217,12 @@ struct Queue {
 #[derive(Default)]
 struct JournalState {
     outstanding: Outstanding,
-    /// The changes since the last write.
-    records: Vec<Record>,
-    /// Whether appending is of no use, since the next write begins a segment with all that is outstanding.
-    must_begin: bool,
-    /// Resolves the futures of charges that no write has begun with, and of those that are being written.
-    waiting: Vec<oneshot::Sender<()>>,
-    writing: Vec<oneshot::Sender<()>>,
-    /// Whether there are charges that no write has begun with.
-    is_behind: bool,
-    /// Whether there are charges that are being written.
-    is_catching_up: bool,
+    /// The changes since the last write. None where the next write begins a segment with all that is outstanding.
+    records: Option<Vec<Record>>,
+    /// What no write has begun with.
+    next: Batch,
+    /// What is being written.
+    writing: Batch,
     /// When to write.
     due: Option<Instant>,
     /// Whether the disk takes no writes, or takes too long. Charges are not waited for then.
@@ -237,10 +231,25 @@ struct JournalState {
     is_over: bool,
 }
 
+/// What one write takes.
+#[derive(Default)]
+struct Batch {
+    has_charges: bool,
+    /// Dropping these resolves the futures of the charges, without the lock.
+    told: Vec<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    fn append(&mut self, mut other: Self) {
+        self.has_charges |= other.has_charges;
+        self.told.append(&mut other.told);
+    }
+}
+
 impl JournalState {
     fn add(&mut self, record: Record) {
-        if !self.must_begin {
-            self.records.push(record.clone());
+        if let Some(records) = &mut self.records {
+            records.push(record.clone());
         }
         record.apply(&mut self.outstanding);
     }
@@ -248,12 +257,10 @@ impl JournalState {
     /// Returns the futures to resolve, which the caller does after it has given the lock back.
     fn fail(&mut self) -> Vec<oneshot::Sender<()>> {
         self.is_failing = true;
-        self.must_begin = true;
-        self.records.clear();
-        self.is_behind |= mem::take(&mut self.is_catching_up);
-        let mut all = mem::take(&mut self.writing);
-        all.append(&mut self.waiting);
-        all
+        self.records = None;
+        let failed = mem::take(&mut self.writing);
+        self.next.append(failed);
+        mem::take(&mut self.next.told)
     }
 }
 
@@ -288,9 +295,8 @@ impl Queue {
         let records = {
             let mut state = self.state();
             state.due = None;
-            state.writing = mem::take(&mut state.waiting);
-            state.is_catching_up = mem::take(&mut state.is_behind);
-            (!state.must_begin).then(|| mem::take(&mut state.records))
+            state.writing = mem::take(&mut state.next);
+            state.records.as_mut().map(mem::take)
         };
         let is_written = match records {
             Some(records) if segments.append(&records) => true,
@@ -298,12 +304,11 @@ impl Queue {
         };
         let mut state = self.state();
         let told = if is_written {
-            state.is_catching_up = false;
             if mem::take(&mut state.is_failing) {
                 // Charges that came meanwhile did not ring the bell.
                 state.due = Some(Instant::now());
             }
-            mem::take(&mut state.writing)
+            mem::take(&mut state.writing).told
         } else {
             state.due = Some(Instant::now() + PAUSE);
             state.fail()
@@ -315,11 +320,10 @@ impl Queue {
     /// All that is outstanding, for a new segment. Nothing else has to be written after it.
     fn all(&self) -> Outstanding {
         let mut state = self.state();
-        state.records.clear();
-        (state.due, state.must_begin) = (None, false);
-        state.is_catching_up |= mem::take(&mut state.is_behind);
-        let mut waiting = mem::take(&mut state.waiting);
-        state.writing.append(&mut waiting);
+        state.records = Some(Vec::new());
+        state.due = None;
+        let next = mem::take(&mut state.next);
+        state.writing.append(next);
         state.outstanding.clone()
     }
 }

@@ -25,12 +25,7 @@ pub(super) struct Charge {
 
 impl Charge {
     pub(super) fn settlement(&self, id: HoldId) -> Settlement {
-        Settlement {
-            id,
-            scopes: self.scopes.clone(),
-            change: self.change,
-            keep: None,
-        }
+        Settlement::new(id, self.scopes.clone(), self.change)
     }
 }
 
@@ -46,13 +41,9 @@ pub(super) enum Record {
 impl Record {
     pub(super) fn apply(self, outstanding: &mut Outstanding) {
         match self {
-            Self::Charge(id, Charge { scopes, change }) => {
-                let none = Charge {
-                    scopes,
-                    change: Change::ZERO,
-                };
-                let sum = outstanding.entry(id).or_insert(none);
-                sum.change = sum.change.then(change);
+            Self::Charge(id, charge) => {
+                let add = |sum: &mut Charge| sum.change = sum.change.then(charge.change);
+                outstanding.entry(id).and_modify(add).or_insert(charge);
             }
             Self::Done(id) => drop(outstanding.remove(&id)),
         }
@@ -218,32 +209,18 @@ impl<'a> Reader<'a> {
         Some(*taken)
     }
 
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
-    }
-
-    fn i64(&mut self) -> Option<i64> {
-        self.array().map(i64::from_le_bytes)
     }
 
     fn id(&mut self) -> Option<HoldId> {
         self.array().map(HoldId::from_bytes)
     }
 
-    /// A length, and as many bytes.
-    fn counted(&mut self) -> Option<&'a [u8]> {
-        let count = self.u64()?.try_into().ok()?;
-        self.take(count)
-    }
-
     /// The body of the next record, if it is whole.
     fn record(&mut self, salt: Option<HoldId>) -> Option<Self> {
         let length = self.u64()?.try_into().ok()?;
-        let expected = self.u32()?;
+        let expected = u32::from_le_bytes(self.array()?);
         let body = self.take(length)?;
         (checksum(salt, body) == expected).then_some(Self(body))
     }
@@ -270,12 +247,13 @@ impl<'a> Reader<'a> {
     fn charge(&mut self) -> Option<Record> {
         let id = self.id()?;
         let change = Change {
-            bytes: self.i64()?,
-            objects: self.i64()?,
+            bytes: i64::from_le_bytes(self.array()?),
+            objects: i64::from_le_bytes(self.array()?),
         };
         let mut scopes = Vec::new();
         while !self.0.is_empty() {
-            let name = str::from_utf8(self.counted()?).ok()?;
+            let length = self.u64()?.try_into().ok()?;
+            let name = str::from_utf8(self.take(length)?).ok()?;
             scopes.push(Scope::from(name));
         }
         let scopes = Scopes::from(scopes);

@@ -316,7 +316,7 @@ fn what_is_noted_while_a_segment_is_begun_counts_once() {
     journal.queue.write(&mut segments);
     noted(10);
     segments.begin(&journal.queue.all()).unwrap();
-    assert!(journal.queue.state().waiting.is_empty());
+    assert!(journal.queue.state().next.told.is_empty());
     noted(100);
     journal.queue.write(&mut segments);
     drop(segments);
@@ -364,7 +364,7 @@ async fn a_disk_that_hangs_is_not_waited_for() {
     let hangs = fs::File::from(OwnedFd::from(writer));
     let segments = journal.segments.take().unwrap();
     journal.segments = Some(segments.that_go_on_in(hangs));
-    journal.queue.state().must_begin = false;
+    journal.queue.state().records = Some(Vec::new());
     journal.start();
     let (id, large) = (HoldId::unique(), Scopes::from("user".repeat(100_000)));
     let began = Instant::now();

@@ -4,12 +4,12 @@ use std::{mem, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::super::{Ceilings, HoldId, Keep, Reserve, Settlement};
+use super::super::{HoldId, Keep, Settlement};
 use crate::{
     amount::Amount,
     cause::Resource,
     quota::{Change, Exceeded},
-    scope::{Scope, Scopes},
+    scope::Scope,
 };
 
 /// How often leases are reviewed. Two windows and a round trip are less than the second after which idle budget is back in
@@ -28,38 +28,71 @@ const SETTLED_AFTER: u8 = 2;
 ///
 /// That is so until `sure`, by the clock of this node. The clock only measures how much time has passed, so it need not
 /// agree with any other. After `sure`, the store may have given everything to other nodes.
+#[derive(Default)]
 pub(super) struct Lease {
-    id: HoldId,
-    /// Whether the store may have a hold under this id.
-    is_there: bool,
-    sure: Option<Instant>,
+    in_store: InStore,
     /// What the next requests may take.
     free: Amount,
     /// What requests under way have taken.
     held: Amount,
-    /// What has been charged, and the store has not been told.
-    spent: Change,
-    /// Whether there were charges. Those that cancel out have moved room between `free` and `spent` all the same.
-    has_spent: bool,
-    /// For how many windows the store has not been told.
-    windows: u8,
-    /// Whether the hold in the store may differ from what is recorded here.
-    needs_resync: bool,
+    spent: Option<Spent>,
     /// How much should be free.
     target: Amount,
-    /// Whether the reservation under way is the first of this id.
-    is_first: bool,
     this: Window,
     last: Window,
-    /// How many requests have the store decide with everything leased given back. Nothing is leased until they are done.
-    pub(super) deciding: u32,
+    pub(super) calls: Calls,
+}
+
+/// What the store has of a lease.
+struct InStore {
+    id: HoldId,
+    /// Whether the store may have a hold under this id.
+    is_there: bool,
+    /// Until when it certainly has it.
+    sure: Option<Instant>,
+    /// Whether the hold in the store may differ from what is recorded here.
+    needs_resync: bool,
+}
+
+impl Default for InStore {
+    fn default() -> Self {
+        Self {
+            id: HoldId::unique(),
+            is_there: false,
+            sure: None,
+            needs_resync: false,
+        }
+    }
+}
+
+/// What has been charged, and the store has not been told. Charges that cancel out are recorded too: they have moved room
+/// between `free` and `spent` all the same.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    change: Change,
+    /// For how many windows the store has not been told.
+    windows: u8,
+}
+
+/// The calls to the store about a lease.
+#[derive(Default)]
+pub(super) struct Calls {
+    /// How many requests ask the store again with everything leased given back. Nothing is leased until they are done.
+    pub(super) asking_again: u32,
+    /// Until when nothing is leased.
     quiet: Option<Instant>,
     /// Whether a task is asking the store for more.
     pub(super) is_growing: bool,
     /// Whether a task is giving back to the store what is not needed.
     pub(super) is_turning: bool,
-    /// Held during every call to the store about this lease.
+    /// Held during every call.
     pub(super) gate: Arc<Mutex<()>>,
+}
+
+impl Calls {
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet.is_some_and(|quiet| quiet > now)
+    }
 }
 
 /// The requests of one window.
@@ -86,31 +119,8 @@ pub(super) struct Chunk {
     pub(super) amount: Amount,
     /// How much must fit, so that other nodes find some.
     pub(super) left: Amount,
-}
-
-impl Default for Lease {
-    fn default() -> Self {
-        Self {
-            id: HoldId::unique(),
-            is_there: false,
-            sure: None,
-            free: Amount::ZERO,
-            held: Amount::ZERO,
-            spent: Change::ZERO,
-            has_spent: false,
-            windows: 0,
-            needs_resync: false,
-            target: Amount::ZERO,
-            is_first: false,
-            this: Window::default(),
-            last: Window::default(),
-            deciding: 0,
-            quiet: None,
-            is_growing: false,
-            is_turning: false,
-            gate: Arc::default(),
-        }
-    }
+    /// Whether it is the first of its hold.
+    is_first: bool,
 }
 
 impl Lease {
@@ -139,10 +149,10 @@ impl Lease {
     /// The clock is not read here: [`asked`](Self::asked) drops what has expired before it is taken again.
     pub(super) fn end(&mut self, held: Amount) {
         self.held = self.held - held;
-        if self.sure.is_some() {
+        if self.in_store.sure.is_some() {
             self.free = self.free + held;
         } else {
-            self.needs_resync |= self.is_there;
+            self.in_store.needs_resync |= self.in_store.is_there;
         }
     }
 
@@ -151,23 +161,26 @@ impl Lease {
         // Saturates: a charge beyond everything that is free is on the disk already.
         self.free = self.free - change.gain();
         self.this.idle = least(self.this.idle, self.free);
-        self.spent = self.spent.then(change);
-        self.has_spent |= change != Change::ZERO;
+        if change != Change::ZERO {
+            let spent = self.spent.get_or_insert_default();
+            spent.change = spent.change.then(change);
+        }
     }
 
     /// The id of the hold in the store, and of its charges in the journal.
     pub(super) fn id(&self) -> HoldId {
-        self.id
+        self.in_store.id
     }
 
     /// Whether there is anything that the store should know before it refuses a request.
     pub(super) fn has_anything(&self) -> bool {
-        self.is_there || self.is_growing || self.is_turning || self.has_spent
+        let calls = &self.calls;
+        self.in_store.is_there || calls.is_growing || calls.is_turning || self.spent.is_some()
     }
 
     /// Whether the store may have a hold for it.
     pub(super) fn is_there(&self) -> bool {
-        self.is_there
+        self.in_store.is_there
     }
 
     /// Whether there are enough requests to be worth a lease.
@@ -182,27 +195,25 @@ impl Lease {
 
     /// Whether the store may be asked for more now.
     pub(super) fn may_grow(&self, now: Instant) -> bool {
-        !self.is_growing
-            && self.deciding == 0
-            && self.is_hot()
-            && self.quiet.is_none_or(|quiet| quiet <= now)
+        let calls = &self.calls;
+        !calls.is_growing && calls.asking_again == 0 && self.is_hot() && !calls.is_quiet(now)
     }
 
     /// Leases nothing for a while, because the limit is near or the store is away.
     pub(super) fn quiet(&mut self, now: Instant) {
-        self.quiet = Some(now + QUIET);
+        self.calls.quiet = Some(now + QUIET);
     }
 
     /// How much more is needed for about a second.
     pub(super) fn wants(&mut self, now: Instant) -> Option<Chunk> {
-        if self.deciding > 0 || self.quiet.is_some_and(|quiet| quiet > now) {
+        if self.calls.asking_again > 0 || self.calls.is_quiet(now) {
             return None;
         }
         self.expire(now);
-        self.is_first = self.sure.is_none();
-        if self.is_first && (self.is_there || self.has_spent || !self.held.is_zero()) {
+        let is_first = self.in_store.sure.is_none();
+        if is_first && (self.in_store.is_there || self.spent.is_some() || !self.held.is_zero()) {
             // The store has to be told first what it does not know of the previous hold.
-            self.needs_resync = true;
+            self.in_store.needs_resync = true;
             return None;
         }
         // A window that has just begun says little.
@@ -213,80 +224,53 @@ impl Lease {
         (!amount.is_zero()).then(|| Chunk {
             amount,
             left: Amount::new(left(amount.bytes), left(amount.objects)),
+            is_first,
         })
     }
 
     /// A smaller chunk, where the first does not fit. None when it would not be worth a round trip.
-    pub(super) fn wants_less(&self, chunk: Chunk, full: &Exceeded) -> Option<Chunk> {
+    pub(super) fn wants_less(&self, mut chunk: Chunk, full: &Exceeded) -> Option<Chunk> {
         let share = full.limit.saturating_sub(full.used) / SHARE;
         let requests = u64::from(self.this.requests.saturating_add(self.last.requests)).max(1);
         let lately = self.this.asked + self.last.asked;
-        let Chunk {
-            mut amount,
-            mut left,
-        } = chunk;
-        let usual = match full.resource {
-            Resource::Objects => {
-                amount.objects = amount.objects.min(share);
-                left.objects = amount.objects;
-                lately.objects / requests
-            }
-            _ => {
-                amount.bytes = amount.bytes.min(share);
-                left.bytes = amount.bytes;
-                lately.bytes / requests
-            }
+        let Chunk { amount, left, .. } = &mut chunk;
+        let (amount, left, lately) = match full.resource {
+            Resource::Objects => (&mut amount.objects, &mut left.objects, lately.objects),
+            _ => (&mut amount.bytes, &mut left.bytes, lately.bytes),
         };
+        *amount = share.min(*amount);
+        *left = *amount;
+        let usual = lately / requests;
         let is_worth_it = share >= usual.saturating_mul(HOT.into()).max(1);
-        is_worth_it.then_some(Chunk { amount, left })
+        is_worth_it.then_some(chunk)
     }
 
-    /// The request to send to the store. Until the answer, it is unknown what the store holds.
-    pub(super) fn grow(
-        &mut self,
-        scope: &Scope,
-        chunk: Chunk,
-        default: Ceilings,
-        time_to_live: Duration,
-    ) -> Reserve {
-        self.is_there = true;
-        Reserve {
-            id: self.id,
-            scopes: scope.clone().into(),
-            amount: chunk.amount,
-            expected: chunk.left,
-            default,
-            time_to_live,
-        }
+    /// Returns the hold that is to grow in the store. Until the answer, it is unknown what the store holds.
+    pub(super) fn begin_growing(&mut self) -> HoldId {
+        self.in_store.is_there = true;
+        self.in_store.id
     }
 
-    /// The store has admitted what was asked for at that time.
-    pub(super) fn grown(
-        &mut self,
-        amount: Amount,
-        asked: Instant,
-        time_to_live: Duration,
-        now: Instant,
-    ) {
+    /// The store has admitted a chunk, and holds it until `sure`.
+    pub(super) fn grown(&mut self, chunk: Chunk, sure: Instant, now: Instant) {
         self.expire(now);
-        let sure = asked + time_to_live;
-        if sure <= now || self.sure.is_none() && !self.is_first {
+        if sure <= now || self.in_store.sure.is_none() && !chunk.is_first {
             // The store may hold this, and nothing of what it held before.
-            self.needs_resync = true;
+            self.in_store.needs_resync = true;
             return;
         }
-        self.free = self.free + amount;
-        self.sure = Some(sure);
+        self.free = self.free + chunk.amount;
+        self.in_store.sure = Some(sure);
     }
 
-    /// The store has refused.
-    pub(super) fn not_grown(&mut self) {
-        self.is_there &= !self.is_first;
+    /// The store has refused a chunk.
+    pub(super) fn not_grown(&mut self, chunk: Chunk) {
+        self.in_store.is_there &= !chunk.is_first;
     }
 
     /// The store has failed, and may have made the hold.
     pub(super) fn lost(&mut self, now: Instant) {
-        self.needs_resync = true;
+        self.in_store.needs_resync = true;
         self.quiet(now);
     }
 
@@ -300,31 +284,31 @@ impl Lease {
             idle: self.free,
             ..Window::default()
         };
-        if self.has_spent {
-            self.windows = self.windows.saturating_add(1);
+        let mut is_due = false;
+        if let Some(spent) = &mut self.spent {
+            spent.windows = spent.windows.saturating_add(1);
+            is_due = spent.windows >= SETTLED_AFTER;
         }
-        !idle.is_zero()
-            || self.needs_resync
-            || self.windows >= SETTLED_AFTER
-            || self.is_old(time_to_live, now)
+        is_due || !idle.is_zero() || self.in_store.needs_resync || self.is_old(time_to_live, now)
     }
 
     /// Whether it is to be renewed: three times in its time to live.
     fn is_old(&self, time_to_live: Duration, now: Instant) -> bool {
         let sure_until = now + time_to_live * 2 / 3;
-        self.is_there && self.sure.is_none_or(|sure| sure < sure_until)
+        let InStore { is_there, sure, .. } = self.in_store;
+        is_there && sure.is_none_or(|sure| sure < sure_until)
     }
 
     /// Whether it can be forgotten.
     pub(super) fn is_empty(&self, now: Instant) -> bool {
         !self.has_anything()
             && self.held.is_zero()
-            && self.deciding == 0
+            && self.calls.asking_again == 0
             && self.this.requests == 0
             && self.last.requests == 0
-            && self.quiet.is_none_or(|quiet| quiet <= now)
+            && !self.calls.is_quiet(now)
             // No call to the store is under way or waits for the gate.
-            && Arc::strong_count(&self.gate) == 1
+            && Arc::strong_count(&self.calls.gate) == 1
     }
 
     /// The settlement that tells the store what was charged, and how much to hold from now on.
@@ -340,60 +324,49 @@ impl Lease {
             Back::Idle => self.free - self.last.idle,
             Back::All => Amount::ZERO,
         };
-        let has_news = free != self.free || self.has_spent || self.needs_resync;
+        let has_news = free != self.free || self.spent.is_some() || self.in_store.needs_resync;
         if !has_news && !self.is_old(time_to_live, now) {
             return None;
         }
         self.free = free;
         self.last.idle = Amount::ZERO;
         self.this.idle = least(self.this.idle, free);
-        self.needs_resync = false;
-        self.has_spent = false;
-        self.windows = 0;
-        let ended = mem::replace(&mut self.id, HoldId::unique());
+        let spent = self.spent.take().unwrap_or_default();
+        let ended = mem::take(&mut self.in_store);
+        let mut settlement = Settlement::new(ended.id, scope.clone(), spent.change);
         let amount = self.free + self.held;
-        self.is_there = !amount.is_zero();
-        if !self.is_there {
-            // The next reservation is the first of the new id.
-            self.sure = None;
+        if !amount.is_zero() {
+            self.in_store.is_there = true;
+            self.in_store.sure = ended.sure;
+            settlement.keep = Some(Keep::new(self.in_store.id, amount, time_to_live));
         }
-        Some(Settlement {
-            id: ended,
-            scopes: Scopes::from(scope.clone()),
-            change: mem::take(&mut self.spent),
-            keep: self.is_there.then_some(Keep {
-                id: self.id,
-                amount,
-                time_to_live,
-            }),
-        })
+        Some(settlement)
     }
 
-    /// The store has taken the settlement that was made at that time.
-    pub(super) fn turned(&mut self, asked: Instant, time_to_live: Duration, now: Instant) {
-        if !self.is_there {
+    /// The store has taken the last settlement, and holds what it keeps until `sure`.
+    pub(super) fn turned(&mut self, sure: Instant, now: Instant) {
+        if !self.in_store.is_there {
             return;
         }
-        let was_sure = self.sure.is_some();
+        let was_sure = self.in_store.sure.is_some();
         self.expire(now);
-        let sure = asked + time_to_live;
         if now >= sure {
-            self.needs_resync = true;
-        } else if self.sure.is_some() || !was_sure {
+            self.in_store.needs_resync = true;
+        } else if self.in_store.sure.is_some() || !was_sure {
             // If the lease was not sure before, nothing was free, so the settlement is all that the store holds.
-            self.sure = Some(sure);
+            self.in_store.sure = Some(sure);
         }
     }
 
     /// Drops what is free once the store may have given it to others.
     fn expire(&mut self, now: Instant) {
-        if self.sure.is_some_and(|sure| sure <= now) {
-            self.sure = None;
+        if self.in_store.sure.is_some_and(|sure| sure <= now) {
+            self.in_store.sure = None;
             self.free = Amount::ZERO;
             self.this.idle = Amount::ZERO;
             self.last.idle = Amount::ZERO;
             // What requests have taken must be held again.
-            self.needs_resync |= self.is_there;
+            self.in_store.needs_resync |= self.in_store.is_there;
         }
     }
 }

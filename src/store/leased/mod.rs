@@ -1,31 +1,16 @@
 //! Quotas that are decided in memory, from budget that is leased from a store.
 
 mod lease;
+mod leases;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::BuildHasherDefault,
-    mem,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-};
+use std::{fmt, mem, pin::Pin, sync::Arc};
 
-use tokio::{
-    runtime::Handle,
-    sync::OwnedMutexGuard,
-    time::{Instant, sleep_until, timeout},
-};
-
-use self::lease::{Back, Chunk, Lease, WINDOW};
-use super::{
-    Reserve, Settled, Settlement, Store, StoreError, StoredHold, StoredQuota, journal::Noted,
-    settler::PATIENCE,
-};
+use self::leases::{Leases, of};
+use super::{Settled, Store, StoredHold, StoredQuota, journal::Noted};
 use crate::{
     amount::Amount,
     quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource},
-    scope::{PassThrough, Scope, Scopes},
+    scope::Scopes,
 };
 
 /// Decides most requests in memory, from budget that it leases from a [`StoredQuota`].
@@ -88,14 +73,6 @@ pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
 }
 
-struct Leases<S: Store> {
-    stored: StoredQuota<S>,
-    table: Mutex<Table>,
-    runtime: Handle,
-}
-
-type Table = HashMap<Scope, Lease, BuildHasherDefault<PassThrough>>;
-
 impl<S: Store> LeasedQuota<S> {
     /// Leases budget of these quotas, and starts the task that reviews the leases.
     ///
@@ -103,16 +80,12 @@ impl<S: Store> LeasedQuota<S> {
     ///
     /// Outside of a tokio runtime.
     pub fn new(stored: StoredQuota<S>) -> Self {
-        let leases = Arc::new(Leases {
-            stored,
-            table: Mutex::default(),
-            runtime: Handle::current(),
-        });
-        tokio::spawn(watch(Arc::downgrade(&leases)));
-        Self { leases }
+        Self {
+            leases: Leases::start(stored),
+        }
     }
 
-    /// The quota that it leases from, which has the usage and the store.
+    /// Returns the quota that it leases from, which has the usage and the store.
     pub fn stored(&self) -> &StoredQuota<S> {
         &self.leases.stored
     }
@@ -122,290 +95,9 @@ impl<S: Store> LeasedQuota<S> {
     /// Call it when a service stops. Without it nothing is lost either, as long as the runtime lives on after the last handle
     /// was dropped: the store is told then.
     pub async fn settled(&self) {
-        let leases = Arc::clone(&self.leases);
-        let scopes: Vec<_> = leases.table().keys().cloned().collect();
         // In a task of its own, so that dropping this future leaves no call to the store halfway.
-        let _ = self
-            .leases
-            .runtime
-            .spawn(async move {
-                let guards = leases.gates(&scopes).await;
-                leases.turn(&scopes, Back::All).await;
-                drop(guards);
-                let settler = &leases.stored.shared.settler;
-                settler.settle(Settlement::nothing()).await;
-            })
-            .await;
-    }
-}
-
-impl<S: Store> Leases<S> {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // No code between two changes that belong together can panic.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a demand from the leases of all scopes, or of none. `need` must be free.
-    fn take(self: &Arc<Self>, scopes: &Scopes, demand: Amount, need: Amount) -> bool {
-        let now = Instant::now();
-        let mut table = self.table();
-        let mut fits = true;
-        for scope in scopes {
-            // Not short-circuited, so that the request is counted in each scope.
-            fits &= of(&mut table, scope).asked(need, now);
-        }
-        if fits {
-            for scope in scopes {
-                let lease = of(&mut table, scope);
-                lease.take(demand);
-                if lease.is_low() && lease.may_grow(now) {
-                    lease.is_growing = true;
-                    self.runtime.spawn(Arc::clone(self).grow(scope.clone()));
-                }
-            }
-        }
-        fits
-    }
-
-    /// Counts a request that the store has decided, and leases budget if all of its scopes are worth it. With a lease missing,
-    /// the store would be asked anyway.
-    fn missed(self: &Arc<Self>, scopes: &Scopes, amount: Amount) {
-        let now = Instant::now();
-        let mut table = self.table();
-        for scope in scopes {
-            of(&mut table, scope).let_in(amount);
-        }
-        if scopes.iter().all(|scope| of(&mut table, scope).is_hot()) {
-            for scope in scopes {
-                let lease = of(&mut table, scope);
-                if lease.may_grow(now) {
-                    lease.is_growing = true;
-                    self.runtime.spawn(Arc::clone(self).grow(scope.clone()));
-                }
-            }
-        }
-    }
-
-    /// Leases more, if the store has it to spare.
-    async fn grow(self: Arc<Self>, scope: Scope) {
-        let _grown = OnDrop(|| of(&mut self.table(), &scope).is_growing = false);
-        let gate = Arc::clone(&of(&mut self.table(), &scope).gate);
-        let _guard = gate.lock_owned().await;
-        let chunk = of(&mut self.table(), &scope).wants(Instant::now());
-        if let Some(chunk) = chunk
-            && let Some(less) = self.fetch(&scope, chunk).await
-            && self.fetch(&scope, less).await.is_some()
-        {
-            of(&mut self.table(), &scope).quiet(Instant::now());
-        }
-    }
-
-    /// Leases a chunk. Returns what to try instead if it does not fit.
-    async fn fetch(&self, scope: &Scope, chunk: Chunk) -> Option<Chunk> {
-        let shared = &self.stored.shared;
-        let time_to_live = shared.time_to_live;
-        let asked = Instant::now();
-        let reserve = of(&mut self.table(), scope).grow(scope, chunk, shared.default, time_to_live);
-        let answer = timeout(PATIENCE, shared.set_aside(reserve)).await;
-        let mut table = self.table();
-        let (lease, now) = (of(&mut table, scope), Instant::now());
-        match answer {
-            Ok(Ok(())) => lease.grown(chunk.amount, asked, time_to_live, now),
-            Ok(Err(QuotaError::Exceeded(full))) => {
-                lease.not_grown();
-                let less = lease.wants_less(chunk, &full);
-                if less.is_none() {
-                    lease.quiet(now);
-                }
-                return less;
-            }
-            Ok(Err(QuotaError::Unavailable(_))) | Err(_) => lease.lost(now),
-        }
-        None
-    }
-
-    /// Stops leasing in these scopes until a decision is made. Returns those of them that have a lease.
-    fn begin_deciding(&self, scopes: &Scopes) -> Vec<Scope> {
-        let mut table = self.table();
-        let leased = scopes.iter().filter(|scope| {
-            let lease = of(&mut table, scope);
-            lease.deciding += 1;
-            lease.has_anything()
-        });
-        leased.cloned().collect()
-    }
-
-    /// Has the store decide once more, after a refusal that did not take account of all that this node knows.
-    async fn decide(self: Arc<Self>, reserve: Reserve) -> Result<(), QuotaError> {
-        let shared = &self.stored.shared;
-        let (id, scopes) = (reserve.id, reserve.scopes.clone());
-        let leased = self.begin_deciding(&scopes);
-        let decided = OnDrop(|| {
-            let mut table = self.table();
-            for scope in &scopes {
-                of(&mut table, scope).deciding -= 1;
-            }
-        });
-        // Held only while the leases are given back, so that requests that are refused do not delay each other.
-        let guards = self.gates(&leased).await;
-        if shared.settler.is_alive(id) {
-            self.turn(&leased, Back::All).await;
-        }
-        drop(guards);
-        let decide = async {
-            // Comes through the queue behind all releases of this node.
-            shared.settler.settle(Settlement::nothing()).await;
-            match shared.settler.is_alive(id) {
-                true => shared.set_aside(reserve).await,
-                false => Err(StoreError::unavailable("the caller has left").into()),
-            }
-        };
-        let answer = timeout(PATIENCE, decide).await;
-        drop(decided);
-        if !shared.settler.is_alive(id) {
-            // The caller has left meanwhile, and nothing else would end the hold.
-            drop(shared.settler.settle(Settlement {
-                id,
-                scopes: scopes.clone(),
-                ..Settlement::nothing()
-            }));
-        }
-        answer.map_err(|_| StoreError::timed_out("the quota's store did not answer in time"))?
-    }
-
-    /// Asks the store. It refuses only with all that this node knows.
-    async fn ask(self: Arc<Self>, reserve: Reserve) -> Result<(), QuotaError> {
-        // Read before the call: the store may decide without what it learns before it answers.
-        let knew_more = self.knows_more(&reserve.scopes);
-        let answer = self.stored.shared.set_aside(reserve.clone()).await;
-        if let Err(QuotaError::Exceeded(full)) = &answer {
-            if full.required > full.limit {
-                // More than the limit does not fit, whatever is given back.
-                return answer;
-            }
-            of(&mut self.table(), &full.scope).quiet(Instant::now());
-        }
-        match answer {
-            Ok(()) => self.missed(&reserve.scopes, reserve.amount),
-            Err(QuotaError::Exceeded(_)) if knew_more || self.knows_more(&reserve.scopes) => {
-                // In a task of its own, so that dropping this future leaves no call about a lease halfway.
-                let decided = self.runtime.spawn(Arc::clone(&self).decide(reserve)).await;
-                return decided.map_err(|error| {
-                    StoreError::unavailable("the runtime has shut down").with_source(error)
-                })?;
-            }
-            Err(_) => {}
-        }
-        answer
-    }
-
-    /// Whether this node knows something of these scopes that the store does not.
-    fn knows_more(&self, scopes: &Scopes) -> bool {
-        let table = self.table();
-        let mut leases = scopes.iter().filter_map(|scope| table.get(scope));
-        self.stored.unsettled() > 0 || leases.any(Lease::has_anything)
-    }
-
-    /// Locks the gates of these scopes, in the order of their names, so that two callers never deadlock.
-    async fn gates(&self, scopes: &[Scope]) -> Vec<OwnedMutexGuard<()>> {
-        let mut scopes = scopes.to_vec();
-        scopes.sort_unstable();
-        let gates: Vec<_> = {
-            let mut table = self.table();
-            let gate = |scope| Arc::clone(&of(&mut table, scope).gate);
-            scopes.iter().map(gate).collect()
-        };
-        let mut guards = Vec::with_capacity(gates.len());
-        for gate in gates {
-            guards.push(gate.lock_owned().await);
-        }
-        guards
-    }
-
-    /// Tells the store what was stored, and gives back what is not needed. The caller holds the gates.
-    async fn turn(&self, scopes: &[Scope], back: Back) {
-        let shared = &self.stored.shared;
-        let time_to_live = shared.time_to_live;
-        let asked = Instant::now();
-        let turned: Vec<(&Scope, Settled)> = {
-            let mut table = self.table();
-            let turn = |scope| {
-                let settlement = of(&mut table, scope).turn(scope, back, time_to_live, asked)?;
-                Some((scope, shared.settler.settle_noted(settlement)))
-            };
-            scopes.iter().filter_map(turn).collect()
-        };
-        for (scope, settled) in turned {
-            settled.await;
-            of(&mut self.table(), scope).turned(asked, time_to_live, Instant::now());
-        }
-    }
-
-    /// Begins a window: starts turns where there is something to tell, and forgets leases without requests.
-    fn next_window(self: &Arc<Self>) {
-        let time_to_live = self.stored.shared.time_to_live;
-        let now = Instant::now();
-        self.table().retain(|scope, lease| {
-            if lease.next_window(time_to_live, now) && !lease.is_turning {
-                lease.is_turning = true;
-                let (leases, scope, gate) =
-                    (Arc::clone(self), scope.clone(), Arc::clone(&lease.gate));
-                self.runtime.spawn(async move {
-                    let _turned = OnDrop(|| of(&mut leases.table(), &scope).is_turning = false);
-                    let _guard = gate.lock_owned().await;
-                    leases.turn(std::slice::from_ref(&scope), Back::Idle).await;
-                });
-            }
-            !lease.is_empty(now)
-        });
-    }
-}
-
-impl<S: Store> Leases<S> {
-    /// Records a charge, of which the store is told later.
-    fn charge(&self, scope: &Scope, lease: &mut Lease, change: Change) -> Option<Noted> {
-        lease.spend(change);
-        let settler = &self.stored.shared.settler;
-        settler.note(lease.id(), &scope.clone().into(), change)
-    }
-}
-
-/// Runs a function when it is dropped, also by a panic.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
-/// The lease of a scope, or a new one.
-fn of<'a>(table: &'a mut Table, scope: &Scope) -> &'a mut Lease {
-    table.entry(scope.clone()).or_default()
-}
-
-/// Reviews the leases once in each window, until the last handle is dropped.
-async fn watch<S: Store>(leases: Weak<Leases<S>>) {
-    let mut next = Instant::now() + WINDOW;
-    loop {
-        sleep_until(next).await;
-        match leases.upgrade() {
-            Some(leases) => leases.next_window(),
-            None => return,
-        }
-        next = (next + WINDOW).max(Instant::now());
-    }
-}
-
-impl<S: Store> Drop for Leases<S> {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        let shared = &self.stored.shared;
-        for (scope, lease) in self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            if let Some(settlement) = lease.turn(scope, Back::All, shared.time_to_live, now) {
-                drop(shared.settler.settle_noted(settlement));
-            }
-        }
+        let settling = Arc::clone(&self.leases).settle();
+        let _ = self.leases.runtime.spawn(settling).await;
     }
 }
 
@@ -434,7 +126,7 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
         }
         Answer::Later(Box::pin(async move {
             let reserve = hold.rest.begin(demand, expected);
-            match Arc::clone(&hold.taken.leases).ask(reserve).await {
+            match Arc::clone(&hold.taken.leases).ask_store(reserve).await {
                 Ok(()) => Ok(hold),
                 Err(error) => Err(hold.rest.refused(error)),
             }
@@ -514,7 +206,7 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
             Answer::Now(Ok(()))
         } else {
             let reserve = self.rest.begin(more, Amount::ZERO);
-            Answer::Later(Box::pin(Arc::clone(leases).ask(reserve)) as _)
+            Answer::Later(Box::pin(Arc::clone(leases).ask_store(reserve)) as _)
         };
         answer.into_future()
     }

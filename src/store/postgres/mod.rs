@@ -15,7 +15,7 @@ use tower::BoxError;
 use super::{
     Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
     StoreFuture,
-    sql::{PATIENCE, ceilings, columns, judge, milliseconds, signed},
+    sql::{PATIENCE, amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
 };
 use crate::{
     amount::Amount,
@@ -104,7 +104,7 @@ impl PostgresStore {
                 "SELECT * FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
             .bind(reserve.id.to_string())
-            .bind(names(&reserve.scopes))
+            .bind(reserve.scopes.iter().map(name).collect::<Vec<_>>())
             .bind(milliseconds(reserve.time_to_live))
             .bind(signed(reserve.amount.bytes))
             .bind(signed(reserve.amount.objects))
@@ -183,7 +183,7 @@ impl Store for PostgresStore {
             ) AS held LEFT JOIN storage_guard_accounts AS account ON account.key = sha256($1)";
         Box::pin(async {
             let rows = self.rows(|| sqlx::query(ACCOUNT).bind(name(scope))).await?;
-            let row = rows.first().ok_or_else(no_row)?;
+            let row = rows.first().ok_or_else(|| unreadable("there is no row"))?;
             read_account(row, 0).map_err(unreadable)
         })
     }
@@ -332,20 +332,8 @@ fn unreadable(error: impl Into<BoxError>) -> StoreError {
     StoreError::unreadable("PostgreSQL has answered in a form that is not ours").with_source(error)
 }
 
-fn no_row() -> StoreError {
-    StoreError::unreadable("PostgreSQL has answered without a row")
-}
-
 fn name(scope: &Scope) -> &[u8] {
     scope.as_str().as_bytes()
-}
-
-fn names(scopes: &Scopes) -> Vec<&[u8]> {
-    scopes.iter().map(name).collect()
-}
-
-fn limit(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn read_accounts(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {
@@ -369,13 +357,8 @@ fn read_account(row: &PgRow, from: usize) -> sqlx::Result<Account> {
     })
 }
 
-/// No amount of ours is below zero.
 fn read_amount(row: &PgRow, from: usize) -> sqlx::Result<Amount> {
-    let (bytes, objects): (i64, i64) = (row.try_get(from)?, row.try_get(from + 1)?);
-    Ok(Amount::new(
-        bytes.max(0).unsigned_abs(),
-        objects.max(0).unsigned_abs(),
-    ))
+    Ok(amount(row.try_get(from)?, row.try_get(from + 1)?))
 }
 
 fn read_scope(row: &PgRow, column: usize) -> Result<Scope, StoreError> {
@@ -386,11 +369,10 @@ fn read_scope(row: &PgRow, column: usize) -> Result<Scope, StoreError> {
 
 fn read_hold(row: &PgRow) -> Result<HoldEntry, StoreError> {
     let text: String = row.try_get(1).map_err(unreadable)?;
-    let lives: i64 = row.try_get(4).map_err(unreadable)?;
     Ok(HoldEntry {
         id: text.parse().map_err(unreadable)?,
         scope: read_scope(row, 0)?,
         amount: read_amount(row, 2).map_err(unreadable)?,
-        expires_in: Duration::from_millis(lives.max(0).unsigned_abs()),
+        expires_in: lives(row.try_get(4).map_err(unreadable)?),
     })
 }

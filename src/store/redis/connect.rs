@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use redis::{
-    Client, Cmd, IntoConnectionInfo, Pipeline, RedisFuture, Value,
+    Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::{
     super::StoreError,
     RedisStore,
-    script::{Failure, PATIENCE, ask},
+    script::{PATIENCE, ask, late},
 };
 
 /// How long one attempt to connect may take: two of them fit into the patience of a call.
@@ -55,45 +55,53 @@ impl RedisStore<RedisConnection> {
     }
 }
 
-async fn connect(url: &str) -> Result<Inner, Failure> {
-    let cluster = nodes(url);
+async fn connect(url: &str) -> Result<Inner, StoreError> {
     let connecting = async {
-        match cluster {
+        match nodes(url) {
             Some(nodes) => to_cluster(nodes).await,
             None => to_server(url).await,
         }
     };
-    timeout(PATIENCE, connecting)
-        .await
-        .map_err(|_| Failure::Late)?
+    timeout(PATIENCE, connecting).await.map_err(|_| late())?
 }
 
-async fn to_server(url: &str) -> Result<Inner, Failure> {
+async fn to_server(url: &str) -> Result<Inner, StoreError> {
     let settings = url
         .into_connection_info()
         .map(|info| info.set_tcp_settings(tcp_settings()));
-    let client = settings.and_then(Client::open).map_err(Failure::Url)?;
+    let client = settings.and_then(Client::open).map_err(wrong_url)?;
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(PATIENCE))
         // The next call tries again. With more retries, calls would time out instead of reporting why they fail.
         .set_number_of_retries(1);
     let manager = ConnectionManager::new_with_config(client, config).await;
-    let mut manager = manager.map_err(Failure::NoConnection)?;
+    let mut manager = manager.map_err(not_connected)?;
     // A wrong password is only rejected at the first command.
     ask::<Value>(&cmd("TIME"), &mut manager).await?;
     Ok(Inner::Server(manager))
 }
 
-async fn to_cluster(nodes: Vec<String>) -> Result<Inner, Failure> {
+async fn to_cluster(nodes: Vec<String>) -> Result<Inner, StoreError> {
     let client = ClusterClient::builder(nodes)
         .connection_timeout(CONNECT)
         .response_timeout(PATIENCE)
         .tcp_settings(tcp_settings())
         .build()
-        .map_err(Failure::Url)?;
+        .map_err(wrong_url)?;
     let connection = client.get_async_connection().await;
-    Ok(Inner::Cluster(connection.map_err(Failure::NoConnection)?))
+    Ok(Inner::Cluster(connection.map_err(not_connected)?))
+}
+
+fn wrong_url(error: RedisError) -> StoreError {
+    StoreError::misconfigured(
+        "not the URL of a store in Redis: `redis://host:6379`, or `redis+cluster://host:6379,other:6379`",
+    )
+    .with_source(error)
+}
+
+fn not_connected(error: RedisError) -> StoreError {
+    StoreError::unavailable("cannot connect to Redis").with_source(error)
 }
 
 /// By default the operating system retries for a quarter of an hour when a machine has vanished.

@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use redis::{aio::ConnectionLike, cmd};
+use redis::{ErrorKind, ServerErrorKind, aio::ConnectionLike, cmd};
 
 pub use self::connect::RedisConnection;
 use self::{
     keys::{KeyKind, Keys, tag},
     scan::Walk,
-    script::{ACCOUNT, Call, Failure, HOLDS, RENEW, RESERVE, SETTLE, all, ask},
+    script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
 };
 use super::{
     Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreError,
@@ -166,7 +166,7 @@ where
     /// A call with two keys for each scope: its account, and the expiry of its holds.
     fn call<'a>(
         &self,
-        function: &'static script::Function,
+        function: &'static Function,
         scopes: impl IntoIterator<Item = &'a Scope>,
         args: Vec<String>,
     ) -> Call {
@@ -183,6 +183,9 @@ where
     }
 
     async fn set_aside(&self, reserve: &Reserve) -> Result<Reserved, QuotaError> {
+        if reserve.scopes.is_empty() {
+            return Ok(Reserved::default());
+        }
         let required = reserve.amount.max(reserve.expected);
         let args = vec![
             reserve.id.to_string(),
@@ -194,33 +197,25 @@ where
         let call = self.call(&RESERVE, &reserve.scopes, args);
         // The number of a scope, and three figures.
         type Found = (usize, String, String, String);
-        let (refusal, warnings): (Option<Found>, Vec<Found>) = call
-            .run(self.connection.clone())
-            .await
-            .map_err(unavailable)?;
+        let answer = call.run(self.connection.clone()).await;
+        let (refusal, warnings): (Option<Found>, Vec<Found>) = answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
-            let scope = number
-                .checked_sub(1)
-                .and_then(|index| reserve.scopes.iter().nth(index));
-            scope
-                .cloned()
-                .ok_or_else(|| unavailable(Failure::NotOurs(number.to_string())))
+            let index = number.checked_sub(1);
+            let scope = index.and_then(|index| reserve.scopes.as_slice().get(index));
+            scope.cloned().ok_or_else(|| not_ours(&number.to_string()))
         };
         if let Some((number, resource, limit, counted)) = refusal {
-            let figure = |text: String| {
-                text::figure(&text).ok_or_else(|| unavailable(Failure::NotOurs(text)))
-            };
             let (resource, required) = match &*resource {
                 "1" => (Resource::Bytes, required.bytes),
                 _ => (Resource::Objects, required.objects),
             };
-            let (limit, counted) = (figure(limit)?, figure(counted)?);
+            let (limit, counted) = (text::figure(&limit)?, text::figure(&counted)?);
             let exceeded = Exceeded::new(scope(number)?, resource, limit, counted, required);
             return Err(exceeded.into());
         }
         let mut reserved = Reserved::default();
         for (number, used, held, limits) in warnings {
-            let account = text::account(&used, &held, &limits).map_err(unavailable)?;
+            let account = text::account(&used, &held, &limits)?;
             reserved.warnings.push((scope(number)?, account));
         }
         Ok(reserved)
@@ -239,15 +234,13 @@ where
         for (tags, parts) in &groups {
             for parts in parts.chunks(BATCH) {
                 let together = self.settle_in_one(parts);
-                let by_tag =
-                    |tag: &&str| -> Vec<_> { parts.iter().map(|part| part.in_tag(tag)).collect() };
+                let of_tag = |tag: &&str| {
+                    let parts: Vec<_> = parts.iter().map(|part| part.in_tag(tag)).collect();
+                    self.settle_in_one(&parts)
+                };
                 let apart = match tags.len() {
                     1 => Vec::new(),
-                    _ => tags
-                        .iter()
-                        .map(by_tag)
-                        .map(|parts| self.settle_in_one(&parts))
-                        .collect(),
+                    _ => tags.iter().map(of_tag).collect(),
                 };
                 work.push(settle(self.connection.clone(), together, apart));
             }
@@ -257,22 +250,17 @@ where
 
     fn settle_in_one(&self, parts: &[Part<'_>]) -> Call {
         let (mut keys, mut args) = (Vec::new(), vec![milliseconds(REMEMBERED)]);
-        for Part {
-            id,
-            change,
-            keep,
-            scopes,
-        } in parts
-        {
-            let (kept, amount, time_to_live) = match keep {
+        for part in parts {
+            let (id, scopes) = (part.id, &part.scopes);
+            let (kept, amount, time_to_live) = match part.keep {
                 Some(keep) => (keep.id.to_string(), keep.amount, keep.time_to_live),
                 None => Default::default(),
             };
-            keys.extend(scopes.first().map(|scope| self.keys.settled(*id, scope)));
+            keys.extend(scopes.first().map(|scope| self.keys.settled(id, scope)));
             keys.extend(scopes.iter().flat_map(|scope| self.pair(scope)));
             args.extend([
                 id.to_string(),
-                text::of_change(*change),
+                text::of_change(part.change),
                 kept,
                 text::of_amount(amount),
                 milliseconds(time_to_live),
@@ -318,7 +306,7 @@ where
         let call = self.call(&ACCOUNT, [scope], Vec::new());
         let (used, held, limits): (String, String, String) =
             call.run(self.connection.clone()).await?;
-        text::account(&used, &held, &limits)
+        Ok(text::account(&used, &held, &limits)?)
     }
 
     /// One command for a scope's account.
@@ -417,7 +405,10 @@ where
     C: ConnectionLike + Clone,
 {
     match together.run(connection.clone()).await {
-        Err(Failure::Apart(_)) if !apart.is_empty() => {
+        Err(Failure::Redis(error))
+            if error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot)
+                && !apart.is_empty() =>
+        {
             for part in apart {
                 part.run::<()>(connection.clone()).await?;
             }
@@ -436,7 +427,7 @@ async fn held(
     let entries = found.into_iter().map(|(id, amount, rest)| {
         Ok(HoldEntry {
             amount: text::amount(&amount)?,
-            id: id.parse().map_err(|_| Failure::NotOurs(id))?,
+            id: id.parse().map_err(|_| not_ours(&id))?,
             scope: scope.clone(),
             expires_in: Duration::from_millis(rest),
         })
@@ -458,21 +449,12 @@ fn milliseconds(duration: Duration) -> String {
     duration.clamp(at_least, LONGEST).as_millis().to_string()
 }
 
-fn unavailable(failure: Failure) -> QuotaError {
-    StoreError::from(failure).into()
-}
-
 impl<C> Store for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     fn reserve<'a>(&'a self, reserve: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
-        Box::pin(async move {
-            if reserve.scopes.is_empty() {
-                return Ok(Reserved::default());
-            }
-            self.set_aside(reserve).await
-        })
+        Box::pin(self.set_aside(reserve))
     }
 
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {

@@ -16,7 +16,7 @@ use redis::{
 
 use super::{
     keys::{KeyKind, Keys},
-    script::{Call, Failure, SCAN, all, ask, in_time},
+    script::{Call, Failure, SCAN, all, ask, in_time, not_ours},
     text,
 };
 use crate::{quota::Change, scope::Scope};
@@ -127,7 +127,7 @@ async fn nodes(
         Err(failure) => return Err(failure),
     };
     let ranges: Option<Vec<_>> = rows.iter().map(|row| range(row)).collect();
-    let ranges = ranges.ok_or_else(|| Failure::NotOurs(format!("{rows:?}")))?;
+    let ranges = ranges.ok_or_else(|| not_ours(&format!("{rows:?}")))?;
     let mut owners = HashMap::new();
     for (slots, id) in ranges {
         owners.extend(slots.filter_map(Slot::new).map(|slot| (slot, id)));

@@ -3,7 +3,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use redis::{
-    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, RedisResult, Script, ServerErrorKind,
+    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind,
     aio::ConnectionLike, cmd,
 };
 use tokio::{
@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::super::{StoreError, StoreErrorKind};
+use super::super::StoreError;
 
 /// How long Redis may take for one answer. Clients may wait longer: that of a cluster retries several times.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,60 +42,55 @@ pub(super) static HOLDS: Function = function!("common.lua", "holds.lua");
 pub(super) static SCAN: Function = function!("scan.lua");
 
 /// Why a call has no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub(super) enum Failure {
-    #[error("Redis has not answered for {} seconds", PATIENCE.as_secs())]
-    Late,
-    #[error(
-        "scopes of one request share no hash tag, so that this Redis cluster keeps them in different slots: \
-         name them as in `user:{{acme}}:42` and `tenant:{{acme}}`"
-    )]
-    Apart(#[source] RedisError),
-    #[error(
-        "this node of a Redis cluster does not have the scope: connect to the whole cluster, \
-         with `redis+cluster://` in place of `redis://`"
-    )]
-    Elsewhere(#[source] RedisError),
-    #[error(
-        "not the URL of a store in Redis: `redis://host:6379`, or `redis+cluster://host:6379,other:6379`"
-    )]
-    Url(#[source] RedisError),
-    #[error("cannot connect to Redis")]
-    NoConnection(#[source] RedisError),
-    #[error("Redis failed")]
-    Redis(#[from] RedisError),
-    #[error("Redis has answered in a form that is not ours")]
-    Odd(#[from] ParsingError),
-    #[error("Redis holds something that is not ours: {0:?}")]
-    NotOurs(String),
-    #[error("the runtime has ended")]
-    Over(#[from] JoinError),
+    /// The client or the server has failed.
+    Redis(RedisError),
+    Store(StoreError),
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
-        let kind = match failure {
-            Failure::Late => StoreErrorKind::TimedOut,
-            Failure::Apart(_) | Failure::Elsewhere(_) | Failure::Url(_) => {
-                StoreErrorKind::Misconfigured
-            }
-            Failure::Odd(_) | Failure::NotOurs(_) => StoreErrorKind::Unreadable,
-            Failure::NoConnection(_) | Failure::Redis(_) | Failure::Over(_) => {
-                StoreErrorKind::Unavailable
-            }
+        let source = match failure {
+            Failure::Redis(source) => source,
+            Failure::Store(error) => return error,
         };
-        let error = Self::new(kind, failure.to_string());
-        match failure {
-            Failure::Late | Failure::NotOurs(_) => error,
-            Failure::Odd(source) => error.with_source(source),
-            Failure::Over(source) => error.with_source(source),
-            Failure::Apart(source)
-            | Failure::Elsewhere(source)
-            | Failure::Url(source)
-            | Failure::NoConnection(source)
-            | Failure::Redis(source) => error.with_source(source),
-        }
+        let error = match source.kind() {
+            ErrorKind::Server(ServerErrorKind::CrossSlot) => Self::misconfigured(
+                "scopes of one request share no hash tag, so that this Redis cluster keeps them in different slots: \
+                 name them as in `user:{acme}:42` and `tenant:{acme}`",
+            ),
+            ErrorKind::Server(ServerErrorKind::Moved) => Self::misconfigured(
+                "this node of a Redis cluster does not have the scope: connect to the whole cluster, \
+                 with `redis+cluster://` in place of `redis://`",
+            ),
+            _ => Self::unavailable("Redis failed"),
+        };
+        error.with_source(source)
     }
+}
+
+/// The error for an answer that this crate did not store.
+pub(super) fn not_ours(text: &str) -> StoreError {
+    StoreError::unreadable(format!("Redis holds something that is not ours: {text:?}"))
+}
+
+/// The error for a server that has not answered within [`PATIENCE`].
+pub(super) fn late() -> StoreError {
+    let seconds = PATIENCE.as_secs();
+    StoreError::timed_out(format!("Redis has not answered for {seconds} seconds"))
 }
 
 /// A call of a function.
@@ -143,14 +138,8 @@ pub(super) async fn ask<T: FromRedisValue>(
 }
 
 pub(super) async fn in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
-    let answer = timeout(PATIENCE, answer).await;
-    answer
-        .map_err(|_| Failure::Late)?
-        .map_err(|error| match error.kind() {
-            ErrorKind::Server(ServerErrorKind::CrossSlot) => Failure::Apart(error),
-            ErrorKind::Server(ServerErrorKind::Moved) => Failure::Elsewhere(error),
-            _ => Failure::Redis(error),
-        })
+    let answer = timeout(PATIENCE, answer).await.map_err(|_| late())?;
+    Ok(answer?)
 }
 
 /// Runs all of these, some concurrently, whether or not others fail. Returns the results in no order.
@@ -161,8 +150,10 @@ where
 {
     let mut running = JoinSet::new();
     let mut done = Vec::new();
-    let mut push =
-        |ended: Result<_, JoinError>| done.push(ended.unwrap_or_else(|over| Err(over.into())));
+    let mut push = |ended: Result<_, JoinError>| {
+        let over = |error| StoreError::unavailable("the runtime has ended").with_source(error);
+        done.push(ended.unwrap_or_else(|error| Err(over(error).into())));
+    };
     for work in work {
         if running.len() == ABREAST
             && let Some(ended) = running.join_next().await

@@ -2,8 +2,10 @@
 
 use std::str::FromStr;
 
-use super::super::{Account, Ceilings};
-use super::script::Failure;
+use super::{
+    super::{Account, Ceilings, StoreError},
+    script::not_ours,
+};
 use crate::{
     amount::Amount,
     quota::{Change, Limits},
@@ -23,23 +25,27 @@ pub(super) fn of_ceilings(Ceilings { hard, soft }: Ceilings) -> String {
         .join(" ")
 }
 
-pub(super) fn amount(text: &str) -> Result<Amount, Failure> {
-    let [bytes, objects] = read(text, figure)?;
+pub(super) fn amount(text: &str) -> Result<Amount, StoreError> {
+    let [bytes, objects] = read(text, clamped)?;
     Ok(Amount { bytes, objects })
 }
 
-pub(super) fn change(text: &str) -> Result<Change, Failure> {
+pub(super) fn change(text: &str) -> Result<Change, StoreError> {
     let [bytes, objects] = read(text, |word| i64::from_str(word).ok())?;
     Ok(Change { bytes, objects })
 }
 
-/// Reads a figure, clamped: the sum of usage and holds may be more than fits.
-pub(super) fn figure(text: &str) -> Option<u64> {
-    let figure = u128::from_str(text).ok()?;
+pub(super) fn figure(text: &str) -> Result<u64, StoreError> {
+    read(text, clamped).map(|[figure]| figure)
+}
+
+/// The sum of usage and holds may be more than fits.
+fn clamped(word: &str) -> Option<u64> {
+    let figure = u128::from_str(word).ok()?;
     Some(u64::try_from(figure).unwrap_or(u64::MAX))
 }
 
-pub(super) fn account(used: &str, held: &str, limits: &str) -> Result<Account, Failure> {
+pub(super) fn account(used: &str, held: &str, limits: &str) -> Result<Account, StoreError> {
     let own = match limits {
         "" => None,
         limits => Some(ceilings(limits)?),
@@ -51,27 +57,26 @@ pub(super) fn account(used: &str, held: &str, limits: &str) -> Result<Account, F
     })
 }
 
-fn ceilings(text: &str) -> Result<Ceilings, Failure> {
+fn ceilings(text: &str) -> Result<Ceilings, StoreError> {
     let limit = |word: &str| match word {
         "-" => Some(None),
         limit => u64::from_str(limit).ok().map(Some),
     };
     let [hard_bytes, hard_objects, soft_bytes, soft_objects] = read(text, limit)?;
-    let limits = |bytes, objects| Limits { bytes, objects };
     Ok(Ceilings {
-        hard: limits(hard_bytes, hard_objects),
-        soft: limits(soft_bytes, soft_objects),
+        hard: Limits::new(hard_bytes, hard_objects),
+        soft: Limits::new(soft_bytes, soft_objects),
     })
 }
 
 fn read<T, const N: usize>(
     text: &str,
     word: impl Fn(&str) -> Option<T>,
-) -> Result<[T; N], Failure> {
+) -> Result<[T; N], StoreError> {
     let words: Option<Vec<T>> = text.split(' ').map(word).collect();
     words
         .and_then(|words| words.try_into().ok())
-        .ok_or_else(|| Failure::NotOurs(text.into()))
+        .ok_or_else(|| not_ours(text))
 }
 
 #[cfg(test)]

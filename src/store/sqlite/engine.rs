@@ -38,15 +38,10 @@ struct Open {
 }
 
 impl Engine {
-    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, StoreError> {
-        let path = path.to_owned();
+    pub(super) fn open(path: PathBuf, deadline: Instant) -> Result<Self, StoreError> {
         let mut engine = Self { path, open: None };
         engine.connection(deadline)?;
         Ok(engine)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Runs `work` in one transaction, with the time. Runs it twice if a new connection may help.
@@ -78,17 +73,14 @@ impl Engine {
     ) -> Result<T, Failure> {
         let connection = self.connection(deadline)?;
         connection.busy_timeout(rest(deadline))?;
-        // With either, a crash of the process loses nothing.
-        let synchronous = match kind {
-            StepKind::Read | StepKind::Hold => "NORMAL",
-            StepKind::Charge => "FULL",
+        // With any of these, a crash of the process loses nothing. A step that writes uses BEGIN IMMEDIATE: SQLite does
+        // not wait when a read transaction upgrades.
+        let (synchronous, behavior) = match kind {
+            StepKind::Read => ("NORMAL", TransactionBehavior::Deferred),
+            StepKind::Hold => ("NORMAL", TransactionBehavior::Immediate),
+            StepKind::Charge => ("FULL", TransactionBehavior::Immediate),
         };
         connection.pragma_update(None, "synchronous", synchronous)?;
-        // A step that writes uses BEGIN IMMEDIATE: SQLite does not wait when a read transaction upgrades.
-        let behavior = match kind {
-            StepKind::Read => TransactionBehavior::Deferred,
-            StepKind::Hold | StepKind::Charge => TransactionBehavior::Immediate,
-        };
         let transaction = connection.transaction_with_behavior(behavior)?;
         // The time is read after the wait for the lock.
         let output = work(&transaction, now())?;
@@ -106,9 +98,8 @@ impl Engine {
                 drop(old);
                 let connection = connect(&self.path, deadline)?;
                 let file = identity(&self.path).map_err(|error| {
-                    let error =
-                        StoreError::unavailable("cannot read the quota's file").with_source(error);
-                    Failure::Broken(error)
+                    let unread = StoreError::unavailable("cannot read the quota's file");
+                    Failure::Broken(unread.with_source(error))
                 })?;
                 Open { connection, file }
             }
@@ -156,8 +147,7 @@ pub(super) fn check(path: &Path, deadline: Instant) -> Result<(), StoreError> {
             "the path of the quota's file leads to no file",
         ));
     }
-    let holds_quotas = holds_quotas(path, deadline).map_err(failed)?;
-    match holds_quotas {
+    match holds_quotas(path, deadline).map_err(failed)? {
         true => Ok(()),
         false => Err(StoreError::misconfigured("there are no quotas in the file")),
     }

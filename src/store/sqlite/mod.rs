@@ -87,7 +87,7 @@ impl SqliteStore {
     ///
     /// When the file cannot be opened, is not an SQLite file, or was written by a newer version of this crate.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Self::start(Engine::open(path.as_ref(), Instant::now() + PATIENCE)?)
+        Self::start(path.as_ref(), Instant::now() + PATIENCE)
     }
 
     /// Opens a file that holds quotas already. Blocks.
@@ -101,11 +101,12 @@ impl SqliteStore {
     pub fn open_existing(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (path, deadline) = (path.as_ref(), Instant::now() + PATIENCE);
         engine::check(path, deadline)?;
-        Self::start(Engine::open(path, deadline)?)
+        Self::start(path, deadline)
     }
 
-    fn start(mut engine: Engine) -> Result<Self, StoreError> {
-        let path = engine.path().to_owned();
+    fn start(path: &Path, deadline: Instant) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        let mut engine = Engine::open(path.clone(), deadline)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::Builder::new()
             .name("storage-guard-sqlite".into())

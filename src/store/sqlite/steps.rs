@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
+use rusqlite::{Error, OptionalExtension, Result, Row, Transaction, params, types::Type};
 
 use super::super::{
     Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
-    sql::{ceilings, columns, judge, milliseconds, signed},
+    sql::{amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
 };
 use crate::{
     amount::Amount,
@@ -59,22 +59,16 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
         tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
     let mut changes: HashMap<&Scope, Change> = HashMap::new();
     for settlement in settlements {
-        let Settlement {
-            id,
-            scopes,
-            change,
-            keep,
-        } = settlement;
-        let id = id.to_string();
+        let (id, scopes) = (settlement.id.to_string(), &settlement.scopes);
         for scope in scopes {
             release.execute(params![scope.as_str(), id])?;
         }
         if settlement.is_remembered() && remember.execute(params![id, now])? > 0 {
             for scope in scopes {
                 let sum = changes.entry(scope).or_default();
-                *sum = sum.then(*change);
+                *sum = sum.then(settlement.change);
             }
-            if let Some(kept) = *keep {
+            if let Some(kept) = settlement.keep {
                 hold(tx, now, scopes, kept)?;
             }
         }
@@ -157,16 +151,9 @@ fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
         "SELECT coalesce(sum(bytes), 0), coalesce(sum(objects), 0) FROM holds
         WHERE scope = ?1 AND expires > ?2",
     )?
-    .query_row(params![scope.as_str(), now], |row| amount(row, 0, 1))
-}
-
-/// No amount of ours is below zero.
-fn amount(row: &Row<'_>, bytes: usize, objects: usize) -> Result<Amount> {
-    let (bytes, objects): (i64, i64) = (row.get(bytes)?, row.get(objects)?);
-    Ok(Amount::new(
-        bytes.max(0).unsigned_abs(),
-        objects.max(0).unsigned_abs(),
-    ))
+    .query_row(params![scope.as_str(), now], |row| {
+        Ok(amount(row.get(0)?, row.get(1)?))
+    })
 }
 
 pub(super) fn set_limits(
@@ -242,10 +229,9 @@ pub(super) fn holds(
     scope: Option<&Scope>,
     count: usize,
 ) -> Result<Vec<HoldEntry>> {
-    let of_scope = if scope.is_some() {
-        "scope = ?3"
-    } else {
-        "?3 IS NULL"
+    let of_scope = match scope {
+        Some(_) => "scope = ?3",
+        None => "?3 IS NULL",
     };
     let mut holds = tx.prepare(&format!(
         "SELECT id, scope, bytes, objects, expires - ?1 FROM holds
@@ -254,28 +240,16 @@ pub(super) fn holds(
     let rows = holds.query_map(
         params![now, limit(count), scope.map(Scope::as_str)],
         |row| {
-            let id = row.get::<_, String>(0)?.parse::<HoldId>();
-            let not_ours = |error| {
-                rusqlite::Error::FromSqlConversionFailure(
-                    0,
-                    rusqlite::types::Type::Text,
-                    Box::new(error),
-                )
-            };
-            let lives = row.get::<_, i64>(4)?.max(0).unsigned_abs();
+            let not_ours = |error| Error::FromSqlConversionFailure(0, Type::Text, Box::new(error));
             Ok(HoldEntry {
-                id: id.map_err(not_ours)?,
+                id: row.get::<_, String>(0)?.parse().map_err(not_ours)?,
                 scope: row.get::<_, String>(1)?.into(),
-                amount: amount(row, 2, 3)?,
-                expires_in: Duration::from_millis(lives),
+                amount: amount(row.get(2)?, row.get(3)?),
+                expires_in: lives(row.get(4)?),
             })
         },
     )?;
     rows.collect()
-}
-
-fn limit(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 pub(super) fn remove(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
