@@ -136,6 +136,9 @@
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
+// See clippy.toml for the limits. Tests may be longer.
+#![warn(clippy::missing_errors_doc, clippy::struct_excessive_bools)]
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 mod amount;
 mod atomic;

@@ -43,15 +43,27 @@ pub(crate) struct Filesystem {
     /// of requests, because these tasks listen for as long as the process lives, and each request has to check a
     /// queue with listeners.
     pub(super) followers: Arc<WaitQueue>,
-    total: AtomicU64,
-    inodes_total: AtomicU64,
-    /// Allocation unit in bytes, a power of two.
-    block: u64,
-    /// Overwritten content keeps its blocks.
-    pub(super) writes_in_place: bool,
+    total: Total,
+    blocks: Blocks,
     pub(super) freshness: Freshness,
     control: Mutex<Control>,
     wake: Condvar,
+}
+
+/// The size of a filesystem, by its last reading.
+#[derive(Debug, Default)]
+struct Total {
+    bytes: AtomicU64,
+    inodes: AtomicU64,
+}
+
+/// How a filesystem allocates.
+#[derive(Clone, Copy, Debug)]
+struct Blocks {
+    /// Allocation unit in bytes, a power of two.
+    size: u64,
+    /// Overwritten content keeps its blocks.
+    are_kept: bool,
 }
 
 /// The control state of the probing thread.
@@ -66,20 +78,13 @@ struct Control {
 
 impl Filesystem {
     /// Starts to watch. Waits for the first reading, for five seconds at the most.
-    fn watch(
-        probe: impl Probe,
-        every: Option<Duration>,
-        block: u64,
-        writes_in_place: bool,
-    ) -> io::Result<Watched> {
+    fn watch(probe: impl Probe, every: Option<Duration>, blocks: Blocks) -> io::Result<Watched> {
         let filesystem = Arc::new(Self {
             ledger: Ledger::new(),
             queue: Arc::new(WaitQueue::new()),
             followers: Arc::new(WaitQueue::new()),
-            total: AtomicU64::new(0),
-            inodes_total: AtomicU64::new(0),
-            block,
-            writes_in_place,
+            total: Total::default(),
+            blocks,
             freshness: Freshness::new(),
             control: Mutex::new(Control {
                 every: every.unwrap_or(EVERY).max(SHORTEST),
@@ -133,8 +138,9 @@ impl Filesystem {
     }
 
     fn publish(&self, epoch: Epoch, reading: &Reading, was_settling: bool) {
-        self.total.store(reading.total, Ordering::Release);
-        self.inodes_total
+        self.total.bytes.store(reading.total, Ordering::Release);
+        self.total
+            .inodes
             .store(reading.inodes_total, Ordering::Release);
         let inodes = match reading.inodes_total {
             0 => UNKNOWN,
@@ -189,18 +195,23 @@ impl Filesystem {
 
     #[inline]
     pub(super) fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
+        self.total.bytes.load(Ordering::Relaxed)
     }
 
     #[inline]
     pub(super) fn inodes_total(&self) -> u64 {
-        self.inodes_total.load(Ordering::Relaxed)
+        self.total.inodes.load(Ordering::Relaxed)
+    }
+
+    /// Whether overwritten content keeps its blocks.
+    pub(super) fn writes_in_place(&self) -> bool {
+        self.blocks.are_kept
     }
 
     /// `bytes` in whole blocks.
     #[inline]
     pub(super) fn in_blocks(&self, bytes: u64) -> u64 {
-        let rest = self.block - 1;
+        let rest = self.blocks.size - 1;
         bytes.saturating_add(rest) & !rest
     }
 
@@ -289,13 +300,17 @@ pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watch
         return Ok(watched);
     }
     let writes = Writes::of(&path);
+    let blocks = Blocks {
+        size: block,
+        are_kept: writes.in_place,
+    };
     let paths = Arc::new(Mutex::new(vec![path]));
     let probe = Statvfs {
         counts_at_commit: writes.counted_at_commit,
         device: device.clone(),
         paths: Arc::clone(&paths),
     };
-    let watched = Arc::new(Filesystem::watch(probe, every, block, writes.in_place)?);
+    let watched = Arc::new(Filesystem::watch(probe, every, blocks)?);
     known.retain(|_, there| there.watched.strong_count() > 0);
     known.insert(
         device,
@@ -309,5 +324,9 @@ pub(super) fn open(path: &Path, every: Option<Duration>) -> io::Result<Arc<Watch
 
 /// A store that is not a filesystem of the operating system, with a ledger of its own.
 pub(super) fn custom(probe: impl Probe, every: Option<Duration>) -> io::Result<Arc<Watched>> {
-    Filesystem::watch(probe, every, 1, false).map(Arc::new)
+    let bytes = Blocks {
+        size: 1,
+        are_kept: false,
+    };
+    Filesystem::watch(probe, every, bytes).map(Arc::new)
 }

@@ -319,7 +319,7 @@ impl Volume {
 
     /// Whether content that is written over keeps its blocks.
     pub(crate) fn writes_in_place(&self) -> bool {
-        self.filesystem().writes_in_place
+        self.filesystem().writes_in_place()
     }
 
     /// In whole blocks, as files take them.

@@ -194,6 +194,10 @@ impl Readiness {
     /// # }
     /// ```
     ///
+    /// # Errors
+    ///
+    /// As for [`Self::takes_writes`]: it resolves to the new state.
+    ///
     /// # Panics
     ///
     /// Within a tokio runtime whose timer is not enabled.
