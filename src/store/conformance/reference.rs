@@ -1,4 +1,4 @@
-//! The contract of a store as a program, as simple as can be.
+//! The contract of a store as the simplest program.
 
 use std::{
     collections::{HashMap, HashSet},

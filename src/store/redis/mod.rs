@@ -31,7 +31,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How long Redis remembers what is settled. A settlement is not asked for again after so long.
+/// How long Redis keeps the tombstone of a settlement. No settlement is repeated after that.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -141,7 +141,7 @@ pub struct RedisStore<C> {
 }
 
 impl<C> RedisStore<C> {
-    /// A store at the other end of this connection. Sends nothing yet.
+    /// Creates a store at the other end of this connection. Sends nothing yet.
     pub fn new(connection: C) -> Self {
         let keys = Keys {
             prefix: "quota:".into(),
