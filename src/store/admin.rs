@@ -71,7 +71,7 @@ pub struct Admin<S> {
 }
 
 impl<S: Store> Admin<S> {
-    /// An admin of this store.
+    /// Creates an admin of this store.
     pub fn new(store: S) -> Self {
         Self { store }
     }
@@ -353,7 +353,7 @@ impl<S: Store> Admin<S> {
         let lock = [(lock.id, lock.scopes.clone())];
         loop {
             sleep(WATCH).await;
-            // A lost lock is found out in the end, and a check that fails says nothing.
+            // A lost lock is detected before the correction, and a failed check says nothing about the scope.
             let _ = self.store.renew(&lock, LOCKED).await;
             if let Ok(now) = self.store.account(scope).await
                 && !is_calm(&before, &now)

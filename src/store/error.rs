@@ -52,7 +52,7 @@ pub enum StoreErrorKind {
 }
 
 impl StoreError {
-    /// An error with a message of one line, in lower case and without a full stop.
+    /// Creates an error with a message of one line, in lower case and without a full stop.
     pub fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             kind,
@@ -61,22 +61,22 @@ impl StoreError {
         }
     }
 
-    /// [`StoreErrorKind::Unavailable`], for most failures of an engine.
+    /// Creates an error of kind [`StoreErrorKind::Unavailable`], for most failures of an engine.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StoreErrorKind::Unavailable, message)
     }
 
-    /// [`StoreErrorKind::TimedOut`].
+    /// Creates an error of kind [`StoreErrorKind::TimedOut`].
     pub fn timed_out(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StoreErrorKind::TimedOut, message)
     }
 
-    /// [`StoreErrorKind::Misconfigured`].
+    /// Creates an error of kind [`StoreErrorKind::Misconfigured`].
     pub fn misconfigured(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StoreErrorKind::Misconfigured, message)
     }
 
-    /// [`StoreErrorKind::Unreadable`].
+    /// Creates an error of kind [`StoreErrorKind::Unreadable`].
     pub fn unreadable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StoreErrorKind::Unreadable, message)
     }
@@ -88,7 +88,7 @@ impl StoreError {
         self
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind of failure, by which a caller decides whether to try again.
     pub fn kind(&self) -> StoreErrorKind {
         self.kind
     }

@@ -5,7 +5,7 @@
 //! | `SqliteStore` | `store-sqlite` | the processes of one machine; SQLite is compiled in |
 //! | `PostgresStore` | `store-postgres` | any number of machines, by a pool of your own sqlx |
 //! | `RedisStore` | `store-redis` | any number of machines, in Redis or Valkey, on one server or in a cluster |
-//! | your own [`Store`] | `store` | whatever shares it |
+//! | your own [`Store`] | `store` | any process that can reach it |
 //!
 //! ```
 //! # #[cfg(feature = "store-sqlite")] {

@@ -26,7 +26,7 @@ pub(super) const TIME_TO_LIVE: Duration = Duration::from_secs(30);
 pub struct HoldId(u128);
 
 impl HoldId {
-    /// A new id.
+    /// Returns a new id.
     pub fn unique() -> Self {
         static PROCESS: LazyLock<u64> = LazyLock::new(random);
         static NUMBER: LazyLock<AtomicU64> = LazyLock::new(|| random().into());
@@ -43,7 +43,7 @@ impl HoldId {
     }
 }
 
-/// From the randomness of the operating system, which keys every map of the standard library.
+/// A random number. `RandomState` takes its keys from the operating system.
 fn random() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
@@ -88,7 +88,7 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// A request for an amount in scopes that are unlimited by default, for 30 seconds.
+    /// Creates a request for an amount in scopes that are unlimited by default, for 30 seconds.
     pub fn new(id: HoldId, scopes: impl Into<Scopes>, amount: Amount) -> Self {
         Self {
             id,
@@ -131,7 +131,7 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// An answer with these warnings.
+    /// Creates an answer with these warnings.
     pub fn new(warnings: Vec<(Scope, Account)>) -> Self {
         Self { warnings }
     }
@@ -188,7 +188,7 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Ends a hold and charges a change.
+    /// Creates a settlement that ends a hold and charges a change.
     pub fn new(id: HoldId, scopes: impl Into<Scopes>, change: Change) -> Self {
         Self {
             id,
@@ -210,9 +210,9 @@ impl Settlement {
         Self::new(HoldId::unique(), Scopes::NONE, Change::ZERO)
     }
 
-    /// Whether a store must remember the id, since the settlement must not be made twice.
+    /// Returns whether a store must keep a tombstone of the id, so that the settlement is idempotent.
     ///
-    /// A plain release need not be remembered: releasing twice does no harm.
+    /// A plain release needs no tombstone, because a second release finds no hold.
     pub fn is_remembered(&self) -> bool {
         self.change != Change::ZERO || self.keep.is_some()
     }
@@ -234,7 +234,7 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// A hold of an amount, for a time.
+    /// Creates a hold of an amount, for a time.
     pub fn new(id: HoldId, amount: Amount, time_to_live: Duration) -> Self {
         Self {
             id,
@@ -257,7 +257,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// An account without limits of its own.
+    /// Creates an account without limits of its own.
     pub fn new(used: Change, held: Amount) -> Self {
         Self {
             own: None,
@@ -273,7 +273,7 @@ impl Account {
         self
     }
 
-    /// The account as it is enforced, where these are the default limits.
+    /// Returns the limits and figures that are enforced where these are the default limits.
     pub fn usage(&self, default: Ceilings) -> Usage {
         Usage {
             limits: self.own.unwrap_or(default).hard,
@@ -298,7 +298,7 @@ pub struct HoldEntry {
 }
 
 impl HoldEntry {
-    /// A hold of an amount in a scope, and how long it lives.
+    /// Creates an entry for a hold of an amount in a scope, and how long it lives.
     pub fn new(id: HoldId, scope: Scope, amount: Amount, expires_in: Duration) -> Self {
         Self {
             id,

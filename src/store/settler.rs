@@ -258,7 +258,7 @@ async fn renew<S: Store>(queue: Weak<Queue>, store: Arc<S>, time_to_live: Durati
 /// Resolves once the store has taken a settlement. A charge to a lease resolves once it is in the journal, if there is
 /// one.
 ///
-/// Dropping it cancels nothing: the settlement is made all the same.
+/// It is cancel-safe: the settlement is made even if this is dropped.
 #[derive(Default)]
 pub struct Settled {
     store: Option<oneshot::Receiver<()>>,

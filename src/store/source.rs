@@ -12,7 +12,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// A function that hears of soft limits.
+/// A function that is called when a soft limit is passed.
 pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 
 /// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
@@ -52,12 +52,12 @@ pub(super) struct Shared<S> {
 }
 
 impl<S: Store> StoredQuota<S> {
-    /// The store.
+    /// Returns the store.
     pub fn store(&self) -> &S {
         &self.shared.store
     }
 
-    /// An [`Admin`] of the store, to look at accounts and correct them.
+    /// Returns an [`Admin`] of the store, to look at accounts and correct them.
     pub fn admin(&self) -> Admin<Arc<S>> {
         Admin::new(Arc::clone(&self.shared.store))
     }
@@ -74,7 +74,8 @@ impl<S: Store> StoredQuota<S> {
 
     /// Charges a change that was made without a reservation, such as a DELETE. It has happened, so it is never refused.
     ///
-    /// The future is ready once the store has taken the charge. It may be dropped: the change is charged all the same.
+    /// The future resolves once the store has taken the charge. It is cancel-safe: the change is charged even if the future
+    /// is dropped.
     pub fn adjust(&self, scopes: impl Into<Scopes>, change: Change) -> Settled {
         let settlement = Settlement::new(HoldId::unique(), scopes, change);
         self.shared.settler.settle(settlement)

@@ -44,17 +44,17 @@ pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.min(CENTURY).as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What an engine has stored as two signed numbers. No amount of ours is below zero.
+/// An amount that an engine has stored as signed numbers. A negative number, which this crate never stores, reads as zero.
 pub(super) fn amount(bytes: i64, objects: i64) -> Amount {
     Change { bytes, objects }.gain()
 }
 
-/// How many rows to read at most.
+/// A number of rows, clamped to what an engine can count.
 pub(super) fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// What a hold lives for, which an engine has answered in milliseconds.
+/// How long a hold lives, in milliseconds of an engine. A negative number reads as zero.
 pub(super) fn lives(milliseconds: i64) -> Duration {
     Duration::from_millis(milliseconds.max(0).unsigned_abs())
 }

@@ -1,4 +1,4 @@
-//! The contract of a store as a program, as simple as can be.
+//! The contract of a store as the simplest program.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,8 +28,8 @@ pub struct ReferenceStore(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
-    own: HashMap<Scope, Ceilings>,
-    used: HashMap<Scope, Change>,
+    /// Without what is held.
+    accounts: HashMap<Scope, Account>,
     holds: HashMap<HoldId, Hold>,
     settled: HashSet<HoldId>,
 }
@@ -56,9 +56,8 @@ impl Tables {
         let holds = self.holds.values();
         let held = holds.filter(|hold| hold.scopes.iter().any(|held| held == scope));
         Account {
-            own: self.own.get(scope).copied(),
-            used: self.used.get(scope).copied().unwrap_or_default(),
             held: held.fold(Amount::ZERO, |sum, hold| sum + hold.amount),
+            ..self.accounts.get(scope).copied().unwrap_or_default()
         }
     }
 
@@ -102,8 +101,8 @@ impl Tables {
             self.hold(&settlement.scopes, keep);
         }
         for scope in &settlement.scopes {
-            let used = self.used.entry(scope.clone()).or_default();
-            *used = used.then(settlement.change);
+            let account = self.accounts.entry(scope.clone()).or_default();
+            account.used = account.used.then(settlement.change);
         }
     }
 }
@@ -177,23 +176,22 @@ impl Store for ReferenceStore {
 
     fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
         let mut tables = self.tables();
-        match limits {
-            Some(limits) => tables.own.insert(scope.clone(), limits),
-            None => tables.own.remove(scope),
-        };
+        tables.accounts.entry(scope.clone()).or_default().own = limits;
         now(Ok(()))
     }
 
     fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
-        self.tables().used.insert(scope.clone(), used.into());
+        let mut tables = self.tables();
+        tables.accounts.entry(scope.clone()).or_default().used = used.into();
         now(Ok(()))
     }
 
     fn largest(&self, count: usize) -> StoreFuture<'_, Vec<(Scope, Account)>> {
         let tables = self.tables();
-        let scopes = tables.used.keys().cloned();
+        let scopes = tables.accounts.keys();
         let mut all: Vec<_> = scopes
-            .map(|scope| (scope.clone(), tables.account(&scope)))
+            .map(|scope| (scope.clone(), tables.account(scope)))
+            .filter(|(_, account)| account.used != Change::ZERO)
             .collect();
         all.sort_by_key(|(_, account)| -account.used.bytes);
         all.truncate(count);
@@ -216,9 +214,7 @@ impl Store for ReferenceStore {
     }
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
-        let mut tables = self.tables();
-        tables.used.remove(scope);
-        tables.own.remove(scope);
+        self.tables().accounts.remove(scope);
         now(Ok(()))
     }
 }

@@ -213,14 +213,8 @@ pub(super) async fn below_zero([one, _]: [Handle; 2]) {
 }
 
 pub(super) async fn names([one, two]: [Handle; 2]) {
-    for name in [
-        "it's \"quoted\"",
-        "50% _ *",
-        "{}",
-        "Zoë/🦀",
-        "a:b:c",
-        &"long".repeat(200),
-    ] {
+    let long = "long".repeat(200);
+    for name in ["it's \"quoted\"", "50% _ *", "{}", "Zoë/🦀", "a:b:c", &long] {
         let id = one.hold(name, 7, 100).await;
         let holds = two.holds(name).await;
         let expected = vec![(id, name, 7)];

@@ -219,9 +219,9 @@ struct JournalState {
     outstanding: Outstanding,
     /// The changes since the last write. None where the next write begins a segment with all that is outstanding.
     records: Option<Vec<Record>>,
-    /// What no write has begun with.
+    /// The charges for the next write.
     next: Batch,
-    /// What is being written.
+    /// The charges of the write under way.
     writing: Batch,
     /// When to write.
     due: Option<Instant>,
@@ -231,11 +231,11 @@ struct JournalState {
     is_over: bool,
 }
 
-/// What one write takes.
+/// The charges of one write.
 #[derive(Default)]
 struct Batch {
     has_charges: bool,
-    /// Dropping these resolves the futures of the charges, without the lock.
+    /// Dropping these resolves the futures of the charges. They are dropped outside of the lock.
     told: Vec<oneshot::Sender<()>>,
 }
 
@@ -363,7 +363,7 @@ impl Drop for Ending {
 
 /// Resolves once a charge is written, or once the journal has failed and keeps it in memory only.
 ///
-/// Dropping it cancels nothing.
+/// It is cancel-safe: the charge is written even if this is dropped.
 pub(super) struct Noted(Option<oneshot::Receiver<()>>);
 
 impl Future for Noted {

@@ -260,7 +260,7 @@ async fn files_stay_as_large_as_they_are() {
         if open.len() > 1_000 {
             journal.done(open.pop_front());
         }
-        // Some alone, and some in company.
+        // Some writes have one charge, and some have several.
         if number % 10 == 0 {
             noted.await;
         }
@@ -371,7 +371,7 @@ async fn a_disk_that_hangs_is_not_waited_for() {
     journal.note(id, &large, bytes(1)).await;
     assert!(began.elapsed() >= PATIENCE, "the pipe has taken it");
     assert!(!journal.is_written());
-    // From now on at once.
+    // Later charges are not waited for.
     let began = Instant::now();
     journal.note(HoldId::unique(), &large, bytes(2)).await;
     journal.note(id, &large, bytes(4)).await;

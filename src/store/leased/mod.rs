@@ -92,7 +92,7 @@ impl<S: Store> LeasedQuota<S> {
 
     /// Gives back everything that idles, and tells the store what was stored. Resolves once the store knows.
     ///
-    /// Call it when a service stops. Without it nothing is lost either, as long as the runtime lives on after the last handle
+    /// It is cancel-safe: a task of its own does the work. Call it when a service stops. Without it nothing is lost either, as long as the runtime lives on after the last handle
     /// was dropped: the store is told then.
     pub async fn settled(&self) {
         // In a task of its own, so that dropping this future leaves no call to the store halfway.

@@ -38,7 +38,7 @@ pub(super) async fn rows<'q>(
             }
             // A serialization failure, a deadlock. Neither happens under "read committed".
             Some("40001" | "40P01") if tries < TRIES => loan.give_back(),
-            // What has become of the query is unknown, and another connection may lead to another server.
+            // The query may or may not have been executed, and another connection may lead to another server.
             _ => return Err(failed(error)),
         }
         tries += 1;
@@ -65,8 +65,9 @@ fn code(error: &sqlx::Error) -> Option<String> {
 
 /// A connection that goes back to its pool only once it is known to be sound, and is dropped otherwise.
 ///
-/// One that waits for an answer would keep its place in the pool for as long as the network takes to notice, and one that
-/// leads to a server which has become a standby would lead there forever. Closing it properly could wait as long.
+/// A connection that waits for an answer would occupy its place in the pool until the network reports the failure, and a
+/// connection to a server that has become a standby would stay there forever. A proper close could wait for as long, so the
+/// connection is dropped without one.
 struct Loan(Option<PoolConnection<Postgres>>);
 
 impl Loan {

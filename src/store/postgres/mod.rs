@@ -70,14 +70,15 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store in the database of this pool. Sends nothing yet.
+    /// Creates a store in the database of this pool. Sends nothing yet.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
     }
 
     /// Creates the tables and functions that are missing.
     ///
-    /// Calls do this by themselves when it is needed. Call it where the service itself has no right to.
+    /// Calls do this by themselves when tables or functions are missing. Call it with a pool that has the right to create them,
+    /// where the service has not.
     ///
     /// # Errors
     ///

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS storage_guard_holds (
 );
 CREATE INDEX IF NOT EXISTS storage_guard_holds_expires ON storage_guard_holds (expires);
 
--- The ids that were settled, so that each is charged once. Kept for a day.
+-- The tombstones of settlements, so that each id is charged once. Kept for a day.
 CREATE TABLE IF NOT EXISTS storage_guard_settled (
     id uuid PRIMARY KEY,
     settled timestamptz NOT NULL

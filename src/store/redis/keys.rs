@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `quota:{acme}account:user:{acme}:42` | hash | the account of a scope: see below |
 //! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis |
-//! | `quota:{acme}settled:<id>` | string | empty: this id is settled. Expires after a day |
+//! | `quota:{acme}settled:<id>` | string | empty: the tombstone of a settlement. Expires after a day |
 //!
 //! | field of the hash | what is in it |
 //! |---|---|

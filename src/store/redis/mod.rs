@@ -21,7 +21,7 @@ use self::{
     script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
 };
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreError,
+    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
     StoreFuture,
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How long Redis remembers what is settled. A settlement is not asked for again after so long.
+/// How long Redis keeps the tombstone of a settlement. No settlement is repeated after that.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -141,7 +141,7 @@ pub struct RedisStore<C> {
 }
 
 impl<C> RedisStore<C> {
-    /// A store at the other end of this connection. Sends nothing yet.
+    /// Creates a store at the other end of this connection. Sends nothing yet.
     pub fn new(connection: C) -> Self {
         let keys = Keys {
             prefix: "quota:".into(),
@@ -223,44 +223,45 @@ where
 
     async fn end(&self, settlements: &[Settlement]) -> Result<(), Failure> {
         // Settlements with the same hash tags are made together.
-        let mut groups: BTreeMap<BTreeSet<&str>, Vec<Part<'_>>> = BTreeMap::new();
+        let mut groups: BTreeMap<BTreeSet<&str>, Vec<Settlement>> = BTreeMap::new();
         for settlement in settlements {
-            let part = Part::whole(settlement);
-            if !part.scopes.is_empty() {
-                groups.entry(part.tags()).or_default().push(part);
+            let tags: BTreeSet<_> = settlement.scopes.iter().map(tag).collect();
+            if !tags.is_empty() {
+                groups.entry(tags).or_default().push(settlement.clone());
             }
         }
         let mut work = Vec::new();
-        for (tags, parts) in &groups {
-            for parts in parts.chunks(BATCH) {
-                let together = self.settle_in_one(parts);
+        for (tags, settlements) in &groups {
+            for together in settlements.chunks(BATCH) {
                 let of_tag = |tag: &&str| {
-                    let parts: Vec<_> = parts.iter().map(|part| part.in_tag(tag)).collect();
+                    let parts: Vec<_> = together.iter().map(|one| in_tag(one, tag)).collect();
                     self.settle_in_one(&parts)
                 };
                 let apart = match tags.len() {
                     1 => Vec::new(),
                     _ => tags.iter().map(of_tag).collect(),
                 };
+                let together = self.settle_in_one(together);
                 work.push(settle(self.connection.clone(), together, apart));
             }
         }
         all(work).await.into_iter().collect()
     }
 
-    fn settle_in_one(&self, parts: &[Part<'_>]) -> Call {
+    fn settle_in_one(&self, settlements: &[Settlement]) -> Call {
         let (mut keys, mut args) = (Vec::new(), vec![milliseconds(REMEMBERED)]);
-        for part in parts {
-            let (id, scopes) = (part.id, &part.scopes);
-            let (kept, amount, time_to_live) = match part.keep {
+        for settlement in settlements {
+            let (id, scopes) = (settlement.id, &settlement.scopes);
+            let (kept, amount, time_to_live) = match settlement.keep {
                 Some(keep) => (keep.id.to_string(), keep.amount, keep.time_to_live),
                 None => Default::default(),
             };
-            keys.extend(scopes.first().map(|scope| self.keys.settled(id, scope)));
+            let first = scopes.iter().next();
+            keys.extend(first.map(|scope| self.keys.settled(id, scope)));
             keys.extend(scopes.iter().flat_map(|scope| self.pair(scope)));
             args.extend([
                 id.to_string(),
-                text::of_change(part.change),
+                text::of_change(settlement.change),
                 kept,
                 text::of_amount(amount),
                 milliseconds(time_to_live),
@@ -365,34 +366,15 @@ where
     }
 }
 
-/// A settlement, or the part of it with one hash tag.
-struct Part<'a> {
-    id: HoldId,
-    change: Change,
-    keep: Option<Keep>,
-    scopes: Vec<&'a Scope>,
-}
-
-impl<'a> Part<'a> {
-    fn whole(settlement: &'a Settlement) -> Self {
-        Self {
-            id: settlement.id,
-            change: settlement.change,
-            keep: settlement.keep,
-            scopes: settlement.scopes.iter().collect(),
-        }
-    }
-
-    fn in_tag(&self, wanted: &str) -> Self {
-        let scopes = self.scopes.iter().copied();
-        Self {
-            scopes: scopes.filter(|scope| tag(scope) == wanted).collect(),
-            ..*self
-        }
-    }
-
-    fn tags(&self) -> BTreeSet<&'a str> {
-        self.scopes.iter().map(|scope| tag(scope)).collect()
+/// The part of a settlement with one hash tag.
+fn in_tag(settlement: &Settlement, wanted: &str) -> Settlement {
+    let scopes = settlement.scopes.iter();
+    Settlement {
+        scopes: scopes
+            .filter(|scope| tag(scope) == wanted)
+            .cloned()
+            .collect(),
+        ..settlement.clone()
     }
 }
 

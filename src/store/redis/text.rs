@@ -39,7 +39,7 @@ pub(super) fn figure(text: &str) -> Result<u64, StoreError> {
     read(text, clamped).map(|[figure]| figure)
 }
 
-/// The sum of usage and holds may be more than fits.
+/// Clamped, because the sum of usage and holds may exceed 64 bits.
 fn clamped(word: &str) -> Option<u64> {
     let figure = u128::from_str(word).ok()?;
     Some(u64::try_from(figure).unwrap_or(u64::MAX))

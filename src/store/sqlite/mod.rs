@@ -134,7 +134,7 @@ impl SqliteStore {
         });
         let has_gone = || StoreError::unavailable("the thread of the quota's file has ended");
         self.jobs.send(job).map_err(|_| has_gone())?;
-        // The thread keeps the deadline, unless the disk keeps the thread.
+        // The thread observes the deadline by itself, unless a call to the disk blocks the thread.
         match timeout_at((deadline + GRACE).into(), answered).await {
             Ok(answered) => answered.map_err(|_| has_gone())?,
             Err(_) => Err(StoreError::timed_out(

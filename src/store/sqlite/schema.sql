@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS holds (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holds_expires ON holds (expires);
 
--- The ids that were settled, so that each is charged once. Kept for a day.
+-- The tombstones of settlements, so that each id is charged once. Kept for a day.
 CREATE TABLE IF NOT EXISTS settled (
     id TEXT NOT NULL PRIMARY KEY,
     settled INTEGER NOT NULL

@@ -14,7 +14,7 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// How long settlements are remembered, in milliseconds.
+/// How long the tombstone of a settlement is kept, in milliseconds.
 const REMEMBERED: i64 = 24 * 60 * 60 * 1_000;
 /// How many old rows one settlement deletes: more than one settlement adds.
 const SWEPT: i64 = 128;
@@ -125,7 +125,7 @@ pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<A
     })
 }
 
-/// The sum of what is held would read every hold.
+/// Leaves out the sum of what is held, which would read every hold.
 fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
     let account = tx
         .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"))?
