@@ -261,6 +261,16 @@ async fn is_killed(url: &str) {
     pending().await
 }
 
+/// The number of holds of users, and of tenants.
+async fn held<S: Store>(store: &S) -> (usize, usize) {
+    let holds = store.holds(None, 100).await.unwrap();
+    let count = |prefix| {
+        let scopes = holds.iter().map(|hold| hold.scope.as_str());
+        scopes.filter(|scope| scope.starts_with(prefix)).count()
+    };
+    (count("user"), count("tenant"))
+}
+
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_killed_process_frees_its_holds_and_leaves_no_partial_charge() {
@@ -277,15 +287,13 @@ async fn a_killed_process_frees_its_holds_and_leaves_no_partial_charge() {
         process.kill();
         let killed = Instant::now();
         until("its holds are gone", async || {
-            let holds = store.holds(None, 100).await.unwrap();
-            let mut user = holds
-                .iter()
-                .filter(|held| held.scope.as_str().starts_with("user"));
-            let tenant = holds
-                .iter()
-                .filter(|held| held.scope.as_str().starts_with("tenant"));
-            assert_eq!(user.by_ref().count(), tenant.count());
-            holds.is_empty()
+            let (user, tenant) = held(&store).await;
+            if user != tenant {
+                // Each scope is read by a call of its own, and holds expired in between. They have expired in both scopes.
+                let (user, tenant) = held(&store).await;
+                assert_eq!(user, tenant);
+            }
+            user + tenant == 0
         })
         .await;
         assert!(killed.elapsed() < Duration::from_millis(2_300));
