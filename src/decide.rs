@@ -6,7 +6,7 @@
 
 use crate::{amount::Amount, cause::Resource, outage::Outage};
 
-/// What is needed: `amount` is set aside, and `expected` bytes must fit too where that is more.
+/// What is needed: `amount` is reserved, and `expected` bytes must fit too if that is more.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Need {
     pub(crate) amount: Amount,

@@ -22,7 +22,7 @@ use crate::{
     settings::{HttpSettings, PriceBy, Priced, Settings},
 };
 
-/// Guards a service: sets storage aside before a request is let in, and answers when there is none.
+/// Guards a service: reserves storage before a request is admitted, and answers when there is none.
 ///
 /// One line guards the disk; each further line adds one thing.
 ///
@@ -67,7 +67,7 @@ use crate::{
 ///
 /// # What happens when your own functions panic
 ///
-/// The panic propagates to the task that drives the request, as from any handler. What was set aside is released.
+/// The panic propagates to the task that drives the request, as from any handler. What was reserved is released.
 #[must_use]
 pub struct StorageGuardLayer<Q = NoQuota> {
     settings: Arc<Settings<Q>>,

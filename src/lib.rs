@@ -1,4 +1,4 @@
-//! Tower middleware for HTTP 507 Insufficient Storage: a request is let in only with space set aside for
+//! Tower middleware for HTTP 507 Insufficient Storage: a request is admitted only with space reserved for
 //! it, and what cannot be kept is refused at the door, in words that its client understands.
 //!
 //! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that

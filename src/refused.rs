@@ -1,4 +1,4 @@
-//! Why nothing was set aside.
+//! Why nothing was reserved.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -26,7 +26,7 @@ struct Details {
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
-/// Why nothing was set aside.
+/// Why nothing was reserved.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -120,7 +120,7 @@ impl Refused {
         self
     }
 
-    /// Why nothing was set aside.
+    /// Why nothing was reserved.
     pub const fn reason(&self) -> Reason {
         self.0.reason
     }

@@ -82,7 +82,7 @@ where
         let (head, body) = request.into_parts();
         let asked = Asked::hear(&head, &http.responder.answers);
         let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
-        // What is set aside waits for it, whatever others like it are.
+        // Room is reserved for it already, whatever decides about other requests.
         let is_open = step.as_ref().is_some_and(|step| step.is_open());
         let applies = is_open || http.applies.to(&head);
         if !applies {

@@ -30,7 +30,7 @@ impl CollectionQuota {
     /// The values of the properties `quota-available-bytes` and `quota-used-bytes` of what is at `path`
     /// (RFC 4331), as they are enforced now.
     ///
-    /// A PUT of a new file of so many bytes is let in, and one of a byte more is refused. `volume` is the one
+    /// A PUT of a new file of so many bytes is admitted, and one of a byte more is refused. `volume` is the one
     /// that the layer guards, if any. See [`DavQuota`].
     ///
     /// ```
@@ -70,7 +70,7 @@ impl CollectionQuota {
         others: impl Into<Scopes>,
     ) -> DavQuota {
         let (volume, path, others) = (volume.into(), path.as_ref(), others.into());
-        // Under the lock, nobody is let in between one scope and the next.
+        // Under the lock, no request is admitted between one scope and the next.
         let state = self.shared().lock();
         let collections = state.scopes(path);
         if !matches!(state.are_known(&state.places(&collections)), Ok(true)) {
@@ -107,7 +107,7 @@ impl CollectionQuota {
     }
 }
 
-/// More than anybody has: what is left where nothing is limited.
+/// More than any disk has: what is left if nothing is limited.
 const COUNTABLE: u64 = 1 << 63;
 
 fn least(a: Amount, b: Amount) -> Amount {

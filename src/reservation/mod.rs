@@ -1,4 +1,4 @@
-//! What is set aside, and its end.
+//! Reservations, from their making to their end.
 
 mod context;
 mod growth;
@@ -21,7 +21,7 @@ pub(crate) use self::{
 };
 use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 
-/// Storage that is set aside: on the volume, and in every scope. Cheap to clone; when the last clone is dropped, on
+/// Storage that is reserved: on the volume, and in every scope. Cheap to clone; when the last clone is dropped, on
 /// any thread, everything is released.
 ///
 /// A [`Guard`](crate::Guard) makes one for any code that asks. It ends once: by [`commit`](Self::commit), which charges
@@ -32,10 +32,10 @@ use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 /// knows better says so:
 ///
 /// - [`written`](Self::written) as bytes reach the disk, so that a large upload in flight is not counted
-///   twice, on the disk and as promised;
+///   twice, on the disk and as claimed;
 /// - [`stored`](Self::stored) when what it keeps is not what it read, for instance after compression;
 /// - [`replaces`](Self::replaces) when it overwrites;
-/// - [`grow`](Self::grow) before it writes more than was set aside.
+/// - [`grow`](Self::grow) before it writes more than was reserved.
 ///
 /// Where the layers of two guards are around a handler, what it says reaches both reservations.
 ///
@@ -70,7 +70,7 @@ impl Reservation {
         self.0.demand()
     }
 
-    /// Bytes set aside so far.
+    /// Bytes reserved so far.
     pub fn reserved(&self) -> u64 {
         self.0.meter().reserved()
     }
@@ -80,7 +80,7 @@ impl Reservation {
         self.0.meter().received()
     }
 
-    /// Bytes set aside and not read yet.
+    /// Bytes reserved and not read yet.
     pub fn remaining(&self) -> u64 {
         self.reserved().saturating_sub(self.received())
     }
@@ -99,10 +99,10 @@ impl Reservation {
         }
     }
 
-    /// Sets how many bytes are stored in the end, where that is not what was read, or without a request, what was set
-    /// aside.
+    /// Sets how many bytes are stored in the end, where that is not what was read, or without a request, what was
+    /// reserved.
     ///
-    /// They count even where they are more than was set aside, as they are there. Better
+    /// They count even if they are more than was reserved, because they are stored. Better
     /// [`grow`](Self::grow) first.
     pub fn stored(&self, bytes: u64) {
         for ops in self.chain() {
@@ -133,11 +133,11 @@ impl Reservation {
         Ok(())
     }
 
-    /// Sets `bytes` more aside, on the volume and in every scope.
+    /// Reserves `bytes` more, on the volume and in every scope.
     ///
     /// # Errors
     ///
-    /// When there is no room for them. What was set aside before stays.
+    /// When there is no room for them. What was reserved before stays.
     ///
     /// # Panics
     ///

@@ -69,7 +69,7 @@ impl FromStr for HoldId {
     }
 }
 
-/// A request to set something aside.
+/// A request to reserve something.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reserve {
@@ -77,9 +77,9 @@ pub struct Reserve {
     pub id: HoldId,
     /// The scopes to charge: all of them, or none. Each is in here once.
     pub scopes: Scopes,
-    /// How much to set aside in each scope.
+    /// How much to reserve in each scope.
     pub amount: Amount,
-    /// How much must fit in each scope without being set aside. Less than `amount` says nothing.
+    /// How much must fit in each scope without being reserved. Less than `amount` says nothing.
     pub expected: Amount,
     /// The limits of scopes that have none of their own.
     pub default: Ceilings,
@@ -252,7 +252,7 @@ pub struct Account {
     pub own: Option<Ceilings>,
     /// How much is stored. Below zero while a removal is counted before the charge of what it removes.
     pub used: Change,
-    /// How much is set aside.
+    /// How much is reserved.
     pub held: Amount,
 }
 

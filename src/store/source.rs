@@ -24,7 +24,7 @@ pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 ///
 /// # Holds
 ///
-/// A hold is in the store before its request is let in. It lives for the
+/// A hold is in the store before its request is admitted. It lives for the
 /// [time to live](super::StoredQuotaBuilder::time_to_live), and is renewed three times as often. So a process that is killed
 /// frees what it held within that time.
 ///
@@ -132,7 +132,7 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
     }
 }
 
-/// What a [`StoredQuota`] has set aside for one request.
+/// What a [`StoredQuota`] has reserved for one request.
 pub struct StoredHold<S: Store> {
     shared: Arc<Shared<S>>,
     id: HoldId,

@@ -1,7 +1,7 @@
 //! Volumes: filesystems under guard.
 //!
 //! A [`Volume`] reads in the background how full its filesystem is, on a thread of its own, and keeps a
-//! ledger of what is promised on it. A request only ever looks at the last reading and at the ledger: a
+//! ledger of claims on it. A request only ever looks at the last reading and at the ledger: a
 //! filesystem that hangs costs that one thread, and no request waits for it.
 //!
 //! All volumes of a process that name a path on the same filesystem share one ledger, each with its own
@@ -99,7 +99,7 @@ pub struct VolumeStatus {
     pub total: u64,
     /// Bytes that the last reading saw as available.
     pub available: u64,
-    /// Bytes promised to requests in flight, or stored since the last reading.
+    /// Bytes claimed by requests in flight, or stored since the last reading.
     pub claimed: u64,
     /// Bytes that stay free.
     pub headroom: u64,
@@ -107,7 +107,7 @@ pub struct VolumeStatus {
     pub inodes_total: Option<u64>,
     /// Inodes that the last reading saw as available. None as above.
     pub inodes_available: Option<u64>,
-    /// Objects promised to requests in flight, or made since the last reading.
+    /// Objects claimed by requests in flight, or made since the last reading.
     pub objects_claimed: u64,
     /// How old the last reading is.
     pub age: Duration,
@@ -172,7 +172,7 @@ impl Volume {
         }
     }
 
-    /// Sets what stays free. An upload that leaves exactly this much is let in.
+    /// Sets what stays free. An upload that leaves exactly this much is admitted.
     ///
     /// Defaults to nothing.
     #[must_use]

@@ -131,7 +131,7 @@ impl Lease {
         fits(need, self.free)
     }
 
-    /// Counts the demand of a request that was let in. A refused one says nothing of what is needed.
+    /// Counts the demand of a request that was admitted. A refused one says nothing of what is needed.
     pub(super) fn let_in(&mut self, demand: Amount) {
         self.this.asked = self.this.asked + demand;
     }

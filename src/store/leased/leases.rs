@@ -79,7 +79,7 @@ impl<S: Store> Leases<S> {
         settler.note(lease.id(), &scope.clone().into(), change)
     }
 
-    /// Asks the store to set aside what the leases do not have. A refusal takes account of all that this node knows.
+    /// Asks the store to reserve what the leases do not have. A refusal takes account of all that this node knows.
     pub(super) async fn ask_store(self: Arc<Self>, reserve: Reserve) -> Result<(), QuotaError> {
         // Read before the call: the store may decide without what it learns before it answers.
         let knew_more = self.knows_more(&reserve.scopes);

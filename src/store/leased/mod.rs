@@ -50,7 +50,7 @@ use crate::{
 ///
 /// 1. **Never a byte over.** What the nodes have leased is held in the store. No node gives away more than that, or
 ///    anything after its lease may have expired, by the time that has passed on its own clock since it asked. So the sum
-///    of all nodes passes a limit only by what a node had let in already when it stopped, or could not reach the store,
+///    of all nodes passes a limit only by what a node had admitted already when it stopped, or could not reach the store,
 ///    for longer than its [time to live](super::StoredQuotaBuilder::time_to_live).
 /// 2. **Idle budget refuses no request of this node.** Before a request is refused, this node gives back everything that
 ///    idles in its scopes, tells the store what it knows, and asks it once more. What idles on another node, or was
@@ -151,10 +151,10 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
     }
 }
 
-/// What a [`LeasedQuota`] has set aside for one request.
+/// What a [`LeasedQuota`] has reserved for one request.
 pub struct LeasedHold<S: Store> {
     taken: Taken<S>,
-    /// What was set aside in the store, because the leases did not have it.
+    /// What was reserved in the store, because the leases did not have it.
     rest: StoredHold<S>,
 }
 
@@ -215,7 +215,7 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
         if self.taken.amount.is_zero() {
             return self.rest.commit(change);
         }
-        // Each part is charged where it was set aside.
+        // Each part is charged where it was reserved.
         let rest = match self.rest.is_there() {
             true => (change.gain() - self.taken.amount).into(),
             false => Change::ZERO,

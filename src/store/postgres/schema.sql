@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     soft_objects bigint
 );
 
--- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
+-- What each hold has reserved in each of its scopes. Expired rows do not count, and are deleted some time later.
 CREATE TABLE IF NOT EXISTS storage_guard_holds (
     key bytea GENERATED ALWAYS AS (sha256(scope)) STORED,
     id uuid NOT NULL,

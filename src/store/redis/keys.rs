@@ -9,7 +9,7 @@
 //! | field of the hash | what is in it |
 //! |---|---|
 //! | `used` | bytes and objects stored. Missing if zero |
-//! | `held` | bytes and objects set aside: the sum of the holds, some of which may have expired |
+//! | `held` | bytes and objects reserved: the sum of the holds, some of which may have expired |
 //! | `limits` | the limits of its own: hard bytes, hard objects, soft bytes, soft objects; `-` is unlimited. Missing if it has none |
 //! | `<id>` | bytes and objects of one hold |
 //!

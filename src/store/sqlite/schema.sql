@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS accounts (
     soft_objects INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- What each hold has set aside in each of its scopes. Expired rows do not count, and are deleted some time later.
+-- What each hold has reserved in each of its scopes. Expired rows do not count, and are deleted some time later.
 -- The key begins with the scope, as every request adds up what is held in its scopes.
 CREATE TABLE IF NOT EXISTS holds (
     scope TEXT NOT NULL,
