@@ -54,7 +54,7 @@ async fn settle<S: Store>(store: &S, id: HoldId, scopes: impl Into<Scopes>, byte
 }
 
 /// Bytes used and held.
-async fn dav_quota<S: Store>(store: &S, scope: &str) -> (i64, u64) {
+async fn figures<S: Store>(store: &S, scope: &str) -> (i64, u64) {
     let account = store.account(&scope.into()).await.unwrap();
     (account.used.bytes, account.held.bytes)
 }
