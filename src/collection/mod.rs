@@ -78,7 +78,7 @@ use crate::{
 /// once, and the scan is retried after a pause.
 ///
 /// From then on, each request is counted as it settles. Changes that bypass the server are found by a
-/// [rescan](Self::rescan), which also runs [on a schedule](Self::rescan_every).
+/// [rescan](Self::rescan), which also runs [on a schedule](CollectionQuotaBuilder::rescan_every).
 ///
 /// A scan counts only if no request was in flight in its collection while it ran. Otherwise it may have seen half an
 /// upload, or missed a file that was moved meanwhile. It is then retried after a pause that grows and is at least

@@ -129,7 +129,7 @@ impl Volume {
 ///
 /// # Delay
 ///
-/// The state changes with each reading, which is [once a second](Volume::probe_every) unless a request asks for an
+/// The state changes with each reading, which is [once a second](super::VolumeBuilder::probe_every) unless a request asks for an
 /// earlier one. A probe that hangs or fails shows after [`Volume::max_age`], ten seconds by default.
 ///
 /// Headroom, level and outage belong to a `Volume` and its clones. So set them before you clone it:
