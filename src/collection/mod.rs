@@ -51,7 +51,8 @@ use crate::{
 /// let tree = Folder::new(root);
 /// let collections = CollectionQuota::builder(tree.clone())
 ///     .limit("photos", Limits::bytes(5 << 30))?
-///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?;
+///     .limit("photos/2024", Limits::bytes(1 << 30).objects(1_000))?
+///     .build();
 /// // Other scopes have limits too.
 /// collections.quota().set_limits("user:42", Limits::bytes(1 << 30));
 ///
