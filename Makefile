@@ -14,14 +14,9 @@ ALL = --workspace --all-features
 # Packages with a lock file of their own.
 APART = tests/downstream/newest-rusqlite tests/downstream/rdkafka tests/downstream/rocksdb
 
-.PHONY: test tools clients lint doc unit alone plain apart features package soak bench
+.PHONY: test tools clients lint doc unit plain apart features package soak bench
 
-# The tests of `unit` run by themselves, because many of them have deadlines. The rest mostly compiles.
-test: tools clients lint doc unit
-	$(MAKE) --jobs=2 --output-sync alone
-
-# What is compiled without the rest of the workspace.
-alone: features package
+test: tools clients lint doc unit plain apart features package
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
@@ -91,9 +86,7 @@ MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqli
 # Each by itself, as its users start it: in the workspace it may live on features that another member asks for.
 SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
-# No feature changes what another does, and none is needed. In a folder of its own, so that `package` can go on meanwhile.
-# Clippy has looked at all of the library in `lint`.
-features: export CARGO_TARGET_DIR := $(TARGET)/features
+# No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`.
 features:
 	$(CARGO) rustc --lib --profile check --no-default-features -- -D warnings
 	for feature in $(MECHANISMS) $(LIBRARIES); do \
@@ -105,7 +98,7 @@ features:
 
 # The crate as it is published: its examples build, and the library builds against the oldest versions of what it names.
 PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-package: plain apart
+package:
 	$(CARGO) package -p tower-storage-guard --allow-dirty --no-verify
 	rm -rf $(PACKAGED) && tar -xzf $(PACKAGED).crate -C $(TARGET)/package
 	cd $(PACKAGED) && CARGO_TARGET_DIR=../.. $(CARGO) build --examples --features axum
