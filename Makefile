@@ -75,7 +75,7 @@ plain:
 
 # What cannot be in the workspace, each against its own lock file.
 apart:
-	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/newest-rusqlite/Cargo.toml
+	$(CARGO) test --target-dir $(TARGET) --manifest-path tests/downstream/newest-rusqlite/Cargo.toml
 
 # Libraries whose errors are classified, each behind a feature of its name.
 LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mongodb mysql_async object_store opendal \
