@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use http::request;
 
-use crate::{
-    config::ConfigError, layer::StorageGuardLayer, protocol::Select, refusal::Grpc, rpc::Rpc,
-};
+use crate::{config::ConfigError, layer::StorageGuardLayer, protocol::Select, refusal::Grpc};
 
 /// Settings for gRPC, gRPC-Web and Connect.
 impl<Q> StorageGuardLayer<Q> {
@@ -88,7 +86,6 @@ impl Calls {
 
 impl Select for Calls {
     fn guards(&self, head: &request::Parts) -> Option<bool> {
-        Rpc::of(&head.method, &head.headers)?;
         self.guard(head.uri.path())
     }
 }
@@ -104,6 +101,7 @@ mod tests {
     use http::{Method, Request, header::CONTENT_TYPE};
 
     use super::*;
+    use crate::refusal::Asked;
 
     #[test]
     fn calls_are_named_by_service_or_method() {
@@ -146,21 +144,24 @@ mod tests {
         }
     }
 
+    /// A client cannot exempt a request by the path alone.
     #[test]
-    fn a_path_of_a_call_is_none_without_its_content_type() {
-        let mut calls = Calls::default();
-        calls.name("upload.v1.Uploads/Put").unwrap();
-        for (method, content_type, guards) in [
-            (Method::POST, "application/grpc", Some(true)),
-            (Method::PUT, "application/grpc", None),
-            (Method::POST, "application/json", None),
+    fn a_path_of_a_call_exempts_nothing_without_its_content_type() {
+        let layer = StorageGuardLayer::quota_only(crate::quota::NoQuota);
+        let layer = layer.calls(["upload.v1.Uploads/Put"]).unwrap();
+        for (method, content_type, path, applies) in [
+            (Method::POST, "application/grpc", "Put", true),
+            (Method::POST, "application/grpc", "Get", false),
+            (Method::PUT, "application/grpc", "Get", true),
+            (Method::POST, "application/json", "Get", true),
         ] {
             let request = Request::builder()
                 .method(method)
-                .uri("/upload.v1.Uploads/Put")
+                .uri(format!("/upload.v1.Uploads/{path}"))
                 .header(CONTENT_TYPE, content_type);
             let (head, ()) = request.body(()).unwrap().into_parts();
-            assert_eq!(calls.guards(&head), guards, "{content_type}");
+            let to = layer.http_settings().applies.to(&head, &Asked::from(&head));
+            assert_eq!(to, applies, "{content_type} {path}");
         }
     }
 

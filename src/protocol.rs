@@ -53,6 +53,7 @@ impl Last {
 
 /// Distinguishes a protocol's requests that write from those that do not.
 pub(crate) trait Select: Send + Sync {
-    /// Whether a request with this head is guarded. None if it is not a request of the protocol.
+    /// Whether a request with this head is guarded. Asked for requests of a [`Protocol`] only. None if it is not one of
+    /// this protocol.
     fn guards(&self, head: &request::Parts) -> Option<bool>;
 }

@@ -12,6 +12,7 @@ use crate::{
     head::{self, Hints},
     price::Price,
     protocol::Select,
+    refusal::Asked,
     scope::Scopes,
     steps::Steps,
 };
@@ -55,11 +56,12 @@ pub(crate) struct Applies {
 
 impl Applies {
     #[inline]
-    pub(crate) fn to(&self, head: &request::Parts) -> bool {
+    pub(crate) fn to(&self, head: &request::Parts, asked: &Asked) -> bool {
         match &self.chosen {
             Some(chosen) => chosen(head),
-            None => self
-                .select(head)
+            None => asked
+                .protocol()
+                .and_then(|_| self.select(head))
                 .unwrap_or_else(|| head::is_write(&head.method)),
         }
     }
