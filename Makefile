@@ -14,7 +14,7 @@ ALL = --workspace --all-features
 # Packages with a lock file of their own.
 APART = tests/downstream/newest-rusqlite tests/downstream/rdkafka tests/downstream/rocksdb
 
-.PHONY: test tools clients lint doc unit plain apart features package soak bench
+.PHONY: test tools clients lint doc unit plain apart features features-alone package soak bench
 
 test: tools clients lint doc unit plain apart features package
 
@@ -83,18 +83,26 @@ LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mong
 # What brings more than a classifier.
 MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
-# Each by itself, as its users start it: in the workspace it may live on features that another member asks for.
+# The servers that README starts. In the workspace they may live on features that another member asks for.
 SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
-# No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`.
+# No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`, so rustc alone
+# does here, which takes two thirds of the time.
+ALONE = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/features/deny-warnings $(CARGO) check --lib --no-default-features
 features:
-	$(CARGO) rustc --lib --profile check --no-default-features -- -D warnings
+	$(ALONE) -p tower-storage-guard -p test-features
 	for feature in $(MECHANISMS) $(LIBRARIES); do \
-		$(CARGO) rustc --lib --profile check --no-default-features --features $$feature -- -D warnings || exit 1; \
+		$(ALONE) -p tower-storage-guard -p test-features --features tower-storage-guard/$$feature || exit 1; \
 	done
-	for package in $(SERVERS); do \
-		$(CARGO) clippy -p $$package -- -D warnings || exit 1; \
+	$(CARGO) check -p axum-upload
+	$(CARGO) check $(SERVERS:%=-p %)
+
+# The same, where no package brings what another needs: each run compiles the dependencies again.
+features-alone:
+	for feature in $(MECHANISMS) $(LIBRARIES); do \
+		$(ALONE) --features $$feature || exit 1; \
 	done
+	for package in $(SERVERS); do $(CARGO) check -p $$package || exit 1; done
 
 # The crate as it is published: its examples build, and the library builds against the oldest versions of what it names.
 PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -107,7 +115,7 @@ package:
 # Long runs, which are no part of `test`: random and killed runs many times over, and what takes many minutes to compile.
 # RocksDB needs Debian's clang and libclang-dev.
 TIMES = 25
-soak: tools clients
+soak: tools clients features-alone
 	$(CARGO) build $(ALL) --bins --examples
 	STORAGE_GUARD_EXAMPLES=built STORAGE_GUARD_TIMES=$(TIMES) $(CARGO) test $(ALL) --no-fail-fast -- --include-ignored
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml
