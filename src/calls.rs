@@ -7,7 +7,7 @@ use http::request;
 use crate::{config::ConfigError, layer::StorageGuardLayer, protocol::Select, refusal::Grpc};
 
 /// Settings for gRPC, gRPC-Web and Connect.
-impl<Q> StorageGuardLayer<Q> {
+impl<Q, P> StorageGuardLayer<Q, P> {
     /// Adds calls that write: `package.Service/Method` for one, `package.Service` for all of a service. These are
     /// guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so
     /// the method does not identify those that write. Calls added earlier are kept.

@@ -1,6 +1,6 @@
 //! [`StorageGuardLayer`] and its settings.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, request, response};
@@ -20,6 +20,7 @@ use crate::{
     scope::Scopes,
     service::StorageGuard,
     settings::{HttpSettings, PriceBy, Priced, Settings},
+    setup::{ByHead, Charges, Scoped, Unscoped},
 };
 
 /// Guards a service: reserves storage before a request is admitted, and answers when there is none.
@@ -68,9 +69,14 @@ use crate::{
 /// # What happens when your own functions panic
 ///
 /// The panic propagates to the task that drives the request, as from any handler. What was reserved is released.
+/// # The second parameter
+///
+/// It records how requests are priced and charged, so that a mistake does not compile: a quota that no request would be
+/// charged to, or two pricings of which one would be ignored. See [`setup`](crate::setup).
 #[must_use]
-pub struct StorageGuardLayer<Q = NoQuota> {
+pub struct StorageGuardLayer<Q = NoQuota, P = Unscoped> {
     settings: Arc<Settings<Q>>,
+    setup: PhantomData<fn() -> P>,
 }
 
 impl<Q> StorageGuardLayer<Q> {
@@ -79,12 +85,6 @@ impl<Q> StorageGuardLayer<Q> {
     /// Give clones of one guard to several layers and to jobs beside them, and they share what it guards.
     pub fn new(guard: impl Into<Guard<Q>>) -> Self {
         Self::with(guard.into(), HttpSettings::default())
-    }
-
-    fn with(guard: Guard<Q>, http: HttpSettings) -> Self {
-        Self {
-            settings: Arc::new(Settings { guard, http }),
-        }
     }
 }
 
@@ -96,7 +96,7 @@ impl<Q: QuotaSource> StorageGuardLayer<Q> {
 }
 
 /// Settings of the guard, as [`Guard`] has them.
-impl<Q: Clone> StorageGuardLayer<Q> {
+impl<Q: Clone, P> StorageGuardLayer<Q, P> {
     /// Sets [`Guard::patience`].
     pub fn patience(self, patience: Duration) -> Self {
         self.set_guard(|guard| guard.patience(patience))
@@ -129,11 +129,12 @@ impl<Q: Clone> StorageGuardLayer<Q> {
     }
 }
 
-impl<Q> StorageGuardLayer<Q> {
+/// How requests are priced and charged by their heads, unless `webdav` does both.
+impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     /// Sets the source of limits and usage per scope. [`Self::scope_by`] says which scopes it charges.
     ///
     /// Defaults to that of the guard, or none.
-    pub fn quota<R: QuotaSource>(self, quota: R) -> StorageGuardLayer<R> {
+    pub fn quota<R: QuotaSource>(self, quota: R) -> StorageGuardLayer<R, P> {
         let Settings { guard, http } = Arc::unwrap_or_clone(self.settings);
         StorageGuardLayer::with(guard.quota(quota), http)
     }
@@ -146,15 +147,46 @@ impl<Q> StorageGuardLayer<Q> {
     ///
     /// A scope owns its name: return `Scope::from(head.uri.path())`, which copies, and not the path itself.
     ///
-    /// Defaults to none.
-    pub fn scope_by<F, T>(self, scopes: F) -> Self
+    /// Defaults to none. A layer with a quota does not compile without.
+    pub fn scope_by<F, T>(self, scopes: F) -> StorageGuardLayer<Q, Scoped>
     where
         F: Fn(&request::Parts) -> T + Send + Sync + 'static,
         T: Into<Scopes>,
     {
         self.set(|settings| settings.scopes = Some(Arc::new(move |head| scopes(head).into())))
+            .set_up()
     }
 
+    /// Sets what a request costs, given what its head declares.
+    ///
+    /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
+    /// unknown; and one object for POST, PUT, MKCOL, MKCALENDAR and COPY.
+    pub fn price_by<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
+    where
+        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
+        T: Into<Price>,
+    {
+        let price = move |head: &request::Parts, demand| price(head, demand).into();
+        self.set_price(PriceBy::At(Arc::new(price))).set_up()
+    }
+
+    /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
+    /// overwritten, say. The function runs at once, the future it returns is awaited.
+    pub fn price_by_async<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
+    where
+        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
+        T: Future<Output: Into<Price>> + Send + 'static,
+    {
+        let price = move |head: &request::Parts, demand| -> Priced {
+            let price = price(head, demand);
+            Box::pin(async { price.await.into() })
+        };
+        self.set_price(PriceBy::Later(Arc::new(price))).set_up()
+    }
+}
+
+/// How requests are told apart, and answered.
+impl<Q, P> StorageGuardLayer<Q, P> {
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
     ///
     /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
@@ -165,37 +197,6 @@ impl<Q> StorageGuardLayer<Q> {
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
     {
         self.set(|settings| settings.applies.chosen = Some(Arc::new(applies)))
-    }
-
-    /// Sets what a request costs, given what its head declares.
-    ///
-    /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
-    /// unknown; and one object for POST, PUT, MKCOL, MKCALENDAR and COPY.
-    pub fn price_by<F, T>(self, price: F) -> Self
-    where
-        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
-        T: Into<Price>,
-    {
-        self.set(|settings| {
-            let price = move |head: &request::Parts, demand| price(head, demand).into();
-            settings.price = Some(PriceBy::At(Arc::new(price)));
-        })
-    }
-
-    /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
-    /// overwritten, say. The function runs at once, the future it returns is awaited.
-    pub fn price_by_async<F, T>(self, price: F) -> Self
-    where
-        F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
-        T: Future<Output: Into<Price>> + Send + 'static,
-    {
-        self.set(|settings| {
-            let price = move |head: &request::Parts, demand| -> Priced {
-                let price = price(head, demand);
-                Box::pin(async { price.await.into() })
-            };
-            settings.price = Some(PriceBy::Later(Arc::new(price)));
-        })
     }
 
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
@@ -308,6 +309,25 @@ impl<Q> StorageGuardLayer<Q> {
         &self.settings.http
     }
 
+    fn with(guard: Guard<Q>, http: HttpSettings) -> Self {
+        Self {
+            settings: Arc::new(Settings { guard, http }),
+            setup: PhantomData,
+        }
+    }
+
+    pub(crate) fn set_price(self, price: PriceBy) -> Self {
+        self.set(|settings| settings.price = Some(price))
+    }
+
+    /// Records how requests are priced and charged from now on.
+    pub(crate) fn set_up<R>(self) -> StorageGuardLayer<Q, R> {
+        StorageGuardLayer {
+            settings: self.settings,
+            setup: PhantomData,
+        }
+    }
+
     pub(crate) fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
         set(&mut Arc::make_mut(&mut self.settings).http);
         self
@@ -318,7 +338,7 @@ impl<Q> StorageGuardLayer<Q> {
     }
 }
 
-impl<S, Q> Layer<S> for StorageGuardLayer<Q> {
+impl<S, Q, P: Charges<Q>> Layer<S> for StorageGuardLayer<Q, P> {
     type Service = StorageGuard<S, Q>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -326,15 +346,16 @@ impl<S, Q> Layer<S> for StorageGuardLayer<Q> {
     }
 }
 
-impl<Q> Clone for StorageGuardLayer<Q> {
+impl<Q, P> Clone for StorageGuardLayer<Q, P> {
     fn clone(&self) -> Self {
         Self {
             settings: Arc::clone(&self.settings),
+            setup: PhantomData,
         }
     }
 }
 
-impl<Q> fmt::Debug for StorageGuardLayer<Q> {
+impl<Q, P> fmt::Debug for StorageGuardLayer<Q, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.settings.fmt(f)
     }

@@ -168,6 +168,7 @@ mod rpc;
 mod scope;
 mod service;
 mod settings;
+pub mod setup;
 mod steps;
 #[cfg(feature = "store")]
 pub mod store;

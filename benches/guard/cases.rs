@@ -25,6 +25,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_storage_guard::{
     Headroom, Probe, Reading, Reservation, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
+    setup::Scoped,
 };
 
 /// The length of an upload, in bytes.
@@ -298,7 +299,7 @@ pub(crate) fn disk_guard() -> StorageGuardLayer {
     StorageGuardLayer::new(volume())
 }
 
-pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota> {
+pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota, Scoped> {
     let quota = MemoryQuota::new(Limits::bytes(1 << 60).objects(1 << 60));
     quota.set_used("user:42", tower_storage_guard::Amount::new(1, 1));
     disk_guard().quota(quota).scope_by(|_| "user:42")

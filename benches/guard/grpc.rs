@@ -16,7 +16,7 @@ use http_body::{Body, Frame};
 use prost::Message;
 use tonic::{Status, Streaming, body::Body as TonicBody};
 use tower::{Layer, Service};
-use tower_storage_guard::{StorageGuardLayer, quota::MemoryQuota};
+use tower_storage_guard::{StorageGuardLayer, quota::MemoryQuota, setup::Scoped};
 
 use super::{
     cases::{Case, answer, request, whole_guard},
@@ -73,7 +73,7 @@ pub(crate) fn server_streams() -> [Case<TonicBody>; 2] {
     ]
 }
 
-fn guard(call: &str) -> StorageGuardLayer<MemoryQuota> {
+fn guard(call: &str) -> StorageGuardLayer<MemoryQuota, Scoped> {
     whole_guard().calls([call]).unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! A type-erased source.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{any::Any, fmt, pin::Pin, sync::Arc};
 
 use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
 use crate::{amount::Amount, scope::Scopes};
@@ -28,6 +28,10 @@ impl AnyQuota {
     /// Wraps a source.
     pub fn new(source: impl QuotaSource) -> Self {
         Self(Arc::new(source))
+    }
+
+    pub(crate) fn source(&self) -> &dyn Any {
+        self.0.as_any()
     }
 }
 
@@ -74,6 +78,8 @@ impl QuotaHold for AnyHold {
 
 /// [`QuotaSource`], without associated types.
 trait AnySource: Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+
     fn reserve_any(
         &self,
         scopes: &Scopes,
@@ -85,6 +91,10 @@ trait AnySource: Send + Sync {
 }
 
 impl<Q: QuotaSource> AnySource for Q {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
     fn reserve_any(
         &self,
         scopes: &Scopes,

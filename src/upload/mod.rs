@@ -224,7 +224,7 @@ impl Uploads {
     }
 }
 
-impl<Q> StorageGuardLayer<Q> {
+impl<Q, P> StorageGuardLayer<Q, P> {
     /// Reserves the whole of an upload at its first request, for uploads of several requests. See [`Uploads`].
     ///
     /// By default, each request is reserved by itself.

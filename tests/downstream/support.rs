@@ -8,7 +8,7 @@ use tower_storage_guard::{
     StorageGuardLayer,
     axum::Failure,
     fault::{Cause, Classifier},
-    quota::{Limits, MemoryQuota},
+    quota::NoQuota,
 };
 
 pub(crate) use test_support::running::{Running, free_port, listens};
@@ -106,7 +106,7 @@ where
         done.map_err(|error| error.context("while storing").context("in the handler"))?;
         Ok(StatusCode::CREATED)
     });
-    let guard = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED));
+    let guard = StorageGuardLayer::quota_only(NoQuota);
     let guard = guard.classifier(classifier);
     let app = Router::new()
         .route("/plain", plain)

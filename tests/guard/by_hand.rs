@@ -20,6 +20,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
     Amount, Reservation, ResponseBody, StorageGuardLayer,
     quota::{FunctionQuota, Limits, Quota, QuotaSource, quota_future},
+    setup::Charges,
 };
 
 /// Longer than any operation that ends at all.
@@ -36,9 +37,10 @@ pub(crate) struct ByHand {
 }
 
 impl ByHand {
-    pub(crate) fn new<Q>(layer: StorageGuardLayer<Q>) -> Self
+    pub(crate) fn new<Q, P>(layer: StorageGuardLayer<Q, P>) -> Self
     where
-        Q: QuotaSource<Hold: Send, Future: Send> + Clone + Send + Sync + 'static,
+        Q: QuotaSource + Clone,
+        P: Charges<Q>,
     {
         let (give, taken) = mpsc::unbounded_channel();
         let service = layer.layer(service_fn(move |request: Request<Incoming>| {

@@ -27,6 +27,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, MeteredBody, Probe, Reading, Reservation, Scopes, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota, Quota, QuotaSource, quota_future},
+    setup::Charges,
 };
 
 const GIB: u64 = 1 << 30;
@@ -230,10 +231,10 @@ impl<F: Future> Future for Leaving<F> {
 
 /// Sends all `clients` through `layer`, each in a task. Returns the bytes that were acknowledged and stored, and the
 /// number of refusals.
-async fn all_at_once<Q>(layer: StorageGuardLayer<Q>, clients: Vec<Client>) -> (u64, usize)
+async fn all_at_once<Q, P>(layer: StorageGuardLayer<Q, P>, clients: Vec<Client>) -> (u64, usize)
 where
-    Q: QuotaSource + Clone + Send + Sync + 'static,
-    Q::Future: Send,
+    Q: QuotaSource + Clone,
+    P: Charges<Q>,
 {
     let mut tasks = Vec::new();
     for client in clients {

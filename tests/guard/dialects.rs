@@ -9,6 +9,7 @@ use tower_storage_guard::{
     StorageGuardLayer,
     quota::MemoryQuota,
     refusal::{Asked, Dialect, Refusal},
+    setup::Scoped,
 };
 
 /// Answers requests below a path with their URI.
@@ -44,7 +45,7 @@ impl Dialect for Marked {
 
 /// The content type and the content of the refusal of an upload.
 async fn refuse(
-    layer: &StorageGuardLayer<MemoryQuota>,
+    layer: &StorageGuardLayer<MemoryQuota, Scoped>,
     uri: &str,
     mark: Option<Marked>,
 ) -> (String, String) {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use test_support::service::{USER, layer};
 use tower::{ServiceBuilder, ServiceExt};
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_storage_guard::{Amount, StorageGuardLayer, quota::MemoryQuota};
+use tower_storage_guard::{Amount, StorageGuardLayer, quota::MemoryQuota, setup::Scoped};
 
 const LIMIT: usize = 1_000;
 
@@ -60,7 +60,7 @@ fn limited(router: Router, limit: Limit) -> Router {
 fn limited_and_guarded(
     router: Router,
     limit: Limit,
-    guard: StorageGuardLayer<MemoryQuota>,
+    guard: StorageGuardLayer<MemoryQuota, Scoped>,
 ) -> Router {
     let stack = ServiceBuilder::new();
     match limit {
@@ -71,7 +71,7 @@ fn limited_and_guarded(
     }
 }
 
-fn service(guard: StorageGuardLayer<MemoryQuota>, limit: Limit, place: Place) -> Router {
+fn service(guard: StorageGuardLayer<MemoryQuota, Scoped>, limit: Limit, place: Place) -> Router {
     let router = Router::new()
         .route("/bytes", post(async |_: Bytes| StatusCode::CREATED))
         .route("/json", post(async |_: Json<Value>| StatusCode::CREATED))

@@ -30,6 +30,8 @@ where
     let layer = StorageGuardLayer::new(volume.clone())
         .quota(quota)
         .applies_when(|_| true)
+        // The price names them.
+        .scope_by(|_| Scopes::NONE)
         .price_by(move |_, _| price.clone());
     let service = layer.layer(service_fn(move |request: Request<Incoming>| async move {
         let mut answer = read_all(request).await?;

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
-    MeteredBody, Refused, ResponseBody, StorageGuardLayer, quota::QuotaSource,
+    MeteredBody, Refused, ResponseBody, StorageGuardLayer, quota::QuotaSource, setup::Charges,
 };
 
 use crate::grpc::LIMIT;
@@ -47,9 +47,13 @@ pub(crate) struct ByHand {
 }
 
 impl ByHand {
-    pub(crate) async fn call<Q>(layer: &StorageGuardLayer<Q>, content_type: &'static str) -> Self
+    pub(crate) async fn call<Q, P>(
+        layer: &StorageGuardLayer<Q, P>,
+        content_type: &'static str,
+    ) -> Self
     where
-        Q: QuotaSource<Hold: Send, Future: Send> + Clone + Send + Sync + 'static,
+        Q: QuotaSource + Clone,
+        P: Charges<Q>,
     {
         let (send, content) = by_hand();
         let (reply, replies) = by_hand();

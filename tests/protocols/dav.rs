@@ -14,6 +14,7 @@ use tower_storage_guard::{
     fault::{Cause, Fault, Resource, Source},
     quota::{MemoryQuota, Quota, quota_future},
     refusal::{Dav, Refusal},
+    setup::Scoped,
 };
 
 const XML: &str = "application/xml; charset=\"utf-8\"";
@@ -21,7 +22,7 @@ const XML: &str = "application/xml; charset=\"utf-8\"";
 type Answer = Response<ResponseBody<Full<bytes::Bytes>>>;
 
 /// A guard that supports WebDAV, with a quota of `limit` bytes.
-fn dav(limit: u64) -> (MemoryQuota, StorageGuardLayer<MemoryQuota>) {
+fn dav(limit: u64) -> (MemoryQuota, StorageGuardLayer<MemoryQuota, Scoped>) {
     let (_, quota, layer) = layer(limit);
     (quota, layer.dialect(Dav::default()))
 }

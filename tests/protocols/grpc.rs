@@ -47,6 +47,7 @@ use tower_storage_guard::{
     Amount, Probe, Reading, StorageGuardLayer, Volume,
     fault::Cause,
     quota::{Limits, MemoryQuota},
+    setup::Scoped,
     tonic::{reservation, status},
 };
 
@@ -75,7 +76,7 @@ pub(crate) struct Guarded {
     room: Room,
     volume: Volume,
     pub(crate) quota: MemoryQuota,
-    pub(crate) layer: StorageGuardLayer<MemoryQuota>,
+    pub(crate) layer: StorageGuardLayer<MemoryQuota, Scoped>,
 }
 
 impl Guarded {

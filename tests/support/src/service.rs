@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tower_storage_guard::{
     MeteredBody, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
+    setup::Scoped,
 };
 
 use crate::disk::Disk;
@@ -49,7 +50,7 @@ pub async fn read_all(request: Request<Incoming>) -> Result<Reply, Infallible> {
 }
 
 /// A guard with a volume and a quota of `limit` bytes, charged to one user.
-pub fn layer(limit: u64) -> (Volume, MemoryQuota, StorageGuardLayer<MemoryQuota>) {
+pub fn layer(limit: u64) -> (Volume, MemoryQuota, StorageGuardLayer<MemoryQuota, Scoped>) {
     let volume = Disk::new(1 << 30).volume();
     let quota = MemoryQuota::new(Limits::bytes(limit));
     let layer = StorageGuardLayer::new(volume.clone())

@@ -1,0 +1,78 @@
+//! How requests are priced and charged, as types: the second parameter of a [`StorageGuardLayer`].
+//!
+//! Nobody has to name them, except in the type of a field or a function that takes a layer. They make three mistakes
+//! compile errors:
+//!
+//! - a quota that no request is charged to, because neither [`scope_by`] nor [`webdav`] says what to charge;
+//! - [`price_by`], [`scope_by`] or [`quota`] after [`webdav`], which prices and charges by itself;
+//! - [`webdav`] after any of the first two, which it would replace.
+//!
+//! [`StorageGuardLayer`]: crate::StorageGuardLayer
+//! [`scope_by`]: crate::StorageGuardLayer::scope_by
+//! [`price_by`]: crate::StorageGuardLayer::price_by
+//! [`quota`]: crate::StorageGuardLayer::quota
+//! [`webdav`]: crate::StorageGuardLayer::webdav
+
+use crate::quota::NoQuota;
+
+/// Requests cost what their heads declare, and no scope is charged. The first state of a layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Unscoped {}
+
+/// Requests are priced by a function, and no scope is charged where that names none.
+#[derive(Clone, Copy, Debug)]
+pub enum Priced {}
+
+/// A function names the scopes that requests are charged to.
+#[derive(Clone, Copy, Debug)]
+pub enum Scoped {}
+
+/// Requests are priced and charged as WebDAV.
+#[derive(Clone, Copy, Debug)]
+pub enum ByDav {}
+
+/// States in which the scopes to charge in a quota `Q` are known. A layer in another state does not guard a service.
+#[diagnostic::on_unimplemented(
+    message = "nothing is charged to the quota of this layer",
+    label = "the scopes of requests are not known",
+    note = "say which scopes a request is charged to, with `scope_by`, or use `webdav`",
+    note = "if `price_by` names the scopes of every request, add `scope_by(|_| Scopes::NONE)`"
+)]
+pub trait Charges<Q>: sealed::Sealed {}
+
+impl Charges<NoQuota> for Unscoped {}
+impl Charges<NoQuota> for Priced {}
+impl<Q> Charges<Q> for Scoped {}
+impl<Q> Charges<Q> for ByDav {}
+
+/// States in which a layer takes a quota, a pricing and scopes.
+#[diagnostic::on_unimplemented(
+    message = "`webdav` prices and charges the requests of this layer already",
+    label = "this would be ignored",
+    note = "set the quota before `webdav`; its `WebDav` takes the scopes"
+)]
+pub trait ByHead: sealed::Sealed {
+    /// The state with a pricing.
+    type Priced;
+}
+
+impl ByHead for Unscoped {
+    type Priced = Priced;
+}
+
+impl ByHead for Priced {
+    type Priced = Priced;
+}
+
+impl ByHead for Scoped {
+    type Priced = Scoped;
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for super::Unscoped {}
+    impl Sealed for super::Priced {}
+    impl Sealed for super::Scoped {}
+    impl Sealed for super::ByDav {}
+}
