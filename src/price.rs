@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     Known,
     /// It cannot be determined.
     Unknown,
+    /// The request is malformed.
+    Malformed,
     /// Nothing is reserved, and the body is not bounded.
     Free,
     /// Another reservation holds `bytes` for it. Of these, `unclaimed` have to be claimed again on the volume.
@@ -42,6 +44,15 @@ impl Price {
     pub fn unavailable() -> Self {
         Self {
             kind: Kind::Unknown,
+            ..Demand::nothing().into()
+        }
+    }
+
+    /// The head of the request is malformed, or says two things, so that the service may read it differently. The request is
+    /// answered 400, and the service is not called.
+    pub fn malformed() -> Self {
+        Self {
+            kind: Kind::Malformed,
             ..Demand::nothing().into()
         }
     }
@@ -73,8 +84,8 @@ impl Price {
     }
 
     /// Sets a hook that runs when the request is admitted.
-    pub(crate) fn on_start(mut self, hook: Option<StartHook>) -> Self {
-        self.on_start = hook;
+    pub(crate) fn on_start(mut self, hook: StartHook) -> Self {
+        self.on_start = Some(hook);
         self
     }
 

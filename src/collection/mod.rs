@@ -6,6 +6,7 @@ mod scan;
 mod state;
 
 use std::{
+    any::Any,
     fmt,
     future::{Ready, ready},
     io,
@@ -17,13 +18,14 @@ use std::{
 use tokio::sync::Notify;
 
 pub(crate) use self::state::After;
-use self::state::{State, Thread};
+use self::state::{State, Stay, Thread};
 pub use self::{builder::CollectionQuotaBuilder, dav_quota::DavQuota};
 use crate::{
     amount::Amount,
     config::ConfigError,
     quota::{
-        Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource, Usage,
+        Answer, AnyQuota, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold,
+        QuotaSource, Usage,
     },
     scope::{Scope, Scopes},
     tree::Tree,
@@ -35,8 +37,8 @@ use crate::{
 /// collection that it is in, and has to fit into each. A request that does not fit is refused with
 /// `collection_limit_reached`.
 ///
-/// A handle: clones share everything. Give one to the layer, and one to
-/// [`WebDav::collections`](crate::dav::WebDav::collections):
+/// A handle: clones share everything. Give one to the layer, and
+/// [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav) charges the paths of requests to it:
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -58,7 +60,7 @@ use crate::{
 ///
 /// let guard = StorageGuardLayer::new(Volume::open(root)?)
 ///     .quota(collections.clone())
-///     .webdav(WebDav::new(tree).scope_by(|_, _| "user:42").collections(&collections));
+///     .webdav(WebDav::new(tree).scope_by(|_, _| "user:42"));
 /// # Ok(())
 /// # }
 /// ```
@@ -81,10 +83,13 @@ use crate::{
 /// From then on, each request is counted as it settles. Changes that bypass the server are found by a
 /// [rescan](Self::rescan), which also runs [on a schedule](CollectionQuotaBuilder::rescan_every).
 ///
-/// A scan counts only if no request was in flight in its collection while it ran. Otherwise it may have seen half an
-/// upload, or missed a file that was moved meanwhile. It is then retried after a pause that grows and is at least
-/// four times as long as the scan took; meanwhile the old figure stays, which is exact for everything that the guard
-/// has admitted. A collection that always has requests in flight is never rescanned.
+/// A scan is exact if no request was in flight in its collection while it ran, and it waits a second for that. Otherwise
+/// it may have seen half an upload, or missed a file that was moved meanwhile. It then only bounds the figure: what was
+/// in flight or settled while it ran is the difference between the two bounds, and the figure stays if it is between
+/// them. The scan is retried after a pause that grows and is at least four times as long as the scan took. The figure
+/// may be too high until then, by what requests in flight have written, but not too low.
+///
+/// A request that fails may have left something: the collections that it writes to are scanned.
 ///
 /// There are two exceptions. The first scan is accepted as it is at its third try, because deletes are never refused,
 /// and must not keep a collection out of service. And a COPY or MOVE that brings along a limited collection, under
@@ -162,8 +167,8 @@ impl CollectionQuota {
 
     /// Rescans every collection. Resolves when all scans that began after this call have ended, with exact figures.
     ///
-    /// A collection without requests in flight is scanned at once; others when their requests have ended, if ever. So
-    /// bound the wait with a timeout. The scans run whether or not the future is polled.
+    /// A collection without requests in flight is scanned at once. In others a scan corrects the figure to within what is
+    /// in flight, and its exact scan comes when the requests have ended, if ever. So bound the wait with a timeout. The scans run whether or not the future is polled.
     ///
     /// ```
     /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};
@@ -203,7 +208,7 @@ impl CollectionQuota {
 
     /// The scopes of the collections that `path` is in, the nearest first. It is in itself, where it has a limit.
     ///
-    /// [`WebDav::collections`](crate::dav::WebDav::collections) does this for WebDAV.
+    /// [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav) charges these.
     pub fn scopes(&self, path: impl AsRef<Path>) -> Scopes {
         self.shared().lock().scopes(path.as_ref())
     }
@@ -220,16 +225,27 @@ impl CollectionQuota {
         &self.shared().quota
     }
 
+    /// The collections that a quota source is, or contains.
+    pub(crate) fn within(source: &dyn Any) -> Option<&Self> {
+        if let Some(any) = source.downcast_ref::<AnyQuota>() {
+            return Self::within(any.source());
+        }
+        let shared = source.downcast_ref::<Arc<Self>>();
+        shared.map(|shared| &**shared).or(source.downcast_ref())
+    }
+
     /// Registers a request in flight that writes to `paths`. If it is `uncounted`, the bytes that it removes are
     /// unknown.
     pub(crate) fn enter(&self, paths: &[(&Path, After)], uncounted: bool) -> Visit {
         let shared = self.shared();
         let mut state = shared.lock();
         let places = state.touched(paths, uncounted);
-        state.enter(&places);
+        let removes = paths.iter().any(|(_, after)| *after == After::Rescan);
+        state.enter(&places, removes);
         Visit {
             shared: Arc::clone(shared),
             places,
+            removes,
             has_succeeded: false,
         }
     }
@@ -284,7 +300,7 @@ impl QuotaSource for CollectionQuota {
         let shared = self.shared();
         // Under the lock: no scan is adopted between this note and the change.
         let mut state = shared.lock();
-        state.note_change(scopes);
+        state.note_given_back(scopes, amount);
         shared.quota.give_back(scopes, amount);
     }
 }
@@ -301,13 +317,26 @@ impl QuotaHold for CollectionHold {
     type Grow = Ready<Result<(), QuotaError>>;
 
     fn grow(&mut self, more: Amount) -> Self::Grow {
-        let grown = self.hold.grow(more).into_inner();
-        ready(grown.map_err(|error| self.visit.shared.lock().named(error)))
+        let mut state = self.visit.shared.lock();
+        ready(match self.hold.grow(more).into_inner() {
+            Ok(()) => {
+                state.note_reserved(&self.visit.places, more);
+                Ok(())
+            }
+            Err(error) => Err(state.named(error)),
+        })
     }
 
     fn commit(self, change: Change) -> Self::Commit {
         let Self { hold, visit } = self;
+        // Under the lock: no scan is adopted between the note and the change.
+        let mut state = visit.shared.lock();
+        for scope in state.note_charge(&visit.places, change) {
+            let quota = &visit.shared.quota;
+            quota.adjust(scope, change.loss().into());
+        }
         let committed = hold.commit(change);
+        drop(state);
         drop(visit);
         committed
     }
@@ -322,7 +351,8 @@ impl fmt::Debug for CollectionHold {
 /// A request in flight in some collections, until this is dropped.
 pub(crate) struct Visit {
     shared: Arc<Shared>,
-    places: Vec<(usize, After)>,
+    places: Vec<Stay>,
+    removes: bool,
     has_succeeded: bool,
 }
 
@@ -338,7 +368,9 @@ impl Drop for Visit {
         if self.places.is_empty() {
             return;
         }
-        let is_due = self.shared.lock().leave(&self.places, self.has_succeeded);
+        let mut state = self.shared.lock();
+        let is_due = state.leave(&self.places, self.removes, self.has_succeeded);
+        drop(state);
         if is_due {
             self.shared.changed.notify_all();
         }
@@ -395,12 +427,14 @@ impl Shared {
         let taken = taken.expect("memory decides at once");
         Some(match taken {
             Ok(hold) => {
-                state.enter(&places);
+                state.enter(&places, false);
+                state.note_reserved(&places, demand);
                 Ok(CollectionHold {
                     hold,
                     visit: Visit {
                         shared: Arc::clone(self),
                         places,
+                        removes: false,
                         has_succeeded: true,
                     },
                 })

@@ -32,7 +32,7 @@ impl Shared {
         let mut state = self.lock();
         while state.thread != Thread::Stops {
             let now = Instant::now();
-            let at = match state.next(now) {
+            let at = match state.next() {
                 Some((at, due)) if due <= now => at,
                 Some((_, due)) => {
                     let waited = self.changed.wait_timeout(state, due - now);
@@ -45,14 +45,16 @@ impl Shared {
                     continue;
                 }
             };
-            let scan = state.begin(at);
+            let held = self.quota.usage(state.scope(at)).held;
+            let scan = state.begin(at, held);
             drop(state);
             // A user's tree may panic. That is a failed scan, and the thread goes on.
             let measure = || self.tree.measure(&scan.path, Depth::Infinity);
             let found = catch_unwind(AssertUnwindSafe(measure))
                 .unwrap_or_else(|_| Err(io::Error::other("the tree panicked")));
             state = self.lock();
-            if let Some((scope, used)) = state.end(&scan, found) {
+            let used = self.quota.usage(state.scope(at)).used;
+            if let Some((scope, used)) = state.end(&scan, found, used) {
                 self.quota.set_used(scope, used);
             }
             drop(state);

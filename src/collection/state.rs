@@ -11,7 +11,7 @@ use crate::{
     amount::Amount,
     cause::Cause,
     config::ConfigError,
-    quota::QuotaError,
+    quota::{Change, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -21,6 +21,9 @@ const TRIES: u32 = 2;
 /// The pause after a failed or inexact scan, and the maximum that it doubles to. It is longer if the scan took long.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a scan that is due waits for the requests in its collection to end, so that it is exact.
+const REST: Duration = Duration::from_secs(1);
 
 /// What happens to a collection's figure when a request in it ends.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -58,11 +61,23 @@ struct Collection {
     path: PathBuf,
     scope: Scope,
     figure: Figure,
-    /// Requests that may be changing it.
+    /// Requests that may be changing it, and how many of them may remove something.
     underway: u64,
+    removing: u64,
     /// How many times `underway` or the counted usage has changed. Only differences are meaningful.
     changes: u64,
+    /// How many times a scan has lowered the figure beside requests in flight.
+    lowered: u64,
     scans: Scans,
+}
+
+/// A request in flight in a collection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Stay {
+    at: usize,
+    after: After,
+    /// The collection's `lowered` when it began.
+    lowered: u64,
 }
 
 /// What the quota has for a collection.
@@ -86,6 +101,16 @@ struct Scans {
     tries: u32,
     not_before: Instant,
     scanned_at: Instant,
+    window: Window,
+}
+
+/// What was counted since a scan has begun.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    /// What requests in flight may have written, and the scan may have seen.
+    in_flight: Amount,
+    added: Amount,
+    removed: Amount,
 }
 
 /// A scan in progress.
@@ -148,7 +173,9 @@ impl State {
             scope,
             figure: Figure::Unknown,
             underway: 0,
+            removing: 0,
             changes: 0,
+            lowered: 0,
             scans: Scans {
                 asked: 0,
                 answered: 0,
@@ -156,6 +183,7 @@ impl State {
                 tries: 0,
                 not_before: now,
                 scanned_at: now,
+                window: Window::default(),
             },
         });
     }
@@ -196,16 +224,24 @@ impl State {
     }
 
     /// The collections among `scopes`.
-    pub(super) fn places(&self, scopes: &Scopes) -> Vec<(usize, After)> {
+    pub(super) fn places(&self, scopes: &Scopes) -> Vec<Stay> {
         let places = scopes.iter().filter_map(|scope| self.by_scope.get(scope));
-        places.map(|at| (*at, After::Nothing)).collect()
+        places.map(|at| self.stay(*at, After::Nothing)).collect()
+    }
+
+    fn stay(&self, at: usize, after: After) -> Stay {
+        Stay {
+            at,
+            after,
+            lowered: self.collections[at].lowered,
+        }
     }
 
     /// Whether the usage of all of them is known.
-    pub(super) fn are_known(&self, places: &[(usize, After)]) -> io::Result<bool> {
+    pub(super) fn are_known(&self, places: &[Stay]) -> io::Result<bool> {
         let mut are_known = true;
-        for (at, _) in places {
-            let collection = &self.collections[*at];
+        for stay in places {
+            let collection = &self.collections[stay.at];
             if collection.is_known() {
                 continue;
             }
@@ -220,7 +256,7 @@ impl State {
 
     /// All collections that a request to these paths touches: those that contain a path, and those under it, if the
     /// request may change them.
-    pub(super) fn touched(&self, paths: &[(&Path, After)], uncounted: bool) -> Vec<(usize, After)> {
+    pub(super) fn touched(&self, paths: &[(&Path, After)], uncounted: bool) -> Vec<Stay> {
         let of_those_above = match uncounted {
             true => After::Rescan,
             false => After::Nothing,
@@ -237,48 +273,77 @@ impl State {
                 }
             }
         }
-        touched.into_iter().collect()
+        let touched = touched.into_iter();
+        touched.map(|(at, after)| self.stay(at, after)).collect()
     }
 
     /// A request begins.
-    pub(super) fn enter(&mut self, places: &[(usize, After)]) {
-        for (at, _) in places {
-            let collection = &mut self.collections[*at];
+    pub(super) fn enter(&mut self, places: &[Stay], removes: bool) {
+        for stay in places {
+            let collection = &mut self.collections[stay.at];
             collection.underway += 1;
+            collection.removing += u64::from(removes);
             collection.changes += 1;
         }
     }
 
     /// A request has ended. Returns whether a scan that waited for this is now due.
-    pub(super) fn leave(&mut self, places: &[(usize, After)], success: bool) -> bool {
+    pub(super) fn leave(&mut self, places: &[Stay], removes: bool, success: bool) -> bool {
         let (now, every) = (Instant::now(), self.every);
         let mut is_due = false;
-        for (at, after) in places {
-            let collection = &mut self.collections[*at];
+        for stay in places {
+            let collection = &mut self.collections[stay.at];
             collection.underway -= 1;
+            collection.removing -= u64::from(removes);
             collection.changes += 1;
-            match after {
-                After::Nothing => {}
+            match stay.after {
+                After::Nothing if success => {}
                 After::Forget if success => {
                     collection.figure = Figure::Unknown;
                     collection.scans.tries = 0;
                 }
-                // Half of it may be in the figure.
-                After::Forget | After::Rescan => collection.doubt(),
+                // Half of it may be on the disk, or in the figure.
+                After::Nothing | After::Forget | After::Rescan => collection.doubt(),
             }
             // The thread sleeps until the due time anyway, unless it does not know that time yet.
-            let was_waited_for =
-                collection.may_begin() && collection.due(every).is_some_and(|due| due <= now);
-            is_due |= was_waited_for || *after > After::Nothing;
+            let was_waited_for = collection.due(every).is_some_and(|due| due <= now);
+            is_due |= was_waited_for || stay.after > After::Nothing || !success;
         }
         is_due
     }
 
-    /// Usage changes outside of the requests in flight.
-    pub(super) fn note_change(&mut self, scopes: &Scopes) {
+    /// A request in flight may write more.
+    pub(super) fn note_reserved(&mut self, places: &[Stay], amount: Amount) {
+        for stay in places {
+            let window = &mut self.collections[stay.at].scans.window;
+            window.in_flight = window.in_flight + amount;
+        }
+    }
+
+    /// A request in flight is charged. Returns the scopes whose figure was lowered since it began: a scan may have seen
+    /// already what it removes, so that they are not credited with it.
+    pub(super) fn note_charge(&mut self, places: &[Stay], change: Change) -> Vec<Scope> {
+        let mut seen = Vec::new();
+        for stay in places {
+            let collection = &mut self.collections[stay.at];
+            let window = &mut collection.scans.window;
+            window.added = window.added + change.gain();
+            window.removed = window.removed + change.loss();
+            if collection.lowered != stay.lowered {
+                seen.push(collection.scope.clone());
+            }
+        }
+        seen
+    }
+
+    /// Usage is given back beside the requests that hold something.
+    pub(super) fn note_given_back(&mut self, scopes: &Scopes, amount: Amount) {
         for scope in scopes {
             if let Some(at) = self.by_scope.get(scope) {
-                self.collections[*at].changes += 1;
+                let collection = &mut self.collections[*at];
+                collection.changes += 1;
+                let window = &mut collection.scans.window;
+                window.removed = window.removed + amount;
             }
         }
     }
@@ -319,17 +384,25 @@ impl State {
         collections.all(is_answered).then_some(Ok(()))
     }
 
-    /// The next scan, and when it is due. None while there is none to do before a request ends.
-    pub(super) fn next(&self, now: Instant) -> Option<(usize, Instant)> {
+    /// The next scan, and when it is due.
+    pub(super) fn next(&self) -> Option<(usize, Instant)> {
         let collections = self.collections.iter().enumerate();
         collections
             .filter_map(|(at, collection)| Some((at, collection.due(self.every)?)))
-            .filter(|(at, due)| *due > now || self.collections[*at].may_begin())
             .min_by_key(|(_, due)| *due)
     }
 
-    pub(super) fn begin(&self, at: usize) -> Scan {
-        let collection = &self.collections[at];
+    pub(super) fn scope(&self, at: usize) -> &Scope {
+        &self.collections[at].scope
+    }
+
+    /// Begins a scan of a collection that holds this much.
+    pub(super) fn begin(&mut self, at: usize, held: Amount) -> Scan {
+        let collection = &mut self.collections[at];
+        collection.scans.window = Window {
+            in_flight: held,
+            ..Window::default()
+        };
         Scan {
             at,
             path: collection.path.clone(),
@@ -340,41 +413,46 @@ impl State {
         }
     }
 
-    /// A scan has ended. Returns the figure to set for the collection, if any.
+    /// A scan has ended. Returns the figure to set for the collection instead of `used`, if any.
     pub(super) fn end(
         &mut self,
         scan: &Scan,
         found: io::Result<Option<Amount>>,
+        used: Amount,
     ) -> Option<(&Scope, Amount)> {
         let now = Instant::now();
         let collection = &mut self.collections[scan.at];
-        collection.scans.failed = found
-            .as_ref()
-            .err()
-            .map(|error| (scan.ticket, error.kind()));
-        // No request was in flight, and none began or ended meanwhile.
-        let is_exact = scan.was_quiet && collection.changes == scan.changes;
         let found = match found {
-            Ok(found) if is_exact => {
-                collection.figure = Figure::Exact;
-                collection.scans.answered = scan.ticket;
-                collection.scans.tries = 0;
-                collection.scans.not_before = now;
-                collection.scans.scanned_at = now;
-                return Some((&collection.scope, found.unwrap_or_default()));
-            }
-            Ok(found) => found,
-            Err(_) => {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => {
+                collection.scans.failed = Some((scan.ticket, error.kind()));
                 collection.scans.pause(scan.began);
                 return None;
             }
         };
-        let is_enough = !collection.is_known() && collection.scans.tries >= TRIES;
+        collection.scans.failed = None;
+        // No request was in flight, and none began or ended meanwhile.
+        if scan.was_quiet && collection.changes == scan.changes {
+            collection.figure = Figure::Exact;
+            collection.scans.answered = scan.ticket;
+            collection.scans.tries = 0;
+            // Requests that fail cause scans. They must not keep the thread busy.
+            let rest = scan.began.elapsed().saturating_mul(4);
+            collection.scans.not_before = now.checked_add(rest).unwrap_or(now);
+            collection.scans.scanned_at = now;
+            return Some((&collection.scope, found));
+        }
+        let figure = match collection.figure {
+            Figure::Unknown if collection.scans.tries < TRIES => None,
+            Figure::Unknown => Some(found),
+            Figure::Doubtful | Figure::Exact => collection.corrected(found, used),
+        };
         collection.scans.pause(scan.began);
-        is_enough.then(|| {
+        collection.scans.scanned_at = now;
+        if figure.is_some() {
             collection.figure = Figure::Doubtful;
-            (&collection.scope, found.unwrap_or_default())
-        })
+        }
+        Some((&collection.scope, figure?))
     }
 }
 
@@ -390,19 +468,40 @@ impl Collection {
         }
     }
 
-    /// Whether a scan that began now could be exact.
-    fn may_begin(&self) -> bool {
-        !self.is_known() || self.underway == 0
-    }
-
     /// When the collection is due for a scan.
     fn due(&self, every: Duration) -> Option<Instant> {
         let scans = &self.scans;
-        if self.figure != Figure::Exact || scans.asked > scans.answered {
-            return Some(scans.not_before);
+        let is_wanted = self.figure != Figure::Exact || scans.asked > scans.answered;
+        let due = match is_wanted {
+            true => scans.not_before,
+            false => scans.scanned_at.checked_add(every)?.max(scans.not_before),
+        };
+        match self.is_known() && self.underway > 0 {
+            true => due.checked_add(REST),
+            false => Some(due),
         }
-        let due = scans.scanned_at.checked_add(every)?;
-        Some(due.max(scans.not_before))
+    }
+
+    /// The figure by a scan that has found this beside requests in flight, unless the figure may be right.
+    ///
+    /// The scan may have missed what was charged meanwhile, and it may have seen what is not charged yet, or is removed
+    /// since. So it bounds the figure from both sides.
+    fn corrected(&mut self, found: Amount, used: Amount) -> Option<Amount> {
+        let window = self.scans.window;
+        let least = found - window.in_flight - window.removed;
+        let most = match self.removing {
+            0 => found + window.added,
+            // It may have missed what these are about to give back.
+            _ => Amount::new(u64::MAX, u64::MAX),
+        };
+        let figure = Amount::new(
+            used.bytes.max(least.bytes).min(most.bytes),
+            used.objects.max(least.objects).min(most.objects),
+        );
+        if figure.bytes < used.bytes || figure.objects < used.objects {
+            self.lowered += 1;
+        }
+        (figure != used).then_some(figure)
     }
 }
 

@@ -39,42 +39,42 @@
 //! # }
 //! ```
 
+mod asked;
+mod credit;
 mod path;
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, Method,
-    header::{CONTENT_RANGE, HeaderName},
-    request,
-};
+use http::{Method, request};
 use tokio::runtime::Handle;
 
-use crate::{
-    amount::Amount, collection::After, demand::Demand, head::is_write, layer::StorageGuardLayer,
-    price::Price, reservation::StartHook, scope::Scopes, time::within,
-};
+use self::{asked::Asked, credit::Credits, path::Prefix};
 pub use crate::{
     collection::{CollectionHold, CollectionQuota, CollectionQuotaBuilder, DavQuota},
     tree::{Depth, Folder, Tree},
 };
-
-const DEPTH: HeaderName = HeaderName::from_static("depth");
-const DESTINATION: HeaderName = HeaderName::from_static("destination");
-const OVERWRITE: HeaderName = HeaderName::from_static("overwrite");
+use crate::{
+    demand::Demand,
+    head::is_write,
+    layer::StorageGuardLayer,
+    price::Price,
+    quota::QuotaSource,
+    reservation::StartHook,
+    scope::Scopes,
+    settings::PriceBy,
+    setup::{ByDav, Unscoped},
+    time::within,
+};
 
 /// Prices WebDAV requests. Given to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
 #[derive(Clone)]
 pub struct WebDav {
     tree: Arc<dyn Tree>,
     scopes: Option<Arc<ScopeBy>>,
+    /// Those of the layer's quota.
     collections: Option<CollectionQuota>,
-    prefix: Arc<str>,
+    credits: Arc<Credits>,
+    prefix: Prefix,
     timeout: Duration,
 }
 
@@ -87,7 +87,8 @@ impl WebDav {
             tree: Arc::new(tree),
             scopes: None,
             collections: None,
-            prefix: "".into(),
+            credits: Arc::default(),
+            prefix: Prefix::default(),
             timeout: Duration::from_secs(5),
         }
     }
@@ -95,7 +96,8 @@ impl WebDav {
     /// Sets the scopes that a path is charged to, such as the owner of the resource.
     ///
     /// The function is called for the target, and for COPY and MOVE also for the destination. Paths are relative to
-    /// the root of the tree, and decoded.
+    /// the root of the tree, and decoded. If the layer's quota is a [`CollectionQuota`], the collections that a path is
+    /// in are charged too.
     ///
     /// Defaults to no scopes.
     #[must_use]
@@ -108,22 +110,13 @@ impl WebDav {
         self
     }
 
-    /// Sets the collections that have limits. A path is charged to those that it is in, in addition to the scopes of
-    /// [`Self::scope_by`]. The layer's quota has to be a clone of `collections`, over the same tree.
-    ///
-    /// Defaults to none.
-    #[must_use]
-    pub fn collections(mut self, collections: &CollectionQuota) -> Self {
-        self.collections = Some(collections.clone());
-        self
-    }
-
-    /// Sets the path prefix of the tree in URLs, such as `/dav`.
+    /// Sets the path prefix of the tree in URLs, such as `/dav`. Other paths are priced by their heads, and charged to no
+    /// scope.
     ///
     /// Defaults to nothing.
     #[must_use]
-    pub fn prefix(mut self, prefix: impl Into<Arc<str>>) -> Self {
-        self.prefix = prefix.into();
+    pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
+        self.prefix = Prefix::new(prefix.as_ref());
         self
     }
 
@@ -149,31 +142,47 @@ impl WebDav {
         demand: Demand,
     ) -> impl Future<Output = Price> + Send + use<> {
         let asked = Asked::of(self, head);
-        let (tree, timeout) = (Arc::clone(&self.tree), self.timeout);
+        let (tree, credits, timeout) = (
+            Arc::clone(&self.tree),
+            Arc::clone(&self.credits),
+            self.timeout,
+        );
         let collections = self.collections.clone();
         async move {
-            let Some(asked) = asked else {
-                // Not a path of the tree: the service answers it.
-                return demand.into();
+            let asked = match asked {
+                Ok(Some(asked)) => asked,
+                // Not a path of the tree: another service answers it.
+                Ok(None) => return demand.into(),
+                Err(_) => return Price::malformed(),
             };
-            let is_removal = asked.verb == Verb::Delete;
-            let touched = asked.touched();
+            let (is_removal, touched) = (asked.is_removal(), asked.touched());
             // Measuring blocks. Outside of a runtime nothing is measured.
             let measured = async {
                 let runtime = Handle::try_current().map_err(io::Error::other)?;
-                let price = move || asked.price(&*tree, demand);
+                let price = move || asked.price(&*tree, &credits, demand);
                 runtime.spawn_blocking(price).await?
             };
-            let (price, is_uncounted) = match within(timeout, measured).await {
-                Some(Ok(price)) => (price, false),
-                _ if is_removal => (Price::free(), true),
+            let (priced, is_uncounted) = match within(timeout, measured).await {
+                Some(Ok(priced)) => (Some(priced), false),
+                _ if is_removal => (None, true),
                 _ => return Price::unavailable(),
             };
-            price.on_start(collections.map(|collections| {
-                StartHook::new(move || {
-                    let places = touched.iter().map(|(path, after)| (&**path, *after));
-                    let visit = collections.enter(&places.collect::<Vec<_>>(), is_uncounted);
-                    Box::new(move |outcome| visit.end(outcome.success))
+            let (price, credits) = match priced {
+                Some(priced) => (priced.price, priced.credits),
+                None => (Price::free(), Vec::new()),
+            };
+            let credits = Arc::new(credits);
+            price.on_start(StartHook::new(move || {
+                let places = touched.iter().map(|(path, after)| (&**path, *after));
+                let places: Vec<_> = places.collect();
+                let visit = collections.as_ref();
+                let visit = visit.map(|quota| quota.enter(&places, is_uncounted));
+                let credits = Arc::clone(&credits);
+                Box::new(move |outcome| {
+                    if let Some(visit) = visit {
+                        visit.end(outcome.success);
+                    }
+                    drop(credits);
                 })
             }))
         }
@@ -192,12 +201,22 @@ impl WebDav {
     }
 }
 
-impl<Q> StorageGuardLayer<Q> {
-    /// Prices WebDAV requests, instead of [`Self::price_by`] and [`Self::scope_by`]. All methods that write are then
-    /// guarded, and DELETE, which is never refused and gives back what it removes.
-    pub fn webdav(self, dav: WebDav) -> Self {
+impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
+    /// Prices and charges WebDAV requests, instead of [`Self::price_by`] and [`Self::scope_by`]. All methods that write are
+    /// then guarded, and DELETE, which is never refused for want of room and gives back what it removes.
+    ///
+    /// Set the quota before: if it is a [`CollectionQuota`], by itself or in an [`AnyQuota`](crate::quota::AnyQuota), paths
+    /// are charged to the collections that they are in.
+    ///
+    /// A request is answered 400 if its path, `Destination`, `Depth` or `Overwrite` is malformed, or if one of these headers
+    /// or `Content-Range` is there twice: the service may read it differently. Paths with an encoded slash are among these.
+    pub fn webdav(self, mut dav: WebDav) -> StorageGuardLayer<Q, ByDav> {
+        dav.collections = CollectionQuota::within(&self.guard().context.quota).cloned();
         self.applies_when(|head| WebDav::applies(&head.method))
-            .price_by_async(move |head, demand| dav.price(head, demand))
+            .set_price(PriceBy::Later(Arc::new(move |head, demand| {
+                Box::pin(dav.price(head, demand))
+            })))
+            .set_up()
     }
 }
 
@@ -207,144 +226,5 @@ impl fmt::Debug for WebDav {
             .field("prefix", &self.prefix)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
-    }
-}
-
-/// What a request does, as far as its price depends on it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Verb {
-    /// Replaces the target: PUT.
-    Put,
-    Copy(Depth),
-    Move,
-    Delete,
-    Lock,
-    /// Costs what its head declares: MKCOL, PROPPATCH and others.
-    Other,
-}
-
-/// A path, and the scopes that it is charged to.
-struct Place {
-    path: PathBuf,
-    scopes: Scopes,
-}
-
-/// The parts of a request that its price depends on.
-struct Asked {
-    verb: Verb,
-    target: Place,
-    destination: Option<Place>,
-    overwrites: bool,
-}
-
-impl Asked {
-    fn of(dav: &WebDav, head: &request::Parts) -> Option<Self> {
-        let place = |path: &str| {
-            let path = path::of(path, &dav.prefix)?;
-            let scopes = dav.scopes(head, &path);
-            Some(Place { path, scopes })
-        };
-        let verb = match head.method.as_str() {
-            // A part of a file replaces an unknown range.
-            "PUT" if head.headers.contains_key(CONTENT_RANGE) => Verb::Other,
-            "PUT" => Verb::Put,
-            "COPY" => Verb::Copy(depth(&head.headers)),
-            "MOVE" => Verb::Move,
-            "DELETE" => Verb::Delete,
-            "LOCK" => Verb::Lock,
-            _ => Verb::Other,
-        };
-        let destination = head.headers.get(DESTINATION);
-        let destination = destination.and_then(|value| path::in_header(value.as_bytes()));
-        Some(Self {
-            verb,
-            target: place(head.uri.path())?,
-            destination: destination.as_deref().and_then(place),
-            // RFC 4918, section 10.6: T is the default.
-            overwrites: head
-                .headers
-                .get(OVERWRITE)
-                .is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"F")),
-        })
-    }
-
-    /// The paths that the request writes to, and how it affects limited collections under them, which the price does
-    /// not include.
-    fn touched(&self) -> Vec<(PathBuf, After)> {
-        let (at_target, at_destination) = match self.verb {
-            Verb::Put | Verb::Lock | Verb::Other => (After::Nothing, After::Nothing),
-            Verb::Delete => (After::Rescan, After::Nothing),
-            Verb::Copy(_) => (After::Nothing, After::Forget),
-            Verb::Move => (After::Rescan, After::Forget),
-        };
-        let mut touched = vec![(self.target.path.clone(), at_target)];
-        // A COPY only reads its target.
-        if let Verb::Copy(_) = self.verb {
-            touched.clear();
-        }
-        if let Verb::Copy(_) | Verb::Move = self.verb
-            && let Some(to) = &self.destination
-        {
-            touched.push((to.path.clone(), at_destination));
-        }
-        touched
-    }
-
-    /// Blocks.
-    fn price(self, tree: &dyn Tree, demand: Demand) -> io::Result<Price> {
-        let Place { path, scopes } = self.target;
-        let whole = |path: &Path| tree.measure(path, Depth::Infinity);
-        let (depth, moves) = match self.verb {
-            Verb::Other => return Ok(Price::from(demand).charged_to(scopes)),
-            Verb::Put => {
-                let replaced = whole(&path)?.unwrap_or(Amount::ZERO);
-                return Ok(Price::from(demand.replacing(replaced)).charged_to(scopes));
-            }
-            // Clients lock before they overwrite. This has to succeed on a full volume.
-            Verb::Lock if tree.measure(&path, Depth::Zero)?.is_some() => return Ok(Price::free()),
-            Verb::Lock => {
-                // RFC 4918, section 9.10.4: it makes an empty resource.
-                return Ok(Price::from(demand.with_objects(1)).charged_to(scopes));
-            }
-            Verb::Delete => {
-                let removed = whole(&path)?.unwrap_or(Amount::ZERO);
-                return Ok(Price::free().giving_back(scopes, removed));
-            }
-            Verb::Copy(depth) => (depth, false),
-            Verb::Move => (Depth::Infinity, true),
-        };
-        // The declared length is ignored. Nextcloud's MOVE that ends an upload announces its length.
-        let (Some(to), Some(source)) = (self.destination, tree.measure(&path, depth)?) else {
-            // The service will refuse it for another reason.
-            return Ok(Price::free());
-        };
-        let replaced = match whole(&to.path)? {
-            // The service answers 412 and writes nothing.
-            Some(_) if !self.overwrites => return Ok(Price::free()),
-            replaced => replaced.unwrap_or(Amount::ZERO),
-        };
-        if !moves {
-            let demand = Demand::nothing().copying(source).replacing(replaced);
-            return Ok(Price::from(demand).charged_to(to.scopes));
-        }
-        let both = to.scopes.both(&scopes);
-        let (old, new) = (scopes.without(&to.scopes), to.scopes.without(&scopes));
-        if new.is_empty() {
-            let price = Price::free().giving_back(both, replaced);
-            return Ok(price.giving_back(old, source));
-        }
-        let demand = Demand::nothing().moving(source).replacing(replaced);
-        Ok(Price::from(demand)
-            .charged_to(new)
-            .giving_back(both, replaced)
-            .giving_back(old, source))
-    }
-}
-
-/// RFC 4918, section 9.8.3: infinity is the default.
-fn depth(headers: &HeaderMap) -> Depth {
-    match headers.get(DEPTH) {
-        Some(depth) if depth.as_bytes().trim_ascii() == b"0" => Depth::Zero,
-        _ => Depth::Infinity,
     }
 }

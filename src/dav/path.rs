@@ -1,60 +1,100 @@
 //! Maps URLs to paths of a tree.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// The path in the tree for a URL's path. None if it is outside of the tree.
-pub(super) fn of(path: &str, prefix: &str) -> Option<PathBuf> {
-    let path = path.strip_prefix(prefix.trim_end_matches('/'))?;
-    if !path.is_empty() && !path.starts_with('/') {
-        return None;
+/// A path or a header that this crate and a service may read differently, or that nobody can read. The request is answered
+/// 400.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Malformed;
+
+/// The path prefix of a tree in URLs: its decoded segments.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Prefix(Vec<PathBuf>);
+
+impl Prefix {
+    /// A prefix is the application's own: segments that are no plain names stay as they are, and match no path.
+    pub(super) fn new(path: &str) -> Self {
+        let segments = path.split('/').filter(|segment| !segment.is_empty());
+        Self(
+            segments
+                .map(|segment| decoded(segment).unwrap_or_else(|Malformed| segment.into()))
+                .collect(),
+        )
     }
-    let mut found = PathBuf::new();
-    for segment in path.split('/').filter(|segment| !segment.is_empty()) {
-        let segment = decoded(segment)?;
-        let mut components = Path::new(&segment).components();
-        // One plain name, as the operating system sees it. An encoded slash is not allowed.
-        match (components.next(), components.next()) {
-            (Some(Component::Normal(name)), None) if name == segment.as_os_str() => {
-                found.push(name)
-            }
-            (Some(Component::CurDir), None) => {}
-            _ => return None,
+
+    /// The path in the tree for a URL's path, decoded and without dot segments (RFC 3986, section 5.2.4). None if it is
+    /// outside of the tree.
+    ///
+    /// A path that leaves the tree by dot segments is malformed, because a router may compare the prefix before the service
+    /// removes them.
+    pub(super) fn strip(&self, path: &str) -> Result<Option<PathBuf>, Malformed> {
+        if !path.starts_with('/') || path.contains('\\') {
+            return Err(Malformed);
         }
+        let mut found: Vec<PathBuf> = Vec::new();
+        for segment in path.split('/') {
+            let segment = decoded(segment)?;
+            let mut components = segment.components();
+            match (components.next(), components.next()) {
+                (None, _) | (Some(Component::CurDir), None) => {}
+                (Some(Component::ParentDir), None) => {
+                    if found == self.0 || found.pop().is_none() {
+                        return Err(Malformed);
+                    }
+                }
+                // One plain name, as the operating system sees it.
+                (Some(Component::Normal(name)), None) if name == segment.as_os_str() => {
+                    found.push(segment);
+                }
+                _ => return Err(Malformed),
+            }
+        }
+        let is_inside = found.starts_with(&self.0);
+        Ok(is_inside.then(|| found[self.0.len()..].iter().collect()))
     }
-    Some(found)
 }
 
-/// The path in a `Destination`: a URL, or only its path (RFC 4918, section 10.3).
-pub(super) fn in_header(value: &[u8]) -> Option<String> {
-    let uri = Uri::try_from(value.trim_ascii()).ok()?;
-    Some(uri.path().to_owned())
+/// The path in a `Destination`: a URL, or its path alone (RFC 4918, section 10.3).
+pub(super) fn in_header(value: &[u8]) -> Result<String, Malformed> {
+    let text = str::from_utf8(value).map_err(|_| Malformed)?;
+    // `//host/path` is a reference that some resolve, and others take for a path.
+    if text.starts_with("//") || text.contains('#') {
+        return Err(Malformed);
+    }
+    let uri = Uri::try_from(text).map_err(|_| Malformed)?;
+    if uri.scheme().is_none() && !text.starts_with('/') {
+        return Err(Malformed);
+    }
+    Ok(uri.path().to_owned())
 }
 
-/// Percent-decodes (RFC 3986, section 2.1). None if a `%` is not followed by two hex digits, or if the result
-/// contains a NUL.
-fn decoded(segment: &str) -> Option<PathBuf> {
+/// Percent-decodes (RFC 3986, section 2.1). Malformed if a `%` is not followed by two hex digits, or if the result contains
+/// a NUL.
+fn decoded(segment: &str) -> Result<PathBuf, Malformed> {
     let is_escape = |after: &str| after.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     if !segment.split('%').skip(1).all(is_escape) {
-        return None;
+        return Err(Malformed);
     }
     let bytes: Vec<u8> = percent_decode_str(segment).collect();
     if bytes.contains(&0) {
-        return None;
+        return Err(Malformed);
     }
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStringExt;
-        Some(std::ffi::OsString::from_vec(bytes).into())
+        Ok(std::ffi::OsString::from_vec(bytes).into())
     }
     #[cfg(not(unix))]
-    Some(String::from_utf8(bytes).ok()?.into())
+    Ok(String::from_utf8(bytes).map_err(|_| Malformed)?.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -63,33 +103,90 @@ mod tests {
             ("/", "", Some("")),
             ("/a/b", "", Some("a/b")),
             ("/a//b/", "", Some("a/b")),
-            ("/a/./b", "", Some("a/b")),
+            ("/a/./b/%2E", "", Some("a/b")),
             ("/%C3%A9%20%25", "", Some("é %")),
+            ("/a/../b", "", Some("b")),
+            ("/a/b/%2e%2E/../c", "", Some("c")),
             ("/dav/a", "/dav", Some("a")),
+            ("/%64av/a", "/dav", Some("a")),
+            ("/x/../dav/a", "/dav", Some("a")),
             ("/dav", "/dav/", Some("")),
+            ("/my%20dav/a", "/my%20dav", Some("a")),
             ("/dave/a", "/dav", None),
             ("/other", "/dav", None),
-            ("/a/../b", "", None),
-            ("/a/%2e%2e/b", "", None),
-            ("/a%2Fb", "", None),
-            ("/a%00", "", None),
-            ("/a%zz", "", None),
-            ("/a%2", "", None),
+            ("/other/../else", "/dav", None),
         ] {
-            assert_eq!(of(url, prefix).as_deref(), path.map(Path::new), "{url}");
+            let found = Prefix::new(prefix).strip(url);
+            assert_eq!(found, Ok(path.map(PathBuf::from)), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_two_may_read_differently_is_malformed() {
+        for (url, prefix) in [
+            ("/..", ""),
+            ("/a/../..", ""),
+            ("/%2e%2e/a", ""),
+            ("/a%2Fb", ""),
+            ("/a%2f..%2fb", ""),
+            ("/a%00", ""),
+            ("/a%zz", ""),
+            ("/a%2", ""),
+            ("/a\\..\\b", ""),
+            ("*", ""),
+            ("", ""),
+            // A router that compares the prefix first hands `/../other` on.
+            ("/dav/../other", "/dav"),
+            ("/dav/a/../../dav/b", "/dav"),
+        ] {
+            assert_eq!(Prefix::new(prefix).strip(url), Err(Malformed), "{url}");
         }
     }
 
     #[test]
     fn a_destination_is_a_url_or_a_path() {
         for (value, path) in [
-            ("http://example.com:8080/a%20b", Some("/a%20b")),
-            ("/a", Some("/a")),
-            (" /a ", Some("/a")),
-            ("", None),
-            ("http://exa mple/a", None),
+            ("http://example.com:8080/a%20b", Ok("/a%20b")),
+            ("https://example.com/a?query", Ok("/a")),
+            ("/a", Ok("/a")),
+            ("", Err(Malformed)),
+            (" /a", Err(Malformed)),
+            ("a", Err(Malformed)),
+            ("a/b", Err(Malformed)),
+            ("//example.com/a", Err(Malformed)),
+            ("/a#b", Err(Malformed)),
+            ("/a b", Err(Malformed)),
+            ("/a\tb", Err(Malformed)),
+            ("http://exa mple/a", Err(Malformed)),
+            ("http://example.com/a b", Err(Malformed)),
         ] {
-            assert_eq!(in_header(value.as_bytes()).as_deref(), path, "{value:?}");
+            let found = in_header(value.as_bytes());
+            assert_eq!(found.as_deref(), path.as_ref().copied(), "{value:?}");
+        }
+    }
+
+    proptest! {
+        /// The same as removing dot segments from the decoded path by RFC 3986, section 5.2.4, in its own words.
+        #[test]
+        fn dot_segments_are_removed_as_the_rfc_does(
+            segments in prop::collection::vec(prop::sample::select(vec!["a", "b", "%61", ".", "..", "%2e", "%2E%2e", ""]), 0..8)
+        ) {
+            let url: String = segments.iter().flat_map(|segment| ["/", segment]).collect();
+            let mut output: Vec<String> = Vec::new();
+            let mut leaves = false;
+            for segment in &segments {
+                match percent_decode_str(segment).decode_utf8().unwrap().as_ref() {
+                    "" | "." => {}
+                    ".." => leaves |= output.pop().is_none(),
+                    name => output.push(name.to_owned()),
+                }
+            }
+            let found = Prefix::default().strip(if url.is_empty() { "/" } else { &url });
+            if leaves {
+                prop_assert_eq!(found, Err(Malformed));
+            } else {
+                prop_assert_eq!(found, Ok(Some(output.iter().collect())));
+            }
         }
     }
 }

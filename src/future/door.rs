@@ -20,6 +20,7 @@ use crate::{
     price::{Kind, Price},
     protocol::Protocol,
     quota::QuotaSource,
+    refusal::Refusal,
     refused::Refused,
     reservation::{BoxFuture, Reservation, ReservationOps, Terms},
     scope::Scopes,
@@ -77,6 +78,7 @@ where
     ) -> Self {
         let claim = match price.kind {
             Kind::Unknown => return Self::refused(held, Refused::unavailable().into()),
+            Kind::Malformed => return Self::refused(held, Refusal::malformed()),
             Kind::Known => Claim::Demanded,
             Kind::Free => Claim::Nothing,
             Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },

@@ -1,5 +1,7 @@
 //! A change of usage.
 
+use std::mem;
+
 use crate::amount::Amount;
 
 /// By how much a scope's usage changes. Signed, because replacing content with something smaller gives back.
@@ -48,6 +50,24 @@ impl Change {
     pub(crate) fn gain(self) -> Amount {
         Amount::new(gain(self.bytes), gain(self.objects))
     }
+
+    /// The part that removes.
+    pub(crate) fn loss(self) -> Amount {
+        let loss = |change: i64| change.min(0).unsigned_abs();
+        Amount::new(loss(self.bytes), loss(self.objects))
+    }
+
+    /// Stops it where it is as far below zero as `held` is above. Returns what was cut off.
+    pub(crate) fn stop_below(&mut self, held: Amount) -> Amount {
+        let stop = |change: &mut i64, held: u64| {
+            let stopped = (*change).max(0i64.saturating_sub_unsigned(held));
+            stopped.abs_diff(mem::replace(change, stopped))
+        };
+        Amount::new(
+            stop(&mut self.bytes, held.bytes),
+            stop(&mut self.objects, held.objects),
+        )
+    }
 }
 
 /// The change when this is stored and nothing is replaced.
@@ -93,5 +113,27 @@ mod tests {
         assert_eq!(Change::between(all, all), Change::ZERO);
         assert_eq!(least.gain(), Amount::ZERO);
         assert_eq!(most.gain(), Amount::new(i64::MAX as u64, i64::MAX as u64));
+    }
+
+    #[test]
+    fn usage_is_below_zero_by_what_is_held_at_most() {
+        for (change, held, stopped, beyond) in [
+            (5, 3, 5, 0),
+            (0, 0, 0, 0),
+            (-2, 3, -2, 0),
+            (-5, 3, -3, 2),
+            (-5, 0, 0, 5),
+            (i64::MIN, 0, 0, 1 << 63),
+            (i64::MIN, 1, -1, i64::MAX as u64),
+            (i64::MIN, u64::MAX, i64::MIN, 0),
+        ] {
+            let mut used = Change {
+                bytes: change,
+                objects: -1,
+            };
+            let cut = used.stop_below(Amount::new(held, 1));
+            assert_eq!((used.bytes, used.objects), (stopped, -1), "{change} {held}");
+            assert_eq!(cut, Amount::new(beyond, 0), "{change} {held}");
+        }
     }
 }

@@ -88,7 +88,8 @@ impl MemoryQuota {
     /// Charges, or gives back, a change that had no reservation, such as a DELETE.
     ///
     /// Never refused, because the change has already happened. It may be counted before the commit of what it
-    /// deletes. Usage is then zero until both are counted, and exact after that.
+    /// deletes. Usage is then zero until both are counted, and exact after that: a scope may be below
+    /// zero by as much as it holds. What is given back beyond that is [unmatched](Self::unmatched), and no credit.
     pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
         self.store.update(&scope.into(), |account| {
             account.used = account.used.then(change)
@@ -105,6 +106,15 @@ impl MemoryQuota {
             used: account.used.gain(),
             held: account.held,
         }
+    }
+
+    /// Returns how much was given back to all scopes, since the process has started, without having been charged to them.
+    ///
+    /// It is no credit. If it grows, something is removed through the guard that came in beside it, or is removed twice:
+    /// recount the usage of the scopes.
+    pub fn unmatched(&self) -> Amount {
+        let [bytes, objects] = &self.store.unmatched;
+        Amount::new(bytes.load(Relaxed), objects.load(Relaxed))
     }
 
     /// Removes a scope's usage and its own limits. What is held for requests in flight stays held until they end.
@@ -211,6 +221,8 @@ struct Store {
     // so it is not observable that the two change at different instants.
     default_bytes: AtomicU64,
     default_objects: AtomicU64,
+    /// Bytes and objects.
+    unmatched: [AtomicU64; 2],
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -219,6 +231,7 @@ impl Store {
         Self {
             default_bytes: AtomicU64::new(default.0.bytes),
             default_objects: AtomicU64::new(default.0.objects),
+            unmatched: Default::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
         }
     }
@@ -254,7 +267,7 @@ impl Store {
             return Ok(());
         }
         for scope in scopes {
-            update(shards.of(scope), scope, |account| {
+            self.update_in(shards.of(scope), scope, |account| {
                 account.held = account.held + need
             });
         }
@@ -262,7 +275,33 @@ impl Store {
     }
 
     fn update(&self, scope: &Scope, change: impl FnOnce(&mut Account)) {
-        update(&mut self.lock(shard_of(scope)), scope, change);
+        self.update_in(&mut self.lock(shard_of(scope)), scope, change);
+    }
+
+    /// Changes one account. Accounts in the default state are removed, so that they do not accumulate as scopes come and
+    /// go.
+    fn update_in(&self, shard: &mut Shard, scope: &Scope, change: impl FnOnce(&mut Account)) {
+        if let Some(account) = shard.get_mut(scope) {
+            change(account);
+            self.note(account.used.stop_below(account.held));
+            if account.is_empty() {
+                shard.remove(scope);
+            }
+        } else {
+            let mut account = Account::EMPTY;
+            change(&mut account);
+            self.note(account.used.stop_below(account.held));
+            if !account.is_empty() {
+                shard.insert(scope.clone(), account);
+            }
+        }
+    }
+
+    fn note(&self, unmatched: Amount) {
+        if !unmatched.is_zero() {
+            self.unmatched[0].fetch_add(unmatched.bytes, Relaxed);
+            self.unmatched[1].fetch_add(unmatched.objects, Relaxed);
+        }
     }
 
     fn lock_all(&self, scopes: &Scopes) -> Locked<'_> {
@@ -323,26 +362,9 @@ fn shard_of(scope: &Scope) -> usize {
     place as usize
 }
 
-/// Changes one account. Accounts in the default state are removed, so that they do not accumulate as scopes come and
-/// go.
-fn update(shard: &mut Shard, scope: &Scope, change: impl FnOnce(&mut Account)) {
-    if let Some(account) = shard.get_mut(scope) {
-        change(account);
-        if account.is_empty() {
-            shard.remove(scope);
-        }
-    } else {
-        let mut account = Account::EMPTY;
-        change(&mut account);
-        if !account.is_empty() {
-            shard.insert(scope.clone(), account);
-        }
-    }
-}
-
 /// 40 bytes, because there may be millions.
 struct Account {
-    /// Signed: a delete may be counted before the commit of what it deletes.
+    /// Below zero by what is held at most: a delete may be counted before the commit of what it deletes.
     used: Change,
     held: Amount,
     /// The scope's own limits, which few have.
@@ -492,6 +514,24 @@ mod tests {
         assert!(reserve(&quota, "user:42", Amount::bytes(41)).is_err());
         commit(hold, Amount::bytes(60));
         assert_eq!(accounts(&quota), 0);
+    }
+
+    #[test]
+    fn what_is_given_back_too_often_is_no_credit() {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        let delete = |bytes| quota.give_back(&"user:42".into(), Amount::bytes(bytes));
+        for _ in 0..60 {
+            delete(100);
+        }
+        assert_eq!(quota.unmatched(), Amount::bytes(6_000));
+        let hold = reserve(&quota, "user:42", Amount::bytes(100)).unwrap();
+        // Nor while something is held: no more than that can be charged later.
+        delete(300);
+        assert_eq!(quota.unmatched(), Amount::bytes(6_200));
+        commit(hold, Amount::bytes(100));
+        let hold = reserve(&quota, "user:42", Amount::bytes(60)).unwrap();
+        commit(hold, Amount::bytes(60));
+        assert!(reserve(&quota, "user:42", Amount::bytes(41)).is_err());
     }
 
     #[test]
@@ -666,6 +706,7 @@ mod tests {
         default: [Option<u64>; 2],
         own: [Option<[Option<u64>; 2]>; NAMES.len()],
         used: [[i64; 2]; NAMES.len()],
+        unmatched: [u64; 2],
         holds: Vec<(MemoryHold, HashSet<usize>, [u64; 2])>,
     }
 
@@ -703,6 +744,18 @@ mod tests {
         fn charge(&mut self, scope: usize, change: Change) {
             self.used[scope][0] += change.bytes;
             self.used[scope][1] += change.objects;
+        }
+
+        /// A scope is below zero by what it holds at most.
+        fn stop_at_holds(&mut self) {
+            for scope in 0..NAMES.len() {
+                for (resource, held) in self.held(scope).into_iter().enumerate() {
+                    let used = &mut self.used[scope][resource];
+                    let stopped = (*used).max(-held.cast_signed());
+                    self.unmatched[resource] += stopped.abs_diff(*used);
+                    *used = stopped;
+                }
+            }
         }
 
         /// Applies `op` to both, and checks that they agree on the result.
@@ -799,6 +852,8 @@ mod tests {
                 known += usize::from(used != [0; 2] || held != [0; 2] || self.own[scope].is_some());
             }
             assert_eq!(accounts(quota), known);
+            let [bytes, objects] = self.unmatched;
+            assert_eq!(quota.unmatched(), Amount::new(bytes, objects));
         }
     }
 
@@ -809,9 +864,11 @@ mod tests {
             let mut model = Model::default();
             for op in ops {
                 model.apply(&quota, op);
+                model.stop_at_holds();
                 model.check_figures(&quota);
             }
             model.holds.clear();
+            model.stop_at_holds();
             model.check_figures(&quota);
         }
     }

@@ -16,7 +16,9 @@ impl Code {
         let (number, name, status) = match refusal.kind() {
             RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
             RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),
-            RefusalKind::InvalidLength => (3, "invalid_argument", StatusCode::BAD_REQUEST),
+            RefusalKind::InvalidLength | RefusalKind::Malformed => {
+                (3, "invalid_argument", StatusCode::BAD_REQUEST)
+            }
         };
         Self {
             number,

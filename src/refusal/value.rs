@@ -66,6 +66,19 @@ impl Refusal {
         Self::new(RefusalKind::InvalidLength, StatusCode::BAD_REQUEST, false)
     }
 
+    /// The head of the request is malformed, or says two things: see [`Price::malformed`](crate::Price::malformed).
+    ///
+    /// Answered with 400.
+    ///
+    /// ```
+    /// use tower_storage_guard::refusal::Refusal;
+    ///
+    /// assert_eq!(Refusal::malformed().status(), 400);
+    /// ```
+    pub const fn malformed() -> Self {
+        Self::new(RefusalKind::Malformed, StatusCode::BAD_REQUEST, false)
+    }
+
     const fn new(kind: RefusalKind, status: StatusCode, temporary: bool) -> Self {
         Self {
             kind,
@@ -104,7 +117,7 @@ impl Refusal {
     /// Sets whether the same request can succeed later.
     ///
     /// Defaults to true for a storage fault (RFC 4918, section 11.5) and for an outage, and to
-    /// false for an invalid length.
+    /// false for a malformed request.
     #[must_use]
     pub const fn with_temporary(mut self, temporary: bool) -> Self {
         self.temporary = temporary;
@@ -145,11 +158,12 @@ impl Refusal {
             RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
             RefusalKind::Unavailable => Reason::Unavailable.message(),
             RefusalKind::InvalidLength => "Content-Length is not a valid number of bytes",
+            RefusalKind::Malformed => "The request's path or headers are malformed",
         }
     }
 
-    /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown` or
-    /// `invalid_content_length`.
+    /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown`,
+    /// `invalid_content_length` or `malformed_request`.
     pub const fn reason(&self) -> &'static str {
         self.kind.reason()
     }
@@ -217,6 +231,8 @@ pub enum RefusalKind {
     Unavailable,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,
+    /// The head of the request is malformed in another way: 400.
+    Malformed,
 }
 
 impl RefusalKind {
@@ -225,6 +241,7 @@ impl RefusalKind {
             Self::Storage(fault) => Reason::Storage(fault).as_str(),
             Self::Unavailable => Reason::Unavailable.as_str(),
             Self::InvalidLength => "invalid_content_length",
+            Self::Malformed => "malformed_request",
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Services of warp and of salvo under the guard: each takes an upload, and two are refused.
+//! Services of others under the guard. Those of warp and of salvo take an upload each, and two are refused.
 
+mod dav_server;
 mod salvo;
 mod warp;
 

@@ -104,7 +104,7 @@ impl Server {
         let tree = Folder::new(self.root.path());
         let layer = StorageGuardLayer::new(self.volume.clone())
             .quota(self.collections.clone())
-            .webdav(WebDav::new(tree).collections(&self.collections));
+            .webdav(WebDav::new(tree));
         let (root, gate) = (self.root.path().to_owned(), Arc::clone(&self.gate));
         layer.layer(service_fn(move |request: Request<Incoming>| {
             let (root, gate) = (root.clone(), Arc::clone(&gate));
@@ -440,7 +440,7 @@ async fn a_scan_disturbed_by_requests_is_discarded() {
         .unwrap()
         .unwrap();
     sender.send(Amount::bytes(11)).unwrap();
-    // Retried only at rest.
+    // Retried at rest, for a second.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(measured.load(SeqCst), 2);
     let _ = hold.commit(Change::from(Amount::bytes(20))).await;
@@ -450,10 +450,10 @@ async fn a_scan_disturbed_by_requests_is_discarded() {
             .unwrap()
             .unwrap(),
     );
-    sender.send(Amount::bytes(12)).unwrap();
+    sender.send(Amount::bytes(30)).unwrap();
     begun(4).await;
     collections.give_back(&scopes, Amount::bytes(5));
-    sender.send(Amount::bytes(13)).unwrap();
+    sender.send(Amount::bytes(28)).unwrap();
     begun(5).await;
     assert_eq!(collections.usage("a").unwrap().used, Amount::bytes(25));
     // A refusal is no disturbance.
@@ -464,6 +464,61 @@ async fn a_scan_disturbed_by_requests_is_discarded() {
     );
     sender.send(Amount::bytes(14)).unwrap();
     until(|| collections.usage("a").unwrap().used == Amount::bytes(14)).await;
+}
+
+/// A scan beside requests in flight corrects the figure to within what they write.
+#[tokio::test]
+async fn a_stalled_upload_does_not_stop_scans() {
+    let server = Server::new(&[("a", Limits::bytes(1_000))]);
+    for name in ["big", "kept"] {
+        assert_eq!(server.put(&format!("a/{name}"), 300).await, 201);
+    }
+    let upload = tokio::spawn(server.service().oneshot(stopping(put("a/x", 60))));
+    let mut arrived = server.gate.arrived.subscribe();
+    arrived.wait_for(|arrived| *arrived == 1).await.unwrap();
+
+    let used = || server.collections.usage("a").unwrap().used.bytes;
+    // Somebody puts 200 bytes beside the guard, of which the scan cannot tell 60 from the upload.
+    fs::write(server.path("a/beside"), [7; 200]).unwrap();
+    let rescan = server.collections.rescan();
+    until(|| used() >= 740).await;
+    assert_eq!(server.put("a/y", 260).await, 507);
+
+    // Somebody removes 500 bytes beside the guard.
+    fs::remove_file(server.path("a/beside")).unwrap();
+    fs::remove_file(server.path("a/big")).unwrap();
+    until(|| used() <= 360).await;
+    assert!(used() >= 300);
+    assert_eq!(server.put("a/y", 200).await, 201);
+
+    server.gate.open.add_permits(1);
+    upload.await.unwrap().unwrap();
+    rescan.await.unwrap();
+    server.is_exact();
+}
+
+/// A scan that sees what a request in flight has replaced already lowers the figure once, not twice.
+#[tokio::test]
+async fn what_a_scan_has_seen_is_not_credited_again() {
+    let (tree, measured, sender) = stepped();
+    let collections = CollectionQuota::builder(tree)
+        .limit("a", Limits::bytes(100))
+        .unwrap()
+        .build();
+    let scopes = collections.scopes("a/x");
+    sender.send(Amount::bytes(90)).unwrap();
+    until(|| collections.usage("a").is_some()).await;
+    let hold = reserve(&collections, scopes.clone(), Amount::bytes(1));
+    let hold = hold.unwrap().unwrap();
+    // 80 of 90 bytes are replaced by one, on the disk, and the request is still in flight.
+    drop(collections.rescan());
+    until(|| measured.load(SeqCst) == 2).await;
+    sender.send(Amount::bytes(11)).unwrap();
+    until(|| collections.usage("a").unwrap().used == Amount::bytes(11)).await;
+    let replaced = Change::between(Amount::bytes(1), Amount::bytes(80));
+    let () = hold.commit(replaced).await;
+    assert_eq!(collections.usage("a").unwrap().used, Amount::bytes(11));
+    drop(sender);
 }
 
 #[tokio::test]
@@ -523,7 +578,7 @@ fn guard(
     collections: &CollectionQuota,
 ) -> impl Service<Request<Content>, Response = http::Response<impl Send>, Error = Infallible> + Clone
 {
-    let dav = WebDav::new(Odd::new(|| Ok(None))).collections(collections);
+    let dav = WebDav::new(Odd::new(|| Ok(None)));
     let layer = StorageGuardLayer::new(Disk::new(1 << 30).volume())
         .quota(collections.clone())
         .quota_timeout(Duration::from_millis(200))
@@ -955,9 +1010,7 @@ async fn is_enforced(case: Case) {
         Some(volume) => StorageGuardLayer::new(volume.clone()),
         None => StorageGuardLayer::quota_only(tower_storage_guard::quota::NoQuota),
     };
-    let dav = WebDav::new(Sizes(Vec::new()))
-        .scope_by(|_, _| "user:42")
-        .collections(&collections);
+    let dav = WebDav::new(Sizes(Vec::new())).scope_by(|_, _| "user:42");
     let parked = watch::Sender::new(0);
     let park = parked.clone();
     let service = layer

@@ -90,7 +90,7 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
 }
 
 fn app(server: Server) -> Router {
-    let dav = WebDav::new(server.tree.clone()).collections(&server.collections);
+    let dav = WebDav::new(server.tree.clone());
     let guard = StorageGuardLayer::new(server.volume.clone())
         .quota(server.collections.clone())
         .dialect(refusal::Dav::default())

@@ -1,0 +1,285 @@
+//! What a WebDAV request asks for, and its price.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use http::{
+    HeaderMap,
+    header::{CONTENT_RANGE, HeaderName},
+    request,
+};
+
+use super::{
+    WebDav,
+    credit::{Credit, Credits},
+    path::{self, Malformed},
+};
+use crate::{
+    amount::Amount,
+    collection::After,
+    demand::Demand,
+    head::decimal,
+    price::Price,
+    scope::Scopes,
+    tree::{Depth, Tree},
+};
+
+const DEPTH: HeaderName = HeaderName::from_static("depth");
+const DESTINATION: HeaderName = HeaderName::from_static("destination");
+const OVERWRITE: HeaderName = HeaderName::from_static("overwrite");
+/// Of PATCH, as SabreDAV defines it.
+const UPDATE_RANGE: HeaderName = HeaderName::from_static("x-update-range");
+
+/// What a request does, as far as its price depends on it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verb {
+    /// Replaces the target: PUT.
+    Put,
+    /// Writes from an offset on: PUT with `Content-Range`, and PATCH. What it replaces is unknown.
+    Part {
+        first: u64,
+    },
+    Copy,
+    Move,
+    Delete,
+    Lock,
+    /// Costs what its head declares: MKCOL, PROPPATCH and others.
+    Other,
+}
+
+/// A path, and the scopes that it is charged to.
+struct Place {
+    path: PathBuf,
+    scopes: Scopes,
+}
+
+/// The parts of a request that its price depends on.
+pub(super) struct Asked {
+    verb: Verb,
+    depth: Depth,
+    target: Place,
+    /// Of COPY and MOVE. None if it is outside of the tree.
+    destination: Option<Place>,
+}
+
+/// A price, and the credit that it includes. As long as the request is in flight, no other request gets that.
+pub(super) struct Priced {
+    pub(super) price: Price,
+    pub(super) credits: Vec<Credit>,
+}
+
+impl Asked {
+    /// None if the target is outside of the tree.
+    pub(super) fn of(dav: &WebDav, head: &request::Parts) -> Result<Option<Self>, Malformed> {
+        let first = first_of_part(&head.headers)?;
+        let verb = match head.method.as_str() {
+            "PUT" => match first {
+                Some(first) => Verb::Part { first },
+                None => Verb::Put,
+            },
+            "PATCH" => Verb::Part {
+                first: first.unwrap_or(0),
+            },
+            "COPY" => Verb::Copy,
+            "MOVE" => Verb::Move,
+            "DELETE" => Verb::Delete,
+            "LOCK" => Verb::Lock,
+            _ => Verb::Other,
+        };
+        let depth = depth(&head.headers)?;
+        // RFC 4918, section 10.6. The value does not change the price: where it forbids the request, the service refuses it,
+        // and everything is released.
+        if let Some(overwrite) = only(&head.headers, &OVERWRITE)?
+            && !matches!(overwrite, b"T" | b"F" | b"t" | b"f")
+        {
+            return Err(Malformed);
+        }
+        let destination = only(&head.headers, &DESTINATION)?;
+        let destination = destination.map(path::in_header).transpose()?;
+        let place = |path: &str| -> Result<Option<Place>, Malformed> {
+            let path = dav.prefix.strip(path)?;
+            Ok(path.map(|path| Place {
+                scopes: dav.scopes(head, &path),
+                path,
+            }))
+        };
+        let target = place(head.uri.path())?;
+        let destination = match verb {
+            Verb::Copy | Verb::Move => Some(place(&destination.ok_or(Malformed)?)?),
+            _ => None,
+        };
+        match (target, destination) {
+            (Some(target), destination) => Ok(Some(Self {
+                verb,
+                depth,
+                target,
+                destination: destination.flatten(),
+            })),
+            // What comes from outside of the tree has no price.
+            (None, Some(Some(_))) => Err(Malformed),
+            (None, _) => Ok(None),
+        }
+    }
+
+    pub(super) fn is_removal(&self) -> bool {
+        self.verb == Verb::Delete
+    }
+
+    /// The paths that the request writes to, and how it affects limited collections under them, which the price does
+    /// not include.
+    pub(super) fn touched(&self) -> Vec<(PathBuf, After)> {
+        let (at_target, at_destination) = match self.verb {
+            Verb::Put | Verb::Part { .. } | Verb::Lock | Verb::Other => {
+                (After::Nothing, After::Nothing)
+            }
+            Verb::Delete => (After::Rescan, After::Nothing),
+            Verb::Copy => (After::Nothing, After::Forget),
+            Verb::Move => (After::Rescan, After::Forget),
+        };
+        let mut touched = vec![(self.target.path.clone(), at_target)];
+        // A COPY only reads its target.
+        if self.verb == Verb::Copy {
+            touched.clear();
+        }
+        if let Some(to) = &self.destination {
+            touched.push((to.path.clone(), at_destination));
+        }
+        touched
+    }
+
+    /// Measures the tree, and prices the request as if the service will carry it out. Blocks.
+    pub(super) fn price(
+        self,
+        tree: &dyn Tree,
+        credits: &Arc<Credits>,
+        demand: Demand,
+    ) -> io::Result<Priced> {
+        let Place { path, scopes } = &self.target;
+        let price = match self.verb {
+            Verb::Other => Price::from(demand).charged_to(scopes),
+            // Clients lock before they overwrite. This has to succeed on a full volume.
+            Verb::Lock if tree.measure(path, Depth::Zero)?.is_some() => Price::free(),
+            // RFC 4918, section 9.10.4: it makes an empty resource.
+            Verb::Lock => Price::from(demand.with_objects(1)).charged_to(scopes),
+            Verb::Part { first } => {
+                // What lies between the end of the file and the part becomes content too.
+                let old = tree.measure(path, Depth::Zero)?.unwrap_or(Amount::ZERO);
+                let gap = Amount::bytes(first.saturating_sub(old.bytes));
+                let made = 1u64.saturating_sub(old.objects);
+                Price::from(demand.with_objects(made).copying(gap)).charged_to(scopes)
+            }
+            Verb::Put => {
+                let credit = credits.take(path);
+                let replaced = credit.measure(tree, Depth::Infinity)?;
+                let price = Price::from(demand.replacing(replaced)).charged_to(scopes);
+                return Ok(Priced::new(price, [credit]));
+            }
+            Verb::Delete => {
+                let credit = credits.take(path);
+                let removed = credit.measure(tree, self.depth)?;
+                let price = Price::free().giving_back(scopes, removed);
+                return Ok(Priced::new(price, [credit]));
+            }
+            Verb::Copy => return self.price_of_copy(tree, credits),
+            Verb::Move => return self.price_of_move(tree, credits),
+        };
+        Ok(Priced::new(price, []))
+    }
+
+    // The declared length of COPY and MOVE is ignored. Nextcloud's MOVE that ends an upload announces its length.
+
+    fn price_of_copy(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
+        let source = tree.measure(&self.target.path, self.depth)?;
+        let demand = Demand::nothing().copying(source.unwrap_or(Amount::ZERO));
+        let Some(to) = &self.destination else {
+            return Ok(Priced::new(
+                Price::from(demand).charged_to(&self.target.scopes),
+                [],
+            ));
+        };
+        let credit = credits.take(&to.path);
+        // Of a collection that is copied without its members, some services replace the members, and others keep them.
+        let replaced = match self.depth {
+            Depth::Infinity => credit.measure(tree, Depth::Infinity)?,
+            Depth::Zero => credit.measure(tree, Depth::Zero)?,
+        };
+        let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
+        Ok(Priced::new(price, [credit]))
+    }
+
+    fn price_of_move(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
+        let Place { path, scopes } = &self.target;
+        let whole = tree.measure(path, Depth::Infinity)?;
+        let source = whole.unwrap_or(Amount::ZERO);
+        let demand = Demand::nothing().moving(source);
+        let Some(to) = &self.destination else {
+            return Ok(Priced::new(Price::from(demand).charged_to(scopes), []));
+        };
+        let (from_credit, to_credit) = (credits.take(path), credits.take(&to.path));
+        let left = from_credit.measure(tree, Depth::Infinity)?;
+        let replaced = to_credit.measure(tree, Depth::Infinity)?;
+        let credits = [from_credit, to_credit];
+        if left != source {
+            // Another request has credit for some of it, and may leave it where it is.
+            let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
+            return Ok(Priced::new(price.giving_back(scopes, left), credits));
+        }
+        let both = to.scopes.both(scopes);
+        let (old, new) = (scopes.without(&to.scopes), to.scopes.without(scopes));
+        let price = match new.is_empty() {
+            true => Price::free(),
+            false => Price::from(demand.replacing(replaced)).charged_to(new),
+        };
+        let price = price.giving_back(both, replaced).giving_back(old, source);
+        Ok(Priced::new(price, credits))
+    }
+}
+
+impl Priced {
+    fn new<const N: usize>(price: Price, credits: [Credit; N]) -> Self {
+        Self {
+            price,
+            credits: credits.into(),
+        }
+    }
+}
+
+/// A header that must be there once at most.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value.map(|value| value.as_bytes())),
+        _ => Err(Malformed),
+    }
+}
+
+/// Where a part of a file begins (RFC 9110, section 14.4). None if the request is about the whole file.
+fn first_of_part(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+    let (content, update) = (
+        only(headers, &CONTENT_RANGE)?,
+        only(headers, &UPDATE_RANGE)?,
+    );
+    let first = |value: &[u8], unit: &[u8]| match value.strip_prefix(unit) {
+        Some(range) => {
+            match range.split(|byte| *byte == b'-').next() {
+                // The end of the file, or nothing that can be satisfied.
+                None | Some(b"" | [b'*', ..]) => Ok(0),
+                Some(first) => decimal(first).ok_or(Malformed),
+            }
+        }
+        None if value == b"append" => Ok(0),
+        None => Err(Malformed),
+    };
+    let content = content.map(|value| first(value, b"bytes ")).transpose()?;
+    let update = update.map(|value| first(value, b"bytes=")).transpose()?;
+    Ok(content.max(update))
+}
+
+/// RFC 4918, section 10.2. Whatever is not plainly zero may be read as infinity, which is the default.
+fn depth(headers: &HeaderMap) -> Result<Depth, Malformed> {
+    match only(headers, &DEPTH)? {
+        None | Some(b"1") => Ok(Depth::Infinity),
+        Some(b"0") => Ok(Depth::Zero),
+        Some(value) if value.eq_ignore_ascii_case(b"infinity") => Ok(Depth::Infinity),
+        Some(_) => Err(Malformed),
+    }
+}
