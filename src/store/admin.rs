@@ -160,7 +160,8 @@ impl<S: Store> Admin<S> {
 
     /// Gives bytes and objects back to a scope, as [`add`](Self::add) charges them.
     ///
-    /// Usage may fall below zero. Requests see zero then, and later charges are set off against it.
+    /// Usage stops where it is as far below zero as requests in flight hold. The rest is
+    /// [unmatched](Account::unmatched).
     ///
     /// # Errors
     ///

@@ -21,7 +21,10 @@ pub type StoreFuture<'a, T, E = StoreError> =
 /// 2. A hold counts until it is settled, or until its time to live has passed by the clock of the *engine*. The clocks
 ///    of the processes may disagree, so they are never used.
 /// 3. A settlement is idempotent: its id is charged once, however often it is settled.
-/// 4. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
+/// 4. Usage falls below zero by what is held in the scope at most, as a removal may be counted before the charge of what it
+///    removes. What is given back beyond that is [unmatched](super::Account::unmatched), and no credit: usage is stopped at
+///    the beginning and at the end of each settlement, and before a reservation.
+/// 5. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
 ///    happened or has not; the caller cannot know, and settles whatever it has reserved.
 ///
 /// The module `conformance`, behind the feature of that name, tests all of this. Run it against an implementation of

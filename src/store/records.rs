@@ -250,10 +250,14 @@ impl Keep {
 pub struct Account {
     /// The limits of its own.
     pub own: Option<Ceilings>,
-    /// How much is stored. Below zero while a removal is counted before the charge of what it removes.
+    /// How much is stored. Below zero while a removal is counted before the charge of what it removes, by what is
+    /// reserved at most.
     pub used: Change,
     /// How much is reserved.
     pub held: Amount,
+    /// How much was given back beyond that, since the account was made: it had not been charged, and is no credit. If it
+    /// grows, the scope needs a recount.
+    pub unmatched: Amount,
 }
 
 impl Account {
@@ -263,6 +267,7 @@ impl Account {
             own: None,
             used,
             held,
+            unmatched: Amount::ZERO,
         }
     }
 
@@ -271,6 +276,13 @@ impl Account {
     pub fn with_own(mut self, own: Option<Ceilings>) -> Self {
         self.own = own;
         self
+    }
+
+    /// Stops usage where it is as far below zero as is held. Returns whether that changes anything.
+    pub(super) fn stop_below_zero(&mut self) -> bool {
+        let beyond = self.used.stop_below(self.held);
+        self.unmatched = self.unmatched + beyond;
+        !beyond.is_zero()
     }
 
     /// Returns the limits and figures that are enforced where these are the default limits.

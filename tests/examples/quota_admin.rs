@@ -88,6 +88,7 @@ pub(crate) fn corrects(store: &str) {
             "scope": "user:1",
             "used": { "bytes": used[0], "objects": used[1] },
             "held": { "bytes": 0, "objects": 0 },
+            "unmatched": { "bytes": 0, "objects": 0 },
             "limits": limits,
         })
     };
@@ -171,6 +172,7 @@ async fn tells_people_in_lines_and_tables() {
         "scope       everyone\n\
          used        10.0 GiB (10737418240 bytes), 12 objects\n\
          held        0 B (0 bytes), 0 objects\n\
+         unmatched   0 B (0 bytes), 0 objects\n\
          limit       20.0 GiB (21474836480 bytes), 40 objects\n\
          soft limit  none\n"
     );

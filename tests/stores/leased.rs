@@ -306,6 +306,14 @@ impl Truth {
         }
     }
 
+    /// How much of these bytes can be removed: what was stored in all of the scopes.
+    fn removable(&self, scopes: &Scopes, bytes: i64) -> i64 {
+        let truth = self.0.lock().unwrap();
+        let used = |scope| truth.get(scope).map_or(0, |figures| figures.0);
+        let least = scopes.iter().map(used).min().unwrap_or(0);
+        bytes.min(least).max(0)
+    }
+
     fn fits(&self, scopes: &Scopes, bytes: u64, limit: i64) -> bool {
         let truth = self.0.lock().unwrap();
         scopes.iter().all(|scope| {
@@ -356,7 +364,8 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
                     truth.change(&scopes, 0, -(held as i64), limit);
                     drop(hold);
                 } else {
-                    let change = dice.roll(held + 11) as i64 - 10;
+                    let replaced = truth.removable(&scopes, dice.roll(11) as i64);
+                    let change = dice.roll(held + 1) as i64 - replaced;
                     truth.change(&scopes, change, -(held as i64), limit);
                     hold.commit(Change {
                         bytes: change,
@@ -369,8 +378,9 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
             Err(error) => panic!("{error:?}"),
         }
         if dice.roll(20) == 0 {
-            truth.change(&scopes, -5, 0, limit);
-            quota.give_back(&scopes, Amount::bytes(5));
+            let removed = truth.removable(&scopes, 5);
+            truth.change(&scopes, -removed, 0, limit);
+            quota.give_back(&scopes, Amount::bytes(removed as u64));
         }
         let pause = [0, 1, 5, 300][dice.roll(4) as usize];
         sleep(Duration::from_millis(dice.roll(pause + 1))).await;
@@ -440,7 +450,8 @@ async fn a_request_refused_for_idle_budget_elsewhere_is_admitted_a_second_later(
                 6..9 if !open.is_empty() => {
                     let (hold, scopes, held) =
                         open.swap_remove(dice.roll(open.len() as u64) as usize);
-                    let change = dice.roll(held + 1) as i64 - 20 * i64::from(dice.roll(3) == 0);
+                    let replaced = truth.removable(&scopes, 20 * i64::from(dice.roll(3) == 0));
+                    let change = dice.roll(held + 1) as i64 - replaced;
                     truth.change(&scopes, change, -(held as i64), limit);
                     hold.commit(Change {
                         bytes: change,

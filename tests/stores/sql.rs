@@ -54,7 +54,9 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         (i64::MAX, i64::MAX),
         (i64::MAX, i64::MAX),
         (i64::MIN, -1),
-        (i64::MIN, i64::MIN),
+        // As far below zero as is held.
+        (i64::MIN, -i64::MAX),
+        (i64::MIN, -i64::MAX),
     ] {
         settle(store, HoldId::unique(), user, change).await;
         assert_eq!(figures(store, user).await, (used, all));
@@ -83,6 +85,10 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
     }
     store.set_limits(&scope, None).await.unwrap();
     store.set_used(&scope, Amount::ZERO).await.unwrap();
+    let account = store.account(&scope).await.unwrap();
+    assert_eq!((account.own, account.used), (None, Change::ZERO));
+    assert_eq!(account.unmatched.bytes, all, "it stops at its end");
+    store.remove(&scope).await.unwrap();
     assert_eq!(
         store.account(&scope).await.unwrap(),
         Default::default(),

@@ -315,6 +315,7 @@ fn account_json((scope, account): &(Scope, Account)) -> Value {
         "scope": scope.as_str(),
         "used": change_json(account.used),
         "held": amount_json(account.held),
+        "unmatched": amount_json(account.unmatched),
         "limits": limits,
     })
 }
@@ -367,6 +368,7 @@ fn account_text((scope, account): &(Scope, Account)) -> String {
         ("scope", printable(scope.as_str())),
         ("used", change_text(account.used)),
         ("held", amount_text(account.held)),
+        ("unmatched", amount_text(account.unmatched)),
         ("limit", limit),
         ("soft limit", soft),
     ])

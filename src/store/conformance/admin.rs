@@ -62,14 +62,26 @@ async fn shows_and_sets(admin: &Admin<AnyStore>, one: &Handle) {
     expect("an account that was removed", Account::default()).await;
     let amount = Amount::new(3, 1);
     one.done("settle", admin.subtract(user, amount).await);
-    let below = Account::new(change(-3, -1), Amount::ZERO);
-    expect("the account after a subtraction from nothing", below).await;
+    let unmatched = Account {
+        unmatched: amount,
+        ..Account::default()
+    };
+    expect("the account after a subtraction from nothing", unmatched).await;
     one.done("settle", admin.add(user, amount).await);
-    expect("the account after adding the same", Account::default()).await;
+    let used = Account {
+        used: amount.into(),
+        ..unmatched
+    };
+    expect("the account after adding the same", used).await;
+    one.done("settle", admin.subtract(user, amount).await);
+    one.done("remove", admin.remove(user).await);
+    expect("an account that was removed again", Account::default()).await;
 }
 
 async fn adds_beside_others(admin: &Admin<AnyStore>, two: &Handle) {
     let user = "{beside}user";
+    let before = Amount::new(1_000, 20);
+    two.done("set_used", admin.set_used(user, before).await);
     let tasks = (0..48).map(|number| {
         let (admin, two) = (admin.clone(), two.clone());
         tokio::spawn(async move {
@@ -84,7 +96,7 @@ async fn adds_beside_others(admin: &Admin<AnyStore>, two: &Handle) {
         join(task).await;
     }
     let account = two.done("account", admin.account(user).await);
-    let expected = change(16 * (100 - 10 + 1), 0);
+    let expected = change(1_000 + 16 * (100 - 10 + 1), 20);
     two.expect("usage after concurrent changes", account.used, expected);
 }
 

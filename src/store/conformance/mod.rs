@@ -43,7 +43,7 @@
 //! | a hold is kept under another id in one step | 1, 3 |
 //! | limits are those of the scope, or the default ones | 1 |
 //! | passing a soft limit is reported once | 1 |
-//! | usage may fall below zero | 1 |
+//! | usage may be below zero by what is held | 1 |
 //! | names are kept as they are | 1 |
 //! | accounts can be read and corrected | 1 |
 //! | concurrent requests never pass a limit | 1 |
@@ -98,7 +98,7 @@ pub async fn run<S: Store>(one: S, other: S) {
     rules::kept(by("a hold is kept under another id in one step")).await;
     rules::own_limits(by("limits are those of the scope, or the default ones")).await;
     rules::soft_limits(by("passing a soft limit is reported once")).await;
-    rules::below_zero(by("usage may fall below zero")).await;
+    rules::below_zero(by("usage may be below zero by what is held")).await;
     rules::names(by("names are kept as they are")).await;
     rules::accounts(by("accounts can be read and corrected")).await;
     rules::stampede(by("concurrent requests never pass a limit")).await;
@@ -316,7 +316,10 @@ mod tests {
                 "limits are those of the scope, or the default ones",
             ),
             (Defect::NeverWarns, "passing a soft limit is reported once"),
-            (Defect::StopsAtZero, "usage may fall below zero"),
+            (
+                Defect::StopsAtZero,
+                "usage may be below zero by what is held",
+            ),
             (Defect::RenamesScopes, "names are kept as they are"),
             (Defect::RemovesNothing, "accounts can be read and corrected"),
             (
@@ -334,7 +337,7 @@ mod tests {
     fn a_message_has_the_figures_and_the_causes() {
         let message = self::message(Defect::StopsAtZero);
         assert!(
-            message.contains("expected (-30, 0), found (0, 0)"),
+            message.contains("expected (-30, 30), found (0, 30)"),
             "{message}"
         );
         let message = self::message(Defect::RefusesRenewal);

@@ -55,13 +55,26 @@ impl Tables {
     fn account(&self, scope: &Scope) -> Account {
         let holds = self.holds.values();
         let held = holds.filter(|hold| hold.scopes.iter().any(|held| held == scope));
-        Account {
+        let mut account = Account {
             held: held.fold(Amount::ZERO, |sum, hold| sum + hold.amount),
             ..self.accounts.get(scope).copied().unwrap_or_default()
+        };
+        account.stop_below_zero();
+        account
+    }
+
+    /// What is below zero by more than is held now stays cut off, whatever is held later.
+    fn stop_below_zero<'a>(&mut self, scopes: impl IntoIterator<Item = &'a Scope>) {
+        for scope in scopes {
+            let stopped = self.account(scope);
+            if let Some(account) = self.accounts.get_mut(scope) {
+                (account.used, account.unmatched) = (stopped.used, stopped.unmatched);
+            }
         }
     }
 
     fn reserve(&mut self, asked: &Reserve) -> Result<Reserved, QuotaError> {
+        self.stop_below_zero(&asked.scopes);
         let required = asked.amount.max(asked.expected);
         let mut warnings = Vec::new();
         for scope in &asked.scopes {
@@ -150,9 +163,12 @@ impl Store for ReferenceStore {
 
     fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
         let mut tables = self.tables();
+        let scopes = || settlements.iter().flat_map(|settlement| &settlement.scopes);
+        tables.stop_below_zero(scopes());
         for settlement in settlements {
             tables.settle(settlement);
         }
+        tables.stop_below_zero(scopes());
         now(Ok(()))
     }
 

@@ -202,14 +202,37 @@ pub(super) async fn soft_limits([one, _]: [Handle; 2]) {
 
 pub(super) async fn below_zero([one, _]: [Handle; 2]) {
     let user = "{below}user";
+    // A removal may be counted before the charge of what it removes.
+    let early = one.hold(user, 30, 100).await;
     one.settle(HoldId::unique(), user, -30).await;
-    one.expect_figures("after 30 were given back", user, (-30, 0))
+    one.expect_figures("after 30 were given back with 30 held", user, (-30, 30))
         .await;
     // No request gets more than the limit by it.
-    one.refuse_hold(user, 101, 100).await;
-    one.settle(HoldId::unique(), user, 30).await;
+    one.refuse_hold(user, 71, 100).await;
+    one.settle(early, user, 30).await;
     one.expect_figures("after 30 were charged", user, (0, 0))
         .await;
+    // What cannot be charged any more is no credit.
+    one.settle(HoldId::unique(), user, -30).await;
+    one.expect_figures("after 30 were given back of nothing", user, (0, 0))
+        .await;
+    let unmatched = one.account(user).await.unmatched;
+    one.expect("what is unmatched", unmatched, Amount::bytes(30));
+    let short = Duration::from_secs(1);
+    let brief = reserve(HoldId::unique(), user, 20, 100).with_time_to_live(short);
+    one.admit("a hold that will expire", &brief).await;
+    one.settle(HoldId::unique(), user, -50).await;
+    one.expect_figures("after 50 were given back with 20 held", user, (-20, 20))
+        .await;
+    sleep(short + Duration::from_millis(300)).await;
+    one.expect_figures("after that hold has expired", user, (0, 0))
+        .await;
+    let whole = one.hold(user, 100, 100).await;
+    one.settle(whole, user, 100).await;
+    one.expect_figures("after as much as the limit was charged", user, (100, 0))
+        .await;
+    let unmatched = one.account(user).await.unmatched;
+    one.expect("what is unmatched in all", unmatched, Amount::bytes(80));
 }
 
 pub(super) async fn names([one, two]: [Handle; 2]) {

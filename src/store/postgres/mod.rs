@@ -177,7 +177,7 @@ impl Store for PostgresStore {
         const ACCOUNT: &str = "
             SELECT account.used_bytes, account.used_objects, account.has_limits,
                 account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects,
-                held.bytes, held.objects
+                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects
             FROM (
                 SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(objects), 0)::bigint AS objects
                 FROM storage_guard_holds WHERE key = sha256($1) AND expires > clock_timestamp()
@@ -228,7 +228,7 @@ impl Store for PostgresStore {
         const LARGEST: &str = "
             SELECT account.scope, account.used_bytes, account.used_objects, account.has_limits,
                 account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects,
-                held.bytes, held.objects
+                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects
             FROM (
                 SELECT * FROM storage_guard_accounts WHERE used_bytes <> 0 OR used_objects <> 0
                 ORDER BY used_bytes DESC, scope LIMIT $1
@@ -343,19 +343,22 @@ fn read_accounts(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {
     Ok((is_reserved.unwrap_or(false), accounts?))
 }
 
-/// Usage, whether there are limits, the limits, and what is held. All but the last may be NULL.
+/// Usage, whether there are limits, the limits, what is unmatched, and what is held. All but the last may be NULL.
 fn read_account(row: &PgRow, from: usize) -> sqlx::Result<Account> {
     let number = |column| row.try_get::<Option<i64>, _>(from + column);
     let limits = ceilings([number(3)?, number(4)?, number(5)?, number(6)?]);
     let has_limits: Option<bool> = row.try_get(from + 2)?;
-    Ok(Account {
+    let mut account = Account {
         own: has_limits.unwrap_or(false).then_some(limits),
         used: Change {
             bytes: number(0)?.unwrap_or(0),
             objects: number(1)?.unwrap_or(0),
         },
-        held: read_amount(row, from + 7)?,
-    })
+        unmatched: amount(number(7)?.unwrap_or(0), number(8)?.unwrap_or(0)),
+        held: read_amount(row, from + 9)?,
+    };
+    account.stop_below_zero();
+    Ok(account)
 }
 
 fn read_amount(row: &PgRow, from: usize) -> sqlx::Result<Amount> {

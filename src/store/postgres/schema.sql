@@ -9,8 +9,8 @@ SET LOCAL client_min_messages = warning;
 -- One at a time: IF NOT EXISTS races with itself.
 SELECT pg_advisory_xact_lock(507, 1);
 
--- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
--- unlimited, and a negative one stands for the number above 2^63 with the same bits.
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
+-- beyond that is unmatched. A limit of NULL is unlimited, and a negative one stands for the number above 2^63 with the same bits.
 CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     key bytea GENERATED ALWAYS AS (sha256(scope)) STORED PRIMARY KEY,
     scope bytea NOT NULL,
@@ -20,7 +20,9 @@ CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     hard_bytes bigint,
     hard_objects bigint,
     soft_bytes bigint,
-    soft_objects bigint
+    soft_objects bigint,
+    unmatched_bytes bigint NOT NULL DEFAULT 0,
+    unmatched_objects bigint NOT NULL DEFAULT 0
 );
 
 -- What each hold has reserved in each of its scopes. Expired rows do not count, and are deleted some time later.
@@ -58,6 +60,28 @@ LANGUAGE sql AS $$
     ON CONFLICT (key) DO UPDATE SET used_bytes = account.used_bytes WHERE false
 $$;
 
+-- Stops usage of locked accounts where it is as far below zero as is held.
+CREATE OR REPLACE FUNCTION storage_guard_1_stop(names bytea[], moment timestamptz) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE storage_guard_accounts AS account SET
+        used_bytes = greatest(account.used_bytes, -held.bytes),
+        used_objects = greatest(account.used_objects, -held.objects),
+        unmatched_bytes = least(
+            account.unmatched_bytes + greatest(-held.bytes - account.used_bytes, 0), 9223372036854775807),
+        unmatched_objects = least(
+            account.unmatched_objects + greatest(-held.objects - account.used_objects, 0), 9223372036854775807)
+    FROM (
+        -- These sums are numeric, and have no bounds.
+        SELECT below.key, coalesce(sum(hold.bytes), 0) AS bytes, coalesce(sum(hold.objects), 0) AS objects
+        FROM storage_guard_accounts AS below
+        LEFT JOIN storage_guard_holds AS hold ON hold.key = below.key AND hold.expires > moment
+        WHERE below.key IN (SELECT sha256(name) FROM unnest(names) AS name)
+            AND (below.used_bytes < 0 OR below.used_objects < 0)
+        GROUP BY below.key
+    ) AS held
+    WHERE account.key = held.key AND (account.used_bytes < -held.bytes OR account.used_objects < -held.objects)
+$$;
+
 -- Sets an amount aside in all of these scopes, or in none. Returns a row for each, in their order: whether it was done, and
 -- the account before. A need of NULL is more than can be counted.
 CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
@@ -69,7 +93,7 @@ CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     is_reserved boolean,
     used_bytes bigint, used_objects bigint, has_limits boolean,
     hard_bytes bigint, hard_objects bigint, soft_bytes bigint, soft_objects bigint,
-    held_bytes bigint, held_objects bigint
+    unmatched_bytes bigint, unmatched_objects bigint, held_bytes bigint, held_objects bigint
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -80,6 +104,7 @@ BEGIN
     PERFORM storage_guard_1_lock(names);
     -- Read after the wait for the lock. From here on each statement sees everything that was done before.
     moment := clock_timestamp();
+    PERFORM storage_guard_1_stop(names, moment);
     RETURN QUERY
     WITH standing AS (
         SELECT place, name, account.*, held.bytes AS held_bytes, held.objects AS held_objects,
@@ -113,7 +138,7 @@ BEGIN
             expires = excluded.expires
     )
     SELECT fits, used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
-        least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint
+        unmatched_bytes, unmatched_objects, least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint
     FROM standing, verdict ORDER BY place;
 END
 $$;
@@ -132,6 +157,7 @@ DECLARE
 BEGIN
     PERFORM storage_guard_1_lock(names);
     moment := clock_timestamp();
+    PERFORM storage_guard_1_stop(names, moment);
     DELETE FROM storage_guard_holds AS hold
     USING unnest(ids, names) AS asked (id, name)
     WHERE hold.key = sha256(asked.name) AND hold.id = asked.id;
@@ -163,10 +189,12 @@ BEGIN
         used_objects = least(greatest(account.used_objects + change.objects, least_of_all), most)
     FROM change WHERE account.key = change.key;
 
-    -- A scope that uses nothing, holds nothing and has no limits of its own leaves no row.
+    PERFORM storage_guard_1_stop(names, moment);
+    -- A scope that uses nothing, holds nothing and has no limits of its own leaves no row, unless something is unmatched.
     DELETE FROM storage_guard_accounts AS account
     WHERE account.key IN (SELECT sha256(name) FROM unnest(names) AS name)
         AND account.used_bytes = 0 AND account.used_objects = 0 AND NOT account.has_limits
+        AND account.unmatched_bytes = 0 AND account.unmatched_objects = 0
         AND NOT EXISTS (SELECT FROM storage_guard_holds AS hold WHERE hold.key = account.key);
 
     -- Deletes some of the rows that no longer count, of any scope: more than one settlement adds.

@@ -2,4 +2,4 @@
 -- KEYS: its account, and the expiry of its holds.
 
 local account = load(KEYS[1], KEYS[2], clock())
-return {text(account.used), text(account.held), account.limits}
+return {text(account.used), text(account.held), account.limits, text(account.unmatched)}

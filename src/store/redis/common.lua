@@ -112,16 +112,38 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Stops usage where it is as far below zero as is held.
+local function stop(account)
+  local stops = false
+  for resource = 1, 2 do
+    -- Added to zero, as there is a negative zero.
+    local least = add(ZERO, negative(account.held[resource]))
+    local beyond = add(least, negative(account.used[resource]))
+    if less(ZERO, beyond) then
+      account.used[resource] = least
+      account.unmatched[resource] = within_range(add(account.unmatched[resource], beyond))
+      stops = true
+    end
+  end
+  if stops then
+    -- What takes no memory first, see settle.lua.
+    redis.call('HDEL', account.key, 'unmatched')
+    put(account, 'used')
+    put(account, 'unmatched')
+  end
+end
+
 -- Loads the account of a scope, and deletes the holds that have expired.
 local function load(key, expiry, now)
   local dead = redis.call('ZRANGEBYSCORE', expiry, '-inf', now)
-  local found = redis.call('HMGET', key, 'used', 'held', 'limits')
+  local found = redis.call('HMGET', key, 'used', 'held', 'limits', 'unmatched')
   local account = {
     key = key,
     expiry = expiry,
     used = amount(found[1]),
     held = amount(found[2]),
     limits = found[3] or '',
+    unmatched = amount(found[4]),
   }
   for _, id in ipairs(dead) do
     release(account, id)
@@ -129,6 +151,7 @@ local function load(key, expiry, now)
   if #dead > 0 then
     put(account, 'held')
   end
+  stop(account)
   return account
 end
 

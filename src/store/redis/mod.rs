@@ -195,10 +195,12 @@ where
             text::of_ceilings(reserve.default),
         ];
         let call = self.call(&RESERVE, &reserve.scopes, args);
-        // The number of a scope, and three figures.
-        type Found = (usize, String, String, String);
+        // The number of a scope: the resource, the limit and what is counted; or the account.
+        type Refusal = (usize, String, String, String);
+        type Warning = (usize, String, String, String, String);
         let answer = call.run(self.connection.clone()).await;
-        let (refusal, warnings): (Option<Found>, Vec<Found>) = answer.map_err(StoreError::from)?;
+        let (refusal, warnings): (Option<Refusal>, Vec<Warning>) =
+            answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
             let index = number.checked_sub(1);
             let scope = index.and_then(|index| reserve.scopes.as_slice().get(index));
@@ -214,8 +216,8 @@ where
             return Err(exceeded.into());
         }
         let mut reserved = Reserved::default();
-        for (number, used, held, limits) in warnings {
-            let account = text::account(&used, &held, &limits)?;
+        for (number, used, held, limits, unmatched) in warnings {
+            let account = text::account(&used, &held, &limits, &unmatched)?;
             reserved.warnings.push((scope(number)?, account));
         }
         Ok(reserved)
@@ -305,9 +307,9 @@ where
 
     async fn stand(&self, scope: &Scope) -> Result<Account, Failure> {
         let call = self.call(&ACCOUNT, [scope], Vec::new());
-        let (used, held, limits): (String, String, String) =
+        let (used, held, limits, unmatched): (String, String, String, String) =
             call.run(self.connection.clone()).await?;
-        Ok(text::account(&used, &held, &limits)?)
+        Ok(text::account(&used, &held, &limits, &unmatched)?)
     }
 
     /// One command for a scope's account.
@@ -489,7 +491,7 @@ where
     }
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
-        boxed(self.change("HDEL", scope, &["used", "limits"]))
+        boxed(self.change("HDEL", scope, &["used", "limits", "unmatched"]))
     }
 }
 

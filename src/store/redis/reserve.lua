@@ -41,7 +41,7 @@ for scope = 1, #KEYS / 2 do
   for resource = 1, 2 do
     local limit = soft[resource]
     if limit and not less(limit, before[resource]) and less(limit, after[resource]) then
-      table.insert(warnings, {scope, text(account.used), text(sum(account.held, asked)), account.limits})
+      table.insert(warnings, {scope, text(account.used), text(sum(account.held, asked)), account.limits, text(account.unmatched)})
       break
     end
   end

@@ -3,7 +3,7 @@
 -- ARGV: how long marks stay; of each settlement its id, its change, the hold to keep or nothing, the amount and time to live
 -- of that, the number of its scopes.
 
-local now, key = clock(), 1
+local now, key, touched = clock(), 1, {}
 for argument = 2, #ARGV, 6 do
   local id, change = ARGV[argument], amount(ARGV[argument + 1])
   local kept, more, ends = ARGV[argument + 2], amount(ARGV[argument + 3]), now + ARGV[argument + 4]
@@ -11,7 +11,8 @@ for argument = 2, #ARGV, 6 do
   local mark, accounts = KEYS[key], {}
   -- All accounts are read before anything is written, so that one that cannot be read leaves the settlement undone.
   for scope = 1, count do
-    accounts[scope] = load(KEYS[key + 2 * scope - 1], KEYS[key + 2 * scope], now)
+    local account = load(KEYS[key + 2 * scope - 1], KEYS[key + 2 * scope], now)
+    accounts[scope], touched[account.key] = account, account
   end
   -- What takes no memory is written first: when memory is full, a script may go on writing once it has written.
   for _, account in ipairs(accounts) do
@@ -32,5 +33,8 @@ for argument = 2, #ARGV, 6 do
     end
   end
   key = key + 1 + 2 * count
+end
+for _, account in pairs(touched) do
+  stop(account)
 end
 return true

@@ -45,7 +45,12 @@ fn clamped(word: &str) -> Option<u64> {
     Some(u64::try_from(figure).unwrap_or(u64::MAX))
 }
 
-pub(super) fn account(used: &str, held: &str, limits: &str) -> Result<Account, StoreError> {
+pub(super) fn account(
+    used: &str,
+    held: &str,
+    limits: &str,
+    unmatched: &str,
+) -> Result<Account, StoreError> {
     let own = match limits {
         "" => None,
         limits => Some(ceilings(limits)?),
@@ -54,6 +59,7 @@ pub(super) fn account(used: &str, held: &str, limits: &str) -> Result<Account, S
         own,
         used: change(used)?,
         held: amount(held)?,
+        unmatched: amount(unmatched)?,
     })
 }
 
@@ -95,6 +101,7 @@ mod tests {
                 "-9223372036854775808 1",
                 "18446744073709551615 2",
                 &of_ceilings(own),
+                "5 6",
             );
             let expected = Account {
                 own: Some(own),
@@ -103,6 +110,7 @@ mod tests {
                     objects: 1,
                 },
                 held: Amount::new(u64::MAX, 2),
+                unmatched: Amount::new(5, 6),
             };
             assert_eq!(read.unwrap(), expected);
         }
@@ -113,8 +121,8 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_an_error() {
         for text in ["", "1", "1 2 3", "1 -", "1  2", "x y", "1.0 2"] {
-            assert!(account("0 0", text, "").is_err(), "{text}");
+            assert!(account("0 0", text, "", "0 0").is_err(), "{text}");
         }
-        assert!(account("0 0", "0 0", "1 2 3").is_err());
+        assert!(account("0 0", "0 0", "1 2 3", "0 0").is_err());
     }
 }

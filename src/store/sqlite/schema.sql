@@ -1,7 +1,8 @@
 -- Quotas in an SQLite file. Amounts are bytes and objects; times are milliseconds since 1970 by the machine's clock.
 -- Run whenever the file is opened. What exists stays.
 
--- The usage of each scope, and its limits if it has its own. Usage may be below zero for a while. A limit of NULL is
+-- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
+-- beyond that is unmatched. A limit of NULL is
 -- unlimited, and a negative one stands for the number above 2^63 with the same bits.
 CREATE TABLE IF NOT EXISTS accounts (
     scope TEXT NOT NULL PRIMARY KEY,
@@ -11,7 +12,9 @@ CREATE TABLE IF NOT EXISTS accounts (
     hard_bytes INTEGER,
     hard_objects INTEGER,
     soft_bytes INTEGER,
-    soft_objects INTEGER
+    soft_objects INTEGER,
+    unmatched_bytes INTEGER NOT NULL DEFAULT 0,
+    unmatched_objects INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
 -- What each hold has reserved in each of its scopes. Expired rows do not count, and are deleted some time later.

@@ -25,7 +25,7 @@ pub(super) fn reserve(
     reserve: &Reserve,
 ) -> Result<std::result::Result<Reserved, Exceeded>> {
     let scopes = reserve.scopes.iter();
-    let accounts: Result<Vec<_>> = scopes.map(|scope| account(tx, now, scope)).collect();
+    let accounts: Result<Vec<_>> = scopes.map(|scope| stopped(tx, now, scope)).collect();
     let decision = judge(reserve, &accounts?);
     if decision.is_ok() {
         let held = Keep::new(reserve.id, reserve.amount, reserve.time_to_live);
@@ -58,6 +58,9 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
     let mut remember =
         tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
     let mut changes: HashMap<&Scope, Change> = HashMap::new();
+    for scope in settlements.iter().flat_map(|settlement| &settlement.scopes) {
+        stop_below_zero(tx, now, scope)?;
+    }
     for settlement in settlements {
         let (id, scopes) = (settlement.id.to_string(), &settlement.scopes);
         for scope in scopes {
@@ -76,6 +79,9 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
     for (scope, change) in changes {
         let used = without_held(tx, scope)?.used;
         set_used(tx, scope, used.then(change))?;
+    }
+    for scope in settlements.iter().flat_map(|settlement| &settlement.scopes) {
+        stop_below_zero(tx, now, scope)?;
     }
     sweep(tx, now)
 }
@@ -114,15 +120,47 @@ pub(super) fn renew(
     Ok(())
 }
 
-/// Usage, whether there are limits, and the limits.
-const ACCOUNT: &str =
-    "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects";
+/// Stops usage where it is as far below zero as is held.
+fn stop_below_zero(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<()> {
+    let used = without_held(tx, scope)?.used;
+    if used.bytes < 0 || used.objects < 0 {
+        stopped(tx, now, scope)?;
+    }
+    Ok(())
+}
 
-pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
-    Ok(Account {
+/// The account, with what is cut off below zero written down: it stays so, whatever is held later.
+fn stopped(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
+    let mut account = Account {
         held: held(tx, now, scope)?,
         ..without_held(tx, scope)?
-    })
+    };
+    if account.stop_below_zero() {
+        tx.prepare_cached(
+            "UPDATE accounts SET unmatched_bytes = ?2, unmatched_objects = ?3 WHERE scope = ?1",
+        )?
+        .execute(params![
+            scope.as_str(),
+            signed(account.unmatched.bytes),
+            signed(account.unmatched.objects)
+        ])?;
+        set_used(tx, scope, account.used)?;
+    }
+    Ok(account)
+}
+
+/// Usage, whether there are limits, the limits, and what is unmatched.
+const ACCOUNT: &str =
+    "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
+    unmatched_bytes, unmatched_objects";
+
+pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
+    let mut account = Account {
+        held: held(tx, now, scope)?,
+        ..without_held(tx, scope)?
+    };
+    account.stop_below_zero();
+    Ok(account)
 }
 
 /// Leaves out the sum of what is held, which would read every hold.
@@ -143,6 +181,7 @@ fn read_account(row: &Row<'_>) -> Result<Account> {
             objects: row.get(1)?,
         },
         held: Amount::ZERO,
+        unmatched: amount(row.get(7)?, row.get(8)?),
     })
 }
 
@@ -192,11 +231,12 @@ pub(super) fn set_used(tx: &Transaction<'_>, scope: &Scope, used: Change) -> Res
     forget_empty(tx, scope)
 }
 
-/// Deletes the row of a scope that uses nothing and has no limits.
+/// Deletes the row of a scope that uses nothing, has no limits and nothing to report.
 fn forget_empty(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
     tx.prepare_cached(
         "DELETE FROM accounts
-        WHERE scope = ?1 AND used_bytes = 0 AND used_objects = 0 AND NOT has_limits",
+        WHERE scope = ?1 AND used_bytes = 0 AND used_objects = 0 AND NOT has_limits
+            AND unmatched_bytes = 0 AND unmatched_objects = 0",
     )?
     .execute([scope.as_str()])?;
     Ok(())
@@ -213,11 +253,12 @@ pub(super) fn largest(
         ORDER BY used_bytes DESC, scope LIMIT ?1"
     ))?;
     let rows = largest.query_map([limit(count)], |row| {
-        let scope = Scope::from(row.get::<_, String>(7)?);
-        let account = Account {
+        let scope = Scope::from(row.get::<_, String>(9)?);
+        let mut account = Account {
             held: held(tx, now, &scope)?,
             ..read_account(row)?
         };
+        account.stop_below_zero();
         Ok((scope, account))
     })?;
     rows.collect()
