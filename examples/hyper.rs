@@ -43,7 +43,8 @@ async fn put_file(request: Request<MeteredBody<Incoming>>, dir: PathBuf) -> PutR
     // The name must not lead out of the folder. Names of temporary files begin with a dot.
     let name = head.uri.path().strip_prefix("/files/").unwrap_or_default();
     let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':']);
-    if head.method != Method::PUT || !is_plain {
+    let is_part = head.headers.contains_key("content-range");
+    if head.method != Method::PUT || is_part || !is_plain {
         return respond(StatusCode::BAD_REQUEST);
     }
     let (file, temporary) = NamedTempFile::new_in(&dir)?.into_parts();

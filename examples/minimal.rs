@@ -9,7 +9,8 @@
 use std::{env, fs, path::PathBuf};
 
 use axum::extract::{Path, State};
-use axum::{Extension, Router, body::Body, http::StatusCode, routing::put};
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Router, body::Body, routing::put};
 use futures_util::TryStreamExt;
 use tempfile::NamedTempFile;
 use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
@@ -33,9 +34,16 @@ async fn main() -> Result<(), BoxError> {
 
 type PutResult = Result<StatusCode, (StatusCode, Extension<Source>)>;
 
-async fn put_file(State(dir): State<PathBuf>, Path(name): Path<String>, body: Body) -> PutResult {
+async fn put_file(
+    State(dir): State<PathBuf>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> PutResult {
     // The name must not lead out of the folder. Names of temporary files begin with a dot.
-    if name.starts_with('.') || name.contains(['/', '\\', ':', '\0']) {
+    let is_plain = !name.starts_with('.') && !name.contains(['/', '\\', ':', '\0']);
+    // A part would replace the whole file.
+    if !is_plain || headers.contains_key("content-range") {
         return Ok(StatusCode::BAD_REQUEST);
     }
     store(body, dir, name).await.map_err(|error| {

@@ -65,7 +65,8 @@ async fn size_of(path: PathBuf) -> Amount {
 }
 
 async fn put_file(head: Parts, held: Reservation, body: Bytes) -> Result<StatusCode, Failure> {
-    let Some((_, path)) = target(&head) else {
+    let (Some((_, path)), false) = (target(&head), head.headers.contains_key("content-range"))
+    else {
         return Ok(StatusCode::BAD_REQUEST);
     };
     let temporary = NamedTempFile::new_in(".")?.into_temp_path();

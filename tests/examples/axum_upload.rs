@@ -37,6 +37,17 @@ pub(crate) async fn listed(server: &Server, token: &str) -> Value {
     request.send().await.unwrap().json().await.unwrap()
 }
 
+/// RFC 9110, section 14.5.
+#[tokio::test]
+async fn a_part_does_not_replace_the_whole() {
+    let server = Server::start("axum-upload", &[]);
+    assert_eq!(server.put("/files/a", "foobar").await.status(), 201);
+    let part = server.request(Method::PUT, "/files/a");
+    let part = part.header("content-range", "bytes 0-2/6");
+    assert_eq!(part.body("bar").send().await.unwrap().status(), 400);
+    assert_eq!(server.get("/files/a").await.text().await.unwrap(), "foobar");
+}
+
 #[tokio::test]
 async fn stores_lists_reads_and_deletes() {
     let server = start(&[]);

@@ -73,6 +73,22 @@ async fn stores_reads_replaces_and_deletes() {
     assert_eq!(delete(&server, path).await, StatusCode::NOT_FOUND);
 }
 
+/// RFC 9110, section 14.5.
+#[tokio::test]
+async fn a_part_does_not_replace_the_whole() {
+    let server = start(&[]);
+    let path = "/documents/a";
+    assert_eq!(
+        server.put(path, "[1, 2]").await.status(),
+        StatusCode::CREATED
+    );
+    let part = server.request(Method::PUT, path);
+    let part = part.header("content-range", "bytes 0-2/6");
+    let status = part.body("[3]").send().await.unwrap().status();
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(server.get(path).await.text().await.unwrap(), "[1, 2]");
+}
+
 #[tokio::test]
 async fn an_invalid_document_is_a_client_error() {
     let server = start(&[]);

@@ -150,6 +150,30 @@ async fn disks_are_guarded_with_and_without_a_framework() {
     }
 }
 
+/// RFC 9110, section 14.5.
+#[tokio::test]
+async fn a_part_does_not_replace_the_whole() {
+    for example in ["minimal", "hyper", "quota"] {
+        let server = Small::start(example);
+        assert_eq!(
+            server.put_as("ann", "/files/a", "foobar").await,
+            201,
+            "{example}"
+        );
+        let part = server.request(Method::PUT, "/files/a");
+        let part = part
+            .header("x-user", "ann")
+            .header("content-range", "bytes 0-2/6");
+        assert_eq!(
+            part.body("bar").send().await.unwrap().status(),
+            400,
+            "{example}"
+        );
+        let name = server.names().pop().unwrap();
+        assert_eq!(server.read(&name), b"foobar", "{example}");
+    }
+}
+
 #[tokio::test]
 async fn names_do_not_lead_out_of_the_folder() {
     for example in ["minimal", "hyper", "quota"] {

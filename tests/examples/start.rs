@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener, process::Command};
 
-use test_support::example::{complaint, path_of};
+use test_support::example::{Server, complaint, path_of};
 
 const EXAMPLES: [(&str, &str); 2] = [
     ("axum-upload", "127.0.0.1:3000"),
@@ -25,6 +25,40 @@ fn each_has_a_place_of_its_own_to_listen() {
         ] {
             assert!(help.contains(flag), "{flag}: {help}");
         }
+    }
+}
+
+/// The second would remove what the first is writing.
+#[test]
+fn a_second_server_does_not_touch_the_folder_of_the_first() {
+    for example in [
+        "axum-upload",
+        "tonic-upload",
+        "tus-upload",
+        "webdav",
+        "documents",
+    ] {
+        let server = Server::start(example, &[]);
+        let dir = server.dir.path();
+        let before = fs::read_dir(dir).unwrap().count();
+        // Where the servers that upload beside their files do it.
+        let growing = dir.join(".uploads/growing");
+        let has_uploads = growing.parent().unwrap().exists();
+        if has_uploads {
+            fs::write(&growing, "half").unwrap();
+        }
+        let flags = ["--listen", "127.0.0.1:0", "--dir", dir.to_str().unwrap()];
+        let (said, code) = complaint(example, flags);
+        let words = format!(
+            "error: {}: another server uses this folder\n",
+            dir.display()
+        );
+        assert_eq!((said, code), (words, Some(1)), "{example}");
+        assert_eq!(fs::read_dir(dir).unwrap().count(), before, "{example}");
+        assert_eq!(growing.exists(), has_uploads, "{example}");
+        // However the first ends.
+        let dir = server.killed();
+        Server::start_in(dir, example, &[]);
     }
 }
 

@@ -15,7 +15,9 @@ use axum::{
     extract::{DefaultBodyLimit, Multipart, Path, Request, State},
     http::{
         HeaderMap, Method, StatusCode,
-        header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+        header::{
+            ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE,
+        },
         request::Parts,
     },
     middleware::{self, Next},
@@ -118,8 +120,13 @@ async fn put_file(
     Extension(folder): Extension<Folder>,
     Extension(name): Extension<Name>,
     reservation: Reservation,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ErrorResponse> {
+    if headers.contains_key(CONTENT_RANGE) {
+        // A part would replace the whole (RFC 9110, section 14.5).
+        return Err(bad_request("files are written whole").into());
+    }
     let content = body.into_data_stream();
     let content = content.map_err(|error| bad_request(error).into());
     let upload = folder.receive(name, &reservation, content, failed).await?;

@@ -8,12 +8,15 @@
 //!
 //! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags.
 
-use std::{fmt::Display, fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use axum::{
     Router,
     extract::{Path, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_RANGE, CONTENT_TYPE},
+    },
     response::{ErrorResponse, IntoResponse, Response},
     routing::get,
 };
@@ -26,7 +29,10 @@ use sqlx::{
 };
 use tower_storage_guard::{BoxError, StorageGuardLayer, axum::Failure, quota::NoQuota};
 
-use example_support::run::{asked_to_stop, listen, report};
+use example_support::{
+    claim::Claim,
+    run::{asked_to_stop, listen, report},
+};
 
 /// Stores JSON documents, and says so when the database is full.
 #[derive(Clone, Debug, Parser)]
@@ -75,8 +81,13 @@ fn app(store: Store) -> Router {
 async fn write(
     State(store): State<Arc<Store>>,
     Path(id): Path<Id>,
+    headers: HeaderMap,
     document: String,
 ) -> Result<StatusCode, ErrorResponse> {
+    if headers.contains_key(CONTENT_RANGE) {
+        // A part would replace the whole (RFC 9110, section 14.5).
+        return Err(bad_request("documents are written whole").into());
+    }
     serde_json::from_str::<IgnoredAny>(&document).map_err(bad_request)?;
     let written = store.write(&id.0, &document).await.map_err(failed)?;
     Ok(match written {
@@ -131,7 +142,11 @@ impl TryFrom<String> for Id {
 /// The documents, in one table.
 enum Store {
     Postgres(PgPool),
-    Sqlite(SqlitePool),
+    /// In a folder that no other server uses.
+    Sqlite {
+        pool: SqlitePool,
+        _claim: Claim,
+    },
 }
 
 enum Written {
@@ -146,7 +161,7 @@ macro_rules! execute {
             Store::Postgres(pool) => {
                 sqlx::query($sql)$(.bind($value))*.execute(pool).await?.rows_affected()
             }
-            Store::Sqlite(pool) => {
+            Store::Sqlite { pool, .. } => {
                 sqlx::query($sql)$(.bind($value))*.execute(pool).await?.rows_affected()
             }
         }
@@ -159,8 +174,9 @@ impl Store {
         let store = match &flags.database_url {
             Some(url) => Self::Postgres(PgPool::connect(url).await?),
             None => {
-                fs::create_dir_all(&flags.dir)?;
-                Self::Sqlite(SqlitePool::connect_with(sqlite(flags)).await?)
+                let _claim = Claim::of(&flags.dir)?;
+                let pool = SqlitePool::connect_with(sqlite(flags)).await?;
+                Self::Sqlite { pool, _claim }
             }
         };
         const TABLE: &str =
@@ -189,7 +205,7 @@ impl Store {
                     .fetch_optional(pool)
                     .await
             }
-            Self::Sqlite(pool) => {
+            Self::Sqlite { pool, .. } => {
                 sqlx::query_scalar(SELECT)
                     .bind(id)
                     .fetch_optional(pool)

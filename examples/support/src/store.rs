@@ -31,7 +31,7 @@ use tower_storage_guard::{
     quota::{Change, Limits},
 };
 
-use crate::{flags::Flags, quotas::Quotas};
+use crate::{claim::Claim, flags::Flags, quotas::Quotas};
 
 /// The prefix of uploads in progress. No file can have it, because names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
@@ -48,6 +48,7 @@ pub struct Store {
     pub volume: Volume,
     pub quota: Quotas,
     folders: Arc<Folders>,
+    _claim: Claim,
 }
 
 enum Folders {
@@ -63,14 +64,15 @@ impl Store {
     /// Creates missing folders, removes leftovers, and counts the existing files for quotas that do not know them.
     pub async fn open(flags: Flags) -> Result<Self, BoxError> {
         let dir = flags.dir.clone();
-        spawn_blocking(move || fs::create_dir_all(&dir).map_err(|error| named(&dir, error)))
-            .await??;
+        // Before anything in it is touched.
+        let claim = spawn_blocking(move || Claim::of(&dir)).await??;
         let place = flags.quota_store.clone();
         let place = place.or_beside(|| flags.dir.join(QUOTAS));
         let lives = Duration::from_secs(flags.quota_time_to_live.get().into());
         let quota =
             Quotas::open(&place, flags.dir.join(JOURNAL), lives, flags.quota_leases).await?;
-        let (store, limits) = spawn_blocking(move || Self::with_quota(&flags, quota)).await??;
+        let (store, limits) =
+            spawn_blocking(move || Self::with_quota(&flags, quota, claim)).await??;
         for folder in store.folders() {
             folder.count_if_new().await?;
         }
@@ -82,7 +84,11 @@ impl Store {
     }
 
     /// The store, and the limits of each scope. Blocks.
-    fn with_quota(flags: &Flags, quota: Quotas) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
+    fn with_quota(
+        flags: &Flags,
+        quota: Quotas,
+        claim: Claim,
+    ) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
         let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
         let everyone = Scope::from(Self::EVERYONE);
         let mut limits = vec![(everyone.clone(), Limits::bytes(flags.quota.as_u64()))];
@@ -109,6 +115,7 @@ impl Store {
             volume,
             quota,
             folders: Arc::new(folders),
+            _claim: claim,
         };
         Ok((store, limits))
     }

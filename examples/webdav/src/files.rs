@@ -6,7 +6,7 @@
 use std::{
     fmt, fs,
     io::{self, SeekFrom, Write},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
@@ -21,13 +21,15 @@ use dav_server::{
     localfs::LocalFs,
 };
 use futures_util::{FutureExt, TryStreamExt, future};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::{sync::Mutex, task::block_in_place};
 use tower_storage_guard::{Amount, BoxError, Reservation, dav::DavQuota, fault::Source};
 
 /// The folder of uploads in progress, at the top of the tree, because a rename must stay on one filesystem. It is
 /// invisible to clients and inaccessible.
 const UPLOADS: &str = ".uploads";
+/// The name of a copy in its own folder there.
+const CONTENT: &str = "content";
 
 /// The folder, as one request sees it.
 #[derive(Clone)]
@@ -39,6 +41,8 @@ pub(crate) struct Files {
     reservation: Option<Reservation>,
     /// The figures for PROPFIND, and the path that they belong to.
     quota: Option<(DavPath, DavQuota)>,
+    /// What a COPY will store.
+    staged: Option<Arc<Staged>>,
     /// Errors that dav-server cannot represent. Its own are little more than statuses.
     failure: Arc<OnceLock<Source>>,
 }
@@ -56,6 +60,7 @@ impl Files {
             places: Arc::default(),
             reservation: None,
             quota: None,
+            staged: None,
             failure: Arc::default(),
         })
     }
@@ -75,6 +80,53 @@ impl Files {
             quota: Some((path, quota)),
             ..self
         }
+    }
+
+    /// For a COPY of what is at this path, with all that is below it.
+    ///
+    /// dav-server removes the destination, and then copies. So the copy is made beside the tree first: when the disk is full,
+    /// nothing was touched yet, and what comes later are renames.
+    pub(crate) fn staging(self, source: &DavPath) -> Result<Self, FsError> {
+        let source = source.as_rel_ospath();
+        let staged = block_in_place(|| {
+            let folder = tempfile::tempdir_in(self.root.join(UPLOADS))?;
+            self.copy_all(&self.root.join(source), &folder.path().join(CONTENT))?;
+            Ok(Staged {
+                folder,
+                source: source.into(),
+            })
+        });
+        Ok(Self {
+            staged: Some(Arc::new(
+                staged.map_err(|error: io::Error| self.fail(error))?,
+            )),
+            ..self
+        })
+    }
+
+    /// Whether a COPY of what is at this path stores files. dav-server refuses the others, and makes folders itself.
+    pub(crate) fn has_to_copy(&self, source: &DavPath, is_alone: bool) -> bool {
+        let found = block_in_place(|| self.root.join(source.as_rel_ospath()).metadata());
+        let is_hidden = self.at(source).is_err();
+        !is_hidden && found.is_ok_and(|found| found.is_file() || !is_alone)
+    }
+
+    fn copy_all(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if !from.symlink_metadata()?.is_dir() {
+            let bytes = fs::copy(from, to)?;
+            if let Some(reservation) = &self.reservation {
+                reservation.written(bytes);
+            }
+            return fs::File::open(to)?.sync_all();
+        }
+        fs::create_dir(to)?;
+        for entry in from.read_dir()? {
+            let entry = entry?;
+            if entry.path() != self.root.join(UPLOADS) {
+                self.copy_all(&entry.path(), &to.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The error, if there was one.
@@ -206,7 +258,16 @@ impl DavFileSystem for Files {
     }
 
     fn copy<'a>(&'a self, from: &'a DavPath, to: &'a DavPath) -> FsFuture<'a, ()> {
-        async move { self.at(from).and(self.at(to))?.copy(from, to).await }.boxed()
+        async move {
+            let local = self.at(from).and(self.at(to))?;
+            let staged = self.staged.as_ref().and_then(|staged| staged.copy_of(from));
+            let Some(staged) = staged else {
+                return local.copy(from, to).await;
+            };
+            let to = self.root.join(to.as_rel_ospath());
+            block_in_place(|| fs::rename(staged, to)).map_err(|error| self.fail(error))
+        }
+        .boxed()
     }
 
     /// dav-server reports the length of the resource as used, and subtracts that from the second figure.
@@ -217,6 +278,24 @@ impl DavFileSystem for Files {
             Ok((used, quota.available.map(|left| left.saturating_add(used))))
         }
         .boxed()
+    }
+}
+
+/// A copy beside the tree. What was not renamed into the tree is removed when it is dropped.
+#[derive(Debug)]
+struct Staged {
+    folder: TempDir,
+    source: PathBuf,
+}
+
+impl Staged {
+    /// None if there is no copy of this file.
+    fn copy_of(&self, file: &DavPath) -> Option<PathBuf> {
+        let below = file.as_rel_ospath().strip_prefix(&self.source).ok()?;
+        let mut copy = self.folder.path().join(CONTENT);
+        // Joined with nothing, a path would end with a slash.
+        copy.extend(below);
+        copy.exists().then_some(copy)
     }
 }
 

@@ -18,8 +18,13 @@ use axum::{
 };
 use bytesize::ByteSize;
 use clap::Parser;
-use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, memls::MemLs};
-use example_support::run::{asked_to_stop, listen, report};
+use dav_server::{
+    DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, fs::FsError, memls::MemLs,
+};
+use example_support::{
+    claim::Claim,
+    run::{asked_to_stop, listen, report},
+};
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
@@ -108,12 +113,14 @@ struct Server {
     tree: Folder,
     collections: CollectionQuota,
     volume: Volume,
+    _claim: Claim,
 }
 
 impl Server {
     /// Creates missing folders, and removes leftovers. Blocks.
     fn open(flags: &Flags) -> Result<Self, BoxError> {
         let Flags { dir, keep_free, .. } = flags;
+        let claim = Claim::of(dir)?;
         let files = Files::open(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let tree = Folder::new(dir);
         let collections = CollectionQuota::new(tree.clone());
@@ -133,6 +140,7 @@ impl Server {
             tree,
             collections,
             volume: Volume::open(dir)?.keep_free(Headroom::bytes(keep_free.as_u64())),
+            _claim: claim,
         })
     }
 
@@ -140,12 +148,8 @@ impl Server {
     fn files_for(&self, request: &Request, reservation: Option<Reservation>) -> Files {
         let files = self.files.for_request(reservation);
         // dav-server asks for figures once in a request. They are those of its target, not of resources below it.
-        let is_alone = request
-            .headers()
-            .get("depth")
-            .is_some_and(|depth| depth == "0");
         match DavPath::from_uri(request.uri()) {
-            Ok(path) if is_alone && request.method().as_str() == "PROPFIND" => {
+            Ok(path) if is_alone(request) && request.method().as_str() == "PROPFIND" => {
                 let figures = self
                     .collections
                     .dav_quota(&self.volume, path.as_rel_ospath());
@@ -154,6 +158,23 @@ impl Server {
             _ => files,
         }
     }
+
+    /// The same, with a copy of what a COPY is about.
+    fn files_to_copy(&self, request: &Request, files: Files) -> Result<Files, FsError> {
+        if request.method().as_str() != "COPY" {
+            return Ok(files);
+        }
+        match DavPath::from_uri(request.uri()) {
+            Ok(source) if files.has_to_copy(&source, is_alone(request)) => files.staging(&source),
+            _ => Ok(files),
+        }
+    }
+}
+
+/// Whether a request is about a resource without those below it.
+fn is_alone(request: &Request) -> bool {
+    let depth = request.headers().get("depth");
+    depth.is_some_and(|depth| depth == "0")
 }
 
 async fn handle(
@@ -169,9 +190,13 @@ async fn handle(
         reservation.stored(0);
     }
     let files = server.files_for(&request, reservation);
-    let config = DavConfig::new().filesystem(Box::new(files.clone()));
-    let answer = server.dav.handle_with(config, request).await;
-    let mut response = answer.map(Body::new);
+    let mut response = match server.files_to_copy(&request, files.clone()) {
+        Ok(files) => {
+            let config = DavConfig::new().filesystem(Box::new(files));
+            server.dav.handle_with(config, request).await.map(Body::new)
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    };
     if let Some(failure) = files.failure() {
         // For the guard to classify.
         response.extensions_mut().insert(failure);
