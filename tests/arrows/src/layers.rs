@@ -22,7 +22,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["refusal"],
     &["body"],
     &["steps"],
-    &["settings"],
+    &["settings", "setup"],
     &["future"],
     &["layer", "service"],
     // Protocols.
