@@ -11,6 +11,7 @@ use std::{env, fs, path::PathBuf};
 use axum::extract::{DefaultBodyLimit, Multipart, Path, State};
 use axum::{Router, http::StatusCode, response::Result, routing::post};
 use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
+use tower_http::csrf::CsrfLayer;
 use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, Volume, axum::Failure};
 
 #[tokio::main]
@@ -22,7 +23,8 @@ async fn main() -> Result<(), BoxError> {
     let guard = StorageGuardLayer::new(Volume::open(&dir)?.keep_free(64 << 20));
     let app = Router::new()
         .route("/forms/{id}", post(post_form))
-        .layer((DefaultBodyLimit::disable(), guard))
+        // Pages of other sites may not send forms through the browser of somebody who has access.
+        .layer((CsrfLayer::new(), DefaultBodyLimit::disable(), guard))
         .with_state(dir);
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);

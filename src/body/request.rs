@@ -146,7 +146,8 @@ impl<B: Body> MeteredBody<B> {
         let mut metered = Metered {
             body: Some(Box::pin(body)),
             received: 0,
-            reserved: exchange.meter().reserved(),
+            // The first data ask.
+            reserved: 0,
             exchange,
             growing: None,
             drain,
@@ -250,13 +251,19 @@ where
     fn has_room_for(&mut self, data: &B::Data) -> bool {
         let received = self.received.saturating_add(data.remaining() as u64);
         if received > self.reserved {
-            self.reserved = self.exchange.meter().reserved();
+            self.reserved = self.room();
             if received > self.reserved {
                 return false;
             }
         }
         self.pass(received);
         true
+    }
+
+    /// How much of what is reserved is for the body. The service copies the rest.
+    fn room(&self) -> u64 {
+        let reserved = self.exchange.meter().reserved();
+        reserved.saturating_sub(self.exchange.demand().copied())
     }
 
     #[cold]
@@ -289,7 +296,7 @@ where
         let (frame, _) = *growing;
         Poll::Ready(Some(match grown {
             Ok(()) => {
-                self.reserved = self.exchange.meter().reserved();
+                self.reserved = self.room();
                 self.pass(self.received.saturating_add(length(&frame)));
                 Ok(frame)
             }

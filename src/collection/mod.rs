@@ -98,10 +98,10 @@ use crate::{
 ///
 /// # What it cannot count
 ///
-/// Two requests that write to one path at once are both priced by what was there before. If a handler goes on writing
-/// after its request has ended, the guard does not see it. The next scan corrects both. With your own pricing
+/// If a handler goes on writing after its request has ended, the guard does not see it until the next scan. With your
+/// own pricing
 /// ([`Price::giving_back`](crate::Price::giving_back)) instead of [`WebDav`](crate::dav::WebDav), a scan does not
-/// know of deletes that are in flight.
+/// know of deletes and overwrites that are in flight.
 #[derive(Clone)]
 pub struct CollectionQuota {
     owner: Arc<Owner>,
@@ -230,17 +230,21 @@ impl CollectionQuota {
         if let Some(any) = source.downcast_ref::<AnyQuota>() {
             return Self::within(any.source());
         }
+        if let Some(any) = source.downcast_ref::<Arc<AnyQuota>>() {
+            return Self::within(any.source());
+        }
         let shared = source.downcast_ref::<Arc<Self>>();
         shared.map(|shared| &**shared).or(source.downcast_ref())
     }
 
-    /// Registers a request in flight that writes to `paths`. If it is `uncounted`, the bytes that it removes are
+    /// Registers a request in flight that writes to `paths`, and removes, moves or replaces so much there. None if that is
     /// unknown.
-    pub(crate) fn enter(&self, paths: &[(&Path, After)], uncounted: bool) -> Visit {
+    pub(crate) fn enter(&self, paths: &[(&Path, After)], removes: Option<Amount>) -> Visit {
         let shared = self.shared();
         let mut state = shared.lock();
-        let places = state.touched(paths, uncounted);
-        let removes = paths.iter().any(|(_, after)| *after == After::Rescan);
+        let places = state.touched(paths, removes.is_none());
+        // So that usage and all that is in flight can be added to it.
+        let removes = removes.unwrap_or(Amount::new(1 << 50, 1 << 50));
         state.enter(&places, removes);
         Visit {
             shared: Arc::clone(shared),
@@ -352,7 +356,7 @@ impl fmt::Debug for CollectionHold {
 pub(crate) struct Visit {
     shared: Arc<Shared>,
     places: Vec<Stay>,
-    removes: bool,
+    removes: Amount,
     has_succeeded: bool,
 }
 
@@ -427,14 +431,14 @@ impl Shared {
         let taken = taken.expect("memory decides at once");
         Some(match taken {
             Ok(hold) => {
-                state.enter(&places, false);
+                state.enter(&places, Amount::ZERO);
                 state.note_reserved(&places, demand);
                 Ok(CollectionHold {
                     hold,
                     visit: Visit {
                         shared: Arc::clone(self),
                         places,
-                        removes: false,
+                        removes: Amount::ZERO,
                         has_succeeded: true,
                     },
                 })

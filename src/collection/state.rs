@@ -61,9 +61,9 @@ struct Collection {
     path: PathBuf,
     scope: Scope,
     figure: Figure,
-    /// Requests that may be changing it, and how many of them may remove something.
+    /// Requests that may be changing it, and how much they may remove or replace.
     underway: u64,
-    removing: u64,
+    removing: Amount,
     /// How many times `underway` or the counted usage has changed. Only differences are meaningful.
     changes: u64,
     /// How many times a scan has lowered the figure beside requests in flight.
@@ -100,6 +100,8 @@ struct Scans {
     /// The number of consecutive scans without a result.
     tries: u32,
     not_before: Instant,
+    /// Until when nothing but a rescan that is asked for starts a scan.
+    rests_until: Instant,
     scanned_at: Instant,
     window: Window,
 }
@@ -109,6 +111,8 @@ struct Scans {
 struct Window {
     /// What requests in flight may have written, and the scan may have seen.
     in_flight: Amount,
+    /// What they may have removed, and the scan may have missed.
+    removing: Amount,
     added: Amount,
     removed: Amount,
 }
@@ -173,7 +177,7 @@ impl State {
             scope,
             figure: Figure::Unknown,
             underway: 0,
-            removing: 0,
+            removing: Amount::ZERO,
             changes: 0,
             lowered: 0,
             scans: Scans {
@@ -182,6 +186,7 @@ impl State {
                 failed: None,
                 tries: 0,
                 not_before: now,
+                rests_until: now,
                 scanned_at: now,
                 window: Window::default(),
             },
@@ -278,23 +283,25 @@ impl State {
     }
 
     /// A request begins.
-    pub(super) fn enter(&mut self, places: &[Stay], removes: bool) {
+    pub(super) fn enter(&mut self, places: &[Stay], removes: Amount) {
         for stay in places {
             let collection = &mut self.collections[stay.at];
             collection.underway += 1;
-            collection.removing += u64::from(removes);
+            collection.removing = collection.removing + removes;
             collection.changes += 1;
+            let window = &mut collection.scans.window;
+            window.removing = window.removing + removes;
         }
     }
 
     /// A request has ended. Returns whether a scan that waited for this is now due.
-    pub(super) fn leave(&mut self, places: &[Stay], removes: bool, success: bool) -> bool {
+    pub(super) fn leave(&mut self, places: &[Stay], removes: Amount, success: bool) -> bool {
         let (now, every) = (Instant::now(), self.every);
         let mut is_due = false;
         for stay in places {
             let collection = &mut self.collections[stay.at];
             collection.underway -= 1;
-            collection.removing -= u64::from(removes);
+            collection.removing = collection.removing - removes;
             collection.changes += 1;
             match stay.after {
                 After::Nothing if success => {}
@@ -401,6 +408,7 @@ impl State {
         let collection = &mut self.collections[at];
         collection.scans.window = Window {
             in_flight: held,
+            removing: collection.removing,
             ..Window::default()
         };
         Scan {
@@ -438,13 +446,17 @@ impl State {
             collection.scans.tries = 0;
             // Requests that fail cause scans. They must not keep the thread busy.
             let rest = scan.began.elapsed().saturating_mul(4);
-            collection.scans.not_before = now.checked_add(rest).unwrap_or(now);
+            collection.scans.not_before = now;
+            collection.scans.rests_until = now.checked_add(rest).unwrap_or(now);
             collection.scans.scanned_at = now;
             return Some((&collection.scope, found));
         }
         let figure = match collection.figure {
             Figure::Unknown if collection.scans.tries < TRIES => None,
-            Figure::Unknown => Some(found),
+            Figure::Unknown => {
+                collection.lowered += 1;
+                Some(found)
+            }
             Figure::Doubtful | Figure::Exact => collection.corrected(found, used),
         };
         collection.scans.pause(scan.began);
@@ -471,10 +483,12 @@ impl Collection {
     /// When the collection is due for a scan.
     fn due(&self, every: Duration) -> Option<Instant> {
         let scans = &self.scans;
-        let is_wanted = self.figure != Figure::Exact || scans.asked > scans.answered;
-        let due = match is_wanted {
-            true => scans.not_before,
-            false => scans.scanned_at.checked_add(every)?.max(scans.not_before),
+        let due = if !self.is_known() || scans.asked > scans.answered {
+            scans.not_before
+        } else if self.figure == Figure::Doubtful {
+            scans.not_before.max(scans.rests_until)
+        } else {
+            scans.scanned_at.checked_add(every)?.max(scans.not_before)
         };
         match self.is_known() && self.underway > 0 {
             true => due.checked_add(REST),
@@ -484,16 +498,12 @@ impl Collection {
 
     /// The figure by a scan that has found this beside requests in flight, unless the figure may be right.
     ///
-    /// The scan may have missed what was charged meanwhile, and it may have seen what is not charged yet, or is removed
-    /// since. So it bounds the figure from both sides.
+    /// The scan may have missed what was charged meanwhile, and what is moved or replaced, and it may have seen what is not
+    /// charged yet, or is removed since. So it bounds the figure from both sides.
     fn corrected(&mut self, found: Amount, used: Amount) -> Option<Amount> {
         let window = self.scans.window;
         let least = found - window.in_flight - window.removed;
-        let most = match self.removing {
-            0 => found + window.added,
-            // It may have missed what these are about to give back.
-            _ => Amount::new(u64::MAX, u64::MAX),
-        };
+        let most = found + window.added + window.removing;
         let figure = Amount::new(
             used.bytes.max(least.bytes).min(most.bytes),
             used.objects.max(least.objects).min(most.objects),

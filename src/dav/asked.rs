@@ -65,11 +65,20 @@ pub(super) struct Asked {
 pub(super) struct Priced {
     pub(super) price: Price,
     pub(super) credits: Vec<Credit>,
+    /// How much the request may remove, move or replace.
+    pub(super) removes: Amount,
 }
 
 impl Asked {
     /// None if the target is outside of the tree.
-    pub(super) fn of(dav: &WebDav, head: &request::Parts) -> Result<Option<Self>, Malformed> {
+    pub(super) fn of(
+        dav: &WebDav,
+        head: &request::Parts,
+        demand: Demand,
+    ) -> Result<Option<Self>, Malformed> {
+        if dav.prefix.is_plainly_outside(head.uri.path()) {
+            return Ok(None);
+        }
         let first = first_of_part(&head.headers)?;
         let verb = match head.method.as_str() {
             "PUT" => match first {
@@ -103,6 +112,11 @@ impl Asked {
             }))
         };
         let target = place(head.uri.path())?;
+        // They have no content (RFC 9110, section 9.3.5; RFC 4918, section 8.4). A service that waits for it keeps the tree from
+        // others: the client would decide when what it was priced by is removed or copied.
+        if matches!(verb, Verb::Copy | Verb::Move | Verb::Delete) && demand.bytes() != Some(0) {
+            return Err(Malformed);
+        }
         let destination = match verb {
             Verb::Copy | Verb::Move => Some(place(&destination.ok_or(Malformed)?)?),
             _ => None,
@@ -161,28 +175,40 @@ impl Asked {
             // RFC 4918, section 9.10.4: it makes an empty resource.
             Verb::Lock => Price::from(demand.with_objects(1)).charged_to(scopes),
             Verb::Part { first } => {
+                // Nobody else gets the credit for the file while it changes.
+                let credit = credits.take(path);
                 // What lies between the end of the file and the part becomes content too.
                 let old = tree.measure(path, Depth::Zero)?.unwrap_or(Amount::ZERO);
                 let gap = Amount::bytes(first.saturating_sub(old.bytes));
                 let made = 1u64.saturating_sub(old.objects);
-                Price::from(demand.with_objects(made).copying(gap)).charged_to(scopes)
+                let price = Price::from(demand.with_objects(made).copying(gap));
+                return Ok(Priced::new(
+                    price.charged_to(scopes),
+                    [credit],
+                    Amount::ZERO,
+                ));
             }
             Verb::Put => {
                 let credit = credits.take(path);
                 let replaced = credit.measure(tree, Depth::Infinity)?;
+                if replaced.objects > 1 {
+                    // A service refuses to replace a collection by a file, and may take its time.
+                    let price = Price::from(demand).charged_to(scopes);
+                    return Ok(Priced::new(price, [], Amount::ZERO));
+                }
                 let price = Price::from(demand.replacing(replaced)).charged_to(scopes);
-                return Ok(Priced::new(price, [credit]));
+                return Ok(Priced::new(price, [credit], replaced));
             }
             Verb::Delete => {
                 let credit = credits.take(path);
                 let removed = credit.measure(tree, self.depth)?;
                 let price = Price::free().giving_back(scopes, removed);
-                return Ok(Priced::new(price, [credit]));
+                return Ok(Priced::new(price, [credit], removed));
             }
             Verb::Copy => return self.price_of_copy(tree, credits),
             Verb::Move => return self.price_of_move(tree, credits),
         };
-        Ok(Priced::new(price, []))
+        Ok(Priced::new(price, [], Amount::ZERO))
     }
 
     // The declared length of COPY and MOVE is ignored. Nextcloud's MOVE that ends an upload announces its length.
@@ -191,10 +217,8 @@ impl Asked {
         let source = tree.measure(&self.target.path, self.depth)?;
         let demand = Demand::nothing().copying(source.unwrap_or(Amount::ZERO));
         let Some(to) = &self.destination else {
-            return Ok(Priced::new(
-                Price::from(demand).charged_to(&self.target.scopes),
-                [],
-            ));
+            let price = Price::from(demand).charged_to(&self.target.scopes);
+            return Ok(Priced::new(price, [], Amount::ZERO));
         };
         let credit = credits.take(&to.path);
         // Of a collection that is copied without its members, some services replace the members, and others keep them.
@@ -203,7 +227,9 @@ impl Asked {
             Depth::Zero => credit.measure(tree, Depth::Zero)?,
         };
         let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
-        Ok(Priced::new(price, [credit]))
+        // With the members of a collection that is copied without them.
+        let removes = credit.measure(tree, Depth::Infinity)?;
+        Ok(Priced::new(price, [credit], removes))
     }
 
     fn price_of_move(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
@@ -212,16 +238,24 @@ impl Asked {
         let source = whole.unwrap_or(Amount::ZERO);
         let demand = Demand::nothing().moving(source);
         let Some(to) = &self.destination else {
-            return Ok(Priced::new(Price::from(demand).charged_to(scopes), []));
+            return Ok(Priced::new(
+                Price::from(demand).charged_to(scopes),
+                [],
+                source,
+            ));
         };
         let (from_credit, to_credit) = (credits.take(path), credits.take(&to.path));
         let left = from_credit.measure(tree, Depth::Infinity)?;
         let replaced = to_credit.measure(tree, Depth::Infinity)?;
-        let credits = [from_credit, to_credit];
+        let (credits, removes) = ([from_credit, to_credit], source + replaced);
         if left != source {
             // Another request has credit for some of it, and may leave it where it is.
             let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
-            return Ok(Priced::new(price.giving_back(scopes, left), credits));
+            return Ok(Priced::new(
+                price.giving_back(scopes, left),
+                credits,
+                removes,
+            ));
         }
         let both = to.scopes.both(scopes);
         let (old, new) = (scopes.without(&to.scopes), to.scopes.without(scopes));
@@ -230,15 +264,16 @@ impl Asked {
             false => Price::from(demand.replacing(replaced)).charged_to(new),
         };
         let price = price.giving_back(both, replaced).giving_back(old, source);
-        Ok(Priced::new(price, credits))
+        Ok(Priced::new(price, credits, removes))
     }
 }
 
 impl Priced {
-    fn new<const N: usize>(price: Price, credits: [Credit; N]) -> Self {
+    fn new<const N: usize>(price: Price, credits: [Credit; N], removes: Amount) -> Self {
         Self {
             price,
             credits: credits.into(),
+            removes,
         }
     }
 }
@@ -258,16 +293,17 @@ fn first_of_part(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
         only(headers, &CONTENT_RANGE)?,
         only(headers, &UPDATE_RANGE)?,
     );
-    let first = |value: &[u8], unit: &[u8]| match value.strip_prefix(unit) {
-        Some(range) => {
+    let first = |value: &[u8], unit: &[u8]| match value.split_at_checked(unit.len()) {
+        // Names of units are case-insensitive (RFC 9110, section 14.1).
+        Some((start, range)) if start.eq_ignore_ascii_case(unit) => {
             match range.split(|byte| *byte == b'-').next() {
                 // The end of the file, or nothing that can be satisfied.
                 None | Some(b"" | [b'*', ..]) => Ok(0),
                 Some(first) => decimal(first).ok_or(Malformed),
             }
         }
-        None if value == b"append" => Ok(0),
-        None => Err(Malformed),
+        _ if value == b"append" => Ok(0),
+        _ => Err(Malformed),
     };
     let content = content.map(|value| first(value, b"bytes ")).transpose()?;
     let update = update.map(|value| first(value, b"bytes=")).transpose()?;

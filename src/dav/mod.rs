@@ -10,7 +10,7 @@
 //! | MOVE | inside one scope nothing; between scopes what is under the source | the destination; given back to the source |
 //! | PROPPATCH | its body | the target |
 //! | LOCK | on an unmapped URL its body and one object, otherwise nothing | the target |
-//! | DELETE | nothing, and is never refused | given back to the target |
+//! | DELETE | nothing, and is never refused for want of room | given back to the target |
 //!
 //! The sizes come from a [`Tree`]: [`Folder`] is a tree of files. Directories may have limits, see
 //! [`CollectionQuota`], which also computes the quota properties for PROPFIND.
@@ -141,7 +141,7 @@ impl WebDav {
         head: &request::Parts,
         demand: Demand,
     ) -> impl Future<Output = Price> + Send + use<> {
-        let asked = Asked::of(self, head);
+        let asked = Asked::of(self, head, demand);
         let (tree, credits, timeout) = (
             Arc::clone(&self.tree),
             Arc::clone(&self.credits),
@@ -162,21 +162,17 @@ impl WebDav {
                 let price = move || asked.price(&*tree, &credits, demand);
                 runtime.spawn_blocking(price).await?
             };
-            let (priced, is_uncounted) = match within(timeout, measured).await {
-                Some(Ok(priced)) => (Some(priced), false),
-                _ if is_removal => (None, true),
+            let (price, credits, removes) = match within(timeout, measured).await {
+                Some(Ok(priced)) => (priced.price, priced.credits, Some(priced.removes)),
+                _ if is_removal => (Price::free(), Vec::new(), None),
                 _ => return Price::unavailable(),
-            };
-            let (price, credits) = match priced {
-                Some(priced) => (priced.price, priced.credits),
-                None => (Price::free(), Vec::new()),
             };
             let credits = Arc::new(credits);
             price.on_start(StartHook::new(move || {
                 let places = touched.iter().map(|(path, after)| (&**path, *after));
                 let places: Vec<_> = places.collect();
                 let visit = collections.as_ref();
-                let visit = visit.map(|quota| quota.enter(&places, is_uncounted));
+                let visit = visit.map(|quota| quota.enter(&places, removes));
                 let credits = Arc::clone(&credits);
                 Box::new(move |outcome| {
                     if let Some(visit) = visit {
@@ -208,9 +204,16 @@ impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
     /// Set the quota before: if it is a [`CollectionQuota`], by itself or in an [`AnyQuota`](crate::quota::AnyQuota), paths
     /// are charged to the collections that they are in.
     ///
-    /// A request is answered 400 if its path, `Destination`, `Depth` or `Overwrite` is malformed, or if one of these headers
-    /// or `Content-Range` is there twice: the service may read it differently. Paths with an encoded slash are among these.
+    /// A request is answered 400 if its path, `Destination`, `Depth`, `Overwrite`, `Content-Range` or `X-Update-Range` is
+    /// malformed, or if one of these headers is there twice: the service may read it differently. Paths with an encoded
+    /// slash are among these, and a COPY or MOVE into the tree from outside of it. So are a COPY, MOVE or DELETE with
+    /// content.
+    ///
+    /// What several requests at once remove or replace is credited once among those of one layer and its clones. If two
+    /// layers charge one quota, requests to both at once may be credited twice.
     pub fn webdav(self, mut dav: WebDav) -> StorageGuardLayer<Q, ByDav> {
+        // Of a layer inside of another, both see the same request.
+        dav.credits = Arc::default();
         dav.collections = CollectionQuota::within(&self.guard().context.quota).cloned();
         self.applies_when(|head| WebDav::applies(&head.method))
             .set_price(PriceBy::Later(Arc::new(move |head, demand| {

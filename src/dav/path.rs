@@ -1,6 +1,9 @@
 //! Maps URLs to paths of a tree.
 
-use std::path::{Component, PathBuf};
+use std::{
+    iter,
+    path::{Component, Path, PathBuf},
+};
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
@@ -23,6 +26,25 @@ impl Prefix {
                 .map(|segment| decoded(segment).unwrap_or_else(|Malformed| segment.into()))
                 .collect(),
         )
+    }
+
+    /// Whether nobody can take a path for one of the tree, however they decode it: it belongs to another service.
+    pub(super) fn is_plainly_outside(&self, path: &str) -> bool {
+        let decoded = percent_decode_str(path).decode_utf8_lossy();
+        let segments = || {
+            decoded
+                .split(['/', '\\'])
+                .filter(|segment| !segment.is_empty())
+        };
+        let begins_elsewhere = || {
+            let others = segments().filter(|segment| *segment != ".");
+            let mut pairs = self
+                .0
+                .iter()
+                .zip(others.map(Some).chain(iter::repeat(None)));
+            pairs.any(|(own, other)| other.map(Path::new) != Some(own))
+        };
+        !segments().any(|segment| segment == "..") && begins_elsewhere()
     }
 
     /// The path in the tree for a URL's path, decoded and without dot segments (RFC 3986, section 5.2.4). None if it is
@@ -141,6 +163,26 @@ mod tests {
         ] {
             assert_eq!(Prefix::new(prefix).strip(url), Err(Malformed), "{url}");
         }
+    }
+
+    #[test]
+    fn paths_of_other_services_are_theirs() {
+        let prefix = Prefix::new("/my%20dav");
+        for (path, is_outside) in [
+            ("/api/projects/group%2Fname", true),
+            ("/api/%zz%00", true),
+            ("/my", true),
+            ("/", true),
+            ("/my%20davx/a", true),
+            ("/my%20dav/a", false),
+            ("/.//my dav/a", false),
+            ("/%6dy%20dav%2fa", false),
+            ("/api/../my%20dav/a", false),
+            ("/api/%2e%2e%5cmy%20dav/a", false),
+        ] {
+            assert_eq!(prefix.is_plainly_outside(path), is_outside, "{path}");
+        }
+        assert!(!Prefix::default().is_plainly_outside("/anything"));
     }
 
     #[test]

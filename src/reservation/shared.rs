@@ -147,6 +147,7 @@ impl<H, X> State<H, X> {
     /// Nothing is given back, because an unknown part of the request has failed.
     pub(crate) fn keep_all(&mut self) {
         self.at_end.gives_back.clear();
+        self.hold.replaced = Amount::ZERO;
     }
 }
 

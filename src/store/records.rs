@@ -279,6 +279,11 @@ impl Account {
     }
 
     /// Stops usage where it is as far below zero as is held. Returns whether that changes anything.
+    #[cfg(any(
+        feature = "conformance",
+        feature = "store-postgres",
+        feature = "store-sqlite"
+    ))]
     pub(super) fn stop_below_zero(&mut self) -> bool {
         let beyond = self.used.stop_below(self.held);
         self.unmatched = self.unmatched + beyond;

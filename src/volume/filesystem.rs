@@ -16,7 +16,7 @@ use std::{
 use super::{
     freshness::{Freshness, Probing},
     ledger::{Epoch, Ledger, UNKNOWN},
-    probe::{Device, Probe, Reading, Statvfs, Writes},
+    probe::{Device, GONE, Probe, Reading, Statvfs, Writes},
 };
 use crate::{amount::Amount, wait_queue::WaitQueue};
 
@@ -123,7 +123,12 @@ impl Filesystem {
                     self.freshness.publish(probing);
                     None
                 }
-                Err(error) => Some(error.kind()),
+                Err(error) => {
+                    if error.kind() == GONE {
+                        self.freshness.lose();
+                    }
+                    Some(error.kind())
+                }
             };
             let mut control = self.control();
             control.failed = failed;

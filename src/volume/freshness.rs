@@ -22,6 +22,8 @@ pub(super) struct Freshness {
     doubt: AtomicBool,
     /// Since when: the start of the probe that hangs, or of the first that failed.
     doubt_since: AtomicU64,
+    /// The filesystem is gone, by the last probe.
+    lost: AtomicBool,
     /// When the published reading began.
     read_at: AtomicU64,
     /// The number of probes begun so far.
@@ -48,6 +50,7 @@ impl Freshness {
         Self {
             doubt: AtomicBool::new(true),
             doubt_since: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             published: AtomicU64::new(0),
@@ -68,7 +71,13 @@ impl Freshness {
     pub(super) fn publish(&self, probing: Probing) {
         self.read_at.store(probing.began, Ordering::Release);
         self.published.store(probing.number, Ordering::Release);
+        self.lost.store(false, Ordering::Release);
         self.doubt.store(false, Ordering::Release);
+    }
+
+    /// The filesystem is gone: the reading does not count from now on, however young it is.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
     }
 
     pub(super) fn begun(&self) -> u64 {
@@ -79,11 +88,14 @@ impl Freshness {
         self.published.load(Ordering::Acquire)
     }
 
-    /// For how long a probe has been in progress, or has been failing. None in normal operation: then the thread
-    /// keeps the reading fresh, and requests need no clock.
+    /// For how long a probe has been in progress, or has been failing; the longest time of all if the filesystem is
+    /// gone. None in normal operation: then the thread keeps the reading fresh, and requests need no clock.
     #[inline]
     pub(super) fn in_doubt_for(&self) -> Option<Duration> {
         self.doubt.load(Ordering::Acquire).then(|| {
+            if self.lost.load(Ordering::Acquire) {
+                return Duration::MAX;
+            }
             let since = self.doubt_since.load(Ordering::Acquire);
             Duration::from_nanos(now().saturating_sub(since))
         })

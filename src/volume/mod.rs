@@ -197,7 +197,8 @@ impl Volume {
         self
     }
 
-    /// Sets for how long a probe may hang, or readings may fail, before [`Self::outage`] decides.
+    /// Sets for how long a probe may hang, or readings may fail, before [`Self::outage`] decides. A filesystem that is no
+    /// longer mounted at its path is not waited for: the reading that finds this is the last that counts.
     ///
     /// Defaults to ten seconds.
     #[must_use]

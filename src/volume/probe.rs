@@ -6,6 +6,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// The error of a probe whose store is gone.
+pub(super) const GONE: io::ErrorKind = io::ErrorKind::StaleNetworkFileHandle;
+
 /// A reading of a probe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -51,7 +54,8 @@ pub trait Probe: Send + 'static {
     ///
     /// # Errors
     ///
-    /// If there is no reading. The last one is then used until it is too old.
+    /// If there is no reading. The last one is then used until it is too old; or not at all if the kind of the error is
+    /// [`StaleNetworkFileHandle`](io::ErrorKind::StaleNetworkFileHandle), which says that the store is gone.
     fn read(&mut self) -> io::Result<Reading>;
 
     /// Updates the figures, if they do not follow writes by themselves. Called before a reading if something was
@@ -107,10 +111,11 @@ impl Statvfs {
             .clone();
         let mut result = Err(io::ErrorKind::NotFound.into());
         for path in paths {
-            // After an unmount the path still exists, on the disk below.
             result = match Device::of(&path) {
                 Ok(device) if device == self.device => look(&path),
-                Ok(_) => Err(io::Error::other("another filesystem is mounted here")),
+                // After an unmount the path still exists, on the disk below.
+                Ok(_) => Err(GONE.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(&path)),
                 Err(error) => Err(error),
             };
             if result.is_ok() {
@@ -118,6 +123,15 @@ impl Statvfs {
             }
         }
         result
+    }
+
+    /// A path that is not there was removed from the filesystem, or was on it when it was still mounted.
+    fn missing(&self, path: &Path) -> io::Error {
+        let above = path.ancestors().find_map(|above| Device::of(above).ok());
+        match above {
+            Some(device) if device != self.device => GONE.into(),
+            _ => io::ErrorKind::NotFound.into(),
+        }
     }
 }
 

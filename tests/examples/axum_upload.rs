@@ -37,6 +37,36 @@ pub(crate) async fn listed(server: &Server, token: &str) -> Value {
     request.send().await.unwrap().json().await.unwrap()
 }
 
+/// A browser sends a form to any site without asking it first.
+#[tokio::test]
+async fn forms_of_other_sites_are_not_stored() {
+    let server = Server::start("axum-upload", &[]);
+    let own = format!("http://{}", server.addr);
+    for (name, value, status) in [
+        ("origin", "https://other.example", 403),
+        ("origin", "null", 403),
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "same-site", 403),
+        ("sec-fetch-site", "same-origin", 201),
+        ("origin", &own, 201),
+        // Not a browser.
+        ("accept", "*/*", 201),
+    ] {
+        let file = reqwest::multipart::Part::bytes(b"x".to_vec()).file_name("x");
+        let form = reqwest::multipart::Form::new().part("file", file);
+        let request = server.request(Method::POST, "/files").header(name, value);
+        let answer = request.multipart(form).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{name}: {value}");
+        let stored = usize::from(status == 201);
+        assert_eq!(server.names().len(), stored, "{name}: {value}");
+        server
+            .request(Method::DELETE, "/files/x")
+            .send()
+            .await
+            .unwrap();
+    }
+}
+
 /// RFC 9110, section 14.5.
 #[tokio::test]
 async fn a_part_does_not_replace_the_whole() {

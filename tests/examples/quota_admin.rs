@@ -99,8 +99,8 @@ pub(crate) fn corrects(store: &str) {
         (&["add", "--bytes", "1KiB"], [10_240, 3]),
         (&["add", "--objects", "2"], [10_240, 5]),
         (
-            &["subtract", "--bytes", "240", "--objects", "6"],
-            [10_000, -1],
+            &["subtract", "--bytes", "240", "--objects", "5"],
+            [10_000, 0],
         ),
     ] {
         let args = [&args[..1], &["user:1"], &args[1..]].concat();
@@ -132,7 +132,7 @@ pub(crate) fn corrects(store: &str) {
         (&["--default"], Value::Null),
     ] {
         let args = [&["limit", "user:1"], args].concat();
-        assert_eq!(json(store, &args), account([10_000, -1], own), "{args:?}");
+        assert_eq!(json(store, &args), account([10_000, 0], own), "{args:?}");
     }
     answer(store, &["limit", "user:1", "--bytes", "5"]);
     assert_eq!(json(store, &["remove", "user:1"]), account([0, 0], none));
@@ -164,9 +164,12 @@ async fn tells_people_in_lines_and_tables() {
         store,
         &["limit", "everyone", "--bytes", "20GiB", "--objects", "40"],
     );
-    answer(store, &["subtract", "user:é", "--bytes", "300"]);
     answer(store, &["set", "a\u{1b}[2J", "--bytes", "1023"]);
     answer(store, &["limit", "a\u{1b}[2J", "--unlimited"]);
+    // Nothing was charged to it.
+    let shown = json(store, &["subtract", "nobody", "--bytes", "7"]);
+    assert_eq!(shown["used"]["bytes"], 0);
+    assert_eq!(shown["unmatched"]["bytes"], 7);
     assert_eq!(
         answer(store, &["show", "everyone"]),
         "scope       everyone\n\
@@ -177,6 +180,7 @@ async fn tells_people_in_lines_and_tables() {
          soft limit  none\n"
     );
     let id = hold(&file.store, ["everyone", "user:é"], 2048).await;
+    answer(store, &["subtract", "user:é", "--bytes", "300"]);
     assert_eq!(
         answer(store, &["largest"]),
         "SCOPE           USED        BYTES  OBJECTS     HELD      LIMIT\n\

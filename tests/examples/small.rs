@@ -297,6 +297,17 @@ async fn a_form_is_stored_whole_or_not_at_all() {
         StatusCode::CONFLICT
     );
 
+    // A page of another site may not store through somebody's browser.
+    for (name, value) in [
+        ("origin", "https://other.example"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        let form = Form::new().part("file", Part::bytes("x").file_name("x"));
+        let request = server.request(Method::POST, "/forms/3").header(name, value);
+        let answer = request.multipart(form).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{name}");
+    }
+
     assert_eq!(server.names(), ["1"]);
     assert_eq!(fs::read_dir(server.uploads().join("1")).unwrap().count(), 3);
     for (name, content) in files {

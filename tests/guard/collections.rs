@@ -521,6 +521,42 @@ async fn what_a_scan_has_seen_is_not_credited_again() {
     drop(sender);
 }
 
+/// A scan misses what is moved to where it has looked already, and what is replaced while it looks.
+#[tokio::test]
+async fn what_a_scan_may_have_missed_is_not_given_up() {
+    for request in [
+        transfer("MOVE", "a/x", "a/y"),
+        put("a/x", 80),
+        transfer("COPY", "a/z", "a/x"),
+    ] {
+        let (tree, measured, sender) = stepped();
+        let collections = CollectionQuota::builder(tree)
+            .limit("a", Limits::bytes(100))
+            .unwrap()
+            .build();
+        sender.send(Amount::new(90, 2)).unwrap();
+        until(|| collections.usage("a").is_some()).await;
+        drop(collections.rescan());
+        until(|| measured.load(SeqCst) == 2).await;
+        // It begins and ends while the scan runs.
+        let there = Sizes(vec![
+            ("a/x", Amount::new(80, 1)),
+            ("a/z", Amount::new(80, 1)),
+        ]);
+        let service = priced_by(&collections, there);
+        let method = request.method().clone();
+        assert_eq!(
+            service.oneshot(request).await.unwrap().status(),
+            201,
+            "{method}"
+        );
+        sender.send(Amount::new(10, 1)).unwrap();
+        until(|| measured.load(SeqCst) == 3).await;
+        assert_eq!(collections.usage("a").unwrap().used.bytes, 90, "{method}");
+        sender.send(Amount::new(90, 2)).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_removal_in_flight_disturbs_a_scan() {
     let server = Server::new(&[("a", Limits::bytes(100)), ("b", Limits::bytes(100))]);
@@ -578,7 +614,15 @@ fn guard(
     collections: &CollectionQuota,
 ) -> impl Service<Request<Content>, Response = http::Response<impl Send>, Error = Infallible> + Clone
 {
-    let dav = WebDav::new(Odd::new(|| Ok(None)));
+    priced_by(collections, Odd::new(|| Ok(None)))
+}
+
+fn priced_by(
+    collections: &CollectionQuota,
+    tree: impl Tree,
+) -> impl Service<Request<Content>, Response = http::Response<impl Send>, Error = Infallible> + Clone
+{
+    let dav = WebDav::new(tree);
     let layer = StorageGuardLayer::new(Disk::new(1 << 30).volume())
         .quota(collections.clone())
         .quota_timeout(Duration::from_millis(200))
@@ -891,7 +935,7 @@ fn crowd(seed: u64, is_shared: bool) {
                 }
             }
             if is_shared {
-                // Two requests that write to one path at once are both priced by what was there before.
+                // What a client that has left wrote half is only found by a scan.
                 server.collections.rescan().await.unwrap();
             }
             server.is_exact();

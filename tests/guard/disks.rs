@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body, routing::put};
@@ -268,6 +268,48 @@ fn a_limit_of_the_program_is_not_the_disks() {
                 Err(error.into())
             }
             assert_eq!(answer_of(write).await, (500, serde_json::Value::Null));
+        });
+    });
+}
+
+/// `umount -l` works while files are open. By default, a probe that fails is waited for ten seconds.
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_lazy_unmount_is_seen_by_the_next_reading() {
+    with_own_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            for has_folder_below in [true, false] {
+                let mount = folder.path().join("mount");
+                std::fs::create_dir_all(&mount).unwrap();
+                if has_folder_below {
+                    std::fs::create_dir_all(mount.join("files")).unwrap();
+                } else {
+                    let _ = std::fs::remove_dir(mount.join("files"));
+                }
+                tmpfs(&mount, "size=8m");
+                let disk = mount.join("files");
+                std::fs::create_dir(&disk).unwrap();
+                let volume = Volume::open(&disk).unwrap();
+                // The kernel may give this mount the number of the one before, which was lost.
+                eventually("read again", || !volume.status().is_stale).await;
+                let store = Store::open(&disk, StorageGuardLayer::new(volume.clone())).await;
+                assert_eq!(store.put(&Upload::new(1, 1)).await.status, 201);
+                let open = std::fs::File::create(disk.join("open")).unwrap();
+
+                run("umount", ["-l".as_ref(), mount.as_os_str()]);
+                let begun = Instant::now();
+                eventually("stale", || volume.status().is_stale).await;
+                let took = begun.elapsed();
+                assert!(took < Duration::from_millis(1_900), "{took:?}");
+                for number in 2..20 {
+                    let answer = store.put(&Upload::new(number, 1)).await;
+                    assert_eq!(answer.status, 503);
+                }
+                let below = std::fs::read_dir(&mount).unwrap();
+                assert_eq!(below.count(), usize::from(has_folder_below));
+                drop(open);
+            }
         });
     });
 }

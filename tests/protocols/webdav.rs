@@ -5,7 +5,7 @@ use std::{convert::Infallible, fs, path::Path};
 use http::{Request, StatusCode};
 use tempfile::TempDir;
 use test_support::disk::Disk;
-use test_support::service::{Content, Incoming, full, read_all};
+use test_support::service::{Content, Incoming, chunked, full, read_all};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
@@ -77,6 +77,19 @@ impl Server {
         content: usize,
         answer: u16,
     ) -> u16 {
+        self.send_content(tree, method, path, headers, full(content), answer)
+            .await
+    }
+
+    async fn send_content(
+        &self,
+        tree: impl Tree,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        content: Content,
+        answer: u16,
+    ) -> u16 {
         let dav = WebDav::new(tree)
             .prefix("/dav")
             .scope_by(|_, path: &Path| -> Scopes {
@@ -95,7 +108,7 @@ impl Server {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request: Request<Content> = request.body(full(content)).unwrap();
+        let request = request.body(content).unwrap();
         service.oneshot(request).await.unwrap().status().as_u16()
     }
 
@@ -220,6 +233,71 @@ async fn an_overwrite_that_the_service_will_refuse_is_priced_and_released() {
         assert_eq!(server.send(method, "/ann/a", &to, 0, 204).await, 507);
     }
     assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (10, 1)));
+}
+
+/// A client that stalls it would decide when what it was priced by is removed or copied.
+#[tokio::test]
+async fn what_has_no_content_is_malformed_with_some() {
+    let server = Server::new();
+    let to = [("destination", "/dav/ann/new")];
+    for method in ["DELETE", "COPY", "MOVE"] {
+        for content in [full(1), chunked(1, 1), chunked(0, 0)] {
+            let tree = Folder::new(server.root.path());
+            let sent = server.send_content(tree, method, "/ann/a", &to, content, 204);
+            assert_eq!(sent.await, 400, "{method}");
+        }
+        assert_eq!(server.send(method, "/ann/none", &to, 0, 404).await, 404);
+    }
+    assert_eq!((server.used("ann"), server.used("bob")), ((60, 4), (10, 1)));
+}
+
+/// Some of what it was to replace may still exist.
+#[tokio::test]
+async fn a_copy_in_part_is_not_credited() {
+    let server = Server::new();
+    let to = [("destination", "/dav/bob/a")];
+    assert_eq!(server.send("COPY", "/ann/a", &to, 0, 207).await, 207);
+    assert_eq!(server.used("bob"), (30, 2));
+}
+
+/// The bytes between the end of a file and the part are reserved beside those of the part.
+#[tokio::test]
+async fn a_part_beyond_the_end_costs_the_gap() {
+    let server = Server::new();
+    // 20 bytes are there, so the gap is 15. 40 bytes are left.
+    for (first, status) in [("bytes 35-59/*", 204), ("bytes 36-60/*", 507)] {
+        for (content, has_length) in [(full(25), true), (chunked(5, 5), false)] {
+            server.quota.set_used("ann", Amount::new(60, 4));
+            let part = [("content-range", first)];
+            let tree = Folder::new(server.root.path());
+            let sent = server.send_content(tree, "PUT", "/ann/a", &part, content, 204);
+            assert_eq!(sent.await, status, "{first} {has_length}");
+            let used = if status == 204 { 100 } else { 60 };
+            assert_eq!(server.used("ann"), (used, 4), "{first} {has_length}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn paths_of_other_services_are_not_judged() {
+    let server = Server::new();
+    let root = server.root.path();
+    let dav = WebDav::new(Folder::new(root)).prefix("/dav");
+    let layer = StorageGuardLayer::new(server.volume.clone()).webdav(dav);
+    let service = layer.layer(service_fn(read_all));
+    for (uri, header, status) in [
+        ("/api/group%2Fproject", ("depth", "deep"), 201),
+        ("/api/a", ("content-range", "items 0-9/20"), 201),
+        ("/dav/group%2Fproject", ("depth", "0"), 400),
+        ("/dav/a", ("depth", "deep"), 400),
+        ("/dav/a", ("content-range", "items 0-9/20"), 400),
+        ("/dav/a", ("content-range", "Bytes 0-9/20"), 201),
+        ("/api/../dav/a", ("depth", "deep"), 400),
+    ] {
+        let request = Request::put(uri).header(header.0, header.1).body(full(1));
+        let answer = service.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), status, "{uri} {header:?}");
+    }
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tower::ServiceBuilder;
+use tower_http::csrf::CsrfLayer;
 use tower_storage_guard::{
     Amount, BoxError, Demand, Readiness, Reservation, Scope, StorageGuardLayer, axum::Failure,
 };
@@ -67,6 +68,8 @@ fn app(store: Store) -> Router {
                 .layer(middleware::from_fn_with_state(store.clone(), identify))
                 .layer(guard),
         )
+        // Without users, a page of any other site could store files through the browser of somebody who has access.
+        .layer(CsrfLayer::new())
         // The guard knows how much room there is.
         .layer(DefaultBodyLimit::disable())
         .route("/", get(page))
