@@ -302,7 +302,7 @@ async fn a_form_is_stored_whole_or_not_at_all() {
         ("origin", "https://other.example"),
         ("sec-fetch-site", "cross-site"),
     ] {
-        let form = Form::new().part("file", Part::bytes("x").file_name("x"));
+        let form = Form::new().part("file", Part::bytes(b"x".as_slice()).file_name("x"));
         let request = server.request(Method::POST, "/forms/3").header(name, value);
         let answer = request.multipart(form).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{name}");
