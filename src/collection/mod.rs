@@ -238,11 +238,16 @@ impl CollectionQuota {
     }
 
     /// Registers a request in flight that writes to `paths`, and removes, moves or replaces so much there. None if that is
-    /// unknown.
-    pub(crate) fn enter(&self, paths: &[(&Path, After)], removes: Option<Amount>) -> Visit {
+    /// unknown. It has a hold in the scopes that are `charged`.
+    pub(crate) fn enter(
+        &self,
+        paths: &[(&Path, After)],
+        removes: Option<Amount>,
+        charged: &Scopes,
+    ) -> Visit {
         let shared = self.shared();
         let mut state = shared.lock();
-        let places = state.touched(paths, removes.is_none());
+        let places = state.touched(paths, removes.is_none(), charged);
         // So that usage and all that is in flight can be added to it.
         let removes = removes.unwrap_or(Amount::new(1 << 50, 1 << 50));
         state.enter(&places, removes);
@@ -335,10 +340,7 @@ impl QuotaHold for CollectionHold {
         let Self { hold, visit } = self;
         // Under the lock: no scan is adopted between the note and the change.
         let mut state = visit.shared.lock();
-        for scope in state.note_charge(&visit.places, change) {
-            let quota = &visit.shared.quota;
-            quota.adjust(scope, change.loss().into());
-        }
+        state.note_charge(&visit.places, change);
         let committed = hold.commit(change);
         drop(state);
         drop(visit);

@@ -66,8 +66,9 @@ struct Collection {
     removing: Amount,
     /// How many times `underway` or the counted usage has changed. Only differences are meaningful.
     changes: u64,
-    /// How many times a scan has lowered the figure beside requests in flight.
-    lowered: u64,
+    /// Holds of which it is not known what they replace: those of requests that are about to begin or to be charged, and
+    /// all of a pricing of the user's own.
+    unpriced: i64,
     scans: Scans,
 }
 
@@ -76,8 +77,27 @@ struct Collection {
 pub(super) struct Stay {
     at: usize,
     after: After,
-    /// The collection's `lowered` when it began.
-    lowered: u64,
+    role: Role,
+}
+
+/// What stays in a collection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Role {
+    Hold,
+    /// A request that has a hold there, with what it replaces.
+    Priced,
+    /// A request that has none.
+    Free,
+}
+
+impl Role {
+    fn unpriced(self) -> i64 {
+        match self {
+            Self::Hold => 1,
+            Self::Priced => -1,
+            Self::Free => 0,
+        }
+    }
 }
 
 /// What the quota has for a collection.
@@ -111,7 +131,7 @@ struct Scans {
 struct Window {
     /// What requests in flight may have written, and the scan may have seen.
     in_flight: Amount,
-    /// What they may have removed, and the scan may have missed.
+    /// What they may have moved or replaced, and the scan may have missed, or seen beside what takes its place.
     removing: Amount,
     added: Amount,
     removed: Amount,
@@ -123,6 +143,7 @@ pub(super) struct Scan {
     pub(super) path: PathBuf,
     ticket: u64,
     was_quiet: bool,
+    was_priced: bool,
     changes: u64,
     began: Instant,
 }
@@ -179,7 +200,7 @@ impl State {
             underway: 0,
             removing: Amount::ZERO,
             changes: 0,
-            lowered: 0,
+            unpriced: 0,
             scans: Scans {
                 asked: 0,
                 answered: 0,
@@ -231,15 +252,12 @@ impl State {
     /// The collections among `scopes`.
     pub(super) fn places(&self, scopes: &Scopes) -> Vec<Stay> {
         let places = scopes.iter().filter_map(|scope| self.by_scope.get(scope));
-        places.map(|at| self.stay(*at, After::Nothing)).collect()
-    }
-
-    fn stay(&self, at: usize, after: After) -> Stay {
-        Stay {
-            at,
-            after,
-            lowered: self.collections[at].lowered,
-        }
+        let hold = |at: &usize| Stay {
+            at: *at,
+            after: After::Nothing,
+            role: Role::Hold,
+        };
+        places.map(hold).collect()
     }
 
     /// Whether the usage of all of them is known.
@@ -260,8 +278,13 @@ impl State {
     }
 
     /// All collections that a request to these paths touches: those that contain a path, and those under it, if the
-    /// request may change them.
-    pub(super) fn touched(&self, paths: &[(&Path, After)], uncounted: bool) -> Vec<Stay> {
+    /// request may change them. It has a hold in those that are charged.
+    pub(super) fn touched(
+        &self,
+        paths: &[(&Path, After)],
+        uncounted: bool,
+        charged: &Scopes,
+    ) -> Vec<Stay> {
         let of_those_above = match uncounted {
             true => After::Rescan,
             false => After::Nothing,
@@ -278,8 +301,15 @@ impl State {
                 }
             }
         }
-        let touched = touched.into_iter();
-        touched.map(|(at, after)| self.stay(at, after)).collect()
+        let stay = |(at, after): (usize, After)| {
+            let scope = &self.collections[at].scope;
+            let role = match charged.iter().any(|charged| charged == scope) {
+                true => Role::Priced,
+                false => Role::Free,
+            };
+            Stay { at, after, role }
+        };
+        touched.into_iter().map(stay).collect()
     }
 
     /// A request begins.
@@ -287,6 +317,7 @@ impl State {
         for stay in places {
             let collection = &mut self.collections[stay.at];
             collection.underway += 1;
+            collection.unpriced += stay.role.unpriced();
             collection.removing = collection.removing + removes;
             collection.changes += 1;
             let window = &mut collection.scans.window;
@@ -301,6 +332,7 @@ impl State {
         for stay in places {
             let collection = &mut self.collections[stay.at];
             collection.underway -= 1;
+            collection.unpriced -= stay.role.unpriced();
             collection.removing = collection.removing - removes;
             collection.changes += 1;
             match stay.after {
@@ -327,20 +359,13 @@ impl State {
         }
     }
 
-    /// A request in flight is charged. Returns the scopes whose figure was lowered since it began: a scan may have seen
-    /// already what it removes, so that they are not credited with it.
-    pub(super) fn note_charge(&mut self, places: &[Stay], change: Change) -> Vec<Scope> {
-        let mut seen = Vec::new();
+    /// A request in flight is charged.
+    pub(super) fn note_charge(&mut self, places: &[Stay], change: Change) {
         for stay in places {
-            let collection = &mut self.collections[stay.at];
-            let window = &mut collection.scans.window;
+            let window = &mut self.collections[stay.at].scans.window;
             window.added = window.added + change.gain();
             window.removed = window.removed + change.loss();
-            if collection.lowered != stay.lowered {
-                seen.push(collection.scope.clone());
-            }
         }
-        seen
     }
 
     /// Usage is given back beside the requests that hold something.
@@ -416,6 +441,7 @@ impl State {
             path: collection.path.clone(),
             ticket: collection.scans.asked,
             was_quiet: collection.underway == 0,
+            was_priced: collection.unpriced == 0,
             changes: collection.changes,
             began: Instant::now(),
         }
@@ -453,11 +479,11 @@ impl State {
         }
         let figure = match collection.figure {
             Figure::Unknown if collection.scans.tries < TRIES => None,
-            Figure::Unknown => {
-                collection.lowered += 1;
-                Some(found)
+            Figure::Unknown => Some(found),
+            Figure::Doubtful | Figure::Exact if scan.was_priced && collection.unpriced == 0 => {
+                collection.corrected(found, used)
             }
-            Figure::Doubtful | Figure::Exact => collection.corrected(found, used),
+            Figure::Doubtful | Figure::Exact => None,
         };
         collection.scans.pause(scan.began);
         collection.scans.scanned_at = now;
@@ -500,17 +526,16 @@ impl Collection {
     ///
     /// The scan may have missed what was charged meanwhile, and what is moved or replaced, and it may have seen what is not
     /// charged yet, or is removed since. So it bounds the figure from both sides.
-    fn corrected(&mut self, found: Amount, used: Amount) -> Option<Amount> {
+    fn corrected(&self, found: Amount, used: Amount) -> Option<Amount> {
         let window = self.scans.window;
-        let least = found - window.in_flight - window.removed;
+        // A file is seen twice if it is renamed meanwhile, and what is moved or replaced beside what takes its place.
+        let twice = window.in_flight + window.in_flight + window.removing;
+        let least = found - twice - window.removed;
         let most = found + window.added + window.removing;
         let figure = Amount::new(
             used.bytes.max(least.bytes).min(most.bytes),
             used.objects.max(least.objects).min(most.objects),
         );
-        if figure.bytes < used.bytes || figure.objects < used.objects {
-            self.lowered += 1;
-        }
         (figure != used).then_some(figure)
     }
 }

@@ -168,11 +168,12 @@ impl WebDav {
                 _ => return Price::unavailable(),
             };
             let credits = Arc::new(credits);
+            let charged = price.scopes.clone().unwrap_or(Scopes::NONE);
             price.on_start(StartHook::new(move || {
                 let places = touched.iter().map(|(path, after)| (&**path, *after));
                 let places: Vec<_> = places.collect();
                 let visit = collections.as_ref();
-                let visit = visit.map(|quota| quota.enter(&places, removes));
+                let visit = visit.map(|quota| quota.enter(&places, removes, &charged));
                 let credits = Arc::clone(&credits);
                 Box::new(move |outcome| {
                     if let Some(visit) = visit {
