@@ -23,7 +23,7 @@ async fn main() -> Result<(), BoxError> {
     let guard = StorageGuardLayer::new(Volume::open(&dir)?.keep_free(64 << 20));
     let app = Router::new()
         .route("/forms/{id}", post(post_form))
-        // Pages of other sites may not send forms through the browser of somebody who has access.
+        // Pages of other sites may not send forms through a browser that has access.
         .layer((CsrfLayer::new(), DefaultBodyLimit::disable(), guard))
         .with_state(dir);
     let listener = TcpListener::bind(addr).await?;

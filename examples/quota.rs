@@ -55,8 +55,10 @@ fn target(head: &Parts) -> Option<(String, PathBuf)> {
     let name = head.uri.path().rsplit('/').next()?;
     // Names must not lead out of the folder. Encoded names are refused, because they are not decoded here.
     let is_bad = |name: &str| name.starts_with('.') || name.contains(['/', '\\', ':', '%', '~']);
+    // A part would replace the whole file.
+    let is_part = head.headers.contains_key("content-range");
     let path = PathBuf::from(format!("{user}~{name}"));
-    (!is_bad(user) && !is_bad(name)).then(|| (user.to_owned(), path))
+    (!is_part && !is_bad(user) && !is_bad(name)).then(|| (user.to_owned(), path))
 }
 
 async fn size_of(path: PathBuf) -> Amount {
@@ -65,8 +67,7 @@ async fn size_of(path: PathBuf) -> Amount {
 }
 
 async fn put_file(head: Parts, held: Reservation, body: Bytes) -> Result<StatusCode, Failure> {
-    let (Some((_, path)), false) = (target(&head), head.headers.contains_key("content-range"))
-    else {
+    let Some((_, path)) = target(&head) else {
         return Ok(StatusCode::BAD_REQUEST);
     };
     let temporary = NamedTempFile::new_in(".")?.into_temp_path();

@@ -1,7 +1,7 @@
 //! How requests are priced and charged, as types: the second parameter of a [`StorageGuardLayer`].
 //!
-//! Nobody has to name them, except in the type of a field or a function that takes a layer. They make three mistakes
-//! compile errors:
+//! They are named only in the type of a field, or of a function that takes a layer. They make three mistakes compile
+//! errors:
 //!
 //! - a quota that no request is charged to, because neither [`scope_by`] nor [`webdav`] says what to charge;
 //! - [`price_by`], [`scope_by`] or [`quota`] after [`webdav`], which prices and charges by itself;

@@ -146,7 +146,7 @@ impl<B: Body> MeteredBody<B> {
         let mut metered = Metered {
             body: Some(Box::pin(body)),
             received: 0,
-            // The first data ask.
+            // Asked for at the first data.
             reserved: 0,
             exchange,
             growing: None,

@@ -99,9 +99,8 @@ use crate::{
 /// # What it cannot count
 ///
 /// If a handler goes on writing after its request has ended, the guard does not see it until the next scan. With your
-/// own pricing
-/// ([`Price::giving_back`](crate::Price::giving_back)) instead of [`WebDav`](crate::dav::WebDav), a scan does not
-/// know of deletes and overwrites that are in flight.
+/// own pricing ([`Price::giving_back`](crate::Price::giving_back)) instead of [`WebDav`](crate::dav::WebDav), a scan does
+/// not know of deletes and overwrites that are in flight.
 #[derive(Clone)]
 pub struct CollectionQuota {
     owner: Arc<Owner>,
@@ -168,7 +167,8 @@ impl CollectionQuota {
     /// Rescans every collection. Resolves when all scans that began after this call have ended, with exact figures.
     ///
     /// A collection without requests in flight is scanned at once. In others a scan corrects the figure to within what is
-    /// in flight, and its exact scan comes when the requests have ended, if ever. So bound the wait with a timeout. The scans run whether or not the future is polled.
+    /// in flight, and its exact scan comes when the requests have ended, if ever. So bound the wait with a timeout. The
+    /// scans run whether or not the future is polled.
     ///
     /// ```
     /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};

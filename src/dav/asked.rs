@@ -175,7 +175,7 @@ impl Asked {
             // RFC 4918, section 9.10.4: it makes an empty resource.
             Verb::Lock => Price::from(demand.with_objects(1)).charged_to(scopes),
             Verb::Part { first } => {
-                // Nobody else gets the credit for the file while it changes.
+                // No other request gets the credit for the file while it changes.
                 let credit = credits.take(path);
                 // What lies between the end of the file and the part becomes content too.
                 let old = tree.measure(path, Depth::Zero)?.unwrap_or(Amount::ZERO);
@@ -221,41 +221,40 @@ impl Asked {
             return Ok(Priced::new(price, [], Amount::ZERO));
         };
         let credit = credits.take(&to.path);
-        // Of a collection that is copied without its members, some services replace the members, and others keep them.
+        let removes = credit.measure(tree, Depth::Infinity)?;
         let replaced = match self.depth {
-            Depth::Infinity => credit.measure(tree, Depth::Infinity)?,
+            Depth::Infinity => removes,
+            // The collection is copied without its members: some services replace those at the destination, and others keep
+            // them.
             Depth::Zero => credit.measure(tree, Depth::Zero)?,
         };
         let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
-        // With the members of a collection that is copied without them.
-        let removes = credit.measure(tree, Depth::Infinity)?;
         Ok(Priced::new(price, [credit], removes))
     }
 
     fn price_of_move(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
         let Place { path, scopes } = &self.target;
-        let whole = tree.measure(path, Depth::Infinity)?;
-        let source = whole.unwrap_or(Amount::ZERO);
+        // Taken before anything is measured: what a request leaves that ends in between is not counted twice.
+        let from_credit = credits.take(path);
+        let source = tree.measure(path, Depth::Infinity)?;
+        let source = source.unwrap_or(Amount::ZERO);
         let demand = Demand::nothing().moving(source);
         let Some(to) = &self.destination else {
-            return Ok(Priced::new(
-                Price::from(demand).charged_to(scopes),
-                [],
-                source,
-            ));
+            let price = Price::from(demand).charged_to(scopes);
+            return Ok(Priced::new(price, [from_credit], source));
         };
-        let (from_credit, to_credit) = (credits.take(path), credits.take(&to.path));
-        let left = from_credit.measure(tree, Depth::Infinity)?;
+        let to_credit = credits.take(&to.path);
         let replaced = to_credit.measure(tree, Depth::Infinity)?;
-        let (credits, removes) = ([from_credit, to_credit], source + replaced);
+        let removes = source + replaced;
+        let left = match from_credit.is_whole() {
+            true => source,
+            false => from_credit.measure(tree, Depth::Infinity)?,
+        };
         if left != source {
             // Another request has credit for some of it, and may leave it where it is.
             let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
-            return Ok(Priced::new(
-                price.giving_back(scopes, left),
-                credits,
-                removes,
-            ));
+            let price = price.giving_back(scopes, left);
+            return Ok(Priced::new(price, [from_credit, to_credit], removes));
         }
         let both = to.scopes.both(scopes);
         let (old, new) = (scopes.without(&to.scopes), to.scopes.without(scopes));
@@ -264,7 +263,7 @@ impl Asked {
             false => Price::from(demand.replacing(replaced)).charged_to(new),
         };
         let price = price.giving_back(both, replaced).giving_back(old, source);
-        Ok(Priced::new(price, credits, removes))
+        Ok(Priced::new(price, [from_credit, to_credit], removes))
     }
 }
 
@@ -302,12 +301,14 @@ fn first_of_part(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
                 Some(first) => decimal(first).ok_or(Malformed),
             }
         }
-        _ if value == b"append" => Ok(0),
         _ => Err(Malformed),
     };
     let content = content.map(|value| first(value, b"bytes ")).transpose()?;
-    let update = update.map(|value| first(value, b"bytes=")).transpose()?;
-    Ok(content.max(update))
+    let update = update.map(|value| match value {
+        b"append" => Ok(0),
+        value => first(value, b"bytes="),
+    });
+    Ok(content.max(update.transpose()?))
 }
 
 /// RFC 4918, section 10.2. Whatever is not plainly zero may be read as infinity, which is the default.

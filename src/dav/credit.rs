@@ -60,6 +60,11 @@ pub(super) struct Credit {
 }
 
 impl Credit {
+    /// Whether no other request has any of it.
+    pub(super) fn is_whole(&self) -> bool {
+        self.path.is_some() && self.others.is_empty()
+    }
+
     /// How much is at the path, without what other requests have. Blocks.
     pub(super) fn measure(&self, tree: &dyn Tree, depth: Depth) -> io::Result<Amount> {
         let Some(path) = &self.path else {
@@ -149,7 +154,7 @@ mod tests {
         assert_eq!(found, 2);
         let (folder, found) = measure("d");
         assert_eq!(found, 1);
-        // Someone else removes the whole of it.
+        // Another request removes the whole of it.
         assert_eq!(measure("d/1").1, 0);
         assert_eq!(measure("d").1, 0);
         drop(folder);

@@ -8,7 +8,7 @@ use std::{
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// A path or a header that this crate and a service may read differently, or that nobody can read. The request is answered
+/// A path or a header that is malformed, or that this crate and a service may read differently. The request is answered
 /// 400.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Malformed;
@@ -28,7 +28,7 @@ impl Prefix {
         )
     }
 
-    /// Whether nobody can take a path for one of the tree, however they decode it: it belongs to another service.
+    /// Whether no decoding makes a path one of the tree: it belongs to another service.
     pub(super) fn is_plainly_outside(&self, path: &str) -> bool {
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let segments = || {

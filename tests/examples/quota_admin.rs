@@ -167,7 +167,7 @@ async fn tells_people_in_lines_and_tables() {
     answer(store, &["set", "a\u{1b}[2J", "--bytes", "1023"]);
     answer(store, &["limit", "a\u{1b}[2J", "--unlimited"]);
     // Nothing was charged to it.
-    let shown = json(store, &["subtract", "nobody", "--bytes", "7"]);
+    let shown = json(store, &["subtract", "user:9", "--bytes", "7"]);
     assert_eq!(shown["used"]["bytes"], 0);
     assert_eq!(shown["unmatched"]["bytes"], 7);
     assert_eq!(

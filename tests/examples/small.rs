@@ -297,7 +297,7 @@ async fn a_form_is_stored_whole_or_not_at_all() {
         StatusCode::CONFLICT
     );
 
-    // A page of another site may not store through somebody's browser.
+    // A page of another site may not store through a user's browser.
     for (name, value) in [
         ("origin", "https://other.example"),
         ("sec-fetch-site", "cross-site"),

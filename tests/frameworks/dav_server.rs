@@ -2,13 +2,7 @@
 //! charged less than it stores.
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    convert::Infallible,
-    fs, io,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
+    cell::RefCell, collections::BTreeMap, convert::Infallible, fs, io, path::Path, sync::Arc,
 };
 
 use bytes::Bytes;
@@ -150,22 +144,19 @@ impl Server {
         Some((self.service)(form.request()?).await)
     }
 
-    /// What is charged, and what is there. A scan may not run between.
+    /// What is charged, and what is there.
     async fn figures(&self, path: &str) -> (Amount, Amount) {
-        let begun = Instant::now();
-        loop {
-            // Unknown only after a COPY or MOVE that has brought the collection along: a scan tells then.
-            if let Some(usage) = self.collections.usage(path) {
-                let folder = Folder::new(self.root.path());
-                let stored = folder.measure(Path::new(path), Depth::Infinity).unwrap();
-                return (usage.used, stored.unwrap_or_default());
-            }
-            assert!(
-                begun.elapsed() < Duration::from_secs(10),
-                "{path} stays unknown"
-            );
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        // Unknown only after a COPY or MOVE that has brought the collection along: a scan tells then.
+        if self.collections.usage(path).is_none() {
+            self.collections.rescan().await.unwrap();
         }
+        let usage = self
+            .collections
+            .usage(path)
+            .expect("no request is in flight");
+        let folder = Folder::new(self.root.path());
+        let stored = folder.measure(Path::new(path), Depth::Infinity).unwrap();
+        (usage.used, stored.unwrap_or_default())
     }
 }
 

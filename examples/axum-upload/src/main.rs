@@ -68,7 +68,7 @@ fn app(store: Store) -> Router {
                 .layer(middleware::from_fn_with_state(store.clone(), identify))
                 .layer(guard),
         )
-        // Without users, a page of any other site could store files through the browser of somebody who has access.
+        // Without users, a page of any other site could store files through a browser that has access.
         .layer(CsrfLayer::new())
         // The guard knows how much room there is.
         .layer(DefaultBodyLimit::disable())

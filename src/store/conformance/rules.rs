@@ -224,6 +224,7 @@ pub(super) async fn below_zero([one, _]: [Handle; 2]) {
     one.settle(HoldId::unique(), user, -50).await;
     one.expect_figures("after 50 were given back with 20 held", user, (-20, 20))
         .await;
+    // By the engine's clock, which no test can pause.
     sleep(short + Duration::from_millis(300)).await;
     one.expect_figures("after that hold has expired", user, (0, 0))
         .await;
