@@ -12,7 +12,9 @@ use std::{
 use tokio::time::sleep;
 use tower::BoxError;
 
-use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store, StoreError};
+use super::{
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store, StoreError,
+};
 use crate::{
     amount::Amount,
     quota::{Change, Limits, QuotaError},
@@ -84,6 +86,27 @@ impl<S: Store> Admin<S> {
     /// When the store fails.
     pub async fn account(&self, scope: impl Into<Scope>) -> Result<Account, StoreError> {
         self.store.account(&scope.into()).await
+    }
+
+    /// Returns whether the usage in the store is based on a count of what is stored. False in a store that is new or was
+    /// emptied, until it is [declared](Self::declare_counted) so.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn is_counted(&self) -> Result<bool, StoreError> {
+        Ok(self.store.baseline().await?.is_some())
+    }
+
+    /// Declares that the usage in the store is what is stored. Services that refuse requests since the store was emptied
+    /// admit them again, unless they wait for [their own count](super::StoredQuotaBuilder::on_emptied).
+    ///
+    /// # Errors
+    ///
+    /// When the store fails. Calling this again is safe.
+    pub async fn declare_counted(&self) -> Result<(), StoreError> {
+        self.store.set_baseline(Baseline::unique()).await?;
+        Ok(())
     }
 
     /// Returns the scopes that use most bytes, the largest first, up to `count`.

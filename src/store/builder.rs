@@ -4,9 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     Ceilings, Journal, Store, StoredQuota,
+    baseline::{Based, OnEmptied},
     records::TIME_TO_LIVE,
     settler::Settler,
-    source::{Shared, Warn},
+    source::{LimitsBy, Shared, Warn},
 };
 use crate::{quota::Usage, scope::Scope};
 
@@ -42,10 +43,11 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 #[must_use = "nothing is started before `build`"]
 pub struct StoredQuotaBuilder<S> {
     store: S,
-    default: Ceilings,
+    limits: Box<LimitsBy>,
     time_to_live: Duration,
     warn: Option<Arc<Warn>>,
     journal: Option<Journal>,
+    on_emptied: Option<Box<OnEmptied>>,
 }
 
 impl<S: Store> StoredQuota<S> {
@@ -60,12 +62,14 @@ impl<S: Store> StoredQuota<S> {
 
     /// Returns a builder of quotas with these limits for every scope that has none of its own.
     pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
+        let default = default.into();
         StoredQuotaBuilder {
             store,
-            default: default.into(),
+            limits: Box::new(move |_| default),
             time_to_live: TIME_TO_LIVE,
             warn: None,
             journal: None,
+            on_emptied: None,
         }
     }
 }
@@ -77,6 +81,34 @@ impl<S: Store> StoredQuotaBuilder<S> {
     /// a process that cannot reach the store lose its holds sooner. Defaults to 30 seconds.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.time_to_live = time_to_live.clamp(SECOND, YEAR);
+        self
+    }
+
+    /// Sets the limits of each scope that has none of its own, in place of the same ones for all.
+    ///
+    /// Use it for limits that come from a configuration. A store that was emptied has forgotten the limits that were set in
+    /// it, and these apply again.
+    pub fn limits_by<C: Into<Ceilings>>(
+        mut self,
+        limits: impl Fn(&Scope) -> C + Send + Sync + 'static,
+    ) -> Self {
+        self.limits = Box::new(move |scope| limits(scope).into());
+        self
+    }
+
+    /// Calls `emptied` when the store has no [baseline](super::Baseline), or another one than this process knows: when it
+    /// is new, and when it was deleted, flushed, or restarted without its data. Requests are
+    /// [`QuotaError::Unavailable`](crate::quota::QuotaError::Unavailable) from then on, until
+    /// [`declare_counted`](StoredQuota::declare_counted). It must not block.
+    ///
+    /// Use it to start a count of what is stored, or to tell an operator. It is called once for each time that the store is
+    /// found so, by the first request. Defaults to doing nothing: a store that is new is then taken as counted, and one that
+    /// was emptied later has to be declared counted by [`Admin::declare_counted`](super::Admin::declare_counted).
+    ///
+    /// Where several processes share a store and each counts files of its own, let each *add* its count: the first one that
+    /// declares the store counted admits requests before the others have counted.
+    pub fn on_emptied(mut self, emptied: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_emptied = Some(Box::new(emptied));
         self
     }
 
@@ -108,10 +140,11 @@ impl<S: Store> StoredQuotaBuilder<S> {
         StoredQuota {
             shared: Arc::new(Shared {
                 store,
-                default: self.default,
+                limits: self.limits,
                 time_to_live: self.time_to_live,
                 warn: self.warn,
                 settler,
+                based: Based::new(self.on_emptied),
             }),
         }
     }
@@ -120,7 +153,6 @@ impl<S: Store> StoredQuotaBuilder<S> {
 impl<S> fmt::Debug for StoredQuotaBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredQuotaBuilder")
-            .field("default", &self.default)
             .field("time_to_live", &self.time_to_live)
             .field("journal", &self.journal)
             .finish_non_exhaustive()

@@ -2,7 +2,9 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError};
+use super::{
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError,
+};
 use crate::{
     amount::Amount,
     quota::QuotaError,
@@ -24,7 +26,8 @@ pub type StoreFuture<'a, T, E = StoreError> =
 /// 4. Usage falls below zero by what is held in the scope at most, as a removal may be counted before the charge of what it
 ///    removes. What is given back beyond that is [unmatched](super::Account::unmatched), and no credit: usage is stopped at
 ///    the beginning and at the end of each settlement, and before a reservation.
-/// 5. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
+/// 5. The [baseline](Baseline) goes when usage goes: whatever deletes the accounts of the store deletes it too.
+/// 6. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
 ///    happened or has not; the caller cannot know, and settles whatever it has reserved.
 ///
 /// The module `conformance`, behind the feature of that name, tests all of this. Run it against an implementation of
@@ -110,6 +113,20 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the engine fails or does not answer in time. The change may have been made all the same.
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()>;
+
+    /// Returns the baseline. None in a store that is new or was emptied.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time, and when it holds something that cannot be read.
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>>;
+
+    /// Sets the baseline unless there is one, and returns the one that is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the engine fails or does not answer in time. The baseline may have been set all the same.
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline>;
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -155,5 +172,13 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
         S::remove(self, scope)
+    }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        S::baseline(self)
+    }
+
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+        S::set_baseline(self, baseline)
     }
 }

@@ -49,6 +49,9 @@ pub enum StoreErrorKind {
     Misconfigured,
     /// The store holds something that this version of the crate cannot read.
     Unreadable,
+    /// The store was emptied, and what is stored was not [counted](super::StoredQuota::declare_counted) since. The same call
+    /// succeeds afterwards.
+    NotCounted,
 }
 
 impl StoreError {

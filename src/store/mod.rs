@@ -47,6 +47,7 @@
 //! - Where several processes share limits, or limits and usage must survive a restart, use a store.
 
 mod admin;
+mod baseline;
 mod builder;
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
@@ -79,7 +80,9 @@ pub use self::{
     error::{StoreError, StoreErrorKind},
     journal::Journal,
     leased::{LeasedHold, LeasedQuota},
-    records::{Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement},
+    records::{
+        Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
+    },
     settler::Settled,
     source::{StoredHold, StoredQuota},
 };

@@ -69,6 +69,32 @@ impl FromStr for HoldId {
     }
 }
 
+/// Names the count that the usage in a store is based on.
+///
+/// A store keeps it with the usage, so that both go together: a store that was deleted, flushed, or restarted without its
+/// data has none. Usage begins at zero there, whatever is on the disk.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Baseline(u64);
+
+impl Baseline {
+    /// Creates a baseline that differs from all others.
+    pub fn unique() -> Self {
+        Self(random())
+    }
+
+    /// Returns the number that a store keeps.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// From the number that a store has kept.
+impl From<u64> for Baseline {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// A request to reserve something.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -81,8 +107,9 @@ pub struct Reserve {
     pub amount: Amount,
     /// How much must fit in each scope without being reserved. Less than `amount` says nothing.
     pub expected: Amount,
-    /// The limits of scopes that have none of their own.
-    pub default: Ceilings,
+    /// The limits of each scope that has none of its own, in the order of the scopes. A scope without an element here is
+    /// unlimited.
+    pub defaults: Vec<Ceilings>,
     /// How long the hold lives from now on, unless it is renewed.
     pub time_to_live: Duration,
 }
@@ -95,7 +122,7 @@ impl Reserve {
             scopes: scopes.into(),
             amount,
             expected: Amount::ZERO,
-            default: Ceilings::default(),
+            defaults: Vec::new(),
             time_to_live: TIME_TO_LIVE,
         }
     }
@@ -107,11 +134,23 @@ impl Reserve {
         self
     }
 
-    /// Sets [`default`](Self::default).
+    /// Sets the same [default limits](Self::defaults) for all scopes.
     #[must_use]
-    pub fn with_default(mut self, default: impl Into<Ceilings>) -> Self {
-        self.default = default.into();
+    pub fn with_default(self, default: impl Into<Ceilings>) -> Self {
+        let default = default.into();
+        self.with_defaults(|_| default)
+    }
+
+    /// Sets the [default limits](Self::defaults) of each scope.
+    #[must_use]
+    pub fn with_defaults(mut self, default: impl Fn(&Scope) -> Ceilings) -> Self {
+        self.defaults = self.scopes.iter().map(default).collect();
         self
+    }
+
+    /// Returns the default limits of the scope at an index.
+    pub fn default_at(&self, index: usize) -> Ceilings {
+        self.defaults.get(index).copied().unwrap_or_default()
     }
 
     /// Sets [`time_to_live`](Self::time_to_live).
@@ -128,12 +167,14 @@ impl Reserve {
 pub struct Reserved {
     /// The scopes that have passed their soft limit by this hold, and their accounts after it.
     pub warnings: Vec<(Scope, Account)>,
+    /// The baseline of the store, read in the same step as the usage or after it.
+    pub baseline: Option<Baseline>,
 }
 
 impl Reserved {
-    /// Creates an answer with these warnings.
-    pub fn new(warnings: Vec<(Scope, Account)>) -> Self {
-        Self { warnings }
+    /// Creates an answer with these warnings, in a store with this baseline.
+    pub fn new(warnings: Vec<(Scope, Account)>, baseline: Option<Baseline>) -> Self {
+        Self { warnings, baseline }
     }
 }
 

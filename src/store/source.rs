@@ -3,7 +3,8 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Admin, Ceilings, HoldId, Reserve, Settlement, Store, StoreError,
+    Admin, Baseline, Ceilings, HoldId, Reserve, Settlement, Store, StoreError,
+    baseline::Based,
     settler::{Settled, Settler},
 };
 use crate::{
@@ -11,6 +12,9 @@ use crate::{
     quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
     scope::{Scope, Scopes},
 };
+
+/// The limits of a scope that has none of its own.
+pub(super) type LimitsBy = dyn Fn(&Scope) -> Ceilings + Send + Sync;
 
 /// A function that is called when a soft limit is passed.
 pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
@@ -31,6 +35,13 @@ pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 /// A process that is stopped, or cannot reach the store, for longer loses its holds. What its requests store is charged
 /// all the same, because it is on the disk. Only then may usage pass a limit.
 ///
+/// # When the store was emptied
+///
+/// A store that was deleted or flushed begins at zero, whatever is on the disk. Where this process has known it otherwise,
+/// requests are [`QuotaError::Unavailable`] from then on, until what is stored was counted and
+/// [declared](Self::declare_counted) so. A store that is empty when the process first reaches it is taken for new, unless
+/// there is an [`on_emptied`](super::StoredQuotaBuilder::on_emptied): then it has to be declared counted first.
+///
 /// # When the store is away
 ///
 /// What cannot be decided is [`QuotaError::Unavailable`], never a full quota. What has been stored is charged as soon as
@@ -43,12 +54,13 @@ pub struct StoredQuota<S> {
 
 pub(super) struct Shared<S> {
     pub(super) store: Arc<S>,
-    /// The limits of scopes that have none of their own.
-    pub(super) default: Ceilings,
+    /// The limits of each scope that has none of its own.
+    pub(super) limits: Box<LimitsBy>,
     /// Of holds.
     pub(super) time_to_live: Duration,
     pub(super) warn: Option<Arc<Warn>>,
     pub(super) settler: Settler,
+    pub(super) based: Based,
 }
 
 impl<S: Store> StoredQuota<S> {
@@ -68,8 +80,25 @@ impl<S: Store> StoredQuota<S> {
     ///
     /// When the store fails.
     pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, StoreError> {
-        let account = self.shared.store.account(&scope.into()).await?;
-        Ok(account.usage(self.shared.default))
+        let scope = scope.into();
+        let account = self.shared.store.account(&scope).await?;
+        Ok(account.usage((self.shared.limits)(&scope)))
+    }
+
+    /// Declares that the usage in the store is what is stored, so that requests are admitted.
+    ///
+    /// Call it after the first count of what is there already, and after a count that
+    /// [`on_emptied`](super::StoredQuotaBuilder::on_emptied) has asked for. It does nothing to a store that is counted.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails. Calling this again is safe.
+    pub async fn declare_counted(&self) -> Result<(), StoreError> {
+        let new = Baseline::unique();
+        self.shared
+            .based
+            .set(self.shared.store.set_baseline(new).await?);
+        Ok(())
     }
 
     /// Charges a change that was made without a reservation, such as a DELETE. It has happened, so it is never refused.
@@ -178,7 +207,7 @@ impl<S: Store> Shared<S> {
     /// The request to send to the store.
     pub(super) fn reserve(&self, id: HoldId, scopes: Scopes, amount: Amount) -> Reserve {
         Reserve::new(id, scopes, amount)
-            .with_default(self.default)
+            .with_defaults(&self.limits)
             .with_time_to_live(self.time_to_live)
     }
 
@@ -198,12 +227,16 @@ impl<S: Store> Shared<S> {
 
     pub(super) async fn set_aside(&self, reserve: Reserve) -> Result<(), QuotaError> {
         let reserved = self.store.reserve(&reserve).await?;
+        let baseline = reserved.baseline;
         if let Some(warn) = &self.warn {
             for (scope, account) in &reserved.warnings {
-                warn(scope, &account.usage(self.default));
+                warn(scope, &account.usage((self.limits)(scope)));
             }
         }
-        Ok(())
+        if reserve.scopes.is_empty() {
+            return Ok(());
+        }
+        Ok(self.based.check(&self.store, baseline).await?)
     }
 }
 
@@ -240,7 +273,6 @@ impl<S> Clone for StoredQuota<S> {
 impl<S> fmt::Debug for StoredQuota<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredQuota")
-            .field("default", &self.shared.default)
             .field("time_to_live", &self.shared.time_to_live)
             .field("unsettled", &self.shared.settler.unsettled())
             .finish_non_exhaustive()

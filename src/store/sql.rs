@@ -59,13 +59,13 @@ pub(super) fn lives(milliseconds: i64) -> Duration {
     Duration::from_millis(milliseconds.max(0).unsigned_abs())
 }
 
-/// Decides on a reservation whose scopes have these accounts, in their order.
+/// Decides on a reservation whose scopes have these accounts, in their order. Knows of no baseline.
 pub(super) fn judge(reserve: &Reserve, accounts: &[Account]) -> Result<Reserved, Exceeded> {
     let need = reserve.amount.max(reserve.expected);
     let mut reserved = Reserved::default();
-    for (scope, account) in reserve.scopes.iter().zip(accounts) {
+    for (index, (scope, account)) in reserve.scopes.iter().zip(accounts).enumerate() {
         let before = counted(account);
-        let limits = account.own.unwrap_or(reserve.default);
+        let limits = account.own.unwrap_or_else(|| reserve.default_at(index));
         ceiling(limits.hard).admit(scope, before, need)?;
         let account = Account {
             held: account.held + reserve.amount,
@@ -108,10 +108,10 @@ mod tests {
             scopes: "s".into(),
             amount: Amount::bytes(bytes),
             expected: Amount::ZERO,
-            default: Ceilings {
+            defaults: vec![Ceilings {
                 hard: limits,
                 soft: Limits::bytes(10),
-            },
+            }],
             time_to_live: Duration::MAX,
         }
     }

@@ -66,7 +66,11 @@ impl File {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("quotas.db")).unwrap();
-        Self { folder, store }
+        let file = Self { folder, store };
+        let said = run(&file.name(), &["show", "user:1"]);
+        assert!(said.error.contains("the store is new or was emptied"));
+        assert_eq!(answer(&file.name(), &["counted"]), "");
+        file
     }
 
     fn name(&self) -> String {
@@ -83,6 +87,7 @@ async fn hold(store: &impl Store, scopes: [&str; 2], bytes: u64) -> HoldId {
 
 /// Every command that changes a scope, on any store.
 pub(crate) fn corrects(store: &str) {
+    assert_eq!(answer(store, &["counted"]), "");
     let account = |used: [i64; 2], limits: Value| {
         json!({
             "scope": "user:1",

@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use test_support::{eventually, example::Server, uploads::Uploads};
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use crate::{
     axum_upload::{begin_upload_of, listed, status_line, used},
@@ -108,6 +108,79 @@ async fn usage_survives_a_kill_in_redis() {
     let database = test_support::redis::Server::start();
     let url = database.url();
     survives_a_kill(&["--quota-store", &url], |_| url.clone()).await;
+}
+
+/// On any store, of which `empty` deletes everything while the server runs.
+async fn an_emptied_store_is_counted_again(flags: &[&str], empty: impl AsyncFn(&Path)) {
+    let flags = &[&["--quota", "1000"], flags].concat();
+    let mut server = start_in(tempfile::tempdir().unwrap(), flags);
+    assert_eq!(put(&server, "a", 400).await, StatusCode::CREATED);
+    for times in 1..=3 {
+        empty(server.dir.path()).await;
+        // The first upload finds it, and none is admitted before the files are counted.
+        let answer = server.put("/files/b", vec![0; 500]).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let counted = async { while !put(&server, "b", 200).await.is_success() {} };
+        timeout(Duration::from_secs(10), counted).await.unwrap();
+        is_refused_at(&server, 1000, 600).await;
+        assert_eq!(server.names(), ["a", "b"]);
+        if times == 2 {
+            // While the server is stopped.
+            let dir = server.killed();
+            empty(dir.path()).await;
+            server = start_in(dir, flags);
+            is_refused_at(&server, 1000, 600).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_file_of_quotas_is_counted_again() {
+    an_emptied_store_is_counted_again(&[], async |dir| {
+        for name in [".quotas.db", ".quotas.db-wal", ".quotas.db-shm"] {
+            let _ = fs::remove_file(dir.join(name));
+        }
+    })
+    .await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_flushed_redis_is_counted_again() {
+    let database = test_support::redis::Server::start();
+    let url = database.url();
+    let flush = async |_: &Path| database.ask::<()>("FLUSHALL").await.unwrap();
+    an_emptied_store_is_counted_again(&["--quota-store", &url], flush).await;
+    flush(Path::new("")).await;
+    an_emptied_store_is_counted_again(&["--quota-store", &url, "--quota-leases"], flush).await;
+}
+
+/// What the journal has left is of files that are counted.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_journal_for_an_emptied_store_is_not_charged_again() {
+    let mut database = test_support::redis::Server::start();
+    let url = database.url();
+    let flags = ["--quota", "1000", "--quota-store", &url];
+    let mut dir = tempfile::tempdir().unwrap();
+    for times in 1..=8 {
+        let server = start_in(dir, &flags);
+        let mut stream = begin_upload_of(&server, "a", 400, 400).await;
+        database.kill();
+        stream.write_all(&[0; 200]).await.unwrap();
+        assert_eq!(status_line(&mut stream).await, "HTTP/1.1 201 Created");
+        dir = server.killed();
+        database.start_again();
+        database.ask::<()>("FLUSHALL").await.unwrap();
+        let server = start_in(dir, &flags);
+        is_refused_at(&server, 1000, 400).await;
+        dir = server.killed();
+        fs::remove_file(dir.path().join("a")).unwrap();
+        database.ask::<()>("FLUSHALL").await.unwrap();
+        println!("{times} of 8");
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use tower_storage_guard::{
     Amount, Scope, Scopes,
     quota::QuotaError,
     store::{
-        Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
-        StoreFuture,
+        Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
+        StoreError, StoreFuture,
     },
 };
 
@@ -114,5 +114,13 @@ impl<S: Store> Store for Line<S> {
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
         self.store.remove(scope)
+    }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        self.store.baseline()
+    }
+
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+        self.store.set_baseline(baseline)
     }
 }

@@ -16,13 +16,19 @@ mod sql;
 #[cfg(unix)]
 mod sqlite;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{Change, Exceeded, Limits, QuotaError},
+    quota::{Change, Exceeded, Limits, QuotaError, QuotaSource},
     store::{
-        HoldId, Reserve, Settlement, Store,
+        HoldId, Reserve, Settlement, Store, StoreError, StoreErrorKind, StoredQuota,
         conformance::{self, ReferenceStore},
     },
 };
@@ -57,6 +63,56 @@ async fn settle<S: Store>(store: &S, id: HoldId, scopes: impl Into<Scopes>, byte
 async fn figures<S: Store>(store: &S, scope: &str) -> (i64, u64) {
     let account = store.account(&scope.into()).await.unwrap();
     (account.used.bytes, account.held.bytes)
+}
+
+/// What a quota over a store does once `empty` has deleted what the store knows.
+async fn an_emptied_store_is_an_outage<S: Store>(store: S, empty: impl AsyncFn()) {
+    let called = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&called);
+    let quota = StoredQuota::builder(store, Limits::UNLIMITED)
+        .limits_by(|_| Limits::bytes(100))
+        .on_emptied(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .build();
+    let user = Scopes::from("user");
+    let reserve = async |bytes| {
+        let hold = quota
+            .reserve(&user, Amount::bytes(bytes), Amount::ZERO)
+            .await;
+        hold.map(drop)
+    };
+    quota.declare_counted().await.unwrap();
+    for times in 1..=3 {
+        let admin = quota.admin();
+        admin.set_used("user", Amount::bytes(90)).await.unwrap();
+        admin.set_limits("user", Limits::bytes(95)).await.unwrap();
+        assert_eq!(exceeded(reserve(6).await).limit, 95);
+        reserve(5).await.unwrap();
+        // The engine may not take both at once.
+        while quota.unsettled() > 0 {
+            tokio::task::yield_now().await;
+        }
+        empty().await;
+        for _ in 0..3 {
+            let error = reserve(1).await.unwrap_err();
+            let QuotaError::Unavailable(error) = error else {
+                panic!("decided without a count: {error:?}");
+            };
+            let error = error.downcast::<StoreError>().unwrap();
+            assert_eq!(error.kind(), StoreErrorKind::NotCounted, "{error}");
+            assert_eq!(called.load(Ordering::Relaxed), times);
+        }
+        assert!(!admin.is_counted().await.unwrap());
+        // A charge is taken, and is no count.
+        quota.adjust("user", Amount::bytes(90).into()).await;
+        reserve(1).await.unwrap_err();
+        quota.declare_counted().await.unwrap();
+        // The limit of its own is gone, and the one of the configuration is not.
+        assert_eq!(exceeded(reserve(11).await).limit, 100);
+        reserve(10).await.unwrap();
+    }
+    quota.adjust("user", Amount::ZERO.into()).await;
 }
 
 fn exceeded<T>(answer: Result<T, QuotaError>) -> Exceeded {

@@ -23,7 +23,7 @@ use tower_storage_guard::{
 };
 
 use super::{
-    figures, hold,
+    an_emptied_store_is_an_outage, figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -207,6 +207,21 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
     execute(&pool, "DROP TABLE storage_guard_accounts").await;
     assert_eq!(figures(&store, "user").await, (0, 0));
     store.migrate().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn an_emptied_database_is_an_outage_until_it_is_counted() {
+    let server = Server::new();
+    let pool = server.pool();
+    for empty in [
+        "TRUNCATE storage_guard_accounts",
+        "DROP TABLE storage_guard_accounts",
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+    ] {
+        an_emptied_store_is_an_outage(server.store(), async || execute(&pool, empty).await).await;
+        execute(&pool, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    }
 }
 
 /// A server that has become a standby answers, but accepts no writes.

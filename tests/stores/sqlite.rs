@@ -15,7 +15,7 @@ use tower_storage_guard::{
 };
 
 use super::{
-    figures, hold,
+    an_emptied_store_is_an_outage, figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -195,6 +195,18 @@ async fn a_deleted_file_is_created_again() {
     fs::remove_file(file.path()).unwrap();
     settle(&other, HoldId::unique(), "user", 3).await;
     assert_eq!(figures(&one, "user").await, (3, 0));
+}
+
+#[tokio::test]
+async fn an_emptied_file_is_an_outage_until_it_is_counted() {
+    for empty in ["", "DELETE FROM accounts", "DROP TABLE accounts"] {
+        let file = File::new();
+        an_emptied_store_is_an_outage(file.open(), async || match empty {
+            "" => file.delete(),
+            sql => file.raw().execute_batch(sql).unwrap(),
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -63,6 +63,8 @@ enum Command {
         #[arg(long, value_name = "NUMBER")]
         objects: Option<u64>,
     },
+    /// Declares that what all scopes use was counted, after the store was emptied: services admit requests again
+    Counted,
     /// Charges a scope for more
     Add {
         scope: String,
@@ -174,8 +176,14 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), BoxError> {
     let admin = Admin::new(cli.store.look_into().await?);
-    let done = execute(&admin, cli.command, cli.json).await;
-    let output = done.map_err(|error| cli.store.error(&*error))?;
+    let done = async {
+        let output = execute(&admin, cli.command, cli.json).await?;
+        if !admin.is_counted().await? {
+            eprintln!("the store is new or was emptied: `counted` says that all is counted");
+        }
+        Ok::<_, BoxError>(output)
+    };
+    let output = done.await.map_err(|error| cli.store.error(&*error))?;
     match io::stdout().write_all(output.as_bytes()) {
         // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -205,6 +213,10 @@ async fn execute(
             let used = Amount::new(bytes.as_u64(), objects);
             admin.set_used(scope.as_str(), used).await?;
             scope
+        }
+        Command::Counted => {
+            admin.declare_counted().await?;
+            return Ok(String::new());
         }
         Command::Add { scope, more } => {
             admin.add(scope.as_str(), more.into()).await?;

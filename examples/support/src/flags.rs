@@ -4,6 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use bytesize::ByteSize;
 use clap::Parser;
+use tower_storage_guard::Scope;
 
 use crate::{
     place::{Place, PlaceParser},
@@ -59,6 +60,13 @@ pub struct User {
     pub name: Name,
     pub token: String,
     pub limit: ByteSize,
+}
+
+impl User {
+    /// The scope of what this user stores.
+    pub fn scope(&self) -> Scope {
+        Scope::from(format_args!("user:{}", self.name.as_str()))
+    }
 }
 
 impl FromStr for User {

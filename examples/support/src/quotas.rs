@@ -1,6 +1,6 @@
 //! The quotas of a server: in memory, or in a store that outlives the process and may be shared.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashMap, future::pending, path::PathBuf, time::Duration};
 
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
@@ -29,16 +29,18 @@ enum Kept {
 }
 
 impl Quotas {
-    /// Without any limits. Charges that have not reached the store yet are in the directory `journal`.
+    /// With the limits of scopes that have none of their own. Charges that have not reached the store yet are in the directory
+    /// `journal`.
     pub async fn open(
         place: &Place,
         journal: PathBuf,
         time_to_live: Duration,
         has_leases: bool,
+        limits: HashMap<Scope, Limits>,
     ) -> Result<Self, BoxError> {
         #[cfg(feature = "stored")]
         if let Some(store) = place.open().await.map_err(|error| place.error(&*error))? {
-            let stored = Stored::open(store, journal, time_to_live, has_leases).await?;
+            let stored = Stored::open(store, journal, time_to_live, has_leases, limits).await?;
             return Ok(Self {
                 source: stored.source(),
                 kept: Kept::Stored(stored),
@@ -46,10 +48,40 @@ impl Quotas {
         }
         let _ = (place, journal, time_to_live, has_leases);
         let quota = MemoryQuota::new(Limits::UNLIMITED);
+        for (scope, limits) in limits {
+            quota.set_limits(scope, limits);
+        }
         Ok(Self {
             source: AnyQuota::new(quota.clone()),
             kept: Kept::Memory(quota),
         })
+    }
+
+    /// Whether the files were counted when this was opened.
+    pub fn is_counted(&self) -> bool {
+        match &self.kept {
+            Kept::Memory(_) => false,
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.is_counted(),
+        }
+    }
+
+    /// Declares that the files are counted.
+    pub async fn declare_counted(&self) -> Result<(), BoxError> {
+        match &self.kept {
+            Kept::Memory(_) => Ok(()),
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.declare_counted().await,
+        }
+    }
+
+    /// Waits until the store was emptied, and refuses uploads until the files are counted again.
+    pub async fn emptied(&self) {
+        match &self.kept {
+            Kept::Memory(_) => pending().await,
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => quota.emptied().await,
+        }
     }
 
     /// Whether a scope has neither charges nor limits.

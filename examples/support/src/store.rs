@@ -24,7 +24,7 @@ use tokio::{
     io::AsyncWriteExt,
     sync::Mutex,
     task::{JoinHandle, spawn_blocking},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tower_storage_guard::{
     Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
@@ -69,55 +69,100 @@ impl Store {
         let place = flags.quota_store.clone();
         let place = place.or_beside(|| flags.dir.join(QUOTAS));
         let lives = Duration::from_secs(flags.quota_time_to_live.get().into());
+        let everyone = (Self::EVERYONE.into(), flags.quota);
+        let users = flags.users.iter().map(|user| (user.scope(), user.limit));
+        let limits: HashMap<Scope, Limits> = users
+            .chain([everyone])
+            .map(|(scope, limit)| (scope, Limits::bytes(limit.as_u64())))
+            .collect();
+        let journal = flags.dir.join(JOURNAL);
         let quota =
-            Quotas::open(&place, flags.dir.join(JOURNAL), lives, flags.quota_leases).await?;
-        let (store, limits) =
-            spawn_blocking(move || Self::with_quota(&flags, quota, claim)).await??;
-        for folder in store.folders() {
-            folder.count_if_new().await?;
+            Quotas::open(&place, journal, lives, flags.quota_leases, limits.clone()).await?;
+        let store = spawn_blocking(move || Self::with_quota(&flags, quota, claim)).await??;
+        if store.quota.is_counted() {
+            for folder in store.folders() {
+                folder.count_if_new().await?;
+            }
+        } else {
+            store.charge(store.totals().await?).await;
         }
-        store.quota.are_settled().await;
-        for (scope, limits) in limits {
-            store.quota.set_limits(&scope, limits).await?;
-        }
+        store.declare_counted(&limits).await?;
+        tokio::spawn(store.clone().count_when_emptied(limits));
         Ok(store)
     }
 
-    /// The store, and the limits of each scope. Blocks.
-    fn with_quota(
-        flags: &Flags,
-        quota: Quotas,
-        claim: Claim,
-    ) -> Result<(Self, Vec<(Scope, Limits)>), BoxError> {
+    /// Counts all files again whenever the quotas' store was emptied.
+    async fn count_when_emptied(self, limits: HashMap<Scope, Limits>) {
+        loop {
+            self.quota.emptied().await;
+            eprintln!(
+                "the quotas' store was emptied: there are no uploads until the files are counted"
+            );
+            let totals = loop {
+                match self.totals().await {
+                    Ok(totals) => break totals,
+                    Err(error) => will_try_again("count the files", error).await,
+                }
+            };
+            // On top of what other servers have counted.
+            self.charge(totals).await;
+            while let Err(error) = self.declare_counted(&limits).await {
+                will_try_again("declare the files counted", error).await;
+            }
+            eprintln!("the files are counted");
+        }
+    }
+
+    /// How much is in each folder.
+    async fn totals(&self) -> Result<Vec<(Folder, Amount)>, BoxError> {
+        let mut totals = Vec::new();
+        for folder in self.folders() {
+            totals.push((folder.clone(), folder.total().await?));
+        }
+        Ok(totals)
+    }
+
+    async fn charge(&self, totals: Vec<(Folder, Amount)>) {
+        for (folder, total) in totals {
+            folder.charge(total.into()).await;
+        }
+    }
+
+    async fn declare_counted(&self, limits: &HashMap<Scope, Limits>) -> Result<(), BoxError> {
+        self.quota.are_settled().await;
+        for (scope, limits) in limits {
+            self.quota.set_limits(scope, *limits).await?;
+        }
+        self.quota.declare_counted().await
+    }
+
+    /// Blocks.
+    fn with_quota(flags: &Flags, quota: Quotas, claim: Claim) -> Result<Self, BoxError> {
         let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
         let everyone = Scope::from(Self::EVERYONE);
-        let mut limits = vec![(everyone.clone(), Limits::bytes(flags.quota.as_u64()))];
         let open = |dir: PathBuf, scopes: Scopes| Folder::open(dir, scopes, &volume, &quota);
         let folders = if flags.users.is_empty() {
             Folders::Shared(open(flags.dir.clone(), everyone.into())?)
         } else {
             let (mut folders, mut names) = (HashMap::new(), HashSet::new());
             for user in &flags.users {
-                let own = Scope::from(format_args!("user:{}", user.name.as_str()));
-                limits.push((own.clone(), Limits::bytes(user.limit.as_u64())));
                 if !names.insert(&user.name) {
                     return Err(format!("there are two users {:?}", user.name.as_str()).into());
                 }
                 let dir = flags.dir.join(user.name.as_str());
-                let folder = open(dir, [own, everyone.clone()].into())?;
+                let folder = open(dir, [user.scope(), everyone.clone()].into())?;
                 if folders.insert(user.token.clone(), folder).is_some() {
                     return Err("two users have the same token".into());
                 }
             }
             Folders::OfUsers(folders)
         };
-        let store = Self {
+        Ok(Self {
             volume,
             quota,
             folders: Arc::new(folders),
             _claim: claim,
-        };
-        Ok((store, limits))
+        })
     }
 
     /// Waits until all completed work is charged. Nothing changes from here on.
@@ -156,6 +201,11 @@ impl Store {
             }
         }
     }
+}
+
+async fn will_try_again(what: &str, error: BoxError) {
+    eprintln!("cannot {what}, and will try again: {error}");
+    sleep(Duration::from_secs(1)).await;
 }
 
 /// The files of one owner in one folder. Cheap to clone.
@@ -198,12 +248,15 @@ impl Folder {
             return Ok(());
         };
         if self.quota.is_new(owner).await? {
-            let files = self.list().await.map_err(|error| named(&self.dir, error))?;
-            let sizes = files.iter().map(|file| Amount::new(file.size, 1));
-            let total = sizes.fold(Amount::ZERO, |total, file| total + file);
-            self.charge(total.into()).await;
+            self.charge(self.total().await?.into()).await;
         }
         Ok(())
+    }
+
+    async fn total(&self) -> Result<Amount, BoxError> {
+        let files = self.list().await.map_err(|error| named(&self.dir, error))?;
+        let sizes = files.iter().map(|file| Amount::new(file.size, 1));
+        Ok(sizes.fold(Amount::ZERO, |total, file| total + file))
     }
 
     /// The scopes of a request: the shared one, and the user's if there are users.

@@ -1,15 +1,16 @@
 //! Quotas in a store: asked directly, or leased.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
+    sync::Notify,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
     quota::{AnyQuota, Change, Limits, Usage},
-    store::{Account, Journal, LeasedQuota, Store, StoredQuota},
+    store::{Account, Admin, Journal, LeasedQuota, Store, StoredQuota},
 };
 
 /// How long a caller waits for a charge to reach the store. It reaches the store even after that.
@@ -20,25 +21,56 @@ const CHARGED: Duration = Duration::from_secs(2);
 pub(crate) struct Stored {
     quota: StoredQuota<Arc<dyn Store>>,
     leased: Option<LeasedQuota<Arc<dyn Store>>>,
+    /// Whether it was counted when it was opened.
+    is_counted: bool,
+    emptied: Arc<Notify>,
 }
 
 impl Stored {
-    /// Without any limits. Charges that have not reached the store yet are in the directory `journal`.
+    /// With the limits of scopes that have none of their own in the store. Charges that have not reached the store yet are in
+    /// the directory `journal`.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         journal: PathBuf,
         time_to_live: Duration,
         has_leases: bool,
+        limits: HashMap<Scope, Limits>,
     ) -> Result<Self, BoxError> {
-        let journal = spawn_blocking(|| Journal::open(journal)).await??;
+        let is_counted = Admin::new(Arc::clone(&store)).is_counted().await?;
+        let journal = spawn_blocking(move || {
+            let mut journal = Journal::open(journal)?;
+            if !is_counted {
+                // Of files that are about to be counted.
+                journal.discard()?;
+            }
+            Ok::<_, io::Error>(journal)
+        });
+        let emptied = Arc::new(Notify::new());
+        let notice = Arc::clone(&emptied);
         let quota = StoredQuota::builder(store, Limits::UNLIMITED)
+            .limits_by(move |scope| limits.get(scope).copied().unwrap_or(Limits::UNLIMITED))
+            .on_emptied(move || notice.notify_one())
             .time_to_live(time_to_live)
-            .journal(journal)
+            .journal(journal.await??)
             .build();
         Ok(Self {
             leased: has_leases.then(|| LeasedQuota::new(quota.clone())),
             quota,
+            is_counted,
+            emptied,
         })
+    }
+
+    pub(crate) fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
+    pub(crate) async fn declare_counted(&self) -> Result<(), BoxError> {
+        Ok(self.quota.declare_counted().await?)
+    }
+
+    pub(crate) async fn emptied(&self) {
+        self.emptied.notified().await;
     }
 
     pub(crate) fn source(&self) -> AnyQuota {

@@ -35,6 +35,7 @@
 //!
 //! | rule | of the [contract](Store) |
 //! |---|---|
+//! | a store has the baseline that was set first | 5 |
 //! | an exact fit is admitted, and one byte more is not | 1 |
 //! | a reservation holds in all of its scopes, or in none | 1 |
 //! | what is expected must fit, and is not held | 1 |
@@ -90,6 +91,8 @@ pub async fn run<S: Store>(one: S, other: S) {
         };
         [handle(&one), handle(&other)]
     };
+    // First, because it needs a store that is new.
+    rules::baseline(by("a store has the baseline that was set first")).await;
     rules::exact_fit(by("an exact fit is admitted, and one byte more is not")).await;
     rules::all_or_none(by("a reservation holds in all of its scopes, or in none")).await;
     rules::expected(by("what is expected must fit, and is not held")).await;
@@ -123,8 +126,8 @@ mod tests {
         quota::{Change, Limits, QuotaError},
         scope::{Scope, Scopes},
         store::{
-            Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError,
-            StoreFuture,
+            Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement,
+            StoreError, StoreFuture,
         },
     };
 
@@ -136,8 +139,10 @@ mod tests {
 
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Defect {
+        HasNoBaseline,
         HasNoLimits,
         ChargesFirstScopeOnly,
+        HasOneDefault,
         IgnoresExpected,
         ForgetsIds,
         NeverExpires,
@@ -158,7 +163,8 @@ mod tests {
         fn reserve<'a>(&'a self, asked: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError> {
             let mut asked = asked.clone();
             match self.1 {
-                Defect::HasNoLimits => asked.default = Ceilings::default(),
+                Defect::HasNoLimits => asked.defaults.clear(),
+                Defect::HasOneDefault => asked.defaults.truncate(1),
                 Defect::ChargesFirstScopeOnly => {
                     asked.scopes = asked.scopes.iter().take(1).cloned().collect();
                 }
@@ -174,13 +180,18 @@ mod tests {
                     let release = Settlement::new(check.id, check.scopes, Change::ZERO);
                     self.0.settle(&[release]).await?;
                     yield_now().await;
-                    asked.default.hard = Limits::UNLIMITED;
+                    for default in &mut asked.defaults {
+                        default.hard = Limits::UNLIMITED;
+                    }
                 }
                 let reserved = self.0.reserve(&asked).await?;
+                let (mut warnings, mut baseline) = (reserved.warnings, reserved.baseline);
                 match self.1 {
-                    Defect::NeverWarns => Ok(Reserved::default()),
-                    _ => Ok(reserved),
+                    Defect::NeverWarns => warnings.clear(),
+                    Defect::HasNoBaseline => baseline = None,
+                    _ => {}
                 }
+                Ok(Reserved::new(warnings, baseline))
             })
         }
 
@@ -269,6 +280,14 @@ mod tests {
                 _ => self.0.remove(scope),
             }
         }
+
+        fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+            self.0.baseline()
+        }
+
+        fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+            self.0.set_baseline(baseline)
+        }
     }
 
     /// The message for a store with this defect.
@@ -292,6 +311,14 @@ mod tests {
             (
                 Defect::HasNoLimits,
                 "an exact fit is admitted, and one byte more is not",
+            ),
+            (
+                Defect::HasNoBaseline,
+                "a store has the baseline that was set first",
+            ),
+            (
+                Defect::HasOneDefault,
+                "a reservation holds in all of its scopes, or in none",
             ),
             (
                 Defect::ChargesFirstScopeOnly,

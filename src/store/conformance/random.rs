@@ -19,6 +19,10 @@ pub(super) async fn steps(stores: [Handle; 2]) {
         dice: Dice(7),
         open: Vec::new(),
     };
+    let baseline = stores[0].done("baseline", stores[0].store.baseline().await);
+    if let Some(baseline) = baseline {
+        let _ = steps.reference.set_baseline(baseline).await;
+    }
     for step in 0..300 {
         let store = &stores[steps.dice.roll(2) as usize];
         match steps.dice.roll(10) {

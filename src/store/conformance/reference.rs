@@ -10,7 +10,8 @@ use std::{
 use tokio::time::Instant;
 
 use super::super::{
-    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
+    StoreFuture,
 };
 use crate::{
     amount::Amount,
@@ -32,6 +33,7 @@ struct Tables {
     accounts: HashMap<Scope, Account>,
     holds: HashMap<HoldId, Hold>,
     settled: HashSet<HoldId>,
+    baseline: Option<Baseline>,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,11 @@ struct Hold {
 }
 
 impl ReferenceStore {
+    /// Forgets everything, as a store does that is flushed.
+    pub fn clear(&self) {
+        *self.tables() = Tables::default();
+    }
+
     /// The tables, without the holds that have expired.
     fn tables(&self) -> MutexGuard<'_, Tables> {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,9 +84,9 @@ impl Tables {
         self.stop_below_zero(&asked.scopes);
         let required = asked.amount.max(asked.expected);
         let mut warnings = Vec::new();
-        for scope in &asked.scopes {
+        for (index, scope) in asked.scopes.iter().enumerate() {
             let account = self.account(scope);
-            let limits = account.own.unwrap_or(asked.default);
+            let limits = account.own.unwrap_or_else(|| asked.default_at(index));
             admit(scope, limits.hard, counted(account), required)?;
             let after = Account {
                 held: account.held + asked.amount,
@@ -91,7 +98,7 @@ impl Tables {
         }
         let held = Keep::new(asked.id, asked.amount, asked.time_to_live);
         self.hold(&asked.scopes, held);
-        Ok(Reserved::new(warnings))
+        Ok(Reserved::new(warnings, self.baseline))
     }
 
     fn hold(&mut self, scopes: &Scopes, held: Keep) {
@@ -232,5 +239,13 @@ impl Store for ReferenceStore {
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
         self.tables().accounts.remove(scope);
         now(Ok(()))
+    }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        now(Ok(self.tables().baseline))
+    }
+
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+        now(Ok(*self.tables().baseline.get_or_insert(baseline)))
     }
 }

@@ -5,7 +5,7 @@ use std::{slice, time::Duration};
 use tokio::time::sleep;
 
 use super::{
-    super::{Account, Ceilings, HoldId, Keep, Reserved, Settlement},
+    super::{Account, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement},
     check::{Handle, LONG, bytes, change, figures, join, reserve},
 };
 use crate::{
@@ -37,12 +37,34 @@ pub(super) async fn exact_fit([one, _]: [Handle; 2]) {
     one.expect_figures("after its release", user, (50, 0)).await;
 
     let mut objects = reserve(HoldId::unique(), "{fit}objects", 0, 100);
-    objects.default = Limits::UNLIMITED.objects(2).into();
+    objects.defaults = vec![Limits::UNLIMITED.objects(2).into()];
     objects.amount = Amount::objects(2);
     one.admit("two objects of two", &objects).await;
     let refused = one.refuse("two objects more", &objects).await;
     let (found, expected) = ((refused.resource, refused.limit), (Resource::Objects, 2));
     one.expect("the resource and limit of the refusal", found, expected);
+}
+
+pub(super) async fn baseline([one, other]: [Handle; 2]) {
+    let user = "{baseline}user";
+    let ask = || reserve(HoldId::unique(), user, 1, 100);
+    let of = async |handle: &Handle| handle.done("baseline", handle.store.baseline().await);
+    let set = async |handle: &Handle, new| {
+        let set = handle.store.set_baseline(new).await;
+        handle.done("set_baseline", set)
+    };
+    one.expect("the baseline of a new store", of(&one).await, None);
+    let reserved = one.admit("a byte in a new store", &ask()).await;
+    one.expect("the baseline of its hold", reserved.baseline, None);
+    // The largest number, which is negative where numbers have a sign.
+    let (first, second) = (Baseline::from(u64::MAX), Baseline::unique());
+    let found = set(&one, first).await;
+    one.expect("the baseline that was set", found, first);
+    let found = set(&other, second).await;
+    other.expect("the baseline of a store that has one", found, first);
+    other.expect("the baseline", of(&other).await, Some(first));
+    let reserved = other.admit("another byte", &ask()).await;
+    other.expect("the baseline of its hold", reserved.baseline, Some(first));
 }
 
 pub(super) async fn all_or_none([one, _]: [Handle; 2]) {
@@ -184,20 +206,39 @@ pub(super) async fn own_limits([one, _]: [Handle; 2]) {
     let account = one.account(user).await;
     let expected = Account::new(Change::ZERO, Amount::bytes(1 << 40));
     one.expect("the account of a scope without its own", account, expected);
+
+    let scopes = Scopes::from(["{limits}tight", "{limits}wide"]);
+    let ask = |bytes| {
+        let ask = Reserve::new(HoldId::unique(), scopes.clone(), Amount::bytes(bytes));
+        ask.with_defaults(|scope| {
+            Limits::bytes(if scope.as_str() == "{limits}tight" {
+                10
+            } else {
+                20
+            })
+            .into()
+        })
+        .with_time_to_live(LONG)
+    };
+    let refused = one.refuse("11 bytes in two scopes", &ask(11)).await;
+    one.expect("the default limit of the first scope", refused.limit, 10);
+    one.hold("{limits}wide", 15, 20).await;
+    let refused = one.refuse("6 bytes more in two scopes", &ask(6)).await;
+    one.expect("the default limit of the second scope", refused.limit, 20);
+    one.admit("5 bytes more in two scopes", &ask(5)).await;
 }
 
 pub(super) async fn soft_limits([one, _]: [Handle; 2]) {
     let user = "{soft}user";
     let limits = Ceilings::from(Limits::bytes(100)).with_soft(Limits::bytes(50));
     let ask = |bytes| reserve(HoldId::unique(), user, bytes, 0).with_default(limits);
-    let none = Reserved::default();
     let reserved = one.admit("as much as the soft limit", &ask(50)).await;
-    one.expect("the warnings at the soft limit", &reserved, &none);
+    one.expect("the warnings at the soft limit", reserved.warnings, vec![]);
     let reserved = one.admit("one byte more", &ask(1)).await;
     let warning = (user.into(), Account::new(Change::ZERO, Amount::bytes(51)));
     one.expect("the warnings beyond it", reserved.warnings, vec![warning]);
     let reserved = one.admit("another byte", &ask(1)).await;
-    one.expect("the warnings after that", &reserved, &none);
+    one.expect("the warnings after that", reserved.warnings, vec![]);
 }
 
 pub(super) async fn below_zero([one, _]: [Handle; 2]) {

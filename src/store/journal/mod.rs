@@ -128,6 +128,23 @@ impl Journal {
         })
     }
 
+    /// Forgets the charges that an earlier process left. Blocks.
+    ///
+    /// Use it where everything that is stored is about to be counted, because the count includes them: when the store is
+    /// not [counted](super::Admin::is_counted).
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written. No charge is forgotten then.
+    pub fn discard(&mut self) -> io::Result<()> {
+        if let Some(segments) = &mut self.segments {
+            segments.begin(&Outstanding::new())?;
+            self.queue.state().outstanding.clear();
+            self.left.clear();
+        }
+        Ok(())
+    }
+
     /// Starts the task that writes. Later calls do nothing.
     ///
     /// # Panics

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use tower::BoxError;
 
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
-    StoreFuture,
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
+    StoreError, StoreFuture,
     sql::{PATIENCE, amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
 };
 use crate::{
@@ -99,10 +99,15 @@ impl PostgresStore {
             return Ok(Reserved::default());
         }
         let need = reserve.amount.max(reserve.expected);
-        let [hard_bytes, hard_objects, ..] = columns(reserve.default);
+        let places = 0..reserve.scopes.len();
+        let defaults = places.map(|place| columns(reserve.default_at(place)));
+        let (default_bytes, default_objects): (Vec<_>, Vec<_>) = defaults
+            .map(|[bytes, objects, ..]| (bytes, objects))
+            .unzip();
         let query = || {
             sqlx::query(
-                "SELECT * FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "SELECT *, (SELECT hard_bytes FROM storage_guard_accounts WHERE key = sha256('\\xff'))
+                FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
             .bind(reserve.id.to_string())
             .bind(reserve.scopes.iter().map(name).collect::<Vec<_>>())
@@ -111,12 +116,13 @@ impl PostgresStore {
             .bind(signed(reserve.amount.objects))
             .bind(i64::try_from(need.bytes).ok())
             .bind(i64::try_from(need.objects).ok())
-            .bind(hard_bytes)
-            .bind(hard_objects)
+            .bind(&default_bytes)
+            .bind(&default_objects)
         };
         let rows = self.rows(query).await?;
         let (is_reserved, accounts) = read_accounts(&rows).map_err(unreadable)?;
-        let reserved = judge(reserve, &accounts)?;
+        let mut reserved = judge(reserve, &accounts)?;
+        reserved.baseline = read_baseline(&rows, 12)?;
         if !is_reserved || accounts.len() < reserve.scopes.len() {
             // The function in the database is not the one of the schema.
             let error = "PostgreSQL has refused what fits: its functions were changed";
@@ -277,6 +283,28 @@ impl Store for PostgresStore {
             self.rows(query).await.map(drop)
         })
     }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        // Kept among the accounts, so that it goes when they go.
+        const BASELINE: &str =
+            "SELECT hard_bytes FROM storage_guard_accounts WHERE key = sha256('\\xff')";
+        Box::pin(async {
+            let rows = self.rows(|| sqlx::query(BASELINE)).await?;
+            read_baseline(&rows, 0)
+        })
+    }
+
+    fn set_baseline(&self, new: Baseline) -> StoreFuture<'_, Baseline> {
+        // The update changes nothing, and returns the row that is there.
+        const SET_BASELINE: &str = "
+            INSERT INTO storage_guard_accounts AS account (scope, hard_bytes) VALUES ('\\xff', $1)
+            ON CONFLICT (key) DO UPDATE SET hard_bytes = account.hard_bytes RETURNING hard_bytes";
+        Box::pin(async move {
+            let number = new.get().cast_signed();
+            let rows = self.rows(|| sqlx::query(SET_BASELINE).bind(number)).await?;
+            Ok(read_baseline(&rows, 0)?.unwrap_or(new))
+        })
+    }
 }
 
 /// The columns of settlements: one element for each settlement and scope.
@@ -335,6 +363,14 @@ fn unreadable(error: impl Into<BoxError>) -> StoreError {
 
 fn name(scope: &Scope) -> &[u8] {
     scope.as_str().as_bytes()
+}
+
+fn read_baseline(rows: &[PgRow], column: usize) -> Result<Option<Baseline>, StoreError> {
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let number: Option<i64> = row.try_get(column).map_err(unreadable)?;
+    Ok(number.map(|number| number.cast_unsigned().into()))
 }
 
 fn read_accounts(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {

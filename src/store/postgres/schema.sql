@@ -11,6 +11,7 @@ SELECT pg_advisory_xact_lock(507, 1);
 
 -- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
 -- beyond that is unmatched. A limit of NULL is unlimited, and a negative one stands for the number above 2^63 with the same bits.
+-- The row that is named '\xff', which is no UTF-8 and so no scope, has the baseline in `hard_bytes`.
 CREATE TABLE IF NOT EXISTS storage_guard_accounts (
     key bytea GENERATED ALWAYS AS (sha256(scope)) STORED PRIMARY KEY,
     scope bytea NOT NULL,
@@ -88,7 +89,7 @@ CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     hold_id uuid, names bytea[], milliseconds bigint,
     more_bytes bigint, more_objects bigint,
     need_bytes bigint, need_objects bigint,
-    default_bytes bigint, default_objects bigint
+    default_bytes bigint[], default_objects bigint[]
 ) RETURNS TABLE (
     is_reserved boolean,
     used_bytes bigint, used_objects bigint, has_limits boolean,
@@ -111,9 +112,10 @@ BEGIN
             -- These sums are numeric, and have no bounds.
             greatest(account.used_bytes, 0) + held.bytes AS counted_bytes,
             greatest(account.used_objects, 0) + held.objects AS counted_objects,
-            CASE WHEN account.has_limits THEN account.hard_bytes ELSE default_bytes END AS most_bytes,
-            CASE WHEN account.has_limits THEN account.hard_objects ELSE default_objects END AS most_objects
-        FROM unnest(names) WITH ORDINALITY AS asked (name, place)
+            CASE WHEN account.has_limits THEN account.hard_bytes ELSE asked.most_bytes END AS most_bytes,
+            CASE WHEN account.has_limits THEN account.hard_objects ELSE asked.most_objects END AS most_objects
+        FROM unnest(names, default_bytes, default_objects)
+            WITH ORDINALITY AS asked (name, most_bytes, most_objects, place)
         JOIN storage_guard_accounts AS account ON account.key = sha256(name)
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(hold.bytes), 0) AS bytes, coalesce(sum(hold.objects), 0) AS objects

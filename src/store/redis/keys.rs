@@ -5,6 +5,7 @@
 //! | `quota:{acme}account:user:{acme}:42` | hash | the account of a scope: see below |
 //! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis |
 //! | `quota:{acme}settled:<id>` | string | empty: the tombstone of a settlement. Expires after a day |
+//! | `quota:{-}baseline` | string | the baseline of the store: a number |
 //!
 //! | field of the hash | what is in it |
 //! |---|---|
@@ -49,6 +50,11 @@ impl Keys {
     pub(super) fn settled(&self, id: HoldId, scope: &Scope) -> String {
         let (prefix, tag) = (&self.prefix, tag(scope));
         format!("{prefix}{{{tag}}}settled:{id}")
+    }
+
+    /// The key of the baseline. No other key of ours ends like this.
+    pub(super) fn baseline(&self) -> String {
+        format!("{}{{-}}baseline", self.prefix)
     }
 
     /// The scope of a key, if the key is one of ours.

@@ -9,10 +9,12 @@ mod text;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use redis::{ErrorKind, ServerErrorKind, aio::ConnectionLike, cmd};
+use tokio::{join, time::timeout};
 
 pub use self::connect::RedisConnection;
 use self::{
@@ -21,8 +23,8 @@ use self::{
     script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
 };
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
-    StoreFuture,
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
+    StoreError, StoreFuture,
 };
 use crate::{
     amount::Amount,
@@ -35,6 +37,9 @@ use crate::{
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// How long a reservation waits for the baseline, and how long a node is left alone that has not answered in that time.
+const AT_ONCE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(1);
 /// How many settlements, or renewals, one script may make.
 const BATCH: usize = 64;
 
@@ -106,6 +111,8 @@ const BATCH: usize = 64;
 /// Each settlement is one step, and settled once. Only a change without a hold can have scopes with different hash tags
 /// there: it is charged by hash tag, once in each.
 ///
+/// The [baseline](super::Baseline) is on one node. A cluster that has lost another node's data is not seen to be emptied.
+///
 /// # Versions
 ///
 /// The tests run on Redis 7.0, alone and as a cluster, and have run on Valkey 8.0. Redis 5 and 6 have the commands that are
@@ -138,6 +145,8 @@ const BATCH: usize = 64;
 pub struct RedisStore<C> {
     connection: C,
     keys: Keys,
+    /// The last baseline that is known, and since when the node that has it is away.
+    known: Arc<Mutex<(Option<Baseline>, Option<Instant>)>>,
 }
 
 impl<C> RedisStore<C> {
@@ -146,7 +155,11 @@ impl<C> RedisStore<C> {
         let keys = Keys {
             prefix: "quota:".into(),
         };
-        Self { connection, keys }
+        Self {
+            connection,
+            keys,
+            known: Arc::default(),
+        }
     }
 
     /// Sets what all keys begin with. Stores with different prefixes share nothing.
@@ -187,18 +200,20 @@ where
             return Ok(Reserved::default());
         }
         let required = reserve.amount.max(reserve.expected);
-        let args = vec![
+        let mut args = vec![
             reserve.id.to_string(),
             milliseconds(reserve.time_to_live),
             text::of_amount(reserve.amount),
             text::of_amount(required),
-            text::of_ceilings(reserve.default),
         ];
+        let places = 0..reserve.scopes.len();
+        args.extend(places.map(|place| text::of_ceilings(reserve.default_at(place))));
         let call = self.call(&RESERVE, &reserve.scopes, args);
         // The number of a scope: the resource, the limit and what is counted; or the account.
         type Refusal = (usize, String, String, String);
         type Warning = (usize, String, String, String, String);
-        let answer = call.run(self.connection.clone()).await;
+        // Sent right behind the call, so both take one round trip. In a cluster the baseline may be on another node.
+        let (answer, baseline) = join!(call.run(self.connection.clone()), self.baseline_beside());
         let (refusal, warnings): (Option<Refusal>, Vec<Warning>) =
             answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
@@ -215,7 +230,7 @@ where
             let exceeded = Exceeded::new(scope(number)?, resource, limit, counted, required);
             return Err(exceeded.into());
         }
-        let mut reserved = Reserved::default();
+        let mut reserved = Reserved::new(Vec::new(), baseline);
         for (number, used, held, limits, unmatched) in warnings {
             let account = text::account(&used, &held, &limits, &unmatched)?;
             reserved.warnings.push((scope(number)?, account));
@@ -310,6 +325,38 @@ where
         let (used, held, limits, unmatched): (String, String, String, String) =
             call.run(self.connection.clone()).await?;
         Ok(text::account(&used, &held, &limits, &unmatched)?)
+    }
+
+    /// The baseline, or the last one that is known where Redis does not answer at once: the node that has it may be away, and
+    /// stops only its own scopes.
+    async fn baseline_beside(&self) -> Option<Baseline> {
+        let known = self.known.lock();
+        let (baseline, is_away) = *known.unwrap_or_else(PoisonError::into_inner);
+        if is_away.is_some_and(|since| since.elapsed() < PAUSE) {
+            return baseline;
+        }
+        let found = timeout(AT_ONCE, self.read_baseline()).await;
+        let known = match found {
+            Ok(Ok(found)) => (found, None),
+            _ => (baseline, Some(Instant::now())),
+        };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        known.0
+    }
+
+    async fn read_baseline(&self) -> Result<Option<Baseline>, Failure> {
+        let mut command = cmd("GET");
+        command.arg(self.keys.baseline());
+        let number: Option<String> = ask(&command, &mut self.connection.clone()).await?;
+        let parsed = number.map(|number| number.parse().map_err(|_| not_ours(&number)));
+        Ok(parsed.transpose()?.map(u64::into))
+    }
+
+    async fn begin_at(&self, new: Baseline) -> Result<Baseline, Failure> {
+        let mut command = cmd("SET");
+        command.arg(self.keys.baseline()).arg(new.get()).arg("NX");
+        let _: Option<String> = ask(&command, &mut self.connection.clone()).await?;
+        Ok(self.read_baseline().await?.unwrap_or(new))
     }
 
     /// One command for a scope's account.
@@ -492,6 +539,14 @@ where
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
         boxed(self.change("HDEL", scope, &["used", "limits", "unmatched"]))
+    }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        boxed(self.read_baseline())
+    }
+
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+        boxed(self.begin_at(baseline))
     }
 }
 

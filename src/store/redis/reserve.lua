@@ -1,6 +1,6 @@
 -- Sets an amount aside in every scope, or in none.
 -- KEYS: of each scope its account, and the expiry of its holds.
--- ARGV: the hold, its time to live, the amount, what must fit, the default limits.
+-- ARGV: the hold, its time to live, the amount, what must fit, the default limits of each scope.
 -- Returns what is refused (the number of the scope, that of the resource, the limit, what is counted) or false, and the
 -- accounts that have passed a soft limit.
 
@@ -25,7 +25,7 @@ local now = clock()
 local accounts, warnings = {}, {}
 for scope = 1, #KEYS / 2 do
   local account = load(KEYS[2 * scope - 1], KEYS[2 * scope], now)
-  local hard, soft = limits(account.limits ~= '' and account.limits or ARGV[5])
+  local hard, soft = limits(account.limits ~= '' and account.limits or ARGV[4 + scope])
   local before = counted(account)
   for resource = 1, 2 do
     local limit, need = hard[resource] or UNLIMITED, required[resource]

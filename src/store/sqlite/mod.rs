@@ -15,8 +15,8 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use self::engine::{Engine, StepKind};
 use super::{
-    Account, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
-    StoreFuture, sql::PATIENCE,
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
+    StoreError, StoreFuture, sql::PATIENCE,
 };
 use crate::{
     amount::Amount,
@@ -217,6 +217,16 @@ impl Store for SqliteStore {
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
         let scope = scope.clone();
         Box::pin(self.run(StepKind::Charge, move |tx, _| steps::remove(tx, &scope)))
+    }
+
+    fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {
+        Box::pin(self.run(StepKind::Read, |tx, _| steps::baseline(tx)))
+    }
+
+    fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
+        Box::pin(self.run(StepKind::Charge, move |tx, _| {
+            steps::set_baseline(tx, baseline)
+        }))
     }
 }
 

@@ -4,6 +4,7 @@
 -- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
 -- beyond that is unmatched. A limit of NULL is
 -- unlimited, and a negative one stands for the number above 2^63 with the same bits.
+-- The row that is named x'FF', which is no UTF-8 and so no scope, has the baseline in `hard_bytes`.
 CREATE TABLE IF NOT EXISTS accounts (
     scope TEXT NOT NULL PRIMARY KEY,
     used_bytes INTEGER NOT NULL DEFAULT 0,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use rusqlite::{Error, OptionalExtension, Result, Row, Transaction, params, types::Type};
 
 use super::super::{
-    Account, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
+    Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
     sql::{amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
 };
 use crate::{
@@ -26,8 +26,9 @@ pub(super) fn reserve(
 ) -> Result<std::result::Result<Reserved, Exceeded>> {
     let scopes = reserve.scopes.iter();
     let accounts: Result<Vec<_>> = scopes.map(|scope| stopped(tx, now, scope)).collect();
-    let decision = judge(reserve, &accounts?);
-    if decision.is_ok() {
+    let mut decision = judge(reserve, &accounts?);
+    if let Ok(reserved) = &mut decision {
+        reserved.baseline = baseline(tx)?;
         let held = Keep::new(reserve.id, reserve.amount, reserve.time_to_live);
         hold(tx, now, &reserve.scopes, held)?;
     }
@@ -291,6 +292,21 @@ pub(super) fn holds(
         },
     )?;
     rows.collect()
+}
+
+/// Kept among the accounts, so that it goes when they go.
+pub(super) fn baseline(tx: &Transaction<'_>) -> Result<Option<Baseline>> {
+    tx.prepare_cached("SELECT hard_bytes FROM accounts WHERE scope = CAST(x'FF' AS TEXT)")?
+        .query_row([], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned().into()))
+        .optional()
+}
+
+pub(super) fn set_baseline(tx: &Transaction<'_>, new: Baseline) -> Result<Baseline> {
+    tx.execute(
+        "INSERT OR IGNORE INTO accounts (scope, hard_bytes) VALUES (CAST(x'FF' AS TEXT), ?1)",
+        [new.get().cast_signed()],
+    )?;
+    Ok(baseline(tx)?.unwrap_or(new))
 }
 
 pub(super) fn remove(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {

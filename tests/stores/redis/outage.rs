@@ -16,7 +16,7 @@ use tower_storage_guard::{
 
 use super::{
     super::{
-        figures, hold,
+        an_emptied_store_is_an_outage, figures, hold,
         process::{Process, part, ready},
         settle,
     },
@@ -90,6 +90,14 @@ async fn a_wiped_server_starts_from_empty_state() {
     store.renew(&[(id, "user".into())], BOUND).await.unwrap();
     settle(&store, id, "user", 60).await;
     assert_eq!(figures(&store, "user").await, (60, 100));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn an_emptied_server_is_an_outage_until_it_is_counted() {
+    let server = Server::start();
+    let flush = async || server.ask::<()>("FLUSHALL").await.unwrap();
+    an_emptied_store_is_an_outage(server.store().await, flush).await;
 }
 
 #[tokio::test]
