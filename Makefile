@@ -5,6 +5,8 @@ CARGO ?= cargo
 export CARGO_INCREMENTAL = 0
 # A panic says where it was without debug information too, and without it everything is built and linked in less time.
 export CARGO_PROFILE_DEV_DEBUG = 0
+# Fewer pieces of each crate take an eighth less of the time: there are more crates than cores anyway.
+export CARGO_PROFILE_DEV_CODEGEN_UNITS = 4
 
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Where the tests of clients find their Python.
