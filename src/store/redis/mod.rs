@@ -9,18 +9,23 @@ mod text;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use redis::{ErrorKind, ServerErrorKind, aio::ConnectionLike, cmd};
-use tokio::{join, time::timeout};
+use tokio::time::timeout;
 
 pub use self::connect::RedisConnection;
 use self::{
     keys::{KeyKind, Keys, tag},
     scan::Walk,
-    script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
+    script::{
+        ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, late, not_ours,
+    },
 };
 use super::{
     Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
@@ -37,7 +42,7 @@ use crate::{
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How long a reservation waits for the baseline, and how long a node is left alone that has not answered in that time.
+/// How long a reservation that is answered waits for the baseline, and how long a node is left alone that has not sent it.
 const AT_ONCE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many settlements, or renewals, one script may make.
@@ -145,9 +150,11 @@ const BATCH: usize = 64;
 pub struct RedisStore<C> {
     connection: C,
     keys: Keys,
-    /// The last baseline that is known, and since when the node that has it is away.
-    known: Arc<Mutex<(Option<Baseline>, Option<Instant>)>>,
+    known: Arc<Mutex<Option<Known>>>,
 }
+
+/// The last baseline that was read, and since when the node that has it is away.
+type Known = (Option<Baseline>, Option<Instant>);
 
 impl<C> RedisStore<C> {
     /// Creates a store at the other end of this connection. Sends nothing yet.
@@ -212,9 +219,8 @@ where
         // The number of a scope: the resource, the limit and what is counted; or the account.
         type Refusal = (usize, String, String, String);
         type Warning = (usize, String, String, String, String);
-        // Sent right behind the call, so both take one round trip. In a cluster the baseline may be on another node.
-        let (answer, baseline) = join!(call.run(self.connection.clone()), self.baseline_beside());
-        let (refusal, warnings): (Option<Refusal>, Vec<Warning>) =
+        let answer = self.with_baseline(call.run(self.connection.clone())).await;
+        let ((refusal, warnings), baseline): ((Option<Refusal>, Vec<Warning>), _) =
             answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
             let index = number.checked_sub(1);
@@ -327,21 +333,48 @@ where
         Ok(text::account(&used, &held, &limits, &unmatched)?)
     }
 
-    /// The baseline, or the last one that is known where Redis does not answer at once: the node that has it may be away, and
-    /// stops only its own scopes.
-    async fn baseline_beside(&self) -> Option<Baseline> {
-        let known = self.known.lock();
-        let (baseline, is_away) = *known.unwrap_or_else(PoisonError::into_inner);
-        if is_away.is_some_and(|since| since.elapsed() < PAUSE) {
-            return baseline;
+    /// Asks for the baseline right behind a call, so both take one round trip. Where it does not come along with the answer,
+    /// this is the last one that is known: the node of a cluster that has it may be away, and stops only its own scopes.
+    async fn with_baseline<T>(
+        &self,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<(T, Option<Baseline>), Failure> {
+        let known = *self.known();
+        if let Some((baseline, Some(since))) = known
+            && since.elapsed() < PAUSE
+        {
+            return Ok((call.await?, baseline));
         }
-        let found = timeout(AT_ONCE, self.read_baseline()).await;
-        let known = match found {
-            Ok(Ok(found)) => (found, None),
-            _ => (baseline, Some(Instant::now())),
+        let (mut call, mut reading) = (pin!(call), pin!(self.read_baseline()));
+        let mut read = None;
+        let answer = poll_fn(|cx| {
+            let answer = call.as_mut().poll(cx);
+            if read.is_none()
+                && let Poll::Ready(found) = reading.as_mut().poll(cx)
+            {
+                read = Some(found);
+            }
+            answer
+        });
+        let answer = answer.await?;
+        let read = match (read, known) {
+            (Some(read), _) => read,
+            (None, None) => reading.await,
+            (None, Some(_)) => match timeout(AT_ONCE, reading).await {
+                Ok(read) => read,
+                Err(_) => Err(late().into()),
+            },
         };
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
-        known.0
+        let baseline = read.unwrap_or_else(|_| {
+            let last = known.and_then(|(last, _)| last);
+            *self.known() = known.and(Some((last, Some(Instant::now()))));
+            last
+        });
+        Ok((answer, baseline))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read_baseline(&self) -> Result<Option<Baseline>, Failure> {
@@ -349,7 +382,9 @@ where
         command.arg(self.keys.baseline());
         let number: Option<String> = ask(&command, &mut self.connection.clone()).await?;
         let parsed = number.map(|number| number.parse().map_err(|_| not_ours(&number)));
-        Ok(parsed.transpose()?.map(u64::into))
+        let baseline = parsed.transpose()?.map(u64::into);
+        *self.known() = Some((baseline, None));
+        Ok(baseline)
     }
 
     async fn begin_at(&self, new: Baseline) -> Result<Baseline, Failure> {
