@@ -160,7 +160,10 @@ mod tests {
                 .uri(format!("/upload.v1.Uploads/{path}"))
                 .header(CONTENT_TYPE, content_type);
             let (head, ()) = request.body(()).unwrap().into_parts();
-            let to = layer.http_settings().applies.to(&head, &Asked::from(&head));
+            let to = layer
+                .http_settings()
+                .applies
+                .to(&head, &Asked::from(&head), false);
             assert_eq!(to, applies, "{content_type} {path}");
         }
     }

@@ -84,7 +84,8 @@ where
         let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
         // Room is reserved for it already, whatever decides about other requests.
         let is_open = step.as_ref().is_some_and(|step| step.is_open());
-        let applies = is_open || http.applies.to(&head, &asked);
+        let writes = step.as_ref().is_some_and(|step| step.is_write());
+        let applies = is_open || http.applies.to(&head, &asked, writes);
         if !applies {
             let request = Request::from_parts(head, MeteredBody::open(body));
             return ResponseFuture::open(settings, asked, self.inner.call(request));

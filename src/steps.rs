@@ -13,7 +13,7 @@ use crate::{
     price::Price,
     refusal::Asked,
     refused::Refused,
-    reservation::{BoxFuture, EndHook, Outcome},
+    reservation::{BoxFuture, EndHook},
 };
 
 /// Finds the requests that are steps of an upload.
@@ -25,6 +25,9 @@ pub(crate) trait Steps: Send + Sync {
 pub(crate) trait FoundStep: Send {
     /// Whether an earlier request has reserved for it, so that the guard applies to it in any case.
     fn is_open(&self) -> bool;
+
+    /// Whether it writes, even if its method does not.
+    fn is_write(&self) -> bool;
 
     /// None if the request is priced like any other.
     fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn Visit>>;
@@ -41,18 +44,21 @@ pub(crate) trait Visit: Send {
     /// The cost of the request in addition to what is already reserved.
     fn draw(&self, demand: Demand, grant: u64) -> Draw;
 
-    /// The demand of the first request is reserved. From here on it is one of several, and the cost of its own part
+    /// The demand of the first request is reserved. From here on it is one of several, and the demand of its own part
     /// is returned. None for other requests.
     fn begin(&mut self, whole: &Arc<dyn Exchange>) -> Option<Demand>;
 
-    /// Runs when the request has ended, unless its answer says more.
+    /// Runs when the request has ended.
     fn end_hook(&self) -> Option<EndHook>;
 
     /// The operations for body, handle and answer, given the request's own reservation.
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange>;
 
-    /// What a successful answer means for the upload.
-    fn hear(self: Box<Self>, answer: &response::Parts) -> Box<dyn Heard>;
+    /// The request is answered. Called before it has ended, unless the handler has committed it.
+    fn answered(&self, answer: &response::Parts, success: bool);
+
+    /// The request was answered and has ended. Returns the work that is still pending.
+    fn settling(&self) -> Option<BoxFuture<bool>>;
 }
 
 /// The result of a draw.
@@ -61,13 +67,4 @@ pub(crate) enum Draw {
     Price(Price),
     /// More has to be reserved first. Then the request draws again.
     Grow(BoxFuture<Result<(), Refused>>),
-}
-
-/// A request that was answered.
-pub(crate) trait Heard: Send {
-    /// The request has ended. Returns the work that is still pending.
-    fn end(self: Box<Self>, outcome: Outcome) -> Option<BoxFuture<bool>>;
-
-    /// The request has ended with success. Returns the work that is still pending.
-    fn succeeded(self: Box<Self>) -> Option<BoxFuture<bool>>;
 }

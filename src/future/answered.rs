@@ -14,9 +14,7 @@ use crate::{
     body::{Ending, MeteredBody, ResponseBody, Watch},
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
-    reservation::Outcome,
     settings::Settings,
-    steps::Heard,
     time::Bound,
 };
 
@@ -71,10 +69,11 @@ where
         if let Some(refusal) = cut.or_else(|| of_response(settings, &response)) {
             return fail(guarded.as_ref(), refusal, without_body(response));
         }
-        let Some(mut guarded) = guarded else {
+        let Some(guarded) = guarded else {
             return as_it_is(response);
         };
-        let (mut response, success) = success(settings, asked, response);
+        let (response, success) = success(settings, asked, response);
+        let mut response = tell_visit(&guarded, response, success);
         if !success {
             // Dropping it releases.
             return as_it_is(response);
@@ -86,7 +85,6 @@ where
         if let Some(ending) = Ending::of_protocol(asked, response.headers()) {
             // A refusal instead of it would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
-            let response = hear_once_ended(&mut guarded, response);
             return watched(settings, response, guarded, ending);
         }
         let ended = match guarded.reservation.end_if_read() {
@@ -97,11 +95,9 @@ where
         let Some(ended) = ended else {
             // The body is still being read while the answer is sent. Both have to end.
             let ending = Ending::of_content(&response.body().size_hint());
-            let response = hear_once_ended(&mut guarded, response);
             return watched(settings, response, guarded, ending);
         };
-        let (response, heard) = hear(&mut guarded, response);
-        let settled = heard.and_then(|heard| heard.succeeded());
+        let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
         match (ended.into_commit(), settled) {
             (Some((hold, change)), _) => Next::Wait(Self::Commit {
                 commit: hold.commit(change),
@@ -117,37 +113,18 @@ where
     }
 }
 
-/// What the answer means for the upload that the request is a step of.
-fn hear<Q: QuotaSource, R>(
-    guarded: &mut Guarded<Q>,
+/// Tells the upload that the request is a step of.
+fn tell_visit<Q: QuotaSource, R>(
+    guarded: &Guarded<Q>,
     response: Response<R>,
-) -> (Response<R>, Option<Box<dyn Heard>>) {
-    let Some(visit) = guarded.visit.take() else {
-        return (response, None);
-    };
-    let (head, body) = response.into_parts();
-    let heard = visit.hear(&head);
-    (Response::from_parts(head, body), Some(heard))
-}
-
-/// The same, to be applied when the request has ended.
-fn hear_once_ended<Q: QuotaSource, R>(
-    guarded: &mut Guarded<Q>,
-    response: Response<R>,
+    success: bool,
 ) -> Response<R> {
-    let (response, heard) = hear(guarded, response);
-    let Some(heard) = heard else {
+    let Some(visit) = &guarded.visit else {
         return response;
     };
-    let hook = Box::new(move |outcome| drop(heard.end(outcome)));
-    if let Err(hook) = guarded.reservation.on_end(hook) {
-        // The handler has committed it meanwhile.
-        hook(Outcome {
-            success: true,
-            ..Outcome::default()
-        });
-    }
-    response
+    let (head, body) = response.into_parts();
+    visit.answered(&head, success);
+    Response::from_parts(head, body)
 }
 
 fn as_it_is<S, B, R, Q>(response: Response<R>) -> Next<S, B, Q, R>

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use super::ops::Report;
+
 /// Runs right before the inner service is called. The hook that it returns runs after settlement.
 #[derive(Clone)]
 pub(crate) struct StartHook(Arc<dyn Fn() -> EndHook + Send + Sync>);
@@ -15,8 +17,8 @@ pub(crate) struct Outcome {
     pub(crate) success: bool,
     /// Bytes of the body that were read.
     pub(crate) received: u64,
-    /// Bytes that were stored.
-    pub(crate) stored: u64,
+    /// What the handler has reported.
+    pub(crate) report: Report,
 }
 
 impl StartHook {

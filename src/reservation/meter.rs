@@ -43,7 +43,11 @@ impl Meter {
 
     /// Reserves `bytes` in addition.
     pub(crate) fn raise(&self, bytes: u64) {
-        self.reserved.fetch_add(bytes, Ordering::AcqRel);
+        // What is free has no bound, which must not wrap.
+        let add = |reserved: u64| Some(reserved.saturating_add(bytes));
+        let _ = self
+            .reserved
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 
     pub(super) fn close(&self) {

@@ -26,6 +26,9 @@ pub(crate) trait ReservationOps: Send + Sync {
     fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>>;
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>>;
 
+    /// Subtracts from the usage of the scopes what was charged, and is not stored.
+    fn give_back(&self, amount: Amount);
+
     /// A growth was refused, but the reservation goes on: other requests need not wait for its end.
     fn reinstate(&self);
 
@@ -52,15 +55,11 @@ pub(crate) struct Outer {
 }
 
 /// What the handler has reported.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Report {
-    pub(super) stored: Option<u64>,
-    pub(super) made: Option<u64>,
-}
-
-impl Report {
-    /// Sets what is stored, unless the handler has reported it.
-    pub(crate) fn stored_unless_said(&mut self, bytes: u64) {
-        self.stored.get_or_insert(bytes);
-    }
+    pub(crate) stored: Option<u64>,
+    pub(crate) made: Option<u64>,
+    pub(crate) replaced: Option<Amount>,
+    /// What should be replaced or removed is still there.
+    pub(crate) is_unfinished: bool,
 }

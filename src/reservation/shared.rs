@@ -305,7 +305,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
                 claim.blocks.objects - objects,
             ));
         }
-        if success {
+        if success && !end.outcome.report.is_unfinished {
             for (scopes, amount) in gives_back {
                 self.context.quota.give_back(&scopes, amount);
             }
@@ -340,13 +340,17 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         };
         let made = state.report.made.unwrap_or(self.demand.objects());
         let in_scopes = Amount::new(stored, made) + self.demand.moved();
+        let replaced = match state.report.is_unfinished {
+            true => Amount::ZERO,
+            false => state.report.replaced.unwrap_or(state.hold.replaced),
+        };
         Settlement {
             on_disk: stored.max(partial).max(state.claim.written),
-            change: Change::between(in_scopes, state.hold.replaced),
+            change: Change::between(in_scopes, replaced),
             outcome: Outcome {
                 success,
                 received: read,
-                stored,
+                report: state.report,
             },
         }
     }
@@ -436,6 +440,12 @@ where
 
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {
         Box::pin(async move { self.hold_what_is_not_replaced(replaced).await })
+    }
+
+    fn give_back(&self, amount: Amount) {
+        if !amount.is_zero() && !self.scopes.is_empty() {
+            self.context.quota.give_back(&self.scopes, amount);
+        }
     }
 
     fn reinstate(&self) {

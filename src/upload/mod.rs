@@ -2,8 +2,10 @@
 //!
 //! If the requests of an upload are checked one by one, each is admitted while there is room, and the last one may
 //! fail after hours of transfer. So the guard reserves the whole length at the first request. Later requests draw
-//! from that reservation, even if a part is interrupted and sent again. The last request charges it; a DELETE, or
-//! expiry, releases it.
+//! from that reservation, even if a part is interrupted and sent again. The last request charges it, and a DELETE
+//! releases it. Expiry charges what was received, unless the service [removes](Uploads::on_expiry) it.
+//!
+//! Other protocols, such as S3's multipart uploads or OCI's blob uploads, are implementations of [`Protocol`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -53,10 +55,16 @@
 //!   before it is answered.
 //! - A part that fits the announced length is never refused. If a part brings more than was announced, or if no
 //!   length was announced, the difference is reserved, or that part is refused.
-//! - A part that fails costs nothing: what it drew is available to the next part.
+//! - An upload stays open only by an answer in the words of its protocol. A request that is answered otherwise is
+//!   charged for what it has brought, when it is answered.
+//! - A part that is refused (4xx) changes nothing. After any other failure the service may have kept what was received,
+//!   so this counts until a later request replaces it. What it drew is available to the next part.
 //! - [`Reservation`](crate::Reservation) is the part's. What its handler reports as
-//!   [stored](crate::Reservation::stored) counts for the part, what it [replaces](crate::Reservation::replaces) for
-//!   the whole.
+//!   [stored](crate::Reservation::stored) counts for the part, even if the request fails: report zero if nothing is
+//!   left. In the request that [finishes](Step::finish), it is the length of the whole. What it
+//!   [replaces](crate::Reservation::replaces) counts for the whole, once, when the upload is complete.
+//! - What the service writes beside the content, as when it assembles the parts, the handler
+//!   [grows](crate::Reservation::grow) by. It is not charged if the upload completes.
 //!
 //! # Limitations
 //!
@@ -68,10 +76,15 @@
 //! - A client that may reserve can hold a reservation for as long as uploads are kept, without sending more. Limit
 //!   that with a quota for each user, or a short expiry.
 //! - A client that can send a request for an upload's path can make its reservation grow, whatever the service
-//!   answers. Let only requests that may write there pass the guard.
+//!   answers, until the upload ends. Let only requests that may write there pass the guard.
+//! - Of two requests in flight for one part, the guard does not know which has come last: the larger counts.
+//! - A request that arrives while the upload is being completed is answered 503, if it brings content.
 //! - The guard has to see the requests at the paths that `Location` refers to. See [`Uploads::key_by`].
 
 mod chunks;
+mod content;
+mod draw;
+mod header;
 mod location;
 mod open;
 mod part;
@@ -91,12 +104,7 @@ pub use self::{
     resumable::Resumable,
     step::{Outcome, Protocol, Step},
 };
-use self::{
-    location::in_one_way,
-    open::{Draw, Drawn, Upload},
-    registry::Registry,
-    visit::FoundStep,
-};
+use self::{location::in_one_way, open::Expiry, registry::Registry, visit::FoundStep};
 
 /// The open uploads. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
 ///
@@ -106,7 +114,7 @@ pub struct Uploads {
     registry: Arc<Registry>,
     protocols: Vec<Arc<dyn Protocol>>,
     key_by: Option<Arc<KeyBy>>,
-    idle: Duration,
+    expiry: Expiry,
 }
 
 type KeyBy = dyn Fn(&str) -> String + Send + Sync;
@@ -118,7 +126,10 @@ impl Uploads {
             registry: Registry::new(),
             protocols: Vec::new(),
             key_by: None,
-            idle: Duration::from_secs(3_600),
+            expiry: Expiry {
+                idle: Duration::from_secs(3_600),
+                hook: None,
+            },
         }
         .and(protocol)
     }
@@ -130,13 +141,48 @@ impl Uploads {
         self
     }
 
-    /// Sets how long an upload is kept after its last request. A task on the tokio runtime that serves the requests
-    /// then releases its reservation. The service should delete the partial content at the same time.
+    /// Sets how long an upload is kept after the last request that brought something, or was a success. A task on the
+    /// tokio runtime that serves the requests then ends its reservation.
+    ///
+    /// What was received is charged then, because it may still be there, unless [`Self::on_expiry`] removes it.
     ///
     /// Defaults to one hour.
     #[must_use]
     pub fn expire_after(mut self, idle: Duration) -> Self {
-        self.idle = idle;
+        self.expiry.idle = idle;
+        self
+    }
+
+    /// Sets the function that removes the content of an upload when it expires. It is called with the key of the
+    /// upload, and resolves to whether everything is removed: nothing is charged then. Otherwise, and if it panics,
+    /// what was received is charged.
+    ///
+    /// It runs in a task of its own, and the reservation is held until it has ended. The guard does not know the upload
+    /// any more: a request that arrives meanwhile is charged by itself. If the service has accepted such a request,
+    /// resolve to false.
+    ///
+    /// By default nothing is removed.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use tower_storage_guard::upload::Uploads;
+    ///
+    /// let uploads = Uploads::default().on_expiry(|key| async move {
+    ///     // "/files/a"
+    ///     let Some(name) = key.strip_prefix("/files/") else { return false };
+    ///     match tokio::fs::remove_file(format!("partial/{name}")).await {
+    ///         Ok(()) => true,
+    ///         Err(error) => error.kind() == ErrorKind::NotFound,
+    ///     }
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_expiry<F, T>(mut self, remove: F) -> Self
+    where
+        F: Fn(String) -> T + Send + Sync + 'static,
+        T: Future<Output = bool> + Send + 'static,
+    {
+        self.expiry.hook = Some(Arc::new(move |key| Box::pin(remove(key))));
         self
     }
 
@@ -180,9 +226,14 @@ impl Uploads {
         })
     }
 
-    /// Releases an upload that the service has deleted by itself. False if it is not open.
+    /// Ends an upload whose content the service has removed by itself. Nothing is charged, except for requests that
+    /// are in flight and succeed nevertheless. False if it is not open.
     pub fn release(&self, path: &str) -> bool {
-        self.registry.remove(&self.key(path)).is_some()
+        let upload = self.registry.remove(&self.key(path));
+        upload.is_some_and(|upload| {
+            upload.remove();
+            true
+        })
     }
 
     /// Returns the role of a request in an upload.
@@ -190,7 +241,10 @@ impl Uploads {
         let mut protocols = self.protocols.iter();
         let (mut step, protocol) =
             protocols.find_map(|protocol| Some((protocol.step(head)?, protocol)))?;
-        if !step.is_begin() {
+        if step.is_abort() {
+            // With another query it may be about another resource.
+            step.key = self.key(&step.key).into();
+        } else if !step.is_begin() {
             step.key = self.key_of_request(&step.key).into();
         }
         Some(FoundStep {
@@ -245,7 +299,7 @@ impl fmt::Debug for Uploads {
         f.debug_struct("Uploads")
             .field("open", &self.len())
             .field("protocols", &self.protocols.len())
-            .field("expire_after", &self.idle)
+            .field("expire_after", &self.expiry.idle)
             .finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, task::Waker};
 
-use super::{Draw, Upload};
+use super::draw::Draw;
 use crate::{
     amount::Amount,
     body::{BodyEnd, Exchange, Unread},
@@ -12,33 +12,20 @@ use crate::{
     volume::Volume,
 };
 
-/// The state that body, handle and answer of a part's request share.
+/// The state that body, handle and answer of a step's request share.
 pub(super) struct Part {
     /// The request's own reservation. It charges no scope.
     own: Arc<dyn Exchange>,
-    upload: Arc<Upload>,
-    /// None if the request brings no part, but assembles those that were received.
-    draw: Option<Arc<Draw>>,
-    is_finish: bool,
+    draw: Arc<Draw>,
 }
 
 impl Part {
     pub(super) fn new(own: Arc<dyn Exchange>, draw: Arc<Draw>) -> Self {
-        Self {
-            own,
-            upload: Arc::clone(draw.upload()),
-            draw: Some(draw),
-            is_finish: false,
-        }
+        Self { own, draw }
     }
 
-    pub(super) fn last(own: Arc<dyn Exchange>, upload: Arc<Upload>, is_finish: bool) -> Self {
-        Self {
-            own,
-            upload,
-            draw: None,
-            is_finish,
-        }
+    fn whole(&self) -> &Arc<dyn ReservationOps> {
+        self.draw.upload().whole_reservation()
     }
 }
 
@@ -61,26 +48,17 @@ impl ReservationOps for Part {
 
     fn written(&self, bytes: u64) {
         self.own.written(bytes);
-        match &self.draw {
-            Some(draw) => draw.written(bytes),
-            None => self.upload.whole_reservation().written(bytes),
-        }
+        self.draw.written(bytes);
     }
 
     fn report(&self, change: &mut dyn FnMut(&mut Report)) {
-        match &self.draw {
-            Some(_) => self.own.report(change),
-            None => self.upload.whole_reservation().report(change),
-        }
+        self.own.report(change);
     }
 
     fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>> {
-        let whole = Arc::clone(self.upload.whole_reservation());
-        let Some(draw) = self.draw.clone() else {
-            return whole.grow(need, want);
-        };
+        let whole = Arc::clone(self.whole());
         Box::pin(async move {
-            let mut drawn = draw.draw_more(want);
+            let mut drawn = self.draw.draw_more(want);
             // Another part may draw what was reserved for this one.
             while drawn < need {
                 let (need, want) = (need - drawn, want - drawn);
@@ -90,7 +68,10 @@ impl ReservationOps for Part {
                     whole.reinstate();
                     return Err(refused);
                 }
-                drawn += draw.draw_more(want);
+                drawn += self.draw.draw_more(want);
+                if self.own.has_ended() {
+                    return Err(Refused::unavailable());
+                }
             }
             self.own.meter().raise(drawn);
             Ok(())
@@ -98,27 +79,44 @@ impl ReservationOps for Part {
     }
 
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {
-        Arc::clone(self.upload.whole_reservation()).replaces(replaced)
+        let whole = Arc::clone(self.whole());
+        Box::pin(async move {
+            let expected = whole.demand().replaced();
+            let missing = expected - replaced;
+            if !missing.is_zero() {
+                // The hold counts on more.
+                whole.replaces(expected - missing).await?;
+            }
+            self.draw.replaces(replaced);
+            Ok(())
+        })
+    }
+
+    fn give_back(&self, amount: Amount) {
+        self.whole().give_back(amount);
     }
 
     fn reinstate(&self) {
-        self.upload.whole_reservation().reinstate();
+        self.whole().reinstate();
     }
 
     fn next_grant(&self) -> u64 {
-        self.upload.whole_reservation().next_grant()
+        self.whole().next_grant()
     }
 
     fn commit(self: Arc<Self>) -> BoxFuture<bool> {
-        let is_late = self.own.has_ended() || self.own.refused().is_some();
         let own: Arc<dyn ReservationOps> = self.own.clone();
-        let settled = own.commit();
-        let draw = self.draw.as_deref();
-        if is_late || !draw.map_or(self.is_finish, Draw::is_last) {
-            return settled;
-        }
+        let committed = own.commit();
         // The upload may be complete, and the client may be gone.
-        self.upload.complete(draw)
+        let is_committed = self.own.refused().is_none();
+        let settled = is_committed.then(|| self.draw.committed()).flatten();
+        Box::pin(async move {
+            let is_committed = committed.await;
+            if let Some(settled) = settled {
+                settled.await;
+            }
+            is_committed
+        })
     }
 
     fn release(&self) {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
 };
 
 use tokio::{
@@ -15,9 +14,10 @@ use tokio::{
 
 use super::{
     Step,
-    open::{Draw, Keeper, Upload},
+    draw::Draw,
+    open::{Expiry, Keeper, Upload},
 };
-use crate::reservation::ReservationOps;
+use crate::reservation::{BoxFuture, ReservationOps};
 
 /// The open uploads, by key.
 ///
@@ -41,7 +41,28 @@ struct Open {
     upload: Arc<Upload>,
     /// When it expires, as in [`State::due`]. None before the end of its first part.
     due: Option<Instant>,
-    idle: Duration,
+    expiry: Expiry,
+}
+
+/// An upload that has expired. When dropped, what was received is charged, unless it is removed.
+struct Expired {
+    upload: Arc<Upload>,
+    is_removed: bool,
+}
+
+impl Expired {
+    async fn remove(mut self, removal: BoxFuture<bool>) {
+        self.is_removed = removal.await;
+    }
+}
+
+impl Drop for Expired {
+    fn drop(&mut self) {
+        match self.is_removed {
+            true => self.upload.remove(),
+            false => self.upload.close(),
+        }
+    }
 }
 
 impl Registry {
@@ -58,12 +79,10 @@ impl Registry {
         Some(Arc::clone(&state.open.get(key)?.upload))
     }
 
-    /// A request with a part of an upload arrives. None if the upload is unknown.
-    pub(super) fn draw(&self, step: &Step, wanted: Option<u64>) -> Option<Arc<Draw>> {
+    /// A request of an upload arrives. None if the upload is unknown.
+    pub(super) fn draw(&self, step: &Step, body: Option<u64>) -> Option<Arc<Draw>> {
         // Under the lock, so that the upload cannot expire meanwhile.
-        let state = self.state();
-        let upload = Arc::clone(&state.open.get(&*step.key)?.upload);
-        Some(upload.enter(step, wanted))
+        Draw::enter(&self.state().open.get(&*step.key)?.upload, step, body)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -81,29 +100,23 @@ impl Registry {
     pub(super) fn begin(
         &self,
         step: &Step,
-        wanted: Option<u64>,
+        body: Option<u64>,
         upload: &Arc<Upload>,
-        idle: Duration,
-    ) -> Arc<Draw> {
+        expiry: &Expiry,
+    ) -> Option<Arc<Draw>> {
         let mut state = self.state();
-        let known = state
-            .open
-            .entry(Arc::from(&*step.key))
-            .or_insert_with_key(|key| Open::new(key, upload, idle));
-        Arc::clone(&known.upload).enter(step, wanted)
-    }
-
-    /// Enters an upload under a key that the service has just assigned. An older upload with that key cannot exist
-    /// any more.
-    pub(super) fn park(&self, key: &str, upload: &Arc<Upload>, idle: Duration) {
-        let key = Arc::from(key);
-        let open = Open::new(&key, upload, idle);
-        let mut state = self.state();
-        let gone = state.remove(&key);
+        let known = state.open.get(&*step.key);
+        if let Some(draw) = known.and_then(|known| Draw::enter(&known.upload, step, body)) {
+            return Some(draw);
+        }
+        let key = Arc::from(&*step.key);
+        let ended = state.remove(&key);
+        let open = Open::new(&key, upload, expiry);
         state.open.insert(key, open);
+        let draw = Draw::enter(upload, step, body);
         drop(state);
-        drop(gone);
-        self.rest(upload);
+        drop(ended);
+        draw
     }
 
     /// Ends an upload. The rest of its reservation is released when the last reference is dropped.
@@ -122,7 +135,7 @@ impl Registry {
         }
     }
 
-    /// Ends the uploads that are due, and returns when the next is.
+    /// Ends the uploads that are due, and returns when the next is. Called on a runtime.
     fn expire(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut gone = Vec::new();
@@ -133,15 +146,23 @@ impl Registry {
         {
             if let Entry::Occupied(mut known) = open.entry(key) {
                 known.get_mut().due = None;
-                // An upload with a part in flight is due again after the part.
+                // An upload with a request in flight is due again after that.
                 if known.get().upload.is_idle() {
-                    gone.push(known.remove());
+                    gone.push(known.remove_entry());
                 }
             }
         }
         let next = due.first().map(|(due, _)| *due);
         drop(state);
-        drop(gone);
+        for (key, Open { upload, expiry, .. }) in gone {
+            let expired = Expired {
+                upload,
+                is_removed: false,
+            };
+            if let Some(hook) = expiry.hook {
+                tokio::spawn(expired.remove(hook(key.to_string())));
+            }
+        }
         next
     }
 
@@ -152,6 +173,20 @@ impl Registry {
 }
 
 impl Keeper for Registry {
+    fn park(&self, key: &str, upload: &Arc<Upload>, expiry: &Expiry) {
+        let key = Arc::from(key);
+        let open = Open::new(&key, upload, expiry);
+        let mut state = self.state();
+        let older = state.remove(&key);
+        state.open.insert(key, open);
+        drop(state);
+        if let Some(older) = older {
+            // No request can refer to it any more, but its content may still be there.
+            older.close();
+        }
+        self.rest(upload, true);
+    }
+
     fn forget(&self, upload: &Arc<Upload>) {
         let mut state = self.state();
         let key = state.find(upload).and(upload.key());
@@ -161,9 +196,9 @@ impl Keeper for Registry {
         drop(gone);
     }
 
-    fn rest(&self, upload: &Arc<Upload>) {
+    fn rest(&self, upload: &Arc<Upload>, came: bool) {
         let mut state = self.state();
-        if upload.is_idle() && state.set_due(upload) {
+        if state.set_due(upload, came) {
             self.next_due_changed.notify_one();
         }
         self.keep_time(&mut state);
@@ -202,14 +237,19 @@ impl State {
         Some(open.upload)
     }
 
-    /// Sets when this upload expires, counted from now. Returns true if it is the first to expire.
-    fn set_due(&mut self, upload: &Arc<Upload>) -> bool {
+    /// Sets when this upload expires: at once if it is overdue, and counted from now if something `came`. Returns
+    /// true if it is the first to expire.
+    fn set_due(&mut self, upload: &Arc<Upload>, came: bool) -> bool {
         let first = self.due.first().map(|(due, _)| *due);
         let Some((key, open)) = upload.key().zip(self.find(upload)) else {
             return false;
         };
         // Never expires if the clock cannot represent the time.
-        let due = Instant::now().checked_add(open.idle);
+        let due = match open.due {
+            Some(due) if !came => Some(due),
+            None if !came => Some(Instant::now()),
+            _ => Instant::now().checked_add(open.expiry.idle),
+        };
         if let Some(before) = std::mem::replace(&mut open.due, due) {
             self.due.remove(&(before, Arc::clone(key)));
         }
@@ -220,12 +260,12 @@ impl State {
 }
 
 impl Open {
-    fn new(key: &Arc<str>, upload: &Arc<Upload>, idle: Duration) -> Self {
+    fn new(key: &Arc<str>, upload: &Arc<Upload>, expiry: &Expiry) -> Self {
         upload.set_key(key);
         Self {
             upload: Arc::clone(upload),
             due: None,
-            idle,
+            expiry: expiry.clone(),
         }
     }
 }

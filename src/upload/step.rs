@@ -9,7 +9,7 @@ use http::{request, response};
 /// [`Resumable`](super::Resumable) and [`Chunks`](super::Chunks) implement it. For a protocol of your own:
 ///
 /// ```
-/// use http::{request, response};
+/// use http::{StatusCode, request, response};
 /// use tower_storage_guard::upload::{Outcome, Protocol, Step};
 ///
 /// /// `PUT /blobs/{digest}?part=3` with `x-whole`, and an empty POST there at the end.
@@ -32,8 +32,15 @@ use http::{request, response};
 ///         }
 ///     }
 ///
-///     fn outcome(&self, step: &Step, _: &response::Parts) -> Outcome {
-///         if step.is_finish() { Outcome::Complete } else { Outcome::Open }
+///     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome {
+///         if step.is_finish() {
+///             Outcome::Complete
+///         } else if answer.status == StatusCode::ACCEPTED {
+///             Outcome::Open
+///         } else {
+///             // Not an answer of this protocol: the service has stored the content as a file of its own.
+///             Outcome::Ordinary
+///         }
 ///     }
 /// }
 /// ```
@@ -43,12 +50,21 @@ use http::{request, response};
     note = "use `Chunks` or `Resumable`, or implement `Protocol`"
 )]
 pub trait Protocol: Send + Sync + 'static {
-    /// Returns the role of a request in an upload. None for requests that belong to no upload.
+    /// Returns the role of a request in an upload. None for requests that belong to no upload; they are priced like
+    /// any other.
+    ///
+    /// If the service may read the head differently, such as a header that is there twice, return
+    /// [`Step::malformed`].
     ///
     /// Called for every request, so it should be fast.
     fn step(&self, head: &request::Parts) -> Option<Step>;
 
-    /// Returns what a successful answer means for the upload. It is not called for a [`Step::abort`].
+    /// Returns what a successful answer means for the upload. It is not called for other answers, which change
+    /// nothing, nor for a 207 to a [`Step::abort`], because some of the resources still exist (RFC 4918, section 13).
+    ///
+    /// A client chooses the head of its request, so the head alone must not keep a reservation: return
+    /// [`Outcome::Ordinary`] unless the answer is in the words of the protocol. The handler may add to these by
+    /// extensions of its response, such as the key of the upload where that is only in the content of the answer.
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
 }
 
@@ -77,33 +93,50 @@ impl<T: Protocol + ?Sized> Protocol for Box<T> {
 #[non_exhaustive]
 pub enum Outcome {
     /// More is expected.
+    ///
+    /// For a [`Step::begin`] it means that the first part will begin the upload: what this request has brought is
+    /// charged, and no object for it.
     Open,
-    /// More is expected, at this URI (RFC 9110, section 10.2.2: a reference, relative to the request's).
-    /// The required outcome of a [`Step::begin`].
+    /// More is expected, at this URI (RFC 9110, section 10.2.2: a reference, relative to the request's). For a
+    /// [`Step::begin`], it names the upload. For other steps it is the same as [`Open`](Self::Open).
     OpenAt(String),
-    /// The upload is complete.
+    /// The upload is complete, and is charged.
     Complete,
+    /// The service has removed what was received. Nothing is charged.
+    Removed,
+    /// The answer is not in the words of the protocol: the service has treated the request as an ordinary one.
+    ///
+    /// What it has brought is charged by itself, and it opens no upload. An upload that is open stays so.
+    Ordinary,
 }
 
 /// The role of a request in an upload.
 ///
-/// An upload is identified by a key that all of its requests have in common, usually a path.
+/// An upload is identified by a key that all of its requests have in common, usually a path. The content of every
+/// request counts for the upload, at the end of what was received unless [`named`](Self::named) or
+/// [`at_offset`](Self::at_offset) say otherwise.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub(super) kind: Kind,
     pub(super) key: Box<str>,
-    pub(super) part: Box<str>,
+    pub(super) part: Option<Box<str>>,
     pub(super) offset: Option<u64>,
     pub(super) whole: Option<u64>,
+    pub(super) copied: u64,
+    pub(super) is_stored: bool,
     pub(super) is_tus: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Begin,
-    Part,
+    Part {
+        /// It begins an upload that is unknown, even without its length.
+        or_begin: bool,
+    },
     Finish,
     Abort,
+    Malformed,
 }
 
 impl Step {
@@ -119,10 +152,12 @@ impl Step {
 
     /// Brings a part. It also begins the upload, if that is unknown and the [whole](Self::of_whole) is known.
     pub fn part(key: &str) -> Self {
-        Self::new(Kind::Part, key)
+        Self::new(Kind::Part { or_begin: false }, key)
     }
 
-    /// Brings no content, and assembles what was received: the upload is complete if that succeeds.
+    /// Assembles what was received, and may bring the last part.
+    ///
+    /// What its handler reports as [stored](crate::Reservation::stored) is the length of the whole.
     pub fn finish(key: &str) -> Self {
         Self::new(Kind::Finish, key)
     }
@@ -132,13 +167,21 @@ impl Step {
         Self::new(Kind::Abort, key)
     }
 
+    /// The head of the request is malformed, or says two things, so that the service may read it differently. The
+    /// request is answered 400, and the service is not called.
+    pub fn malformed() -> Self {
+        Self::new(Kind::Malformed, "")
+    }
+
     fn new(kind: Kind, key: &str) -> Self {
         Self {
             kind,
             key: key.trim_end_matches('/').into(),
-            part: "".into(),
+            part: None,
             offset: None,
             whole: None,
+            copied: 0,
+            is_stored: true,
             is_tus: false,
         }
     }
@@ -147,21 +190,48 @@ impl Step {
     /// one.
     #[must_use]
     pub fn named(mut self, part: &str) -> Self {
-        self.part = part.into();
+        self.part = Some(part.into());
         self
     }
 
-    /// Sets the offset of the part in bytes, for protocols with parts in order.
+    /// Sets the offset of the content in bytes, for protocols with parts in order. It takes the place of what was
+    /// received from there on.
     #[must_use]
     pub fn at_offset(mut self, bytes: u64) -> Self {
         self.offset = Some(bytes);
         self
     }
 
-    /// Sets the total length of the upload in bytes.
+    /// Sets the total length of the upload in bytes. It is reserved before the request is admitted.
     #[must_use]
     pub fn of_whole(mut self, bytes: u64) -> Self {
         self.whole = Some(bytes);
+        self
+    }
+
+    /// Lets a [part](Self::part) begin the upload, if that is unknown, even if the whole length is not known.
+    #[must_use]
+    pub fn or_begin(mut self) -> Self {
+        if self.kind == (Kind::Part { or_begin: false }) {
+            self.kind = Kind::Part { or_begin: true };
+        }
+        self
+    }
+
+    /// Sets how many bytes the service copies for the part, in addition to the content of the request, such as for
+    /// S3's UploadPartCopy. If the head does not tell, let the handler [grow](crate::Reservation::grow) the
+    /// reservation, and report what it has [stored](crate::Reservation::stored).
+    #[must_use]
+    pub fn copying(mut self, bytes: u64) -> Self {
+        self.copied = bytes;
+        self
+    }
+
+    /// The service does not store the content of the request: it is, for example, the list of parts that finishes an
+    /// upload to S3. It is admitted without room for it.
+    #[must_use]
+    pub fn not_stored(mut self) -> Self {
+        self.is_stored = false;
         self
     }
 
@@ -183,6 +253,20 @@ impl Step {
     /// Whether it ends the upload, and removes what was received.
     pub fn is_abort(&self) -> bool {
         self.kind == Kind::Abort
+    }
+
+    /// Whether it begins an upload that is unknown. If nothing more is to come, it was complete before.
+    pub(super) fn begins_if_unknown(&self) -> bool {
+        let is_to_come = |whole| whole > self.offset.unwrap_or(0);
+        match self.kind {
+            Kind::Part { or_begin } => or_begin || self.whole.is_some_and(is_to_come),
+            _ => false,
+        }
+    }
+
+    /// Whether it is there to bring content.
+    pub(super) fn is_part(&self) -> bool {
+        matches!(self.kind, Kind::Begin | Kind::Part { .. })
     }
 
     /// The client speaks tus, so every answer to it has to have the tus header.

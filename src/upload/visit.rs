@@ -5,15 +5,20 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, StatusCode, request, response};
 
 use super::{
-    Draw, Drawn, Outcome, Protocol, Step, Upload, Uploads, location::resolve, open::Keeper,
+    Outcome, Protocol, Step, Uploads,
+    draw::{Draw, Drawn},
+    location::resolve,
+    open::Answer,
     part::Part,
+    step::Kind,
 };
 use crate::{
+    amount::Amount,
     body::Exchange,
     demand::Demand,
     price::Price,
     refusal::Asked,
-    reservation::{self, BoxFuture, EndHook, ReservationOps},
+    reservation::{BoxFuture, EndHook, ReservationOps},
     steps,
 };
 
@@ -27,19 +32,19 @@ pub(super) struct FoundStep {
 /// A request that is part of an upload.
 pub(super) struct Visit {
     found: FoundStep,
-    /// The length of the body, if it is known.
-    wanted: Option<u64>,
+    /// What the request would cost by itself.
+    demand: Demand,
     at: At,
 }
 
 /// The state of the request.
 enum At {
+    /// It is answered 400.
+    Malformed,
     /// It begins an upload, whose reservation is still to be made.
     First,
-    /// It brings a part.
-    Part(Arc<Draw>),
-    /// It finishes or aborts.
-    Last(Arc<Upload>),
+    /// It draws from the upload.
+    Open(Arc<Draw>),
 }
 
 impl steps::Steps for Uploads {
@@ -53,27 +58,24 @@ impl steps::FoundStep for FoundStep {
         !self.step.is_begin() && self.uploads.registry.get(&self.step.key).is_some()
     }
 
+    fn is_write(&self) -> bool {
+        self.step.is_part()
+    }
+
     /// None if the upload is unknown.
     fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn steps::Visit>> {
-        let wanted = demand.bytes();
-        let (step, registry) = (&self.step, &self.uploads.registry);
-        let at = if step.is_begin() {
-            At::First
-        } else if step.is_finish() || step.is_abort() {
-            At::Last(registry.get(&step.key)?)
-        } else {
-            match registry.draw(step, wanted) {
-                Some(draw) => At::Part(draw),
-                None => {
-                    // If nothing more is expected, it was complete before.
-                    let is_to_come = step.whole? > step.offset.unwrap_or(0);
-                    is_to_come.then_some(At::First)?
-                }
-            }
+        let step = &self.step;
+        let at = match step.kind {
+            Kind::Malformed => At::Malformed,
+            Kind::Begin => At::First,
+            _ => match self.uploads.registry.draw(step, demand.bytes()) {
+                Some(draw) => At::Open(draw),
+                None => step.begins_if_unknown().then_some(At::First)?,
+            },
         };
         Some(Box::new(Visit {
             found: *self,
-            wanted,
+            demand,
             at,
         }))
     }
@@ -90,29 +92,34 @@ impl steps::Visit for Visit {
 
     fn whole(&self, demand: Demand) -> Option<Demand> {
         let At::First = self.at else { return None };
-        let demand = demand.with_objects(1);
         let step = &self.found.step;
-        Some(match step.whole {
-            None => demand,
-            Some(whole) => {
-                let rest = whole.saturating_sub(step.offset.unwrap_or(0));
-                Demand::known(rest.max(self.wanted.unwrap_or(0)))
-                    .with_objects(1)
-                    .replacing(demand.replaced())
+        let own = match (step.is_stored, demand.bytes()) {
+            (false, _) => Demand::known(0),
+            (true, Some(body)) if step.copied > 0 => {
+                Demand::known(body.saturating_add(step.copied))
             }
-        })
+            _ => demand,
+        };
+        let Some(whole) = step.whole else {
+            return Some(own.with_objects(1));
+        };
+        let rest = whole.saturating_sub(step.offset.unwrap_or(0));
+        let whole = Demand::known(rest.max(own.bytes().unwrap_or(0)));
+        Some(whole.with_objects(1).replacing(demand.replaced()))
     }
 
     fn draw(&self, demand: Demand, grant: u64) -> steps::Draw {
-        let At::Part(draw) = &self.at else {
-            // It should bring no content.
-            return steps::Draw::Price(Price::free());
+        let draw = match &self.at {
+            At::Open(draw) if draw.is_stored() => draw,
+            At::Open(_) => return steps::Draw::Price(Price::free()),
+            At::Malformed | At::First => return steps::Draw::Price(Price::malformed()),
         };
         let missing = draw.missing();
         if missing == 0
             && let Some(Drawn { bytes, unclaimed }) = draw.draw(grant)
         {
-            let demand = demand.with_objects(0);
+            let copied = Amount::bytes(draw.copied());
+            let demand = demand.with_objects(0).copying(copied);
             return steps::Draw::Price(Price::covered(demand, bytes, unclaimed));
         }
         let whole = Arc::clone(draw.upload().whole_reservation());
@@ -130,22 +137,21 @@ impl steps::Visit for Visit {
         let At::First = self.at else { return None };
         let whole: Arc<dyn ReservationOps> = whole.clone();
         let FoundStep { step, uploads, .. } = &self.found;
-        let registry = &uploads.registry;
+        let (registry, body) = (&uploads.registry, self.demand.bytes());
         let upload = registry.upload(whole, step);
-        let draw = if step.is_begin() {
-            upload.enter(step, self.wanted)
-        } else {
-            registry.begin(step, self.wanted, &upload, uploads.idle)
+        let draw = match step.is_begin() {
+            true => Draw::enter(&upload, step, body),
+            false => registry.begin(step, body, &upload, &uploads.expiry),
         };
-        self.at = At::Part(draw);
-        Some(match self.wanted {
+        self.at = At::Open(draw?);
+        Some(match body {
             Some(bytes) => Demand::known(bytes),
             None => Demand::unknown(),
         })
     }
 
     fn end_hook(&self) -> Option<EndHook> {
-        let At::Part(draw) = &self.at else {
+        let At::Open(draw) = &self.at else {
             return None;
         };
         let draw = Arc::clone(draw);
@@ -154,77 +160,65 @@ impl steps::Visit for Visit {
 
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange> {
         match &self.at {
-            At::First => own,
-            At::Part(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Last(upload) => {
-                let is_finish = self.found.step.is_finish();
-                Arc::new(Part::last(own, Arc::clone(upload), is_finish))
-            }
+            At::Open(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
+            At::Malformed | At::First => own,
         }
     }
 
-    fn hear(mut self: Box<Self>, answer: &response::Parts) -> Box<dyn steps::Heard> {
-        let FoundStep { step, protocol, .. } = &mut self.found;
-        let says = match &self.at {
-            At::First => Outcome::Open,
-            // RFC 4918, section 13: some of the resources still exist.
-            At::Last(_) if step.is_abort() => match answer.status {
-                StatusCode::MULTI_STATUS => Outcome::Open,
-                _ => Outcome::Complete,
-            },
-            At::Last(upload) => {
-                step.whole = upload.whole();
-                protocol.outcome(step, answer)
-            }
-            At::Part(draw) => {
-                step.whole = draw.whole();
-                protocol.outcome(step, answer)
-            }
+    fn answered(&self, answer: &response::Parts, success: bool) {
+        let At::Open(draw) = &self.at else { return };
+        if success {
+            draw.answered(self.meaning(draw, answer));
+        } else if answer.status.is_client_error() {
+            draw.answered(Answer::Refused);
+        }
+    }
+
+    fn settling(&self) -> Option<BoxFuture<bool>> {
+        let At::Open(draw) = &self.at else {
+            return None;
         };
-        Box::new(Heard { visit: *self, says })
+        draw.settling()
     }
 }
 
-/// A request that is part of an upload, and what its answer means for the upload.
-struct Heard {
-    visit: Visit,
-    says: Outcome,
-}
-
-impl steps::Heard for Heard {
-    fn end(self: Box<Self>, outcome: reservation::Outcome) -> Option<BoxFuture<bool>> {
-        if let At::Part(draw) = &self.visit.at {
-            draw.end(outcome);
+impl Visit {
+    /// What a successful answer means for the upload.
+    fn meaning(&self, draw: &Draw, answer: &response::Parts) -> Answer {
+        let FoundStep {
+            step,
+            protocol,
+            uploads,
+        } = &self.found;
+        // RFC 4918, section 13: some of the resources still exist.
+        if step.is_abort() && answer.status == StatusCode::MULTI_STATUS {
+            return Answer::Open;
         }
-        if outcome.success {
-            self.succeeded()
-        } else {
-            None
-        }
-    }
-
-    fn succeeded(self: Box<Self>) -> Option<BoxFuture<bool>> {
-        let Self { visit, says } = *self;
-        let FoundStep { step, uploads, .. } = visit.found;
-        let registry = &uploads.registry;
-        let (upload, last) = match &visit.at {
-            At::First => return None,
-            At::Part(draw) => (draw.upload(), Some(&**draw)),
-            At::Last(upload) => (upload, None),
+        let step = Step {
+            whole: draw.whole(),
+            ..step.clone()
         };
-        match says {
+        match protocol.outcome(&step, answer) {
             Outcome::OpenAt(location) if step.is_begin() => {
                 let key = uploads.key(&resolve(&location, &step.key));
-                registry.park(&key, upload, uploads.idle);
-                None
+                Answer::OpenAs(key, uploads.expiry.clone())
             }
-            // Without a Location no later request can refer to the upload.
-            Outcome::Open | Outcome::OpenAt(_) if !step.is_begin() => None,
-            _ if step.is_abort() => {
-                registry.forget(upload);
-                None
-            }
-            _ => Some(upload.complete(last)),
+            Outcome::Open if step.is_begin() => Answer::Ordinary { objects: 0 },
+            Outcome::Open | Outcome::OpenAt(_) => Answer::Open,
+            Outcome::Complete => Answer::Complete,
+            Outcome::Removed => Answer::Removed,
+            Outcome::Ordinary => Answer::Ordinary {
+                objects: self.demand.objects(),
+            },
+        }
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if let At::Open(draw) = &self.at {
+            let objects = self.demand.objects();
+            draw.answered(Answer::Missed { objects });
         }
     }
 }

@@ -17,4 +17,7 @@ mod resets;
 mod several_requests;
 #[cfg(feature = "tonic")]
 mod trailers;
+mod upload_answers;
+#[cfg(feature = "axum")]
+mod upload_protocols;
 mod webdav;

@@ -80,10 +80,14 @@ async fn serve(flags: TusFlags) -> Result<(), BoxError> {
 }
 
 fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
+    let expiring = uploads.clone();
+    let reservations = upload::Uploads::default()
+        .expire_after(time_to_live)
+        .on_expiry(move |path| remove_expired(expiring.clone(), path));
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.source.clone())
         .scope_by(Folder::scopes_of)
-        .uploads(&upload::Uploads::default().expire_after(time_to_live));
+        .uploads(&reservations);
     let one = get(content).head(progress).patch(append).delete(terminate);
     Router::new()
         .route("/files", post(create))
@@ -100,6 +104,14 @@ fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
         // Its refusals need tus headers too.
         .layer(middleware::from_fn(speak_tus))
         .with_state(uploads)
+}
+
+/// Deletes the partial content of an upload whose reservation expires. What remains is charged.
+async fn remove_expired(uploads: Uploads, path: String) -> bool {
+    match path.strip_prefix("/files/").map(str::parse) {
+        Some(Ok(name)) => uploads.remove_expired(&name).await,
+        _ => false,
+    }
 }
 
 const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
