@@ -179,8 +179,7 @@ impl Contents {
         self.parts.get(part).map_or(0, |content| content.reached)
     }
 
-    /// A request arrives that brings a part. Returns the claims of the request that it
-    /// supersedes.
+    /// A request arrives that brings a part. Returns the claims of the request that it supersedes.
     pub(super) fn enter(
         &mut self,
         at: &Place,

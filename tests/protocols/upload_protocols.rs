@@ -23,11 +23,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream};
 use http::{Method, Request, StatusCode, header, request, response};
 use http_body_util::BodyExt;
-use test_support::{Dice, times};
+use test_support::{Dice, disk::Disk, times};
 use tokio::{task::yield_now, time::sleep};
 use tower::{Layer, ServiceExt};
 use tower_storage_guard::{
-    Amount, Reservation, StorageGuardLayer,
+    Amount, Reservation, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
     upload::{Outcome, Protocol, Step, Uploads},
 };
@@ -362,6 +362,7 @@ struct Site {
     app: tower_storage_guard::StorageGuard<Router, MemoryQuota>,
     quota: MemoryQuota,
     uploads: Uploads,
+    volume: Volume,
     store: Store,
     _folder: tempfile::TempDir,
 }
@@ -386,7 +387,9 @@ impl Site {
                 std::future::ready(removed)
             });
         }
-        let layer = StorageGuardLayer::quota_only(quota.clone())
+        let volume = Disk::new(1 << 30).probed_every(Duration::from_millis(5));
+        let layer = StorageGuardLayer::new(volume.clone())
+            .quota(quota.clone())
             .scope_by(|_| USER)
             .uploads(&uploads);
         let router = match oci_not_s3 {
@@ -397,6 +400,7 @@ impl Site {
             app: layer.layer(router.with_state(store.clone())),
             quota,
             uploads,
+            volume,
             store,
             _folder: folder,
         }
@@ -623,6 +627,7 @@ async fn usage_is_what_s3_has_on_the_disk() {
             (site.uploads.len(), site.quota.usage(USER).held),
             (0, Amount::ZERO)
         );
+        Disk::until_settled(&site.volume).await;
         let temporary = size(&site.store.root.join("temporary"));
         assert_eq!(
             (site.used().bytes, temporary),
@@ -747,6 +752,7 @@ async fn usage_is_what_oci_has_on_the_disk() {
             (site.uploads.len(), site.quota.usage(USER).held),
             (0, Amount::ZERO)
         );
+        Disk::until_settled(&site.volume).await;
         assert_eq!(site.used().bytes, site.on_disk(), "{about}");
         let kept = ["objects", "uploads"].map(|name| count(&site.store.root.join(name)));
         assert_eq!(site.used().objects, kept[0] + kept[1], "{about}");
