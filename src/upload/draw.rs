@@ -54,14 +54,12 @@ impl Draw {
     /// A request arrives. None if the upload has ended.
     pub(super) fn enter(upload: &Arc<Upload>, step: &Step, body: Option<u64>) -> Option<Arc<Self>> {
         let claims = Arc::default();
-        let (at, known) = upload.enter(step, &claims)?;
-        // The length is fixed: the service answers a later request that announces another one.
-        let said = step.whole.filter(|_| step.is_part());
+        let (at, whole) = upload.enter(step, &claims)?;
         Some(Arc::new(Self {
             upload: Arc::clone(upload),
             kind: step.kind,
             at,
-            whole: known.or(said),
+            whole,
             wanted: match step.is_stored {
                 true => body.map(|body| body.saturating_add(step.copied)),
                 false => Some(0),
@@ -87,7 +85,7 @@ impl Draw {
 
     /// The total length of the upload, as this request or another announced it.
     pub(super) fn whole(&self) -> Option<u64> {
-        self.upload.whole().or(self.whole)
+        self.upload.sure_whole().or(self.whole)
     }
 
     /// Bytes that have to be reserved in addition before the request is admitted.

@@ -52,8 +52,10 @@ pub(crate) struct Upload {
 #[derive(Default)]
 struct State {
     stage: Stage,
-    /// The total length, once a request that announced it has succeeded.
+    /// The total length, and whether a request that announced it has succeeded. One that has only broken off may have
+    /// told it to the service too.
     whole: Option<u64>,
+    is_whole_sure: bool,
     contents: Contents,
     /// What the service has stored beside the upload: by requests that it took for ordinary ones, and by those that
     /// outlived the upload.
@@ -157,6 +159,12 @@ impl Upload {
         self.state().whole
     }
 
+    /// The total length, if no later request can announce another one.
+    pub(super) fn sure_whole(&self) -> Option<u64> {
+        let state = self.state();
+        state.whole.filter(|_| state.is_whole_sure)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.state().in_flight == 0
     }
@@ -186,7 +194,7 @@ impl Upload {
         &self.reservation
     }
 
-    /// A request arrives. Returns its number, and the total length if it is known. None if the upload has ended.
+    /// A request arrives. Returns its place, and the total length if it is known. None if the upload has ended.
     pub(super) fn enter(
         &self,
         step: &Step,
@@ -213,7 +221,15 @@ impl Upload {
             // connection still hangs.
             state.used_up -= lock(&other).give_up();
         }
-        Some((at, state.whole))
+        let said = step.whole.filter(|_| step.is_part());
+        Some((
+            at,
+            match state.is_whole_sure {
+                // The length is fixed: the service answers a request that announces another one.
+                true => state.whole,
+                false => said.or(state.whole),
+            },
+        ))
     }
 
     /// The bytes that a request may draw in addition.
@@ -410,6 +426,9 @@ impl State {
             _ if !left.success => {
                 if is_open && left.came > 0 {
                     self.contents.raise(left.at, left.came);
+                    if !matches!(left.answer, Answer::Refused) {
+                        self.whole = self.whole.or(left.whole);
+                    }
                 }
             }
             Answer::Missed { .. } if self.stage == Stage::Open => {
@@ -429,7 +448,9 @@ impl State {
             }
             answer => {
                 self.stage = Stage::Open;
-                self.whole = self.whole.or(left.whole);
+                if !self.is_whole_sure {
+                    (self.whole, self.is_whole_sure) = (left.whole, left.whole.is_some());
+                }
                 self.replaced = left.replaced.or(self.replaced);
                 self.contents.set(left.at, left.came, left.stored);
                 return match answer {

@@ -594,6 +594,29 @@ async fn a_part_keeps_an_upload_even_if_another_is_refused_after_it() {
     assert_eq!((site.held(), site.used()), (0, Amount::new(40, 1)));
 }
 
+/// A part that announces the length and breaks off has told it to the service.
+#[tokio::test]
+async fn a_late_length_outlives_the_part_that_announces_it() {
+    let site = Tus::default().site(1_000, Uploads::default());
+    let post = tus("POST", "/files", &[("upload-defer-length", "1")]);
+    assert_eq!(site.send(post, full(0)).await, 201);
+    let (frames, body) = held_open();
+    let announcing = part("/files/0", 0).header("upload-length", 90);
+    let left = tokio::time::timeout(Duration::from_millis(50), site.send(announcing, body));
+    let sends = async {
+        frames.send(Bytes::from(vec![7; 30])).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        left = left => assert!(left.is_err()),
+        () = sends => {}
+    }
+    assert_eq!(site.uploads.get("/files/0").unwrap().whole, Some(90));
+    // This service has kept nothing of it.
+    assert_eq!(site.send(part("/files/0", 0), full(90)).await, 204);
+    assert_eq!((site.used(), site.held()), (Amount::new(90, 1), 0));
+}
+
 /// A body whose frames the test sends.
 fn held_open() -> (mpsc::Sender<Bytes>, Content) {
     let (frames, mut rest) = mpsc::channel::<Bytes>(1);
