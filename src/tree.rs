@@ -31,7 +31,8 @@ pub trait Tree: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the size cannot be determined. The request is then answered 503.
+    /// If the size cannot be determined. The request is then answered 503, or 400 if the error is
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput): what is at the path is not the tree's to measure.
     fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>>;
 }
 
@@ -47,7 +48,11 @@ impl<T: Tree + ?Sized> Tree for Box<T> {
     }
 }
 
-/// A tree of files. Symbolic links are objects of their own and are not followed.
+/// A tree of files. A symbolic link in a folder is an object of its own, without content.
+///
+/// A service may follow links, and what they lead to is not in the tree. So a path that is a link, or leads through one, is
+/// an [`InvalidInput`](io::ErrorKind::InvalidInput). If a service follows the links in a folder that is copied, what it copies
+/// is not in the price: keep links out of trees that are served so.
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: PathBuf,
@@ -60,10 +65,30 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// What is at a path, without following any link below the root.
+    fn find(&self, path: &Path) -> io::Result<Option<(PathBuf, fs::Metadata)>> {
+        let mut at = self.root.clone();
+        let mut metadata = unless_gone(fs::metadata(&at))?;
+        for name in path {
+            at.push(name);
+            metadata = unless_gone(fs::symlink_metadata(&at))?;
+            match &metadata {
+                None => break,
+                Some(metadata) if metadata.is_symlink() => {
+                    let error = format!("{} is a symbolic link", at.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(metadata.map(|metadata| (at, metadata)))
+    }
+}
+
 impl Tree for Folder {
     fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
-        let path = self.root.join(path);
-        let Some(metadata) = unless_gone(fs::symlink_metadata(&path))? else {
+        let Some((path, metadata)) = self.find(path)? else {
             return Ok(None);
         };
         let mut amount = Amount::new(size(&metadata), 1);

@@ -169,7 +169,11 @@ impl Asked {
     ) -> io::Result<Priced> {
         let Place { path, scopes } = &self.target;
         let price = match self.verb {
-            Verb::Other => Price::from(demand).charged_to(scopes),
+            Verb::Other => {
+                // What is there does not matter, unless the tree does not measure it.
+                tree.measure(path, Depth::Zero)?;
+                Price::from(demand).charged_to(scopes)
+            }
             // Clients lock before they overwrite. This has to succeed on a full volume.
             Verb::Lock if tree.measure(path, Depth::Zero)?.is_some() => Price::free(),
             // RFC 4918, section 9.10.4: it makes an empty resource.

@@ -165,6 +165,9 @@ impl WebDav {
             let (price, credits, removes) = match within(timeout, measured).await {
                 Some(Ok(priced)) => (priced.price, priced.credits, Some(priced.removes)),
                 _ if is_removal => (Price::free(), Vec::new(), None),
+                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Price::malformed();
+                }
                 _ => return Price::unavailable(),
             };
             let credits = Arc::new(credits);
@@ -208,7 +211,8 @@ impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
     /// A request is answered 400 if its path, `Destination`, `Depth`, `Overwrite`, `Content-Range` or `X-Update-Range` is
     /// malformed, or if one of these headers is there twice: the service may read it differently. Paths with an encoded
     /// slash are among these, and a COPY or MOVE into the tree from outside of it. So are a COPY, MOVE or DELETE with
-    /// content.
+    /// content, and paths that [the tree](Tree::measure) does not measure, such as a symbolic link of a
+    /// [`Folder`](super::Folder).
     ///
     /// What several requests at once remove or replace is credited once among those of one layer and its clones. If two
     /// layers charge one quota, requests to both at once may be credited twice.

@@ -466,6 +466,48 @@ async fn forms_that_were_free_are_charged_or_refused() {
     }
 }
 
+/// dav-server follows them.
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_behind_a_symbolic_link_is_refused() {
+    use std::os::unix::fs::symlink;
+
+    let server = Server::new("").await;
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("file");
+    fs::write(&file, vec![7; 6 << 20]).unwrap();
+    symlink(&file, server.root.path().join("photos/link")).unwrap();
+    symlink(outside.path(), server.root.path().join("photos/folder")).unwrap();
+    server.collections.rescan().await.unwrap();
+    let before = server.figures("photos").await;
+    let to =
+        |method, path: &str, destination| Form::new(method, path, &[("destination", destination)]);
+    for form in [
+        to("COPY", "/photos/link", "/photos/copy"),
+        to("COPY", "/photos/folder", "/photos/copy"),
+        to("COPY", "/a/x", "/photos/folder/x"),
+        to("MOVE", "/photos/link", "/a/link"),
+        to("MOVE", "/a/x", "/photos/link"),
+        Form::new("PUT", "/photos/link", &[]),
+        Form::new("PUT", "/photos/folder/new", &[]),
+        Form::new("MKCOL", "/photos/folder/new", &[]),
+        Form::new("LOCK", "/photos/folder/new", &[]),
+    ] {
+        assert_eq!(server.send(&form).await, Some(400), "{form:?}");
+    }
+    let names: Vec<_> = fs::read_dir(outside.path()).unwrap().collect();
+    assert_eq!(names.len(), 1);
+    assert_eq!(fs::metadata(&file).unwrap().len(), 6 << 20);
+    assert_eq!(server.figures("photos").await, before);
+    // A removal is never refused.
+    let delete = Form::new("DELETE", "/photos/link", &[]);
+    assert_eq!(server.send(&delete).await, Some(204));
+    assert_eq!(fs::metadata(&file).unwrap().len(), 6 << 20);
+    server.collections.rescan().await.unwrap();
+    let (used, stored) = server.figures("photos").await;
+    assert_eq!(used, stored);
+}
+
 /// Removals and overwrites of one file at once are credited once. Otherwise usage would fall below what is stored, and more
 /// than the limit could be stored afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
