@@ -36,6 +36,8 @@ struct State {
     /// What the handler has reported as replaced.
     replaced: Option<Amount>,
     ended: Option<Outcome>,
+    /// The client has left in the middle of the body.
+    broke_off: bool,
     answer: Answer,
     is_applied: bool,
     /// The commit that the answer waits for.
@@ -143,10 +145,17 @@ impl Draw {
         self.apply();
     }
 
+    /// The client has left in the middle of the body. Its answer is no refusal then, whatever the status: the service has
+    /// read the head, and some of the body.
+    pub(super) fn broke_off(&self) {
+        self.state().broke_off = true;
+    }
+
     /// The request was answered so. A success counts once it has ended too.
     pub(super) fn answered(&self, answer: Answer) {
         let mut state = self.state();
-        if matches!(state.answer, Answer::Awaited) {
+        let is_no_refusal = matches!(answer, Answer::Refused) && state.broke_off;
+        if matches!(state.answer, Answer::Awaited) && !is_no_refusal {
             state.answer = answer;
         }
         drop(state);

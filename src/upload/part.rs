@@ -138,6 +138,9 @@ impl Exchange for Part {
     }
 
     fn body_ended(&self, end: BodyEnd) {
+        if let BodyEnd::Failed = end {
+            self.draw.broke_off();
+        }
         self.own.body_ended(end);
     }
 

@@ -80,10 +80,13 @@ async fn serve(flags: TusFlags) -> Result<(), BoxError> {
 }
 
 fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
-    let expiring = uploads.clone();
+    let expiring = (store.clone(), uploads.clone());
     let reservations = upload::Uploads::default()
         .expire_after(time_to_live)
-        .on_expiry(move |path| remove_expired(expiring.clone(), path));
+        .on_expiry(move |path| {
+            let (store, uploads) = expiring.clone();
+            remove_expired(store, uploads, path)
+        });
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.source.clone())
         .scope_by(Folder::scopes_of)
@@ -107,11 +110,20 @@ fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
 }
 
 /// Deletes the partial content of an upload whose reservation expires. What remains is charged.
-async fn remove_expired(uploads: Uploads, path: String) -> bool {
-    match path.strip_prefix("/files/").map(str::parse) {
-        Some(Ok(name)) => uploads.remove_expired(&name).await,
-        _ => false,
+async fn remove_expired(store: Store, uploads: Uploads, path: String) -> bool {
+    let Some(Ok(name)) = path.strip_prefix("/files/").map(str::parse) else {
+        return false;
+    };
+    if let Some(is_removed) = uploads.remove_expired(&name).await {
+        return is_removed;
     }
+    for folder in store.folders() {
+        // It may have been completed.
+        if !matches!(folder.size(&name).await, Ok(None)) {
+            return false;
+        }
+    }
+    true
 }
 
 const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");

@@ -79,22 +79,19 @@ impl Uploads {
         Ok(turn)
     }
 
-    /// Removes what has been received of an upload whose reservation has expired. False if it is complete, and stays.
-    pub(crate) async fn remove_expired(&self, name: &Name) -> bool {
+    /// Removes what has been received of an upload whose reservation has expired. False if it is complete, and stays. None if
+    /// no such upload is known.
+    pub(crate) async fn remove_expired(&self, name: &Name) -> Option<bool> {
         let upload = self
             .known()
             .values()
             .find(|upload| upload.name == *name)
             .cloned();
-        let Some(upload) = upload else {
-            // It has been removed before.
-            return true;
-        };
-        let mut turn = self.turn_at(upload).await;
+        let mut turn = self.turn_at(upload?).await;
         if turn.is_growing() {
             turn.remove();
         }
-        matches!(turn.progress.stage, Stage::Gone)
+        Some(matches!(turn.progress.stage, Stage::Gone))
     }
 
     /// Waits for exclusive access to an upload. The request that has access is told to stop: its connection may be
