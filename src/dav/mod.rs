@@ -212,7 +212,7 @@ impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
     /// malformed, or if one of these headers is there twice: the service may read it differently. Paths with an encoded
     /// slash are among these, and a COPY or MOVE into the tree from outside of it. So are a COPY, MOVE or DELETE with
     /// content, and paths that [the tree](Tree::measure) does not measure, such as a symbolic link of a
-    /// [`Folder`](super::Folder).
+    /// [`Folder`](crate::dav::Folder).
     ///
     /// What several requests at once remove or replace is credited once among those of one layer and its clones. If two
     /// layers charge one quota, requests to both at once may be credited twice.

@@ -1,6 +1,6 @@
 //! Whether the usage in a store is still based on a count of what is stored.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Baseline, Store, StoreError, StoreErrorKind};
 
@@ -34,21 +34,26 @@ impl Based {
 
     /// Goes by this baseline from now on.
     pub(super) fn set(&self, baseline: Baseline) {
-        self.replace(On::Count(baseline));
+        *self.lock() = On::Count(baseline);
     }
 
-    fn replace(&self, on: On) -> On {
-        let mut now = self.on.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *now, on)
+    /// Sets it, unless it has changed since it was read. Returns whether it did.
+    fn change(&self, read: On, to: On) -> bool {
+        let mut on = self.lock();
+        let is_same = *on == read;
+        if is_same {
+            *on = to;
+        }
+        is_same
     }
 
-    fn get(&self) -> On {
-        *self.on.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, On> {
+        self.on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this quota goes by the baseline on which something was reserved.
     fn is(&self, found: Option<Baseline>) -> bool {
-        match self.get() {
+        match *self.lock() {
             On::New(baseline) => found.is_none_or(|found| found == baseline),
             On::Count(baseline) => found == Some(baseline),
             On::Unasked | On::Emptied => false,
@@ -65,21 +70,24 @@ impl Based {
             return Ok(());
         }
         // Asked again, because the reservation may have been made before the store was emptied and counted.
+        let on = *self.lock();
         let mut now = store.baseline().await?;
-        if now.is_none() && self.on_emptied.is_none() && self.get() == On::Unasked {
+        if now.is_none() && self.on_emptied.is_none() && on == On::Unasked {
             now = Some(store.set_baseline(Baseline::unique()).await?);
         }
-        match (now, self.get()) {
-            (Some(now), On::New(known) | On::Count(known)) if now == known => {}
-            (Some(now), On::Unasked) if found.is_none() && self.on_emptied.is_none() => {
-                self.replace(On::New(now));
+        match (now, on, &self.on_emptied) {
+            (Some(now), On::New(known) | On::Count(known), _) if now == known => {}
+            (Some(now), On::Unasked, None) if found.is_none() => {
+                self.change(on, On::New(now));
             }
-            (Some(now), On::Unasked) => self.set(now),
-            // It was counted by another process, or by a tool.
-            (Some(now), _) if self.on_emptied.is_none() => self.set(now),
-            _ => {
-                if self.replace(On::Emptied) != On::Emptied
-                    && let Some(on_emptied) = &self.on_emptied
+            // Without a hook, another process or a tool has counted it.
+            (Some(now), On::Unasked, _) | (Some(now), _, None) => {
+                self.change(on, On::Count(now));
+            }
+            (_, _, on_emptied) => {
+                if on != On::Emptied
+                    && self.change(on, On::Emptied)
+                    && let Some(on_emptied) = on_emptied
                 {
                     on_emptied();
                 }
