@@ -2,8 +2,10 @@
 
 use std::{
     net::{TcpListener, TcpStream},
+    ops::Range,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -48,10 +50,22 @@ impl Drop for Running {
     }
 }
 
-/// A port that is free at the moment.
+/// A port that is free, and that neither a client nor another test of this process gets meanwhile.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    /// Below the ports that the kernel gives to clients.
+    const PORTS: Range<u32> = 20_000..32_000;
+    loop {
+        // Processes begin at different ports.
+        let place = std::process::id()
+            .wrapping_mul(61)
+            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + place % PORTS.len() as u32;
+        let port = port.try_into().expect("the range is of ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Whether a server listens at a port of this machine.
