@@ -87,7 +87,8 @@ LIBRARIES = async-nats aws-smithy-types clickhouse diesel fjall heed lettre mong
 # What brings more than a classifier.
 MECHANISMS = axum conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
-# The servers that README starts. In the workspace they may live on features that another member asks for.
+# The servers that README starts. In the workspace they may live on features that another member asks for. `features` looks
+# at the first of them by itself, and `soak` at each.
 SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
 # No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`, so rustc alone
@@ -99,7 +100,6 @@ features:
 		$(ALONE) -p tower-storage-guard -p test-features --features tower-storage-guard/$$feature || exit 1; \
 	done
 	$(CARGO) check -p axum-upload
-	$(CARGO) check $(SERVERS:%=-p %)
 
 # The same, where no package brings what another needs: each run compiles the dependencies again.
 features-alone:
