@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderValue, Method,
-    header::{CONTENT_LENGTH, EXPECT, HeaderName},
+    header::{AsHeaderName, CONTENT_LENGTH, EXPECT, HeaderName},
 };
 use http_body::SizeHint;
 
@@ -159,6 +159,32 @@ impl Default for Hints {
     fn default() -> Self {
         Self::new(HINTS)
     }
+}
+
+/// A head that is malformed, or that this crate and a service may read differently. The request is answered 400.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Malformed;
+
+/// The value of a header that must be there once at most.
+pub(crate) fn only(
+    headers: &HeaderMap,
+    name: impl AsHeaderName,
+) -> Result<Option<&[u8]>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value.map(HeaderValue::as_bytes)),
+        _ => Err(Malformed),
+    }
+}
+
+/// The same, if it is a number.
+pub(crate) fn number(
+    headers: &HeaderMap,
+    name: impl AsHeaderName,
+) -> Result<Option<u64>, Malformed> {
+    only(headers, name)?
+        .map(|value| decimal(value).ok_or(Malformed))
+        .transpose()
 }
 
 /// Digits only, with optional white space around them. A number that is too large saturates, and fits nowhere.

@@ -11,13 +11,13 @@ use http::{
 use super::{
     WebDav,
     credit::{Credit, Credits},
-    path::{self, Malformed},
+    path,
 };
 use crate::{
     amount::Amount,
     collection::After,
     demand::Demand,
-    head::decimal,
+    head::{Malformed, decimal, only},
     price::Price,
     scope::Scopes,
     tree::{Depth, Tree},
@@ -278,15 +278,6 @@ impl Priced {
             credits: credits.into(),
             removes,
         }
-    }
-}
-
-/// A header that must be there once at most.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Malformed> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (value, None) => Ok(value.map(|value| value.as_bytes())),
-        _ => Err(Malformed),
     }
 }
 

@@ -8,10 +8,7 @@ use std::{
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// A path or a header that is malformed, or that this crate and a service may read differently. The request is answered
-/// 400.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Malformed;
+use crate::head::Malformed;
 
 /// The path prefix of a tree in URLs: its decoded segments.
 #[derive(Clone, Debug, Default)]

@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use http::{StatusCode, request, response};
 
-use super::{
-    Outcome, Protocol, Step,
-    header::{Malformed, number},
-    location::in_one_way,
-};
+use super::{Outcome, Protocol, Step, location::in_one_way};
+use crate::head::{Malformed, number};
 
 /// Uploads in chunks, as the sync clients of ownCloud and Nextcloud make them: a folder for each upload, chunks in it,
 /// and a MOVE of its `.file` at the end.

@@ -84,7 +84,6 @@
 mod chunks;
 mod content;
 mod draw;
-mod header;
 mod location;
 mod open;
 mod part;

@@ -2,11 +2,8 @@
 
 use http::{HeaderMap, Method, header::LOCATION, request, response, uri::PathAndQuery};
 
-use super::{
-    Outcome, Protocol, Step,
-    header::{Malformed, number, only},
-};
-use crate::head::is_write;
+use super::{Outcome, Protocol, Step};
+use crate::head::{Malformed, is_write, number, only};
 
 /// tus 1.0, and the IETF's resumable uploads (draft-ietf-httpbis-resumable-upload).
 ///
@@ -27,6 +24,9 @@ use crate::head::is_write;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Resumable;
 
+/// tus, section "Method overriding".
+const METHOD: &str = "x-http-method-override";
+
 impl Protocol for Resumable {
     fn step(&self, head: &request::Parts) -> Option<Step> {
         let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -34,7 +34,8 @@ impl Protocol for Resumable {
             return Some(Step::abort(path));
         }
         let is_tus = head.headers.contains_key("tus-resumable");
-        if !is_tus && !head.headers.contains_key("upload-complete") {
+        let may_write = is_write(&head.method) || head.headers.contains_key(METHOD);
+        if !may_write || !is_tus && !head.headers.contains_key("upload-complete") {
             return None;
         }
         let step = read(head, path, is_tus).unwrap_or_else(|Malformed| Some(Step::malformed()))?;
@@ -89,7 +90,7 @@ fn read(head: &request::Parts, path: &str, is_tus: bool) -> Result<Option<Step>,
     let is_deferred = only(headers, "upload-defer-length")?.is_some();
     is_complete(headers)?;
     // tus, section "Method overriding": for clients that cannot send a PATCH. Services differ in its case.
-    let method = match only(headers, "x-http-method-override")? {
+    let method = match only(headers, METHOD)? {
         Some(method) if is_tus => method,
         _ => head.method.as_str().as_bytes(),
     };

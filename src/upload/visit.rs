@@ -59,7 +59,8 @@ impl steps::FoundStep for FoundStep {
     }
 
     fn is_write(&self) -> bool {
-        self.step.is_part()
+        // A service may read a malformed head as that of a part.
+        self.step.is_part() || self.step.kind == Kind::Malformed
     }
 
     /// None if the upload is unknown.

@@ -434,6 +434,13 @@ impl Site {
         size(&self.store.root)
     }
 
+    async fn until_all_has_expired(&self) {
+        sleep(2 * HOUR).await;
+        let held = self.quota.usage(USER).held;
+        assert_eq!((self.uploads.len(), held), (0, Amount::ZERO));
+        Disk::until_settled(&self.volume).await;
+    }
+
     /// At a quiet point.
     fn check(&self, limit: u64, about: &str) {
         let usage = self.quota.usage(USER);
@@ -630,12 +637,7 @@ async fn usage_is_what_s3_has_on_the_disk() {
                 open.clear();
             }
         }
-        sleep(2 * HOUR).await;
-        assert_eq!(
-            (site.uploads.len(), site.quota.usage(USER).held),
-            (0, Amount::ZERO)
-        );
-        Disk::until_settled(&site.volume).await;
+        site.until_all_has_expired().await;
         let temporary = size(&site.store.root.join("temporary"));
         assert_eq!(
             (site.used().bytes, temporary),
@@ -801,12 +803,7 @@ async fn usage_is_what_oci_has_on_the_disk() {
                 open.clear();
             }
         }
-        sleep(2 * HOUR).await;
-        assert_eq!(
-            (site.uploads.len(), site.quota.usage(USER).held),
-            (0, Amount::ZERO)
-        );
-        Disk::until_settled(&site.volume).await;
+        site.until_all_has_expired().await;
         assert_eq!(site.used().bytes, site.on_disk(), "{about}");
         let kept = ["objects", "uploads"].map(|name| count(&site.store.root.join(name)));
         assert_eq!(site.used().objects, kept[0] + kept[1], "{about}");
