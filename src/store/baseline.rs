@@ -75,29 +75,33 @@ impl Based {
         if now.is_none() && self.on_emptied.is_none() && on == On::Unasked {
             now = Some(store.set_baseline(Baseline::unique()).await?);
         }
-        match (now, on, &self.on_emptied) {
-            (Some(now), On::New(known) | On::Count(known), _) if now == known => {}
-            (Some(now), On::Unasked, None) if found.is_none() => {
-                self.change(on, On::New(now));
-            }
-            // Without a hook, another process or a tool has counted it.
-            (Some(now), On::Unasked, _) | (Some(now), _, None) => {
-                self.change(on, On::Count(now));
-            }
-            (_, _, on_emptied) => {
-                if on != On::Emptied
-                    && self.change(on, On::Emptied)
-                    && let Some(on_emptied) = on_emptied
-                {
-                    on_emptied();
-                }
-            }
-        }
+        self.note(on, now, found);
         if self.is(found) {
             return Ok(());
         }
         let emptied = "the store was emptied: what is stored has to be counted again";
         Err(StoreError::new(StoreErrorKind::NotCounted, emptied))
+    }
+
+    /// Notes which baseline the store has `now`. What a count has declared since `on` was read is newer, and stays.
+    fn note(&self, on: On, now: Option<Baseline>, found: Option<Baseline>) {
+        let noted = match (now, on) {
+            (Some(now), On::New(known) | On::Count(known)) if now == known => return,
+            (Some(now), On::Unasked) if found.is_none() && self.on_emptied.is_none() => {
+                On::New(now)
+            }
+            (Some(now), On::Unasked) => On::Count(now),
+            // Without a hook, another process or a tool has counted it.
+            (Some(now), _) if self.on_emptied.is_none() => On::Count(now),
+            _ => On::Emptied,
+        };
+        if noted != on
+            && self.change(on, noted)
+            && noted == On::Emptied
+            && let Some(on_emptied) = &self.on_emptied
+        {
+            on_emptied();
+        }
     }
 }
 
@@ -225,5 +229,31 @@ mod tests {
         }
         assert!(admits(&quota).await);
         assert_eq!(called.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_older_than_a_count_changes_nothing() {
+        let store = Arc::new(ReferenceStore::default());
+        let (quota, called) = with_hook(&store);
+        let based = &quota.shared.based;
+        let admitted = async |times| {
+            assert!(admits(&quota).await);
+            assert_eq!(called.load(Relaxed), times);
+        };
+        assert!(!admits(&quota).await);
+        // The store is asked, and counted before it answers.
+        let on = *based.lock();
+        quota.declare_counted().await.unwrap();
+        for older in [None, Some(Baseline::unique())] {
+            based.note(on, older, None);
+        }
+        admitted(1).await;
+        // It is asked, then emptied and counted before it answers.
+        let on = *based.lock();
+        store.clear();
+        assert!(!admits(&quota).await);
+        quota.declare_counted().await.unwrap();
+        based.note(on, None, None);
+        admitted(2).await;
     }
 }

@@ -248,6 +248,24 @@ async fn what_is_noted_under_one_id_adds_up_until_it_is_done() {
 }
 
 #[tokio::test]
+async fn what_is_discarded_is_not_left_to_the_next_process() {
+    let (directory, journal) = started(SIZE);
+    let user = Scopes::from("user");
+    journal.note(HoldId::unique(), &user, bytes(5)).await;
+    let mut journal = reopened(directory.path(), journal).await;
+    assert_eq!(sum(&journal.left()), 5);
+    journal.discard().unwrap();
+    assert!(journal.left().is_empty() && journal.is_written());
+    // Killed right after it.
+    let mut journal = reopened(directory.path(), journal).await;
+    assert!(journal.left().is_empty());
+    journal.start();
+    journal.note(HoldId::unique(), &user, bytes(1)).await;
+    let journal = reopened(directory.path(), journal).await;
+    assert_eq!(sum(&journal.left()), 1);
+}
+
+#[tokio::test]
 async fn files_stay_as_large_as_they_are() {
     let (directory, journal) = started(SIZE);
     let sizes = || FILES.map(|name| fs::metadata(directory.path().join(name)).unwrap().len());

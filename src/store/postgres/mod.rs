@@ -106,8 +106,7 @@ impl PostgresStore {
             .unzip();
         let query = || {
             sqlx::query(
-                "SELECT *, (SELECT hard_bytes FROM storage_guard_accounts WHERE key = sha256('\\xff'))
-                FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "SELECT * FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
             .bind(reserve.id.to_string())
             .bind(reserve.scopes.iter().map(name).collect::<Vec<_>>())

@@ -84,7 +84,7 @@ LANGUAGE sql AS $$
 $$;
 
 -- Sets an amount aside in all of these scopes, or in none. Returns a row for each, in their order: whether it was done, and
--- the account before. A need of NULL is more than can be counted.
+-- the account before, and the baseline. A need of NULL is more than can be counted.
 CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     hold_id uuid, names bytea[], milliseconds bigint,
     more_bytes bigint, more_objects bigint,
@@ -94,7 +94,8 @@ CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     is_reserved boolean,
     used_bytes bigint, used_objects bigint, has_limits boolean,
     hard_bytes bigint, hard_objects bigint, soft_bytes bigint, soft_objects bigint,
-    unmatched_bytes bigint, unmatched_objects bigint, held_bytes bigint, held_objects bigint
+    unmatched_bytes bigint, unmatched_objects bigint, held_bytes bigint, held_objects bigint,
+    baseline bigint
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -140,7 +141,8 @@ BEGIN
             expires = excluded.expires
     )
     SELECT fits, used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
-        unmatched_bytes, unmatched_objects, least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint
+        unmatched_bytes, unmatched_objects, least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint,
+        (SELECT of_all.hard_bytes FROM storage_guard_accounts AS of_all WHERE of_all.key = sha256('\xff'))
     FROM standing, verdict ORDER BY place;
 END
 $$;

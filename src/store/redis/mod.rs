@@ -23,9 +23,7 @@ pub use self::connect::RedisConnection;
 use self::{
     keys::{KeyKind, Keys, tag},
     scan::Walk,
-    script::{
-        ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, late, not_ours,
-    },
+    script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
 };
 use super::{
     Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
@@ -175,6 +173,7 @@ impl<C> RedisStore<C> {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.keys.prefix = prefix.into();
+        self.known = Arc::default();
         self
     }
 }
@@ -358,18 +357,18 @@ where
         });
         let answer = answer.await?;
         let read = match (read, known) {
-            (Some(read), _) => read,
-            (None, None) => reading.await,
-            (None, Some(_)) => match timeout(AT_ONCE, reading).await {
-                Ok(read) => read,
-                Err(_) => Err(late().into()),
-            },
+            (Some(read), _) => read.ok(),
+            (None, None) => reading.await.ok(),
+            (None, Some(_)) => timeout(AT_ONCE, reading).await.ok().and_then(Result::ok),
         };
-        let baseline = read.unwrap_or_else(|_| {
-            let last = known.and_then(|(last, _)| last);
-            *self.known() = known.and(Some((last, Some(Instant::now()))));
-            last
-        });
+        let baseline = match (read, known) {
+            (Some(baseline), _) => baseline,
+            (None, Some((last, _))) => {
+                *self.known() = Some((last, Some(Instant::now())));
+                last
+            }
+            (None, None) => None,
+        };
         Ok((answer, baseline))
     }
 
