@@ -63,17 +63,19 @@ impl Folder {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
-}
 
-impl Folder {
     /// What is at a path, without following any link below the root.
     fn find(&self, path: &Path) -> io::Result<Option<(PathBuf, fs::Metadata)>> {
         let mut at = self.root.clone();
-        let mut metadata = unless_gone(fs::metadata(&at))?;
+        if path.as_os_str().is_empty() {
+            let root = unless_gone(fs::metadata(&at))?;
+            return Ok(root.map(|metadata| (at, metadata)));
+        }
+        let mut found = None;
         for name in path {
             at.push(name);
-            metadata = unless_gone(fs::symlink_metadata(&at))?;
-            match &metadata {
+            found = unless_gone(fs::symlink_metadata(&at))?;
+            match &found {
                 None => break,
                 Some(metadata) if metadata.is_symlink() => {
                     let error = format!("{} is a symbolic link", at.display());
@@ -82,7 +84,7 @@ impl Folder {
                 Some(_) => {}
             }
         }
-        Ok(metadata.map(|metadata| (at, metadata)))
+        Ok(found.map(|metadata| (at, metadata)))
     }
 }
 
