@@ -75,7 +75,7 @@ impl Quotas {
         }
     }
 
-    /// Waits until the store was emptied, and refuses uploads until the files are counted again.
+    /// Waits until the store was emptied. Uploads are refused then, until the files are declared counted.
     pub async fn emptied(&self) {
         match &self.kept {
             Kept::Memory(_) => pending().await,

@@ -136,7 +136,7 @@ impl Store {
         self.quota.declare_counted().await
     }
 
-    /// Blocks.
+    /// Opens the folders. Blocks.
     fn with_quota(flags: &Flags, quota: Quotas, claim: Claim) -> Result<Self, BoxError> {
         let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
         let everyone = Scope::from(Self::EVERYONE);
