@@ -1,6 +1,6 @@
 //! The WebDAV example, and requests of a client.
 
-use std::{collections::BTreeMap, convert::Infallible, fs, path::Path};
+use std::{collections::BTreeMap, convert::Infallible, fs, io::ErrorKind, path::Path};
 
 use axum::{Router, extract::Request};
 use dav_server::{DavHandler, localfs::LocalFs, memls::MemLs};
@@ -37,7 +37,7 @@ pub fn unannounced(content: &[u8]) -> reqwest::Body {
     reqwest::Body::wrap_stream(stream::iter(chunks))
 }
 
-/// All files with their contents, except for uploads in progress, of which there must be none.
+/// All files with their contents, and uploads in progress.
 pub fn files(server: &Server) -> BTreeMap<String, Vec<u8>> {
     fn walk(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -46,7 +46,11 @@ pub fn files(server: &Server) -> BTreeMap<String, Vec<u8>> {
                 walk(root, &path, files);
             } else {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap();
-                files.insert(name.to_owned(), fs::read(&path).unwrap());
+                match fs::read(&path) {
+                    Ok(content) => drop(files.insert(name.to_owned(), content)),
+                    // An upload has ended meanwhile.
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{name}"),
+                }
             }
         }
     }
