@@ -265,7 +265,11 @@ impl Ticket {
                     continue;
                 }
                 match attempt().await {
-                    Ok(done) => return Ok(done),
+                    Ok(done) => {
+                        // It may have been evicted while it had no place, because the attempt took long. It gives no room back.
+                        self.reinstate();
+                        return Ok(done);
+                    }
                     // Another resource is short now: wait in its queue.
                     Err(again) if again.of.as_ref() != Some(&place.key) => break again,
                     Err(again) => short = again,
@@ -346,9 +350,15 @@ impl<'a> Place<'a> {
 
     /// One at a time, because the room of the last one may be enough.
     fn evict_youngest(&self) -> bool {
+        self.stay();
         let mut state = self.state();
-        let youngest = state.waiting(&self.key).next_back();
-        let youngest = youngest.filter(|age| *age != self.ticket.number);
+        let youngest = {
+            let mut waiting = state.waiting(&self.key);
+            // An older one may have come back from an attempt of its own, while this one made its attempt.
+            let is_first = waiting.next() == Some(self.ticket.number);
+            let youngest = waiting.next_back().filter(|_| is_first);
+            youngest.filter(|age| *age != self.ticket.number)
+        };
         let is_under_way = state.evicted.values().any(|key| *key == self.key);
         match youngest {
             Some(age) if !is_under_way => {
@@ -375,5 +385,73 @@ impl Drop for Place<'_> {
         self.listener.leave();
         // Another reservation is the first now.
         self.listener.queue.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn short() -> Short<&'static str> {
+        Short {
+            of: Some(None),
+            error: "full",
+        }
+    }
+
+    /// An attempt that outlasts the patience, such as a call to a slow store, loses its place for a while.
+    #[tokio::test]
+    async fn the_oldest_is_not_evicted_while_attempts_take_long() {
+        let queue = Arc::new(WaitQueue::new());
+        let (oldest, younger) = (queue.ticket(), queue.ticket());
+        let (began, attempts) = (Instant::now(), AtomicU32::new(0));
+        let old = oldest.grow(PATIENCE, || async {
+            if attempts.fetch_add(1, Ordering::Relaxed) == 1 {
+                sleep(PATIENCE * 23 / 10).await;
+            }
+            let is_room = began.elapsed() > PATIENCE * 7 / 2;
+            if is_room { Ok(()) } else { Err(short()) }
+        });
+        // It becomes the first meanwhile, and its own attempt ends when the oldest is back.
+        let young = younger.grow(PATIENCE, || async {
+            sleep(PATIENCE * 5 / 4).await;
+            Err::<(), _>(short())
+        });
+        let (grown, refused) = tokio::join!(old, young);
+        grown.unwrap();
+        refused.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_has_grown_late_is_not_evicted_any_more() {
+        let queue = Arc::new(WaitQueue::new());
+        let (first, second) = (queue.ticket(), queue.ticket());
+        let attempts = AtomicU32::new(0);
+        let grown = first.grow(PATIENCE, || async {
+            if attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(short());
+            }
+            // Evicted while the attempt is under way.
+            queue.state().evicted.insert(first.number, None);
+            Ok(())
+        });
+        grown.await.unwrap();
+        assert!(queue.state().evicted.is_empty());
+        // Its next growth waits like any other, and is not refused at once.
+        let attempts = AtomicU32::new(0);
+        let again = first.grow(PATIENCE, || async {
+            match attempts.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => Err(short()),
+                _ => Ok(()),
+            }
+        });
+        again.await.unwrap();
+        drop(second);
     }
 }
