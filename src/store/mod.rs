@@ -53,6 +53,7 @@ mod builder;
 pub mod conformance;
 mod contract;
 mod error;
+mod intent;
 mod journal;
 mod leased;
 #[cfg(feature = "store-postgres")]
@@ -78,6 +79,7 @@ pub use self::{
     builder::StoredQuotaBuilder,
     contract::{Store, StoreFuture},
     error::{StoreError, StoreErrorKind},
+    intent::Intent,
     journal::Journal,
     leased::{LeasedHold, LeasedQuota},
     records::{

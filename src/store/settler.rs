@@ -119,6 +119,19 @@ impl Settler {
         (change != Change::ZERO).then(|| journal.note(id, scopes, change))
     }
 
+    /// Notes a change that is about to be made, and that will be settled under this id. None without a journal.
+    pub(super) fn intend(&self, id: HoldId, scopes: &Scopes, note: &[u8]) -> Option<Noted> {
+        let journal = self.queue.journal.as_ref()?;
+        Some(journal.intend(id, scopes, note))
+    }
+
+    /// An intended change was not made.
+    pub(super) fn was_not_made(&self, id: HoldId) {
+        if let Some(journal) = &self.queue.journal {
+            journal.done([id]);
+        }
+    }
+
     pub(super) fn unsettled(&self) -> usize {
         let work = self.queue.work();
         work.waiting.len() + work.under_way

@@ -22,7 +22,7 @@ use tokio::{
 
 use self::{
     files::Segments,
-    segment::{Charge, Outstanding, Record},
+    segment::{Charge, Entry, Intended, Outstanding, Record},
 };
 use super::{HoldId, Settlement};
 use crate::{quota::Change, scope::Scopes};
@@ -75,8 +75,9 @@ const LAZY: Duration = Duration::from_millis(100);
 /// # What may be lost
 ///
 /// - A charge is written right after it is made, together with others, while the store is asked. A process that is killed
-///   in between, within about a millisecond, loses the charge unless the store has it already. An upload has not been
-///   answered by then. What a removal gives back is not waited for.
+///   in between, within about a millisecond, loses the charge unless the store has it already, or the change was
+///   [intended](super::StoredQuota::intend) before. An upload has not been answered by then. What a removal gives back is not
+///   waited for.
 /// - Nothing is synced to the disk, as services do not sync what they store either. So the journal survives the process,
 ///   and not a crash of the machine.
 /// - While the disk takes no writes, charges are kept in memory only. The disk is tried again every second, and
@@ -112,7 +113,7 @@ impl Journal {
 
     fn with_size(directory: &Path, size: u64) -> io::Result<Self> {
         let (segments, outstanding) = Segments::open(directory, size)?;
-        let left = outstanding.keys().copied().collect();
+        let left = charged(&outstanding);
         let state = JournalState {
             outstanding,
             ..JournalState::default()
@@ -128,19 +129,54 @@ impl Journal {
         })
     }
 
-    /// Forgets the charges that an earlier process left. Blocks.
+    /// Resolves what an earlier process has [intended](super::StoredQuota::intend), and may have done before it was killed.
+    /// `made` gets the note of each, looks at what is stored, and returns the change that was made: zero where nothing was.
+    /// Each change is charged once. Blocks.
+    ///
+    /// Call it before anything is changed that it looks at, such as temporary files that are left.
+    ///
+    /// # Errors
+    ///
+    /// When `made` fails, or the files cannot be written. Nothing is resolved then.
+    pub fn resolve(&mut self, mut made: impl FnMut(&[u8]) -> io::Result<Change>) -> io::Result<()> {
+        let mut outstanding = self.queue.state().outstanding.clone();
+        let mut records = Vec::new();
+        for (id, entry) in &outstanding {
+            if let Entry::Intent(Intended { scopes, note }) = entry {
+                let (scopes, change) = (scopes.clone(), made(note)?);
+                records.push(match change {
+                    Change::ZERO => Record::Done(*id),
+                    change => Record::Charge(*id, Charge { scopes, change }),
+                });
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        for record in records {
+            record.apply(&mut outstanding);
+        }
+        self.begin(outstanding)
+    }
+
+    /// Forgets the charges that an earlier process left, and what it [intended](super::StoredQuota::intend). Blocks.
     ///
     /// Use it where everything that is stored is about to be counted, because the count includes them: when the store is
     /// not [counted](super::Admin::is_counted).
     ///
     /// # Errors
     ///
-    /// When the files cannot be written. No charge is forgotten then.
+    /// When the files cannot be written. Nothing is forgotten then.
     pub fn discard(&mut self) -> io::Result<()> {
+        self.begin(Outstanding::new())
+    }
+
+    /// Begins with this instead of what an earlier process left.
+    fn begin(&mut self, outstanding: Outstanding) -> io::Result<()> {
         if let Some(segments) = &mut self.segments {
-            segments.begin(&Outstanding::new())?;
-            self.queue.state().outstanding.clear();
-            self.left.clear();
+            segments.begin(&outstanding)?;
+            self.left = charged(&outstanding);
+            self.queue.state().outstanding = outstanding;
         }
         Ok(())
     }
@@ -160,7 +196,7 @@ impl Journal {
     pub(super) fn left(&self) -> Vec<Settlement> {
         let state = self.queue.state();
         let left = self.left.iter();
-        left.filter_map(|id| Some(state.outstanding.get(id)?.settlement(*id)))
+        left.filter_map(|id| Some(state.outstanding.get(id)?.charge()?.settlement(*id)))
             .collect()
     }
 
@@ -169,7 +205,16 @@ impl Journal {
     /// They are written in the order of the calls, whether or not the future is polled.
     pub(super) fn note(&self, id: HoldId, scopes: &Scopes, change: Change) -> Noted {
         let scopes = scopes.clone();
-        let record = Record::Charge(id, Charge { scopes, change });
+        self.add(Record::Charge(id, Charge { scopes, change }))
+    }
+
+    /// Notes a change that is about to be made. A charge under this id ends it.
+    pub(super) fn intend(&self, id: HoldId, scopes: &Scopes, note: &[u8]) -> Noted {
+        let (scopes, note) = (scopes.clone(), note.into());
+        self.add(Record::Intent(id, Intended { scopes, note }))
+    }
+
+    fn add(&self, record: Record) -> Noted {
         let mut state = self.queue.state();
         state.add(record);
         state.next.has_charges = true;
@@ -184,7 +229,7 @@ impl Journal {
         Noted(Some(is_written))
     }
 
-    /// Forgets all charges that were noted under these ids, because the store has confirmed them.
+    /// Forgets what was noted under these ids: charges that the store has confirmed, and changes that were not made.
     pub(super) fn done(&self, ids: impl IntoIterator<Item = HoldId>) {
         let mut state = self.queue.state();
         let mut is_news = false;
@@ -206,6 +251,13 @@ impl Journal {
         let state = self.queue.state();
         state.outstanding.is_empty() || !(state.next.has_charges || state.writing.has_charges)
     }
+}
+
+/// The ids of charges among what is outstanding.
+fn charged(outstanding: &Outstanding) -> Vec<HoldId> {
+    let charges = outstanding.iter();
+    let charges = charges.filter(|(_, entry)| entry.charge().is_some());
+    charges.map(|(id, _)| *id).collect()
 }
 
 impl Drop for Journal {

@@ -5,7 +5,7 @@
 //! all later records. The salt keeps bytes behind the last record from being read as a record, whether an older
 //! generation left them there or a client chose them as part of a scope's name.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::super::{HoldId, Settlement};
 use crate::{
@@ -13,8 +13,30 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// The charges that no store has confirmed, by their ids.
-pub(super) type Outstanding = BTreeMap<HoldId, Charge>;
+/// What no store has confirmed, by its id.
+pub(super) type Outstanding = BTreeMap<HoldId, Entry>;
+
+#[derive(Clone, Debug)]
+pub(super) enum Entry {
+    Charge(Charge),
+    Intent(Intended),
+}
+
+impl Entry {
+    pub(super) fn charge(&self) -> Option<&Charge> {
+        match self {
+            Self::Charge(charge) => Some(charge),
+            Self::Intent(_) => None,
+        }
+    }
+}
+
+/// A change that is about to be made. It is not known yet whether it was.
+#[derive(Clone, Debug)]
+pub(super) struct Intended {
+    pub(super) scopes: Scopes,
+    pub(super) note: Arc<[u8]>,
+}
 
 /// The sum of the charges that were noted under one id.
 #[derive(Clone, Debug)]
@@ -32,18 +54,25 @@ impl Charge {
 /// One entry of the journal.
 #[derive(Clone, Debug)]
 pub(super) enum Record {
-    /// A charge was noted under this id, on top of those noted before.
+    /// A change is about to be made.
+    Intent(HoldId, Intended),
+    /// A charge was noted under this id, on top of those noted before. It ends an intent.
     Charge(HoldId, Charge),
-    /// A store has confirmed all charges of this id.
+    /// A store has confirmed all charges of this id, or an intended change was not made.
     Done(HoldId),
 }
 
 impl Record {
     pub(super) fn apply(self, outstanding: &mut Outstanding) {
         match self {
-            Self::Charge(id, charge) => {
-                let add = |sum: &mut Charge| sum.change = sum.change.then(charge.change);
-                outstanding.entry(id).and_modify(add).or_insert(charge);
+            Self::Intent(id, intended) => {
+                outstanding.insert(id, Entry::Intent(intended));
+            }
+            Self::Charge(id, mut charge) => {
+                if let Some(Entry::Charge(sum)) = outstanding.get(&id) {
+                    charge.change = sum.change.then(charge.change);
+                }
+                outstanding.insert(id, Entry::Charge(charge));
             }
             Self::Done(id) => drop(outstanding.remove(&id)),
         }
@@ -60,28 +89,32 @@ pub(super) struct Head {
 /// Begins the first line of a segment, in every format.
 const NAME: &[u8] = b"tower-storage-guard journal ";
 /// Ends it, in the format that is written here.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 /// No format is longer than this.
 const LONGEST_FORMAT: usize = 16;
 
+const INTENT: u8 = b'?';
 const CHARGE: u8 = b'+';
 const DONE: u8 = b'-';
-/// All charges that were outstanding when the segment was begun stand before this record.
+/// All that was outstanding when the segment was begun stands before this record.
 const WHOLE: u8 = b'=';
 
 /// A length of 8 bytes and a checksum of 4.
 const FRAME: usize = 12;
 
 impl Head {
-    /// The beginning of a segment, up to the record that says that all outstanding charges are there.
+    /// The beginning of a segment, up to the record that says that all that is outstanding is there.
     pub(super) fn begin(self, outstanding: &Outstanding) -> Vec<u8> {
         let mut bytes = [NAME, FORMAT.as_bytes(), b"\n"].concat();
         frame(&mut bytes, None, |body| {
             body.extend(self.generation.to_le_bytes());
             body.extend(self.salt.to_bytes());
         });
-        for (id, charge) in outstanding {
-            frame(&mut bytes, Some(self.salt), |body| noted(body, *id, charge));
+        for (id, entry) in outstanding {
+            frame(&mut bytes, Some(self.salt), |body| match entry {
+                Entry::Charge(charge) => noted(body, *id, charge),
+                Entry::Intent(intended) => intends(body, *id, intended),
+            });
         }
         frame(&mut bytes, Some(self.salt), |body| body.push(WHOLE));
         bytes
@@ -92,6 +125,7 @@ impl Head {
         let mut bytes = Vec::new();
         for record in records {
             frame(&mut bytes, Some(self.salt), |body| match record {
+                Record::Intent(id, intended) => intends(body, *id, intended),
                 Record::Charge(id, charge) => noted(body, *id, charge),
                 Record::Done(id) => {
                     body.push(DONE);
@@ -108,11 +142,25 @@ fn noted(body: &mut Vec<u8>, id: HoldId, Charge { scopes, change }: &Charge) {
     body.extend(id.to_bytes());
     body.extend(change.bytes.to_le_bytes());
     body.extend(change.objects.to_le_bytes());
+    names(body, scopes);
+}
+
+fn intends(body: &mut Vec<u8>, id: HoldId, Intended { scopes, note }: &Intended) {
+    body.push(INTENT);
+    body.extend(id.to_bytes());
+    prefixed(body, note);
+    names(body, scopes);
+}
+
+fn names(body: &mut Vec<u8>, scopes: &Scopes) {
     for scope in scopes {
-        let name = scope.as_str();
-        body.extend((name.len() as u64).to_le_bytes());
-        body.extend(name.as_bytes());
+        prefixed(body, scope.as_str().as_bytes());
     }
+}
+
+fn prefixed(body: &mut Vec<u8>, bytes: &[u8]) {
+    body.extend((bytes.len() as u64).to_le_bytes());
+    body.extend(bytes);
 }
 
 fn frame(bytes: &mut Vec<u8>, salt: Option<HoldId>, body: impl FnOnce(&mut Vec<u8>)) {
@@ -141,7 +189,7 @@ fn checksum(salt: Option<HoldId>, body: &[u8]) -> u32 {
 pub(super) enum Segment {
     /// The segment was never begun, or its beginning was not written to the end.
     Empty,
-    /// These charges are outstanding.
+    /// These charges and intents are outstanding.
     Whole(Head, Outstanding),
     /// Another version of this crate wrote it, in this format.
     OtherFormat(String),
@@ -237,6 +285,7 @@ impl<'a> Reader<'a> {
     fn parse(&mut self) -> Option<Option<Record>> {
         let [kind] = self.array()?;
         match kind {
+            INTENT => self.intent().map(Some),
             CHARGE => self.charge().map(Some),
             DONE => self.id().map(Record::Done).map(Some),
             WHOLE => Some(None),
@@ -250,13 +299,27 @@ impl<'a> Reader<'a> {
             bytes: i64::from_le_bytes(self.array()?),
             objects: i64::from_le_bytes(self.array()?),
         };
+        let scopes = self.names()?;
+        Some(Record::Charge(id, Charge { scopes, change }))
+    }
+
+    fn intent(&mut self) -> Option<Record> {
+        let (id, note) = (self.id()?, self.prefixed()?.into());
+        let scopes = self.names()?;
+        Some(Record::Intent(id, Intended { scopes, note }))
+    }
+
+    fn prefixed(&mut self) -> Option<&'a [u8]> {
+        let length = self.u64()?.try_into().ok()?;
+        self.take(length)
+    }
+
+    /// The scopes, which are the rest of a body.
+    fn names(&mut self) -> Option<Scopes> {
         let mut scopes = Vec::new();
         while !self.0.is_empty() {
-            let length = self.u64()?.try_into().ok()?;
-            let name = str::from_utf8(self.take(length)?).ok()?;
-            scopes.push(Scope::from(name));
+            scopes.push(Scope::from(str::from_utf8(self.prefixed()?).ok()?));
         }
-        let scopes = Scopes::from(scopes);
-        Some(Record::Charge(id, Charge { scopes, change }))
+        Some(scopes.into())
     }
 }

@@ -11,15 +11,21 @@ use super::{segment::Segment, *};
 
 const FILES: [&str; 2] = ["journal.0", "journal.1"];
 
-/// What can be compared.
-type Content = BTreeMap<HoldId, (Vec<String>, Change)>;
+/// What can be compared: scopes, and a change or the note of an intent.
+type Content = BTreeMap<HoldId, (Vec<String>, Result<Change, Vec<u8>>)>;
 
 fn content(outstanding: &Outstanding) -> Content {
-    let charges = outstanding.iter().map(|(id, Charge { scopes, change })| {
-        let names = scopes.iter().map(ToString::to_string);
-        (*id, (names.collect(), *change))
+    let entries = outstanding.iter().map(|(id, entry)| {
+        let (scopes, what) = match entry {
+            Entry::Charge(Charge { scopes, change }) => (scopes, Ok(*change)),
+            Entry::Intent(Intended { scopes, note }) => (scopes, Err(note.to_vec())),
+        };
+        (
+            *id,
+            (scopes.iter().map(ToString::to_string).collect(), what),
+        )
     });
-    charges.collect()
+    entries.collect()
 }
 
 fn read(directory: &Path, size: u64) -> Content {
@@ -33,17 +39,23 @@ fn bytes(bytes: i64) -> Change {
 /// Records of a few ids, so that they add up and are done.
 fn records() -> impl Strategy<Value = Vec<Record>> {
     let ids: [HoldId; 4] = std::array::from_fn(|_| HoldId::unique());
-    let scopes = vec(any::<String>(), 0..3);
-    let charge = (0..4usize, scopes, any::<(i64, i64)>()).prop_map(move |(id, scopes, change)| {
-        let (bytes, objects) = change;
-        let charge = Charge {
-            scopes: scopes.into(),
-            change: Change { bytes, objects },
-        };
-        Record::Charge(ids[id], charge)
-    });
+    let scopes = || vec(any::<String>(), 0..3);
+    let intent =
+        (0..4usize, scopes(), vec(any::<u8>(), 0..20)).prop_map(move |(id, scopes, note)| {
+            let (scopes, note) = (scopes.into(), note.into());
+            Record::Intent(ids[id], Intended { scopes, note })
+        });
+    let charge =
+        (0..4usize, scopes(), any::<(i64, i64)>()).prop_map(move |(id, scopes, change)| {
+            let (bytes, objects) = change;
+            let charge = Charge {
+                scopes: scopes.into(),
+                change: Change { bytes, objects },
+            };
+            Record::Charge(ids[id], charge)
+        });
     let done = (0..4usize).prop_map(move |id| Record::Done(ids[id]));
-    vec(prop_oneof![2 => charge, 1 => done], 1..6)
+    vec(prop_oneof![1 => intent, 2 => charge, 1 => done], 1..6)
 }
 
 fn whole(bytes: &[u8]) -> Option<Content> {
@@ -153,7 +165,7 @@ fn what_an_older_generation_has_left_is_not_read() {
 
 #[test]
 fn another_format_is_left_alone() {
-    for format in ["1", "3", "10"] {
+    for format in ["1", "2", "10"] {
         let directory = tempdir().unwrap();
         let written =
             format!("tower-storage-guard journal {format}\nwhatever it says").into_bytes();
@@ -340,6 +352,60 @@ fn what_is_noted_while_a_segment_is_begun_counts_once() {
     drop(segments);
     let journal = Journal::open(directory.path()).unwrap();
     assert_eq!(sum(&journal.left()), 111);
+}
+
+#[tokio::test]
+async fn what_was_intended_is_resolved_once() {
+    let (directory, journal) = started(1_000);
+    let user = Scopes::from("user");
+    let [charged, unmade, made, left] = std::array::from_fn(|_| HoldId::unique());
+    for (id, note) in [
+        (charged, "charged"),
+        (unmade, "unmade"),
+        (made, "made"),
+        (left, "left"),
+    ] {
+        journal.intend(id, &user, note.as_bytes()).await;
+    }
+    journal.note(charged, &user, bytes(1)).await;
+    journal.done([unmade]);
+    let mut journal = reopened(directory.path(), journal).await;
+    assert_eq!(sum(&journal.left()), 1);
+
+    // Nothing is resolved unless all is.
+    let failed = journal.resolve(|note| match note {
+        b"made" => Ok(bytes(10)),
+        _ => Err(io::ErrorKind::PermissionDenied.into()),
+    });
+    assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(sum(&journal.left()), 1);
+    let mut asked = Vec::new();
+    let resolved = journal.resolve(|note| {
+        asked.push(note.to_vec());
+        Ok(if note == b"made" {
+            bytes(10)
+        } else {
+            Change::ZERO
+        })
+    });
+    resolved.unwrap();
+    asked.sort();
+    assert_eq!(asked, [b"left", b"made"]);
+    let of = |journal: &Journal, id| {
+        let left = journal.left();
+        let found = left.iter().find(|settlement| settlement.id == id);
+        found.map(|settlement| (settlement.scopes.clone(), settlement.change))
+    };
+    assert_eq!(of(&journal, made), Some((user.clone(), bytes(10))));
+
+    // It is written, even if nothing was started.
+    drop(journal);
+    let mut journal = Journal::open(directory.path()).unwrap();
+    journal
+        .resolve(|note| panic!("{note:?} was resolved"))
+        .unwrap();
+    assert_eq!(sum(&journal.left()), 11);
+    assert_eq!(of(&journal, made), Some((user, bytes(10))));
 }
 
 /// Segments that are full all the time, and many at once.

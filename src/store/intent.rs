@@ -1,0 +1,115 @@
+//! Changes that are about to be made to what is stored.
+
+use std::{fmt, sync::Arc};
+
+use super::{HoldId, Settled, Settlement, Store, StoredQuota, source::Shared};
+use crate::{quota::Change, scope::Scopes};
+
+/// A change that is about to be made: a rename, or a removal.
+///
+/// What is stored and what is charged are in two places, and a process may be killed between the two steps. So the change is
+/// noted in the [journal](super::StoredQuotaBuilder::journal) before it is made, and [settled](Self::settle) afterwards. What
+/// was not settled is [resolved](super::Journal::resolve) by the next process, which looks at what is stored.
+///
+/// Made by [`StoredQuota::intend`]. A drop settles nothing, and leaves it to the next process.
+///
+/// ```
+/// # #[cfg(feature = "store-sqlite")] {
+/// use std::fs;
+///
+/// use tower_storage_guard::{
+///     Amount,
+///     quota::{Change, Limits},
+///     store::{Journal, StoredQuota},
+/// };
+/// # use tower_storage_guard::store::SqliteStore;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let (directory, file) = (folder.path().join("journal"), folder.path().join("file"));
+/// # fs::write(&file, "content").unwrap();
+/// # let store = SqliteStore::open(folder.path().join("quota.db")).unwrap();
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let mut journal = Journal::open(&directory)?;
+/// journal.resolve(|note| {
+///     // This program's notes are the size and the path of a file that is removed.
+///     let (size, path) = str::from_utf8(note).ok().and_then(|note| note.split_once(' ')).unwrap();
+///     Ok(match fs::exists(path)? {
+///         true => Change::ZERO,
+///         false => Change::between(Amount::ZERO, Amount::new(size.parse().unwrap(), 1)),
+///     })
+/// })?;
+/// let quota = StoredQuota::builder(store, Limits::bytes(1 << 30)).journal(journal).build();
+///
+/// let size = fs::metadata(&file)?.len();
+/// let intent = quota.intend("user:42", format!("{size} {}", file.display())).await;
+/// // A process that is killed from here on gives back what it has removed.
+/// fs::remove_file(&file)?;
+/// intent.settle(Change::between(Amount::ZERO, Amount::new(size, 1))).await;
+/// # Ok::<_, std::io::Error>(())
+/// # }).unwrap();
+/// # }
+/// ```
+#[must_use = "it has to be settled once the change was made"]
+pub struct Intent<S: Store> {
+    shared: Arc<Shared<S>>,
+    id: HoldId,
+    scopes: Scopes,
+}
+
+impl<S: Store> Intent<S> {
+    /// Charges the change that was made: zero if none was.
+    ///
+    /// The future resolves once the store has taken the charge. It is cancel-safe: the change is charged even if the future
+    /// is dropped. A change with a reservation is committed [with this charge](crate::Reservation::commit_with).
+    pub fn settle(self, change: Change) -> Settled {
+        let settler = &self.shared.settler;
+        if change == Change::ZERO {
+            settler.was_not_made(self.id);
+            return Settled::nothing();
+        }
+        settler.settle(Settlement::new(self.id, self.scopes, change))
+    }
+}
+
+impl<S: Store> StoredQuota<S> {
+    /// Notes in the [journal](super::StoredQuotaBuilder::journal) that a change is about to be made to what `scopes` store.
+    /// `note` says for [`Journal::resolve`](super::Journal::resolve) where to look, in a form of your own.
+    ///
+    /// Resolves once it is written, and is cancel-safe: dropped before, it leaves no note. While the disk of the journal takes
+    /// no writes, and without a journal, it resolves all the same, and a kill may separate the change from its charge.
+    pub async fn intend(&self, scopes: impl Into<Scopes>, note: impl AsRef<[u8]>) -> Intent<S> {
+        let intent = Intent {
+            shared: Arc::clone(&self.shared),
+            id: HoldId::unique(),
+            scopes: scopes.into(),
+        };
+        let settler = &self.shared.settler;
+        if let Some(noted) = settler.intend(intent.id, &intent.scopes, note.as_ref()) {
+            let mut unmade = Unmade(Some(intent));
+            noted.await;
+            let intent = unmade.0.take();
+            return intent.expect("it is taken here only");
+        }
+        intent
+    }
+}
+
+/// Withdraws an intent whose caller has left before it was told.
+struct Unmade<S: Store>(Option<Intent<S>>);
+
+impl<S: Store> Drop for Unmade<S> {
+    fn drop(&mut self) {
+        if let Some(intent) = self.0.take() {
+            drop(intent.settle(Change::ZERO));
+        }
+    }
+}
+
+impl<S: Store> fmt::Debug for Intent<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Intent")
+            .field("id", &self.id)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
+}
