@@ -2,6 +2,7 @@
 
 mod axum_upload;
 mod documents;
+mod kills;
 #[cfg(target_os = "linux")]
 mod nodes;
 mod proto;

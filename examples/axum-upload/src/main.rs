@@ -137,7 +137,7 @@ async fn put_file(
         .publish(vec![upload], &reservation)
         .await
         .map_err(fail)?;
-    Ok(if stored.has_replaced() {
+    Ok(if stored.has_replaced {
         StatusCode::NO_CONTENT
     } else {
         StatusCode::CREATED

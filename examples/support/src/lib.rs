@@ -1,5 +1,6 @@
 //! What the example servers share: how they start and stop, the command line, the files, and where quotas are kept.
 
+pub mod change;
 pub mod claim;
 pub mod flags;
 pub mod place;

@@ -1,7 +1,14 @@
 //! The quotas of a server: in memory, or in a store that outlives the process and may be shared.
 
-use std::{collections::HashMap, future::pending, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    future::{pending, ready},
+    io,
+    path::PathBuf,
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
     quota::{AnyQuota, Change, Limits, MemoryQuota, Usage},
@@ -30,23 +37,25 @@ enum Kept {
 
 impl Quotas {
     /// With the limits of scopes that have none of their own. Charges that have not reached the store yet are in the directory
-    /// `journal`.
+    /// `journal`, and what was intended there is resolved by `made`.
     pub async fn open(
         place: &Place,
         journal: PathBuf,
         time_to_live: Duration,
         has_leases: bool,
         limits: HashMap<Scope, Limits>,
+        made: impl Fn(&[u8]) -> io::Result<Change> + Send + 'static,
     ) -> Result<Self, BoxError> {
         #[cfg(feature = "stored")]
         if let Some(store) = place.open().await.map_err(|error| place.error(&*error))? {
-            let stored = Stored::open(store, journal, time_to_live, has_leases, limits).await?;
+            let stored =
+                Stored::open(store, journal, time_to_live, has_leases, limits, made).await?;
             return Ok(Self {
                 source: stored.source(),
                 kept: Kept::Stored(stored),
             });
         }
-        let _ = (place, journal, time_to_live, has_leases);
+        let _ = (place, journal, time_to_live, has_leases, made);
         let quota = MemoryQuota::new(Limits::UNLIMITED);
         for (scope, limits) in limits {
             quota.set_limits(scope, limits);
@@ -112,6 +121,19 @@ impl Quotas {
         }
     }
 
+    /// Notes that what `scopes` store is about to change. A process that is killed before the change is settled finds the
+    /// note at its next start.
+    pub async fn intend(&self, scopes: &Scopes, note: &str) -> Intent {
+        match &self.kept {
+            Kept::Memory(quota) => {
+                let _ = note;
+                Intent::Memory(quota.clone(), scopes.clone())
+            }
+            #[cfg(feature = "stored")]
+            Kept::Stored(quota) => Intent::Stored(quota.intend(scopes, note).await),
+        }
+    }
+
     /// Charges a change that had no reservation.
     pub async fn charge(&self, scopes: &Scopes, change: Change) {
         match &self.kept {
@@ -136,6 +158,27 @@ impl Quotas {
             Kept::Memory(_) => 0,
             #[cfg(feature = "stored")]
             Kept::Stored(quota) => quota.unsettled(),
+        }
+    }
+}
+
+/// A change that is about to be made.
+pub enum Intent {
+    Memory(MemoryQuota, Scopes),
+    #[cfg(feature = "stored")]
+    Stored(crate::stored::Intent),
+}
+
+impl Intent {
+    /// Charges the change that was made: zero if none was. It is charged even if the future is dropped.
+    pub fn settle(self, change: Change) -> BoxFuture<'static, ()> {
+        match self {
+            Self::Memory(quota, scopes) => {
+                scopes.iter().for_each(|scope| quota.adjust(scope, change));
+                Box::pin(ready(()))
+            }
+            #[cfg(feature = "stored")]
+            Self::Stored(intent) => Box::pin(crate::stored::charged(intent.settle(change))),
         }
     }
 }

@@ -31,7 +31,12 @@ use tower_storage_guard::{
     quota::{Change, Limits},
 };
 
-use crate::{claim::Claim, flags::Flags, quotas::Quotas};
+use crate::{
+    change::{self, FileChange},
+    claim::Claim,
+    flags::Flags,
+    quotas::{Intent, Quotas},
+};
 
 /// The prefix of uploads in progress. No file can have it, because names do not begin with a dot.
 const TEMPORARY: &str = ".upload-";
@@ -75,9 +80,11 @@ impl Store {
             .chain([everyone])
             .map(|(scope, limit)| (scope, Limits::bytes(limit.as_u64())))
             .collect();
-        let journal = flags.dir.join(JOURNAL);
-        let quota =
-            Quotas::open(&place, journal, lives, flags.quota_leases, limits.clone()).await?;
+        let (journal, leases) = (flags.dir.join(JOURNAL), flags.quota_leases);
+        let dir = flags.dir.clone();
+        // Before leftovers are removed, because they tell what was done with them.
+        let made = move |note: &[u8]| change::made(&dir, note);
+        let quota = Quotas::open(&place, journal, lives, leases, limits.clone(), made).await?;
         let store = spawn_blocking(move || Self::with_quota(&flags, quota, claim)).await??;
         if store.quota.is_counted() {
             for folder in store.folders() {
@@ -140,17 +147,17 @@ impl Store {
     fn with_quota(flags: &Flags, quota: Quotas, claim: Claim) -> Result<Self, BoxError> {
         let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
         let everyone = Scope::from(Self::EVERYONE);
-        let open = |dir: PathBuf, scopes: Scopes| Folder::open(dir, scopes, &volume, &quota);
+        let open =
+            |name: &str, scopes: Scopes| Folder::open(&flags.dir, name, scopes, &volume, &quota);
         let folders = if flags.users.is_empty() {
-            Folders::Shared(open(flags.dir.clone(), everyone.into())?)
+            Folders::Shared(open("", everyone.into())?)
         } else {
             let (mut folders, mut names) = (HashMap::new(), HashSet::new());
             for user in &flags.users {
                 if !names.insert(&user.name) {
                     return Err(format!("there are two users {:?}", user.name.as_str()).into());
                 }
-                let dir = flags.dir.join(user.name.as_str());
-                let folder = open(dir, [user.scope(), everyone.clone()].into())?;
+                let folder = open(user.name.as_str(), [user.scope(), everyone.clone()].into())?;
                 if folders.insert(user.token.clone(), folder).is_some() {
                     return Err("two users have the same token".into());
                 }
@@ -212,6 +219,8 @@ async fn will_try_again(what: &str, error: BoxError) {
 #[derive(Clone)]
 pub struct Folder {
     pub dir: Arc<Path>,
+    /// Its path in the folder of all files.
+    name: Arc<Path>,
     /// The scopes that are charged.
     pub scopes: Scopes,
     quota: Quotas,
@@ -227,12 +236,20 @@ pub struct Entry {
 }
 
 impl Folder {
-    fn open(dir: PathBuf, scopes: Scopes, volume: &Volume, quota: &Quotas) -> io::Result<Self> {
+    fn open(
+        root: &Path,
+        name: &str,
+        scopes: Scopes,
+        volume: &Volume,
+        quota: &Quotas,
+    ) -> io::Result<Self> {
+        let dir = root.join(name);
         fs::create_dir_all(&dir)
             .and_then(|()| remove_leftovers(&dir))
             .map_err(|error| named(&dir, error))?;
         Ok(Self {
             dir: dir.into(),
+            name: Path::new(name).into(),
             scopes,
             quota: quota.clone(),
             volume: volume.clone(),
@@ -303,21 +320,25 @@ impl Folder {
         // A task of its own: a client that disconnects cannot interrupt it halfway.
         tokio::spawn(async move {
             let _changing = changing;
-            let dir = Arc::clone(&folder.dir);
-            let removed = spawn_blocking(move || {
-                let Found::File(size) = found(&path)? else {
-                    return Ok(None);
-                };
-                fs::remove_file(&path)?;
-                Ok::<_, io::Error>(Some((size, sync_dir(&dir))))
-            });
-            let Some((size, synced)) = removed.await?? else {
+            let at = path.clone();
+            let Found::File(size) = spawn_blocking(move || found(&at)).await?? else {
                 return Ok(false);
             };
-            let change = Change::between(Amount::ZERO, Amount::new(size, 1));
-            folder.charge(change).await;
+            let changes = [FileChange::removal(folder.within(&path), size)];
+            let intent = folder.intend(&changes).await;
+            let dir = Arc::clone(&folder.dir);
+            let removed = spawn_blocking(move || {
+                fs::remove_file(&path)?;
+                Ok::<_, io::Error>(sync_dir(&dir))
+            });
+            let removed = removed.await?;
+            let change = match removed {
+                Ok(_) => change::sum(&changes),
+                Err(_) => Change::ZERO,
+            };
+            intent.settle(change).await;
             folder.volume.refresh();
-            synced.map(|()| true)
+            removed?.map(|()| true)
         })
         .await?
     }
@@ -378,7 +399,7 @@ impl Folder {
     /// Renames uploads of one request to their final names, and charges for them.
     pub async fn publish(
         &self,
-        uploads: Vec<Upload>,
+        mut uploads: Vec<Upload>,
         reservation: &Reservation,
     ) -> Result<Stored, BoxError> {
         let (folder, reservation) = (self.clone(), reservation.clone());
@@ -389,22 +410,97 @@ impl Folder {
             if reservation.has_ended() {
                 return Err("the client has left, and nothing is set aside any more".into());
             }
-            let mut stored = Stored::default();
-            let published = stored.publish(&folder, uploads, &reservation).await;
-            reservation.stored(stored.made.bytes);
-            reservation.made(stored.made.objects);
+            let changes = folder.changes(&uploads).await?;
+            let replaced = changes.iter().map(|change| change.replaced);
+            // The file that the request was priced by may have been replaced or deleted since.
+            reservation
+                .replaces(replaced.fold(Amount::ZERO, |sum, one| sum + one))
+                .await?;
+            let mut intent = Some(folder.intend(&changes).await);
+            let (count, published) = folder.rename(&mut uploads).await;
+            let made = &changes[..count];
+            reservation.stored(made.iter().map(|change| change.size).sum());
+            reservation.made(made.len() as u64);
             // The files exist, whatever is answered, and even if the client has disconnected.
-            if published.is_err() || !reservation.commit().await {
-                let change = Change::between(stored.made, stored.replaced);
-                folder.charge(change).await;
+            let mut charge = |change| {
+                let intent = intent.take();
+                intent.expect("it is charged once").settle(change)
+            };
+            if published.is_err() || !reservation.commit_with(&mut charge).await {
+                charge(change::sum(made)).await;
             }
-            published.map(|()| stored)
+            // Now that it is charged, what was not renamed may go.
+            published.map(|()| Stored {
+                has_replaced: changes.iter().any(|change| !change.replaced.is_zero()),
+                files: uploads.iter().map(Upload::entry).collect(),
+            })
         })
         .await?
     }
 
+    /// What publishing these uploads changes.
+    async fn changes(&self, uploads: &[Upload]) -> Result<Vec<FileChange>, BoxError> {
+        let mut changes: Vec<FileChange> = Vec::new();
+        for upload in uploads {
+            let path = self.path(&upload.name);
+            let to = self.within(&path);
+            let replaced = match changes.iter().rfind(|earlier| earlier.path == to) {
+                // Two files of one request have one name.
+                Some(earlier) => Amount::new(earlier.size, 1),
+                None => match spawn_blocking(move || found(&path)).await?? {
+                    Found::Nothing => Amount::ZERO,
+                    Found::File(size) => Amount::new(size, 1),
+                    Found::Other => return Err(NotAFile.into()),
+                },
+            };
+            changes.push(FileChange {
+                from: upload
+                    .temporary
+                    .path
+                    .as_deref()
+                    .map(|from| self.within(from)),
+                path: to,
+                size: upload.size,
+                replaced,
+            });
+        }
+        Ok(changes)
+    }
+
+    /// Renames uploads, and returns how many of them it could.
+    async fn rename(&self, uploads: &mut [Upload]) -> (usize, Result<(), BoxError>) {
+        let mut count = 0;
+        let renaming = async {
+            for upload in uploads {
+                let to = self.path(&upload.name);
+                let from = upload.temporary.path.clone();
+                spawn_blocking(move || from.map(|from| fs::rename(from, to)).transpose()).await??;
+                upload.temporary.path = None;
+                count += 1;
+            }
+            let dir = Arc::clone(&self.dir);
+            spawn_blocking(move || sync_dir(&dir)).await??;
+            Ok(())
+        };
+        let renamed = renaming.await;
+        (count, renamed)
+    }
+
+    /// Notes that files are about to change.
+    pub async fn intend(&self, changes: &[FileChange]) -> Intent {
+        self.quota
+            .intend(&self.scopes, &change::note(changes))
+            .await
+    }
+
     async fn charge(&self, change: Change) {
         self.quota.charge(&self.scopes, change).await;
+    }
+
+    /// A path in this folder, as seen from the folder of all files.
+    pub fn within(&self, path: &Path) -> PathBuf {
+        let own = path.strip_prefix(&self.dir).unwrap_or(path);
+        self.name.join(own)
     }
 
     /// The path of a file with this name, whether it exists or not.
@@ -431,6 +527,13 @@ impl Upload {
         self.reservation.written(chunk.len() as u64);
         self.size += chunk.len() as u64;
         Ok(())
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            name: self.name.0.clone(),
+            size: self.size,
+        }
     }
 
     /// Syncs everything to the disk.
@@ -472,67 +575,9 @@ impl Drop for Temporary {
 }
 
 /// Files that have just got their final names.
-#[derive(Default)]
 pub struct Stored {
-    pub made: Amount,
-    replaced: Amount,
+    pub has_replaced: bool,
     pub files: Vec<Entry>,
-}
-
-impl Stored {
-    pub fn has_replaced(&self) -> bool {
-        self.replaced.objects > 0
-    }
-
-    async fn publish(
-        &mut self,
-        folder: &Folder,
-        uploads: Vec<Upload>,
-        reservation: &Reservation,
-    ) -> Result<(), BoxError> {
-        for upload in uploads {
-            self.publish_one(folder, upload, reservation).await?;
-        }
-        let dir = Arc::clone(&folder.dir);
-        spawn_blocking(move || sync_dir(&dir)).await??;
-        Ok(())
-    }
-
-    async fn publish_one(
-        &mut self,
-        folder: &Folder,
-        mut upload: Upload,
-        reservation: &Reservation,
-    ) -> Result<(), BoxError> {
-        let to = folder.path(&upload.name);
-        let old = spawn_blocking({
-            let to = to.clone();
-            move || found(&to)
-        });
-        let old = match old.await?? {
-            Found::Nothing => Amount::ZERO,
-            Found::File(size) => Amount::new(size, 1),
-            Found::Other => return Err(NotAFile.into()),
-        };
-        // The file that the request was priced by may have been replaced or deleted since.
-        reservation.replaces(self.replaced + old).await?;
-        upload.temporary = spawn_blocking(move || {
-            let mut temporary = upload.temporary;
-            if let Some(from) = &temporary.path {
-                fs::rename(from, to)?;
-                temporary.path = None;
-            }
-            Ok::<_, io::Error>(temporary)
-        })
-        .await??;
-        self.replaced = self.replaced + old;
-        self.made = self.made + Amount::new(upload.size, 1);
-        self.files.push(Entry {
-            name: upload.name.0,
-            size: upload.size,
-        });
-        Ok(())
-    }
 }
 
 /// The name is taken by a folder, or by a link.

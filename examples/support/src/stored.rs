@@ -10,11 +10,13 @@ use tokio::{
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
     quota::{AnyQuota, Change, Limits, Usage},
-    store::{Account, Admin, Journal, LeasedQuota, Store, StoredQuota},
+    store::{self, Account, Admin, Journal, LeasedQuota, Settled, Store, StoredQuota},
 };
 
 /// How long a caller waits for a charge to reach the store. It reaches the store even after that.
 const CHARGED: Duration = Duration::from_secs(2);
+
+pub(crate) type Intent = store::Intent<Arc<dyn Store>>;
 
 /// Quotas in a store. Cheap to clone.
 #[derive(Clone)]
@@ -28,20 +30,22 @@ pub(crate) struct Stored {
 
 impl Stored {
     /// With the limits of scopes that have none of their own in the store. Charges that have not reached the store yet are in
-    /// the directory `journal`.
+    /// the directory `journal`, and what was intended there is resolved by `made`.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         journal: PathBuf,
         time_to_live: Duration,
         has_leases: bool,
         limits: HashMap<Scope, Limits>,
+        made: impl Fn(&[u8]) -> io::Result<Change> + Send + 'static,
     ) -> Result<Self, BoxError> {
         let is_counted = Admin::new(Arc::clone(&store)).is_counted().await?;
         let journal = spawn_blocking(move || {
             let mut journal = Journal::open(journal)?;
-            if !is_counted {
+            match is_counted {
+                true => journal.resolve(made)?,
                 // Of files that are about to be counted.
-                journal.discard()?;
+                false => journal.discard()?,
             }
             Ok::<_, io::Error>(journal)
         });
@@ -94,9 +98,12 @@ impl Stored {
         Ok(self.quota.usage(scope).await?)
     }
 
+    pub(crate) async fn intend(&self, scopes: &Scopes, note: &str) -> Intent {
+        self.quota.intend(scopes.clone(), note).await
+    }
+
     pub(crate) async fn charge(&self, scopes: &Scopes, change: Change) {
-        // The wait is bounded, and the charge is not lost when it ends.
-        let _ = timeout(CHARGED, self.quota.adjust(scopes.clone(), change)).await;
+        charged(self.quota.adjust(scopes.clone(), change)).await;
     }
 
     pub(crate) async fn are_settled(&self) {
@@ -111,4 +118,9 @@ impl Stored {
     pub(crate) fn unsettled(&self) -> usize {
         self.quota.unsettled()
     }
+}
+
+/// Waits for a charge. The wait is bounded, and the charge is not lost when it ends.
+pub(crate) async fn charged(settled: Settled) {
+    let _ = timeout(CHARGED, settled).await;
 }

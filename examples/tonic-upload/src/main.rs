@@ -170,7 +170,12 @@ async fn publish(
     reservation: &Reservation,
 ) -> Result<Response<PutReply>, Status> {
     let stored = folder.publish(vec![upload], reservation).await;
-    let stored = stored.map_err(fail)?.made.bytes;
+    let stored = stored
+        .map_err(fail)?
+        .files
+        .iter()
+        .map(|file| file.size)
+        .sum();
     Ok(Response::new(PutReply { stored }))
 }
 

@@ -207,7 +207,7 @@ async fn create(
     if is_part(&headers) {
         receive(&mut upload, &reservation, &headers, body).await?;
     }
-    upload.finish_if_whole().await.map_err(failed)?;
+    upload.finish_if_whole(&reservation).await.map_err(failed)?;
     let location = [(LOCATION, format!("/files/{}", upload.name()))];
     let answer = (StatusCode::CREATED, location, state(&upload)).into_response();
     upload.keep();
@@ -236,7 +236,7 @@ async fn append(
         return Err(bad_request("the length cannot be that").into());
     }
     receive(&mut upload, &reservation, &headers, body).await?;
-    upload.finish_if_whole().await.map_err(failed)?;
+    upload.finish_if_whole(&reservation).await.map_err(failed)?;
     Ok((StatusCode::NO_CONTENT, state(&upload)).into_response())
 }
 

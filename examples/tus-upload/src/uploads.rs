@@ -18,9 +18,12 @@ use tokio::{
     task::{block_in_place, spawn_blocking},
     time::{Instant, sleep_until},
 };
-use tower_storage_guard::Reservation;
+use tower_storage_guard::{Amount, Reservation, quota::Change};
 
-use example_support::store::{Folder, Name, Store, sync_dir};
+use example_support::{
+    change::FileChange,
+    store::{Folder, Name, Store, sync_dir},
+};
 
 /// The folder of uploads in progress, inside each user's folder, because a rename must stay on one filesystem.
 const UPLOADS: &str = ".uploads";
@@ -334,31 +337,48 @@ impl Turn {
         })
     }
 
-    /// If it is complete, syncs it and renames it to its final path.
+    /// If it is complete, syncs it, renames it to its final path, and charges it.
     ///
     /// # Errors
     ///
     /// On failure the upload is removed, because it is unknown how much of it is on the disk.
-    pub(crate) async fn finish_if_whole(&mut self) -> io::Result<()> {
+    pub(crate) async fn finish_if_whole(&mut self, reservation: &Reservation) -> io::Result<()> {
         if self.left() != Some(0) || !self.is_growing() {
             return Ok(());
         }
         let (from, to) = (self.path(), self.place());
+        let folder = self.upload.folder.clone();
+        let change = FileChange {
+            from: Some(folder.within(&from)),
+            path: folder.within(&to),
+            size: self.progress.offset,
+            replaced: Amount::ZERO,
+        };
         let file = block_in_place(|| OpenOptions::new().write(true).open(&from))?;
         let synced = spawn_blocking(move || file.sync_all()).await?;
-        // No await point from here to the answer: the file is not renamed if the client has disconnected before.
+        let mut intent = Some(folder.intend(&[change]).await);
+        // No await point from here to the charge: the file is not renamed if the client has disconnected before.
         let placed = synced.and_then(|()| {
             block_in_place(|| {
                 fs::rename(from, &to)?;
-                sync_dir(&self.upload.folder.dir)
+                sync_dir(&folder.dir)
             })
         });
+        let mut settle = |change| {
+            let intent = intent.take();
+            intent.expect("it is settled once").settle(change)
+        };
         if placed.is_err() {
             self.remove();
+            settle(Change::ZERO).await;
             return placed;
         }
         self.progress.stage = Stage::Whole;
         self.touch();
+        if !reservation.commit_with(&mut settle).await {
+            // The guard charges it when the reservation of the whole upload ends.
+            settle(Change::ZERO).await;
+        }
         Ok(())
     }
 
