@@ -19,6 +19,7 @@ use test_support::{
     Dice,
     example::{Server, path_of},
     postgres, redis,
+    running::by_another_clock,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower_storage_guard::store::Store;
@@ -110,11 +111,7 @@ impl Nodes {
             .copied()
             .flatten()
         {
-            command
-                .env("FAKETIME", ahead)
-                .env("LD_PRELOAD", libfaketime());
-            // This clock cannot be set by an operator.
-            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            by_another_clock(&mut command).env("FAKETIME", ahead);
         }
         command.args(flags);
         Server::start_with(dir, command)
@@ -140,16 +137,6 @@ fn stored(node: &Server) -> u64 {
     files
         .filter_map(|file| Some(file.metadata().ok()?.len()))
         .sum()
-}
-
-/// The library's path in Debian's package. Its command `faketime` sometimes fails if a killed process has left a
-/// semaphore behind, and would be an additional process between the test and the server.
-fn libfaketime() -> PathBuf {
-    let folders = fs::read_dir("/usr/lib").unwrap().map(Result::unwrap);
-    folders
-        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
-        .find(|library| library.exists())
-        .expect("the package libfaketime is installed")
 }
 
 /// Bytes that are used, and that are held.

@@ -17,7 +17,12 @@ pub(crate) struct Process(Child);
 impl Process {
     /// Runs the test of this name in a child process with this role, and waits until the child is [`ready`].
     pub(crate) fn start(test: &str, part: &str) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
+        Self::start_with(Command::new(env::current_exe().unwrap()), test, part)
+    }
+
+    /// Like [`start`](Self::start), with an environment. The command is this program.
+    pub(crate) fn start_with(mut program: Command, test: &str, part: &str) -> Self {
+        let mut child = program
             .args(["--exact", test, "--include-ignored", "--nocapture"])
             .env(PART, part)
             .stdin(Stdio::null())

@@ -119,6 +119,78 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     }
 }
 
+/// The clock is set forward and back by two hours, while a process holds something and after it was killed.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs faketime"]
+async fn a_clock_that_is_set_neither_frees_nor_keeps_a_hold() {
+    use std::process::Command;
+
+    use test_support::{eventually, running::by_another_clock};
+    use tower_storage_guard::{
+        Amount,
+        quota::{Limits, QuotaSource},
+        store::StoredQuota,
+    };
+
+    const LIVES: Duration = Duration::from_secs(3);
+    const NAME: &str = "sqlite::a_clock_that_is_set_neither_frees_nor_keeps_a_hold";
+    if let Some(part) = part() {
+        let (bytes, path) = part.split_once(' ').unwrap();
+        let store = SqliteStore::open(path).unwrap();
+        let quota = StoredQuota::builder(store, Limits::bytes(100))
+            .time_to_live(LIVES)
+            .build();
+        let bytes = Amount::bytes(bytes.parse().unwrap());
+        let answer = quota.reserve(&"user".into(), bytes, Amount::ZERO).await;
+        fs::write(format!("{path}.{}", answer.is_ok()), "").unwrap();
+        ready();
+        // It is renewed until this is killed.
+        return std::future::pending().await;
+    }
+    let file = File::new();
+    let clock = file.0.path().join("clock");
+    let set = |clock_says: &str| fs::write(&clock, clock_says).unwrap();
+    let start = |bytes: u64| {
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        by_another_clock(&mut program)
+            .env("FAKETIME_TIMESTAMP_FILE", &clock)
+            .env("FAKETIME_NO_CACHE", "1");
+        Process::start_with(program, NAME, &format!("{bytes} {}", file.path().display()))
+    };
+    let answered = |is_admitted: bool| {
+        let answer = format!("{}.{is_admitted}", file.path().display());
+        fs::remove_file(answer).is_ok()
+    };
+    let ahead = || {
+        let ahead = file
+            .raw()
+            .query_row("SELECT ahead FROM clock", [], |row| row.get(0));
+        ahead.unwrap_or(0i64)
+    };
+    set("+0");
+    let holder = start(80);
+    assert!(answered(true));
+    for (clock, hours) in [("+7200", 2), ("+0", 0), ("-7200", -2)] {
+        set(clock);
+        // Its next renewal notices.
+        let is_noticed = || (ahead() - hours * 3_600_000).abs() < 60_000;
+        eventually("the clock was noticed", is_noticed).await;
+        drop(start(30));
+        assert!(answered(false), "{clock}: more than the limit");
+    }
+    holder.kill();
+    let killed = Instant::now();
+    while let another = start(100)
+        && !answered(true)
+    {
+        assert!(answered(false));
+        drop(another);
+        assert!(killed.elapsed() < LIVES * 2, "the hold lives on");
+    }
+    assert!(killed.elapsed() > LIVES / 2, "{:?}", killed.elapsed());
+}
+
 #[tokio::test]
 async fn processes_that_race_never_pass_the_limit() {
     const LIMIT: u64 = 300;

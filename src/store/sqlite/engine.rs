@@ -7,13 +7,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+};
 
 use super::super::{StoreError, sql::milliseconds};
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema, which is kept in the file.
 const VERSION: i64 = 1;
+
+/// How far the machine's clock may be ahead of a process's monotonic clock, or behind it, before it was set, in milliseconds.
+const SLACK: u64 = 1_000;
 
 /// What a step does, and so how durable it has to be.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -30,6 +35,8 @@ pub(super) struct Engine {
     path: PathBuf,
     /// None after a failure that a new connection may not have.
     open: Option<Open>,
+    /// The file's time at the last step, and when that was by the monotonic clock.
+    last: Option<(Instant, i64)>,
 }
 
 struct Open {
@@ -39,7 +46,11 @@ struct Open {
 
 impl Engine {
     pub(super) fn open(path: PathBuf, deadline: Instant) -> Result<Self, StoreError> {
-        let mut engine = Self { path, open: None };
+        let mut engine = Self {
+            path,
+            open: None,
+            last: None,
+        };
         engine.connection(deadline)?;
         Ok(engine)
     }
@@ -71,6 +82,7 @@ impl Engine {
         deadline: Instant,
         work: &impl Fn(&Transaction<'_>, i64) -> rusqlite::Result<T>,
     ) -> Result<T, Failure> {
+        let last = self.last;
         let connection = self.connection(deadline)?;
         connection.busy_timeout(rest(deadline))?;
         // With any of these, a crash of the process loses nothing. A step that writes uses BEGIN IMMEDIATE: SQLite does
@@ -83,8 +95,10 @@ impl Engine {
         connection.pragma_update(None, "synchronous", synchronous)?;
         let transaction = connection.transaction_with_behavior(behavior)?;
         // The time is read after the wait for the lock.
-        let output = work(&transaction, now())?;
+        let now = time(&transaction, kind, last)?;
+        let output = work(&transaction, now)?;
         transaction.commit()?;
+        self.last = Some((Instant::now(), now));
         Ok(output)
     }
 
@@ -211,8 +225,37 @@ fn rest(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
+/// The file's time. The machine's clock may be set while holds are in flight, so it is corrected by the clock of a process
+/// that has seen it before, which only measures how much time has passed. The file has the correction, for all processes.
+fn time(
+    tx: &Transaction<'_>,
+    kind: StepKind,
+    last: Option<(Instant, i64)>,
+) -> rusqlite::Result<i64> {
+    let clock = wall_clock();
+    let ahead = tx
+        .prepare_cached("SELECT ahead FROM clock")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    let time = clock.saturating_sub(ahead.unwrap_or(0));
+    let Some((at, then)) = last else {
+        return Ok(time);
+    };
+    let expected = then.saturating_add(milliseconds(at.elapsed()));
+    if time.abs_diff(expected) <= SLACK {
+        return Ok(time);
+    }
+    if kind != StepKind::Read {
+        tx.execute(
+            "INSERT OR REPLACE INTO clock (one, ahead) VALUES (1, ?1)",
+            [clock.saturating_sub(expected)],
+        )?;
+    }
+    Ok(expected)
+}
+
 /// Milliseconds since 1970, by the clock of the machine.
-fn now() -> i64 {
+fn wall_clock() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     milliseconds(since.unwrap_or_default())
 }

@@ -1,4 +1,5 @@
--- Quotas in an SQLite file. Amounts are bytes and objects; times are milliseconds since 1970 by the machine's clock.
+-- Quotas in an SQLite file. Amounts are bytes and objects; times are milliseconds since 1970 by the machine's clock, less what
+-- it is ahead.
 -- Run whenever the file is opened. What exists stays.
 
 -- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
@@ -29,6 +30,12 @@ CREATE TABLE IF NOT EXISTS holds (
     PRIMARY KEY (scope, id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holds_expires ON holds (expires);
+
+-- How far the machine's clock was set ahead since the file was made, as one row. None if it was not.
+CREATE TABLE IF NOT EXISTS clock (
+    one INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    ahead INTEGER NOT NULL
+) STRICT;
 
 -- The tombstones of settlements, so that each id is charged once. Kept for a day.
 CREATE TABLE IF NOT EXISTS settled (

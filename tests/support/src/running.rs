@@ -73,6 +73,23 @@ pub fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
+/// Lets a program see the clock that the variables of libfaketime say.
+#[cfg(target_os = "linux")]
+pub fn by_another_clock(command: &mut Command) -> &mut Command {
+    // Of Debian's package. Its command `faketime` sometimes fails if a killed process has left a semaphore behind, and would
+    // be an additional process between the test and the program.
+    let folders = std::fs::read_dir("/usr/lib").unwrap().map(Result::unwrap);
+    let library = folders
+        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
+        .find(|library| library.exists());
+    command.env(
+        "LD_PRELOAD",
+        library.expect("the package libfaketime is installed"),
+    );
+    // This clock cannot be set by an operator.
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+}
+
 /// Sends a signal such as `STOP`. The process may have ended.
 ///
 /// # Panics
