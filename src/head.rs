@@ -67,13 +67,16 @@ impl Lines {
         let expected = self
             .hint
             .map_or(0, |hint| hint.saturating_sub(before(headers)));
-        Ok(demand
-            .expecting(expected)
-            .with_objects(objects_made_by(method)))
+        let mut objects = objects_made_by(method);
+        if objects == 0 {
+            let others = overrides(headers).map(|method| objects_made_by(&method));
+            objects = others.max().unwrap_or(0);
+        }
+        Ok(demand.expecting(expected).with_objects(objects))
     }
 }
 
-/// Whether a method is guarded by default: methods that write.
+/// Whether a method is guarded by default: every method that may write.
 ///
 /// DELETE is not, because it makes room.
 #[inline]
@@ -81,18 +84,41 @@ pub(crate) fn is_write(method: &Method) -> bool {
     match *method {
         Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE => false,
         Method::POST | Method::PUT | Method::PATCH => true,
-        // RFC 4918 (WebDAV), RFC 4791 (CalDAV).
-        _ => matches!(
+        Method::TRACE | Method::CONNECT => false,
+        // RFC 4918 (WebDAV), RFC 3253 and RFC 5323. A service may store what a method brings that is not known here.
+        _ => !matches!(
             method.as_str(),
-            "MKCOL" | "MKCALENDAR" | "COPY" | "MOVE" | "PROPPATCH" | "LOCK"
+            "PROPFIND" | "UNLOCK" | "REPORT" | "SEARCH" | "QUERY"
         ),
     }
+}
+
+/// Headers by which clients that can only send GET and POST name a method. Some services go by them.
+static OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// The methods that a service may take a request for, beside its own.
+fn overrides(headers: &HeaderMap) -> impl Iterator<Item = Method> {
+    let values = OVERRIDES.iter().flat_map(|name| headers.get_all(name));
+    values.filter_map(|value| Method::from_bytes(&value.as_bytes().to_ascii_uppercase()).ok())
+}
+
+/// Whether a service may take a request for another one, that writes. Only content can be stored then.
+pub(crate) fn is_overridden(headers: &HeaderMap) -> bool {
+    overrides(headers).any(|method| is_write(&method))
 }
 
 fn objects_made_by(method: &Method) -> u64 {
     match *method {
         Method::PUT | Method::POST => 1,
-        _ => u64::from(matches!(method.as_str(), "MKCOL" | "MKCALENDAR" | "COPY")),
+        Method::PATCH => 0,
+        _ => {
+            let makes_none = matches!(method.as_str(), "MOVE" | "PROPPATCH" | "LOCK" | "ACL");
+            u64::from(is_write(method) && !makes_none)
+        }
     }
 }
 
@@ -279,14 +305,25 @@ mod tests {
             let method: Method = method.parse().unwrap();
             (is_write(&method), objects_made_by(&method))
         };
-        for method in ["PUT", "POST", "MKCOL", "MKCALENDAR", "COPY"] {
+        // What is not known may make an object.
+        for method in [
+            "PUT",
+            "POST",
+            "MKCOL",
+            "MKCALENDAR",
+            "COPY",
+            "put",
+            "get",
+            "STORE",
+        ] {
             assert_eq!(of(method), (true, 1), "{method}");
         }
-        for method in ["PATCH", "MOVE", "PROPPATCH", "LOCK"] {
+        for method in ["PATCH", "MOVE", "PROPPATCH", "LOCK", "ACL"] {
             assert_eq!(of(method), (true, 0), "{method}");
         }
         for method in [
-            "GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PROPFIND", "REPORT", "UNLOCK", "put",
+            "GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "DELETE", "PROPFIND", "REPORT", "SEARCH",
+            "QUERY", "UNLOCK",
         ] {
             assert_eq!(of(method), (false, 0), "{method}");
         }

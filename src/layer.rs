@@ -160,7 +160,7 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     /// Sets what a request costs, given what its head declares.
     ///
     /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
-    /// unknown; and one object for POST, PUT, MKCOL, MKCALENDAR and COPY.
+    /// unknown; and one object, except for PATCH, MOVE, PROPPATCH, LOCK and ACL.
     pub fn price_by<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
     where
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
@@ -189,9 +189,10 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
 impl<Q, P> StorageGuardLayer<Q, P> {
     /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
     ///
-    /// Defaults to the methods that write: POST, PUT, PATCH, and of WebDAV MKCOL, MKCALENDAR, COPY, MOVE,
-    /// PROPPATCH and LOCK. DELETE is not among them: it is how people make room. Remote procedure calls are
-    /// told apart by [`Self::calls`].
+    /// Defaults to every method but those that write nothing: GET, HEAD, OPTIONS, TRACE, CONNECT, PROPFIND, REPORT, SEARCH,
+    /// QUERY and UNLOCK, and DELETE, which is how people make room. Content that comes with one of these is guarded where
+    /// `X-HTTP-Method-Override`, or another header for this, names a method that writes. Remote procedure calls are told
+    /// apart by [`Self::calls`].
     pub fn applies_when<F>(self, applies: F) -> Self
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,

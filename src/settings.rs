@@ -57,13 +57,23 @@ pub(crate) struct Applies {
 impl Applies {
     /// `writes` tells of a request that writes whatever its method is.
     #[inline]
-    pub(crate) fn to(&self, head: &request::Parts, asked: &Asked, writes: bool) -> bool {
+    pub(crate) fn to(
+        &self,
+        head: &request::Parts,
+        asked: &Asked,
+        writes: bool,
+        has_content: bool,
+    ) -> bool {
         match &self.chosen {
             Some(chosen) => chosen(head),
             None => asked
                 .protocol()
                 .and_then(|_| self.select(head))
-                .unwrap_or_else(|| writes || head::is_write(&head.method)),
+                .unwrap_or_else(|| {
+                    writes
+                        || head::is_write(&head.method)
+                        || has_content && head::is_overridden(&head.headers)
+                }),
         }
     }
 

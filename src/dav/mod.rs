@@ -55,7 +55,7 @@ pub use crate::{
 };
 use crate::{
     demand::Demand,
-    head::is_write,
+    head::{is_overridden, is_write},
     layer::StorageGuardLayer,
     price::Price,
     quota::QuotaSource,
@@ -131,8 +131,9 @@ impl WebDav {
     }
 
     /// Whether a request is priced: methods that write, and methods that remove.
-    fn applies(method: &Method) -> bool {
-        is_write(method) || *method == Method::DELETE
+    fn applies(head: &request::Parts) -> bool {
+        let method = &head.method;
+        is_write(method) || *method == Method::DELETE || is_overridden(&head.headers)
     }
 
     /// What a request costs.
@@ -220,7 +221,7 @@ impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
         // Of a layer inside of another, both see the same request.
         dav.credits = Arc::default();
         dav.collections = CollectionQuota::within(&self.guard().context.quota).cloned();
-        self.applies_when(|head| WebDav::applies(&head.method))
+        self.applies_when(WebDav::applies)
             .set_price(PriceBy::Later(Arc::new(move |head, demand| {
                 Box::pin(dav.price(head, demand))
             })))

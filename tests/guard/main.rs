@@ -6,6 +6,7 @@ mod arrival;
 mod bare_hyper;
 mod bounds;
 mod by_hand;
+mod bypasses;
 #[cfg(feature = "axum")]
 mod clients_that_leave;
 mod collections;
