@@ -2,7 +2,6 @@
 
 use std::{
     fs, iter,
-    path::PathBuf,
     process::Command,
     sync::{
         Arc,
