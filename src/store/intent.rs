@@ -63,8 +63,8 @@ impl<S: Store> Intent<S> {
     /// is dropped. A change with a reservation is committed [with this charge](crate::Reservation::commit_with).
     pub fn settle(self, change: Change) -> Settled {
         let settler = &self.shared.settler;
-        if change == Change::ZERO {
-            settler.was_not_made(self.id);
+        if change == Change::ZERO || self.scopes.is_empty() {
+            settler.forget_intent(self.id);
             return Settled::nothing();
         }
         settler.settle(Settlement::new(self.id, self.scopes, change))
@@ -111,5 +111,85 @@ impl<S: Store> fmt::Debug for Intent<S> {
             .field("id", &self.id)
             .field("scopes", &self.scopes)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{
+        amount::Amount,
+        quota::Limits,
+        store::{Journal, conformance::ReferenceStore},
+    };
+
+    type Quota = StoredQuota<Arc<ReferenceStore>>;
+
+    /// What a process finds that begins now: the notes of what was intended.
+    async fn left(directory: &Path) -> Vec<Vec<u8>> {
+        let mut journal = loop {
+            match Journal::open(directory) {
+                Ok(journal) => break journal,
+                Err(_) => sleep(Duration::from_millis(2)).await,
+            }
+        };
+        let mut notes = Vec::new();
+        let resolved = journal.resolve(|note| {
+            notes.push(note.to_vec());
+            Ok(Change::ZERO)
+        });
+        resolved.unwrap();
+        notes
+    }
+
+    #[tokio::test]
+    async fn what_is_settled_is_not_resolved_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(ReferenceStore::default());
+        let open = || -> Quota {
+            let journal = Journal::open(directory.path()).unwrap();
+            StoredQuota::builder(Arc::clone(&store), Limits::UNLIMITED)
+                .journal(journal)
+                .build()
+        };
+        let quota = open();
+        let change = Change::from(Amount::new(7, 1));
+        quota.intend("user", "made").await.settle(change).await;
+        quota
+            .intend("user", "not made")
+            .await
+            .settle(Change::ZERO)
+            .await;
+        quota
+            .intend(Scopes::NONE, "charged to no scope")
+            .await
+            .settle(change)
+            .await;
+        // Its caller leaves before it is told.
+        tokio::select! {
+            biased;
+            _ = quota.intend("user", "left early") => panic!("it is not written yet"),
+            () = std::future::ready(()) => {}
+        }
+        drop(quota);
+        assert_eq!(left(directory.path()).await, Vec::<Vec<u8>>::new());
+
+        let quota = open();
+        assert_eq!(quota.usage("user").await.unwrap().used, Amount::new(7, 1));
+        drop(quota.intend("user", "unknown").await);
+        drop(quota);
+        assert_eq!(left(directory.path()).await, [b"unknown"]);
+    }
+
+    #[tokio::test]
+    async fn without_a_journal_it_is_settled_all_the_same() {
+        let quota = StoredQuota::new(Arc::new(ReferenceStore::default()), Limits::UNLIMITED);
+        let intent = quota.intend("user", "").await;
+        intent.settle(Amount::bytes(7).into()).await;
+        assert_eq!(quota.usage("user").await.unwrap().used, Amount::bytes(7));
     }
 }

@@ -125,8 +125,8 @@ impl Settler {
         Some(journal.intend(id, scopes, note))
     }
 
-    /// An intended change was not made.
-    pub(super) fn was_not_made(&self, id: HoldId) {
+    /// An intended change was not made, or nothing is charged for it.
+    pub(super) fn forget_intent(&self, id: HoldId) {
         if let Some(journal) = &self.queue.journal {
             journal.done([id]);
         }
