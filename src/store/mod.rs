@@ -67,6 +67,8 @@ mod source;
 mod sql;
 #[cfg(feature = "store-sqlite")]
 mod sqlite;
+#[cfg(any(feature = "store-postgres", feature = "store-redis"))]
+mod time;
 
 #[cfg(feature = "store-postgres")]
 pub use self::postgres::PostgresStore;

@@ -21,7 +21,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tower_storage_guard::{
@@ -113,6 +113,54 @@ async fn an_emptied_store_is_an_outage<S: Store>(store: S, empty: impl AsyncFn()
         reserve(10).await.unwrap();
     }
     quota.adjust("user", Amount::ZERO.into()).await;
+}
+
+/// What processes see when the clock of an engine is set forward and back by two hours.
+#[cfg(target_os = "linux")]
+async fn a_set_clock_neither_frees_nor_keeps_a_hold<S: Store>(
+    connect: impl AsyncFn() -> S,
+    mut set: impl FnMut(&str),
+) {
+    const LIVES: Duration = Duration::from_secs(3);
+    let (holder, other) = (connect().await, connect().await);
+    let held = reserve(HoldId::unique(), "user", 80, 100).with_time_to_live(LIVES);
+    holder.reserve(&held).await.unwrap();
+    let renew = async || {
+        let holds = [(held.id, held.scopes.clone())];
+        holder.renew(&holds, LIVES).await.unwrap();
+    };
+    exceeded(hold(&other, "user", 30, 100).await);
+    // Whichever step is the first to notice.
+    for (clock, first) in [
+        ("+7200", "reserve"),
+        ("+0", "renew"),
+        ("+7200", "settle"),
+        ("-7200", "reserve"),
+    ] {
+        set(clock);
+        match first {
+            "reserve" => drop(exceeded(hold(&other, "user", 30, 100).await)),
+            "renew" => renew().await,
+            _ => settle(&other, HoldId::unique(), "user", 0).await,
+        }
+        let new = connect().await;
+        assert_eq!(figures(&new, "user").await, (0, 80), "{clock}");
+        let [kept] = &new.holds(Some(&"user".into()), 9).await.unwrap()[..] else {
+            panic!("{clock}");
+        };
+        assert!(kept.expires_in <= LIVES, "{clock}: {kept:?}");
+        exceeded(hold(&new, "user", 30, 100).await);
+        renew().await;
+        exceeded(hold(&other, "user", 30, 100).await);
+    }
+    // From here on the holder is as good as killed.
+    let killed = Instant::now();
+    set("-14400");
+    while hold(&other, "user", 100, 100).await.is_err() {
+        assert!(killed.elapsed() < LIVES * 2, "the hold lives on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(killed.elapsed() > LIVES / 2, "{:?}", killed.elapsed());
 }
 
 fn exceeded<T>(answer: Result<T, QuotaError>) -> Exceeded {

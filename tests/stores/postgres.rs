@@ -23,7 +23,7 @@ use tower_storage_guard::{
 };
 
 use super::{
-    an_emptied_store_is_an_outage, figures, hold,
+    a_set_clock_neither_frees_nor_keeps_a_hold, an_emptied_store_is_an_outage, figures, hold,
     process::{Process, part, ready},
     reserve, settle, sql,
 };
@@ -107,6 +107,46 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     while figures(&store, "user").await != (20, 0) {
         assert!(began.elapsed() < LIVES);
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql and faketime"]
+async fn a_clock_that_is_set_neither_frees_nor_keeps_a_hold() {
+    let mut server = Server::new();
+    server.set_clock("+0");
+    let port = server.port();
+    let connect = async || PostgresStore::new(pool(port));
+    a_set_clock_neither_frees_nor_keeps_a_hold(connect, |ahead| server.set_clock(ahead)).await;
+}
+
+/// A machine that has slept expects an earlier time than the others. It may change the time once, but not again and again.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn who_has_not_heard_of_a_correction_makes_none() {
+    let server = Server::new();
+    let pool = server.pool();
+    server.store().migrate().await.unwrap();
+    for (query, is_ahead) in [
+        ("SELECT ahead FROM storage_guard_1_time(NULL, NULL)", false),
+        ("SELECT ahead FROM storage_guard_1_time(0, 1)", false),
+        ("SELECT ahead FROM storage_guard_1_time(0, 0)", true),
+        (
+            "SELECT ahead FROM storage_guard_1_time((extract(epoch FROM now()) * 1000)::bigint, 0)",
+            true,
+        ),
+        (
+            "SELECT ahead FROM storage_guard_1_time((extract(epoch FROM now()) * 1000)::bigint, (
+                SELECT ahead FROM storage_guard_clock
+            ))",
+            false,
+        ),
+    ] {
+        assert_eq!(
+            number(&pool, query).await.abs() > 15_000,
+            is_ahead,
+            "{query}"
+        );
     }
 }
 
@@ -199,7 +239,7 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
     many().await;
     execute(
         &pool,
-        "DROP TABLE storage_guard_holds, storage_guard_settled",
+        "DROP TABLE storage_guard_holds, storage_guard_settled, storage_guard_clock",
     )
     .await;
     many().await;

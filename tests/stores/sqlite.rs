@@ -126,7 +126,7 @@ async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
 async fn a_clock_that_is_set_neither_frees_nor_keeps_a_hold() {
     use std::process::Command;
 
-    use test_support::{eventually, running::by_another_clock};
+    use test_support::{eventually, running::by_clock_of};
     use tower_storage_guard::{
         Amount,
         quota::{Limits, QuotaSource},
@@ -153,9 +153,7 @@ async fn a_clock_that_is_set_neither_frees_nor_keeps_a_hold() {
     let set = |clock_says: &str| fs::write(&clock, clock_says).unwrap();
     let start = |bytes: u64| {
         let mut program = Command::new(std::env::current_exe().unwrap());
-        by_another_clock(&mut program)
-            .env("FAKETIME_TIMESTAMP_FILE", &clock)
-            .env("FAKETIME_NO_CACHE", "1");
+        by_clock_of(&mut program, &clock);
         Process::start_with(program, NAME, &format!("{bytes} {}", file.path().display()))
     };
     let answered = |is_admitted: bool| {

@@ -2,7 +2,7 @@
 
 mod loan;
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use sqlx::{
     PgPool, Postgres, Row,
@@ -16,6 +16,7 @@ use super::{
     Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
     StoreError, StoreFuture,
     sql::{PATIENCE, amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
+    time::{Clocks, EngineTime},
 };
 use crate::{
     amount::Amount,
@@ -43,7 +44,7 @@ use crate::{
 ///
 /// # The schema
 ///
-/// The schema has three tables and some functions, all named `storage_guard_…`, in the first schema of the search path.
+/// The schema has four tables and some functions, all named `storage_guard_…`, in the first schema of the search path.
 /// They are created by the first call that misses them. If the service has no right to create them, call
 /// [`migrate`](Self::migrate) with a pool that has, and grant the service the use of the tables and functions.
 ///
@@ -51,7 +52,8 @@ use crate::{
 ///
 /// Each call is one statement, and one round trip. The pool may add its own, such as the test of each connection before it
 /// is handed out. No lock outlives a statement, so a process that stops delays no other one. Holds expire by the clock of
-/// the server.
+/// the server. If that is set while a process uses the store, forward or back, the next call of the process notices, and keeps
+/// a correction in the database.
 ///
 /// Leave the isolation level at "read committed". A stricter one breaks no limit, but many concurrent calls for the same
 /// scope fail under it.
@@ -67,12 +69,19 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct PostgresStore {
     pool: PgPool,
+    clocks: Arc<Clocks>,
 }
+
+/// The one clock of a server.
+const CLOCK: &str = "server";
 
 impl PostgresStore {
     /// Creates a store in the database of this pool. Sends nothing yet.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self {
+            pool,
+            clocks: Arc::default(),
+        }
     }
 
     /// Creates the tables and functions that are missing.
@@ -94,6 +103,27 @@ impl PostgresStore {
         in_time(loan::rows(&self.pool, query)).await
     }
 
+    /// Runs a query whose last two parameters are the time that is expected, and that returns the time in these columns.
+    async fn timed_rows<'q>(
+        &self,
+        query: impl Fn() -> Query<'q, Postgres, PgArguments>,
+        [time, ahead]: [usize; 2],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let query = || {
+            let expected = self.clocks.expected(CLOCK);
+            query()
+                .bind(expected.map(|expected| expected.time))
+                .bind(expected.map(|expected| expected.ahead))
+        };
+        let rows = self.rows(query).await?;
+        if let Some(row) = rows.first() {
+            let number = |column| row.try_get(column).map_err(unreadable);
+            let (time, ahead) = (number(time)?, number(ahead)?);
+            self.clocks.note(CLOCK, EngineTime { time, ahead });
+        }
+        Ok(rows)
+    }
+
     async fn set_aside(&self, reserve: &Reserve) -> Result<Reserved, QuotaError> {
         if reserve.scopes.is_empty() {
             return Ok(Reserved::default());
@@ -106,7 +136,9 @@ impl PostgresStore {
             .unzip();
         let query = || {
             sqlx::query(
-                "SELECT * FROM storage_guard_1_reserve($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "SELECT * FROM storage_guard_1_reserve(
+                    $1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
+                )",
             )
             .bind(reserve.id.to_string())
             .bind(reserve.scopes.iter().map(name).collect::<Vec<_>>())
@@ -118,7 +150,7 @@ impl PostgresStore {
             .bind(&default_bytes)
             .bind(&default_objects)
         };
-        let rows = self.rows(query).await?;
+        let rows = self.timed_rows(query, [13, 14]).await?;
         let (is_reserved, accounts) = read_accounts(&rows).map_err(unreadable)?;
         let mut reserved = judge(reserve, &accounts)?;
         reserved.baseline = read_baseline(&rows, 12)?;
@@ -141,8 +173,8 @@ impl Store for PostgresStore {
             let parts = Parts::of(settlements);
             let query = || {
                 sqlx::query(
-                    "SELECT storage_guard_1_settle(
-                        $1::text[]::uuid[], $2, $3, $4, $5::text[]::uuid[], $6, $7, $8
+                    "SELECT * FROM storage_guard_1_settle(
+                        $1::text[]::uuid[], $2, $3, $4, $5::text[]::uuid[], $6, $7, $8, $9, $10
                     )",
                 )
                 .bind(&parts.ids)
@@ -154,7 +186,7 @@ impl Store for PostgresStore {
                 .bind(&parts.kept_objects)
                 .bind(&parts.kept_milliseconds)
             };
-            self.rows(query).await.map(drop)
+            self.timed_rows(query, [0, 1]).await.map(drop)
         })
     }
 
@@ -169,12 +201,14 @@ impl Store for PostgresStore {
                 .flat_map(|(id, scopes)| scopes.iter().map(|scope| (id.to_string(), name(scope))))
                 .unzip();
             let query = || {
-                sqlx::query("SELECT storage_guard_1_renew($1::text[]::uuid[], $2, $3)")
-                    .bind(&ids)
-                    .bind(&names)
-                    .bind(milliseconds(time_to_live))
+                sqlx::query(
+                    "SELECT * FROM storage_guard_1_renew($1::text[]::uuid[], $2, $3, $4, $5)",
+                )
+                .bind(&ids)
+                .bind(&names)
+                .bind(milliseconds(time_to_live))
             };
-            self.rows(query).await.map(drop)
+            self.timed_rows(query, [0, 1]).await.map(drop)
         })
     }
 
@@ -185,7 +219,7 @@ impl Store for PostgresStore {
                 account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects
             FROM (
                 SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(objects), 0)::bigint AS objects
-                FROM storage_guard_holds WHERE key = sha256($1) AND expires > clock_timestamp()
+                FROM storage_guard_holds WHERE key = sha256($1) AND expires > (SELECT storage_guard_1_now())
             ) AS held LEFT JOIN storage_guard_accounts AS account ON account.key = sha256($1)";
         Box::pin(async {
             let rows = self.rows(|| sqlx::query(ACCOUNT).bind(name(scope))).await?;
@@ -241,7 +275,7 @@ impl Store for PostgresStore {
             CROSS JOIN LATERAL (
                 SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(objects), 0)::bigint AS objects
                 FROM storage_guard_holds AS hold
-                WHERE hold.key = account.key AND expires > clock_timestamp()
+                WHERE hold.key = account.key AND expires > (SELECT storage_guard_1_now())
             ) AS held
             ORDER BY account.used_bytes DESC, account.scope";
         Box::pin(async move {
@@ -264,9 +298,9 @@ impl Store for PostgresStore {
     ) -> StoreFuture<'a, Vec<HoldEntry>> {
         const HOLDS: &str = "
             SELECT scope, replace(id::text, '-', ''), bytes, objects,
-                (extract(epoch FROM expires - clock_timestamp()) * 1000)::bigint
-            FROM storage_guard_holds
-            WHERE expires > clock_timestamp() AND ($1::bytea IS NULL OR key = sha256($1)) LIMIT $2";
+                (extract(epoch FROM expires - moment) * 1000)::bigint
+            FROM storage_guard_holds, storage_guard_1_now() AS moment
+            WHERE expires > moment AND ($1::bytea IS NULL OR key = sha256($1)) LIMIT $2";
         Box::pin(async move {
             let name = scope.map(name);
             let query = || sqlx::query(HOLDS).bind(name).bind(limit(count));

@@ -1,4 +1,5 @@
--- Quotas in PostgreSQL, in the first schema of the search path. Amounts are bytes and objects; times are the server's.
+-- Quotas in PostgreSQL, in the first schema of the search path. Amounts are bytes and objects; times are the server's, less
+-- what its clock was set ahead.
 -- Run as a whole whenever something is missing. What exists stays.
 --
 -- Names of scopes are bytes, because text cannot contain a NUL and depends on the encoding of the database. Read them with
@@ -45,11 +46,54 @@ CREATE TABLE IF NOT EXISTS storage_guard_settled (
 );
 CREATE INDEX IF NOT EXISTS storage_guard_settled_settled ON storage_guard_settled (settled);
 
+-- How far the server's clock was set ahead, in milliseconds, as one row. None if it was not. Calls read it without a lock.
+CREATE TABLE IF NOT EXISTS storage_guard_clock (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    ahead bigint NOT NULL
+);
+
 -- Function names contain a version, so that processes of an older and a newer version can share the database.
 --
 -- Why there are no deadlocks: a function that changes holds or usage locks the accounts first, in the order of their keys,
--- and then ids in their order. A function that renews or sweeps holds without those locks waits for no lock: renewing skips
+-- then the row of the clock if it changes it, and then ids in their order. A function that renews or sweeps holds without those locks waits for no lock: renewing skips
 -- locked rows, which are being ended or prolonged, and sweeping skips them too, as the last step.
+
+-- How far the clock is ahead.
+CREATE OR REPLACE FUNCTION storage_guard_1_ahead() RETURNS bigint
+LANGUAGE sql AS $$
+    SELECT coalesce((SELECT ahead FROM storage_guard_clock), 0)
+$$;
+
+-- The time for a step that only reads.
+CREATE OR REPLACE FUNCTION storage_guard_1_now() RETURNS timestamptz
+LANGUAGE sql AS $$
+    SELECT clock_timestamp() - storage_guard_1_ahead() * interval '1 millisecond'
+$$;
+
+-- The time, and how far the clock is ahead. Given what time the process expects, and how far the clock was ahead when it was
+-- told so; NULL if it was not told. Who has not heard of the last correction makes none.
+CREATE OR REPLACE FUNCTION storage_guard_1_time(
+    expected bigint, told_ahead bigint, OUT moment timestamptz, OUT now bigint, OUT ahead bigint
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    clock timestamptz := clock_timestamp();
+    beyond bigint;
+BEGIN
+    ahead := storage_guard_1_ahead();
+    beyond := floor(extract(epoch FROM clock) * 1000) - ahead - expected;
+    -- What was expected is older than this step by how long the last answer and this call were under way: ten seconds at the
+    -- most, as callers wait for five. Nothing makes it newer.
+    IF told_ahead = ahead AND beyond NOT BETWEEN -1000 AND 15000 THEN
+        -- Of steps that notice it at the same time, the first one counts.
+        INSERT INTO storage_guard_clock AS kept (ahead) VALUES (told_ahead + beyond)
+        ON CONFLICT (one) DO UPDATE SET ahead = excluded.ahead WHERE kept.ahead = told_ahead;
+        ahead := storage_guard_1_ahead();
+    END IF;
+    moment := clock - ahead * interval '1 millisecond';
+    now := floor(extract(epoch FROM moment) * 1000);
+END
+$$;
 
 -- Locks accounts until the transaction ends, and creates those that are missing.
 CREATE OR REPLACE FUNCTION storage_guard_1_lock(names bytea[]) RETURNS void
@@ -84,28 +128,31 @@ LANGUAGE sql AS $$
 $$;
 
 -- Sets an amount aside in all of these scopes, or in none. Returns a row for each, in their order: whether it was done, and
--- the account before, and the baseline. A need of NULL is more than can be counted.
+-- the account before, the baseline, and the time. A need of NULL is more than can be counted.
 CREATE OR REPLACE FUNCTION storage_guard_1_reserve(
     hold_id uuid, names bytea[], milliseconds bigint,
     more_bytes bigint, more_objects bigint,
     need_bytes bigint, need_objects bigint,
-    default_bytes bigint[], default_objects bigint[]
+    default_bytes bigint[], default_objects bigint[],
+    expected bigint, told_ahead bigint
 ) RETURNS TABLE (
     is_reserved boolean,
     used_bytes bigint, used_objects bigint, has_limits boolean,
     hard_bytes bigint, hard_objects bigint, soft_bytes bigint, soft_objects bigint,
     unmatched_bytes bigint, unmatched_objects bigint, held_bytes bigint, held_objects bigint,
-    baseline bigint
+    baseline bigint, now bigint, ahead bigint
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     countable CONSTANT bigint := 9223372036854775807;
     moment timestamptz;
+    told record;
 BEGIN
     PERFORM storage_guard_1_lock(names);
     -- Read after the wait for the lock. From here on each statement sees everything that was done before.
-    moment := clock_timestamp();
+    told := storage_guard_1_time(expected, told_ahead);
+    moment := told.moment;
     PERFORM storage_guard_1_stop(names, moment);
     RETURN QUERY
     WITH standing AS (
@@ -142,7 +189,8 @@ BEGIN
     )
     SELECT fits, used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
         unmatched_bytes, unmatched_objects, least(held_bytes, countable)::bigint, least(held_objects, countable)::bigint,
-        (SELECT of_all.hard_bytes FROM storage_guard_accounts AS of_all WHERE of_all.key = sha256('\xff'))
+        (SELECT of_all.hard_bytes FROM storage_guard_accounts AS of_all WHERE of_all.key = sha256('\xff')),
+        told.now, told.ahead
     FROM standing, verdict ORDER BY place;
 END
 $$;
@@ -151,8 +199,9 @@ $$;
 -- settlement and scope. An id has one change and one hold to keep, or neither.
 CREATE OR REPLACE FUNCTION storage_guard_1_settle(
     ids uuid[], names bytea[], change_bytes bigint[], change_objects bigint[],
-    kept_ids uuid[], kept_bytes bigint[], kept_objects bigint[], kept_milliseconds bigint[]
-) RETURNS void
+    kept_ids uuid[], kept_bytes bigint[], kept_objects bigint[], kept_milliseconds bigint[],
+    expected bigint, told_ahead bigint, OUT now bigint, OUT ahead bigint
+)
 LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT numeric := 9223372036854775807;
@@ -160,7 +209,7 @@ DECLARE
     moment timestamptz;
 BEGIN
     PERFORM storage_guard_1_lock(names);
-    moment := clock_timestamp();
+    SELECT * INTO moment, now, ahead FROM storage_guard_1_time(expected, told_ahead);
     PERFORM storage_guard_1_stop(names, moment);
     DELETE FROM storage_guard_holds AS hold
     USING unnest(ids, names) AS asked (id, name)
@@ -214,11 +263,14 @@ END
 $$;
 
 -- Prolongs holds that have not expired. The arrays have one element for each hold and scope.
-CREATE OR REPLACE FUNCTION storage_guard_1_renew(ids uuid[], names bytea[], milliseconds bigint) RETURNS void
+CREATE OR REPLACE FUNCTION storage_guard_1_renew(
+    ids uuid[], names bytea[], milliseconds bigint, expected bigint, told_ahead bigint, OUT now bigint, OUT ahead bigint
+)
 LANGUAGE plpgsql AS $$
 DECLARE
-    moment CONSTANT timestamptz := clock_timestamp();
+    moment timestamptz;
 BEGIN
+    SELECT * INTO moment, now, ahead FROM storage_guard_1_time(expected, told_ahead);
     UPDATE storage_guard_holds SET expires = moment + milliseconds * interval '1 millisecond'
     WHERE ctid = ANY (ARRAY(
         SELECT hold.ctid FROM unnest(ids, names) AS asked (id, name)

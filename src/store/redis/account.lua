@@ -1,5 +1,6 @@
 -- Returns the account of a scope.
 -- KEYS: its account, and the expiry of its holds.
 
-local account = load(KEYS[1], KEYS[2], clock())
-return {text(account.used), text(account.held), account.limits, text(account.unmatched)}
+local now, ahead = clock()
+local account = load(KEYS[1], KEYS[2], now)
+return {now, ahead, {text(account.used), text(account.held), account.limits, text(account.unmatched)}}

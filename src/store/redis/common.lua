@@ -1,7 +1,14 @@
--- Functions that the scripts share. This file is prepended to each of them.
+-- Functions that the scripts share. This file is prepended to each of them. Each returns the time, how far the clock was set
+-- ahead, and its answer.
 --
 -- A Lua number is a double: exact up to 2^53, and a quota may be larger. So a figure is two numbers, each of them exact:
 -- figure = high * 10^10 + low, with 0 <= low < 10^10. It is stored as plain decimal digits.
+
+-- The last key has how far the clock was set ahead, in milliseconds. It is missing if it was not. The last two arguments are
+-- what time the process expects, and how far the clock was ahead when it was told so. They are empty if it was not told.
+local ahead_key = table.remove(KEYS)
+local told_ahead = tonumber(table.remove(ARGV))
+local expected = tonumber(table.remove(ARGV))
 
 local BASE = 1e10
 
@@ -106,10 +113,23 @@ local function hold(account, id, more, ends)
   account.held = sum(account.held, more)
 end
 
--- The time in milliseconds, by the clock of this node.
+-- The time in milliseconds, by the clock of this node less what it was set ahead. Returns that too.
 local function clock()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local ahead = tonumber(redis.call('GET', ahead_key) or 0)
+  now = now - ahead
+  -- What was expected is older than this step by how long the last answer and this call were under way: ten seconds at the
+  -- most, as callers wait for five. Nothing makes it newer. Who has not heard of the last correction makes none.
+  if told_ahead == ahead and (now < expected - 1000 or now > expected + 15000) then
+    local corrected = ahead + now - expected
+    now = expected
+    -- When memory is full, the next step finds it again.
+    if not redis.pcall('SET', ahead_key, string.format('%.0f', corrected)).err then
+      ahead = corrected
+    end
+  end
+  return now, ahead
 end
 
 -- Stops usage where it is as far below zero as is held.

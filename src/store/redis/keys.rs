@@ -3,8 +3,9 @@
 //! | key | type | what is in it |
 //! |---|---|---|
 //! | `quota:{acme}account:user:{acme}:42` | hash | the account of a scope: see below |
-//! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis |
+//! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis less what it was set ahead |
 //! | `quota:{acme}settled:<id>` | string | empty: the tombstone of a settlement. Expires after a day |
+//! | `quota:{-}ahead` | string | how far the clock of Redis was set ahead, in milliseconds. Missing if it was not. In a cluster `quota:{acme}ahead` |
 //! | `quota:{-}baseline` | string | the baseline of the store: a number |
 //!
 //! | field of the hash | what is in it |
@@ -52,6 +53,11 @@ impl Keys {
         format!("{prefix}{{{tag}}}settled:{id}")
     }
 
+    /// The key of what a clock was set ahead, in the slot of this hash tag.
+    pub(super) fn ahead(&self, tag: &str) -> String {
+        format!("{}{{{tag}}}ahead", self.prefix)
+    }
+
     /// The key of the baseline. No other key of ours ends like this.
     pub(super) fn baseline(&self) -> String {
         format!("{}{{-}}baseline", self.prefix)
@@ -77,12 +83,14 @@ impl Keys {
         pattern + "{*}" + kind.name() + "*"
     }
 
+    /// Whether the prefix puts all keys into one slot.
+    pub(super) fn have_one_slot(&self) -> bool {
+        hash_tag(&self.prefix).is_some()
+    }
+
     /// Unused keys in many slots, or in the one slot that the prefix puts all keys into.
     pub(super) fn unused(&self) -> impl Iterator<Item = String> {
-        let count = match hash_tag(&self.prefix) {
-            Some(_) => 1,
-            None => 1 << 20,
-        };
+        let count = if self.have_one_slot() { 1 } else { 1 << 20 };
         (0..count).map(|number| format!("{}{{{number}}}", self.prefix))
     }
 }
@@ -163,6 +171,9 @@ mod tests {
                 let settled = keys.settled(HoldId::unique(), &scope);
                 assert_eq!(slot(&account), slot(&expiry), "{account}");
                 assert_eq!(slot(&account), slot(&settled), "{account}");
+                let ahead = keys.ahead(tag(&scope));
+                assert_eq!(slot(&account), slot(&ahead), "{account}");
+                assert_eq!(keys.scope(KeyKind::Account, ahead.as_bytes()), None);
                 assert_eq!(
                     keys.scope(KeyKind::Account, account.as_bytes()),
                     Some(scope.clone())

@@ -1,5 +1,6 @@
 //! Quotas in Redis or Valkey.
 
+mod clock;
 mod connect;
 mod keys;
 mod scan;
@@ -21,6 +22,7 @@ use tokio::time::timeout;
 
 pub use self::connect::RedisConnection;
 use self::{
+    clock::Time,
     keys::{KeyKind, Keys, tag},
     scan::Walk,
     script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
@@ -88,7 +90,7 @@ const BATCH: usize = 64;
 /// # }
 /// ```
 ///
-/// Each call is a script, or one plain command. A script is loaded by its first call, and again after a restart or a
+/// Each call is a script, or one plain command; the first one also asks whether this is a cluster. A script is loaded by its first call, and again after a restart or a
 /// failover that has lost it, so there is nothing to set up. The least that a Redis user needs is
 /// `~quota:* +@read +@write +@scripting +time +cluster|slots`.
 ///
@@ -129,7 +131,9 @@ const BATCH: usize = 64;
 ///   `appendfsync always` nothing.
 /// * Replicas follow a moment later. A failover may forget the holds and charges that were answered in that moment.
 ///   [`Admin::rescan`](super::Admin::rescan) puts usage right.
-/// * Holds expire by the clock of the node that has the scope.
+/// * Holds expire by the clock of the node that has the scope. If that is set while a process uses the store, forward or
+///   back, the next call of the process notices, and keeps a correction in Redis. In a cluster there is one for each hash tag,
+///   and a process notices it for those that it has used within two minutes.
 ///
 /// # Cost
 ///
@@ -149,6 +153,7 @@ pub struct RedisStore<C> {
     connection: C,
     keys: Keys,
     known: Arc<Mutex<Option<Known>>>,
+    time: Arc<Time>,
 }
 
 /// The last baseline that was read, and since when the node that has it is away.
@@ -164,6 +169,7 @@ impl<C> RedisStore<C> {
             connection,
             keys,
             known: Arc::default(),
+            time: Arc::default(),
         }
     }
 
@@ -174,6 +180,7 @@ impl<C> RedisStore<C> {
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.keys.prefix = prefix.into();
         self.known = Arc::default();
+        self.time = Arc::default();
         self
     }
 }
@@ -218,7 +225,8 @@ where
         // The number of a scope: the resource, the limit and what is counted; or the account.
         type Refusal = (usize, String, String, String);
         type Warning = (usize, String, String, String, String);
-        let answer = self.with_baseline(call.run(self.connection.clone())).await;
+        let first = reserve.scopes.iter().next().map(tag).unwrap_or_default();
+        let answer = self.with_baseline(self.run(first, call)).await;
         let ((refusal, warnings), baseline): ((Option<Refusal>, Vec<Warning>), _) =
             answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
@@ -257,14 +265,15 @@ where
             for together in settlements.chunks(BATCH) {
                 let of_tag = |tag: &&str| {
                     let parts: Vec<_> = together.iter().map(|one| in_tag(one, tag)).collect();
-                    self.settle_in_one(&parts)
+                    (tag.to_string(), self.settle_in_one(&parts))
                 };
                 let apart = match tags.len() {
                     1 => Vec::new(),
                     _ => tags.iter().map(of_tag).collect(),
                 };
-                let together = self.settle_in_one(together);
-                work.push(settle(self.connection.clone(), together, apart));
+                let first = tags.first().copied().unwrap_or_default().to_owned();
+                let together = (first, self.settle_in_one(together));
+                work.push(settle(self.clone(), together, apart));
             }
         }
         all(work).await.into_iter().collect()
@@ -309,7 +318,10 @@ where
             }
         }
         let mut work = Vec::new();
-        for holds in groups.values().flat_map(|holds| holds.chunks(BATCH)) {
+        let chunks = groups
+            .iter()
+            .flat_map(|(tag, holds)| holds.chunks(BATCH).map(move |holds| (*tag, holds)));
+        for (tag, holds) in chunks {
             let mut call = Call {
                 function: &RENEW,
                 keys: Vec::new(),
@@ -319,8 +331,8 @@ where
                 call.keys.push(self.keys.of(KeyKind::Expiry, scope));
                 call.args.push(id.to_string());
             }
-            let connection = self.connection.clone();
-            work.push(async move { call.run(connection).await });
+            let (store, tag) = (self.clone(), tag.to_owned());
+            work.push(async move { store.run(&tag, call).await });
         }
         all(work).await.into_iter().collect()
     }
@@ -328,7 +340,7 @@ where
     async fn stand(&self, scope: &Scope) -> Result<Account, Failure> {
         let call = self.call(&ACCOUNT, [scope], Vec::new());
         let (used, held, limits, unmatched): (String, String, String, String) =
-            call.run(self.connection.clone()).await?;
+            self.run(tag(scope), call).await?;
         Ok(text::account(&used, &held, &limits, &unmatched)?)
     }
 
@@ -427,7 +439,7 @@ where
             // Redis counts no further.
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             let call = self.call(&HOLDS, [&scope], vec![count.to_string()]);
-            held(self.connection.clone(), call, scope)
+            held(self.clone(), call, scope)
         };
         if let Some(scope) = scope {
             return ask(scope.clone()).await;
@@ -465,17 +477,21 @@ fn in_tag(settlement: &Settlement, wanted: &str) -> Settlement {
 ///
 /// A cluster cannot do that for scopes with different hash tags. There is no hold in such scopes, only a change without one,
 /// which has happened: it is charged part by part.
-async fn settle<C>(connection: C, together: Call, apart: Vec<Call>) -> Result<(), Failure>
+async fn settle<C>(
+    store: RedisStore<C>,
+    (tag, together): (String, Call),
+    apart: Vec<(String, Call)>,
+) -> Result<(), Failure>
 where
     C: ConnectionLike + Clone,
 {
-    match together.run(connection.clone()).await {
+    match store.run(&tag, together).await {
         Err(Failure::Redis(error))
             if error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot)
                 && !apart.is_empty() =>
         {
-            for part in apart {
-                part.run::<()>(connection.clone()).await?;
+            for (tag, part) in apart {
+                store.run::<()>(&tag, part).await?;
             }
             Ok(())
         }
@@ -483,12 +499,11 @@ where
     }
 }
 
-async fn held(
-    connection: impl ConnectionLike,
-    call: Call,
-    scope: Scope,
-) -> Result<Vec<HoldEntry>, Failure> {
-    let found: Vec<(String, String, u64)> = call.run(connection).await?;
+async fn held<C>(store: RedisStore<C>, call: Call, scope: Scope) -> Result<Vec<HoldEntry>, Failure>
+where
+    C: ConnectionLike + Clone,
+{
+    let found: Vec<(String, String, u64)> = store.run(tag(&scope), call).await?;
     let entries = found.into_iter().map(|(id, amount, rest)| {
         Ok(HoldEntry {
             amount: text::amount(&amount)?,

@@ -1,7 +1,7 @@
 -- Prolongs holds. Those that are gone stay gone.
 -- KEYS: for each hold the expiry of its scope's holds. ARGV: the time to live, then the holds.
 
-local now = clock()
+local now, ahead = clock()
 for number, expiry in ipairs(KEYS) do
   local id = ARGV[number + 1]
   local score = redis.call('ZSCORE', expiry, id)
@@ -9,4 +9,4 @@ for number, expiry in ipairs(KEYS) do
     redis.call('ZADD', expiry, now + ARGV[1], id)
   end
 end
-return true
+return {now, ahead, true}

@@ -21,7 +21,7 @@ local function counted(account)
   return sum(gain, account.held)
 end
 
-local now = clock()
+local now, ahead = clock()
 local accounts, warnings = {}, {}
 for scope = 1, #KEYS / 2 do
   local account = load(KEYS[2 * scope - 1], KEYS[2 * scope], now)
@@ -34,7 +34,7 @@ for scope = 1, #KEYS / 2 do
       limit = MOST
     end
     if less(ZERO, need) and less(limit, add(before[resource], need)) then
-      return {{scope, resource, digits(limit), digits(before[resource])}, {}}
+      return {now, ahead, {{scope, resource, digits(limit), digits(before[resource])}, {}}}
     end
   end
   local after = sum(before, asked)
@@ -52,4 +52,4 @@ for _, account in ipairs(accounts) do
   hold(account, id, asked, now + time_to_live)
   put(account, 'held')
 end
-return {false, warnings}
+return {now, ahead, {false, warnings}}

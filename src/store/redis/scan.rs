@@ -111,20 +111,29 @@ async fn used(
         .collect()
 }
 
+/// Which node has which slots, as rows. `None` without a cluster.
+pub(super) async fn slots(
+    connection: &mut impl ConnectionLike,
+) -> Result<Option<Vec<Vec<Value>>>, Failure> {
+    match ask(cmd("CLUSTER").arg("SLOTS"), connection).await {
+        Ok(rows) => Ok(Some(rows)),
+        // "This instance has cluster support disabled", or the command is unknown.
+        Err(Failure::Redis(error))
+            if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) =>
+        {
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
 /// A key of each node. `None` without a cluster.
 async fn nodes(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
 ) -> Result<Option<Vec<String>>, Failure> {
-    let rows: Vec<Vec<Value>> = match ask(cmd("CLUSTER").arg("SLOTS"), connection).await {
-        Ok(rows) => rows,
-        // "This instance has cluster support disabled", or the command is unknown.
-        Err(Failure::Redis(error))
-            if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) =>
-        {
-            return Ok(None);
-        }
-        Err(failure) => return Err(failure),
+    let Some(rows) = slots(connection).await? else {
+        return Ok(None);
     };
     let ranges: Option<Vec<_>> = rows.iter().map(|row| range(row)).collect();
     let ranges = ranges.ok_or_else(|| not_ours(&format!("{rows:?}")))?;

@@ -3,7 +3,8 @@
 -- ARGV: how long marks stay; of each settlement its id, its change, the hold to keep or nothing, the amount and time to live
 -- of that, the number of its scopes.
 
-local now, key, touched = clock(), 1, {}
+local now, ahead = clock()
+local key, touched = 1, {}
 for argument = 2, #ARGV, 6 do
   local id, change = ARGV[argument], amount(ARGV[argument + 1])
   local kept, more, ends = ARGV[argument + 2], amount(ARGV[argument + 3]), now + ARGV[argument + 4]
@@ -37,4 +38,4 @@ end
 for _, account in pairs(touched) do
   stop(account)
 end
-return true
+return {now, ahead, true}

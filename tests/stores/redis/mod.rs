@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use redis::Script;
 use test_support::running::free_port;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
@@ -16,7 +17,11 @@ use tower_storage_guard::{
     store::{Ceilings, HoldId, Keep, RedisStore, Settlement, Store, StoredQuota, conformance},
 };
 
+#[cfg(target_os = "linux")]
+use self::server::until;
 use self::server::{Cluster, Server};
+#[cfg(target_os = "linux")]
+use super::a_set_clock_neither_frees_nor_keeps_a_hold;
 use super::{exceeded, figures, hold, reserve, settle};
 
 /// The error of a call that was not decided, and its sources.
@@ -51,6 +56,81 @@ async fn a_cluster_conforms() {
     let cluster = Cluster::start().await;
     let (one, other) = (cluster.store().await, cluster.store().await);
     conformance::run(Arc::new(one), Arc::new(other)).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server and faketime"]
+async fn a_clock_that_is_set_neither_frees_nor_keeps_a_hold() {
+    let mut server = Server::start();
+    server.set_clock("+0");
+    let url = server.url();
+    let connect = async || RedisStore::connect(&url).await.unwrap();
+    a_set_clock_neither_frees_nor_keeps_a_hold(connect, |ahead| server.set_clock(ahead)).await;
+}
+
+/// The correction cannot be kept then.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server and faketime"]
+async fn a_clock_that_is_set_frees_nothing_while_memory_is_full() {
+    let mut server = Server::start();
+    server.set_clock("+0");
+    let store = server.store().await;
+    hold(&store, "user", 7, 100).await.unwrap();
+    server.ask::<()>("CONFIG SET maxmemory 1").await.unwrap();
+    server.set_clock("+7200");
+    for charged in 1..=2 {
+        settle(&store, HoldId::unique(), "user", 1).await;
+        assert_eq!(figures(&store, "user").await, (charged, 7));
+    }
+    server.ask::<()>("CONFIG SET maxmemory 0").await.unwrap();
+    exceeded(hold(&store, "user", 92, 100).await);
+    assert_eq!(figures(&server.store().await, "user").await, (2, 7));
+}
+
+/// The clocks of all nodes are set.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server and faketime"]
+async fn the_clocks_of_a_cluster_that_are_set_neither_free_nor_keep_a_hold() {
+    let mut cluster = Cluster::start().await;
+    cluster.set_clocks("+0");
+    let url = cluster.url();
+    let connect = async || RedisStore::connect(&url).await.unwrap();
+    until("the cluster is up again", async || {
+        hold(&connect().await, "other", 1, 100).await.is_ok()
+    })
+    .await;
+    a_set_clock_neither_frees_nor_keeps_a_hold(connect, |ahead| cluster.set_clocks(ahead)).await;
+}
+
+/// A machine that has slept expects an earlier time than the others. It may change the time once, but not again and again.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn who_has_not_heard_of_a_correction_makes_none() {
+    const CLOCK: &str = concat!(
+        include_str!("../../../src/store/redis/common.lua"),
+        "return {clock()}"
+    );
+    let server = Server::start();
+    let client = server.client();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    // The time, and how far the clock is ahead.
+    let mut clock = async |expected: &str, told_ahead: &str| -> (i64, i64) {
+        let script = Script::new(CLOCK);
+        let mut call = script.key("ahead");
+        call.arg(expected).arg(told_ahead);
+        call.invoke_async(&mut connection).await.unwrap()
+    };
+    let (real, ahead) = clock("", "").await;
+    assert_eq!(ahead, 0);
+    assert_eq!(clock("5", "1").await.1, 0);
+    let (time, ahead) = clock("5", "0").await;
+    assert_eq!(time, 5);
+    assert!((0..10_000).contains(&(ahead + 5 - real)), "{ahead}");
+    assert_eq!(clock(&real.to_string(), "0").await.1, ahead);
+    assert_eq!(clock(&real.to_string(), &ahead.to_string()).await.0, real);
 }
 
 #[tokio::test]

@@ -66,6 +66,14 @@ impl Cluster {
         node.ask::<()>(&meet).await.unwrap();
     }
 
+    /// Sets the clock of each node.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_clocks(&mut self, ahead: &str) {
+        for node in &mut self.nodes {
+            node.set_clock(ahead);
+        }
+    }
+
     pub(super) fn url(&self) -> String {
         let address = |node: &Server| format!("127.0.0.1:{}", node.port());
         let addresses: Vec<_> = self.nodes.iter().map(address).collect();

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 #[cfg(feature = "stores")]
 use tower_storage_guard::store::PostgresStore;
 
-use crate::running::{Running, free_port, signal};
+use crate::running::{Running, by_clock_of, free_port, signal};
 
 /// A server with a folder of its own, and its superuser `guard`. Stopped when dropped.
 pub struct Server {
@@ -59,6 +59,20 @@ impl Server {
         server
     }
 
+    /// Sets its clock, as with `+7200`: seconds that it is ahead. Before the first time, it is restarted.
+    pub fn set_clock(&mut self, ahead: &str) {
+        let (clock, has_clock) = (self.clock(), self.clock().exists());
+        fs::write(clock, ahead).unwrap();
+        if !has_clock {
+            self.kill();
+            self.start();
+        }
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.folder.path().join("clock")
+    }
+
     /// Starts it again.
     pub fn start(&mut self) {
         let (port, data) = (self.port.to_string(), self.data());
@@ -69,6 +83,9 @@ impl Server {
             command.args(["-c", setting]);
         }
         command.env("LANGUAGE", &self.language);
+        if self.clock().exists() {
+            by_clock_of(&mut command, &self.clock());
+        }
         let is_ready = || {
             let asked = program("pg_isready")
                 .args(["-q", "-h", "127.0.0.1", "-p", &port])

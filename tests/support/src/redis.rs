@@ -20,6 +20,8 @@ pub struct Server {
     folder: Folder,
     /// Separate, because a full disk must not affect it.
     log: NamedTempFile,
+    /// What its clock says, if that can be set.
+    clock: Option<NamedTempFile>,
     launcher: Vec<String>,
     options: Vec<String>,
     port: u16,
@@ -61,6 +63,7 @@ impl Server {
             running: None,
             folder,
             log: NamedTempFile::new().unwrap(),
+            clock: None,
             launcher: launcher.iter().map(|word| word.to_string()).collect(),
             options: options
                 .iter()
@@ -70,6 +73,20 @@ impl Server {
         };
         server.start_again();
         server
+    }
+
+    /// Sets its clock, as with `+7200`: seconds that it is ahead. Before the first time, it is restarted.
+    #[cfg(target_os = "linux")]
+    pub fn set_clock(&mut self, ahead: &str) {
+        let clock = self
+            .clock
+            .get_or_insert_with(|| NamedTempFile::new().unwrap());
+        let is_new = clock.path().metadata().unwrap().len() == 0;
+        std::fs::write(clock.path(), ahead).unwrap();
+        if is_new {
+            self.kill();
+            self.start_again();
+        }
     }
 
     pub fn start_again(&mut self) {
@@ -82,6 +99,10 @@ impl Server {
             .args(["--save", "", "--dir"])
             .arg(self.folder.path())
             .args(&self.options);
+        #[cfg(target_os = "linux")]
+        if let Some(clock) = &self.clock {
+            crate::running::by_clock_of(&mut command, clock.path());
+        }
         self.running = Some(Running::start(&mut command, self.log.path(), || {
             listens(port)
         }));
