@@ -54,9 +54,10 @@ CREATE TABLE IF NOT EXISTS storage_guard_clock (
 
 -- Function names contain a version, so that processes of an older and a newer version can share the database.
 --
--- Why there are no deadlocks: a function that changes holds or usage locks the accounts first, in the order of their keys,
--- then the row of the clock if it changes it, and then ids in their order. A function that renews or sweeps holds without those locks waits for no lock: renewing skips
--- locked rows, which are being ended or prolonged, and sweeping skips them too, as the last step.
+-- Why there are no deadlocks: a function that changes holds or usage locks the accounts first, in the order of their keys, then
+-- the row of the clock if it changes it, and then ids in their order. A function that renews or sweeps holds without those locks
+-- waits for no lock: renewing skips locked rows, which are being ended or prolonged, and sweeping skips them too, as the last
+-- step.
 
 -- How far the clock is ahead.
 CREATE OR REPLACE FUNCTION storage_guard_1_ahead() RETURNS bigint
