@@ -74,10 +74,6 @@ impl QuotaHold for AnyHold {
     fn commit(self, change: Change) -> Self::Commit {
         self.0.commit_any(change)
     }
-
-    fn spend(self, change: Change) {
-        self.0.spend_any(change);
-    }
 }
 
 /// [`QuotaSource`], without associated types.
@@ -122,7 +118,6 @@ impl<Q: QuotaSource> AnySource for Q {
 trait AnyHeld: Send {
     fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>>;
     fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()>;
-    fn spend_any(self: Box<Self>, change: Change);
 }
 
 impl<H: QuotaHold> AnyHeld for H {
@@ -132,9 +127,5 @@ impl<H: QuotaHold> AnyHeld for H {
 
     fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()> {
         Box::pin(self.commit(change))
-    }
-
-    fn spend_any(self: Box<Self>, change: Change) {
-        self.spend(change);
     }
 }

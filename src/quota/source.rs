@@ -69,18 +69,6 @@ pub trait QuotaHold: Send + 'static {
     /// The charge must not be lost when the returned future is dropped: record it before returning, or hand it to a
     /// task.
     fn commit(self, change: Change) -> Self::Commit;
-
-    /// Ends the hold, where `change` is charged already by [other means](crate::Reservation::commit_with): releases what was
-    /// reserved, and charges nothing.
-    ///
-    /// Defaults to a drop. A source that may give the room to others before its accounts know of the charge has to keep it
-    /// until then.
-    fn spend(self, change: Change)
-    where
-        Self: Sized,
-    {
-        let _ = change;
-    }
 }
 
 impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {

@@ -9,17 +9,17 @@ mod pending;
 mod shared;
 mod tickets;
 
-use std::{fmt, future::ready, iter, sync::Arc};
+use std::{fmt, iter, sync::Arc};
 
 pub(crate) use self::{
     context::{Context, Grants, Rules, too_late},
     hooks::{EndHook, Outcome, StartHook},
     meter::Meter,
-    ops::{BoxFuture, Charge, Outer, Report, ReservationOps},
+    ops::{BoxFuture, Outer, Report, ReservationOps},
     pending::{Pending, Terms},
     shared::{Attachment, Ended, Shared, State},
 };
-use crate::{amount::Amount, demand::Demand, quota::Change, refused::Refused, volume::Volume};
+use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 
 /// Storage that is reserved: on the volume, and in every scope. Cheap to clone; when the last clone is dropped, on
 /// any thread, everything is released.
@@ -171,42 +171,6 @@ impl Reservation {
             committed = own.await;
         }
         for outer in commits {
-            outer.await;
-        }
-        committed
-    }
-
-    /// Commits what was stored, and has `charge` charge it to the scopes, in place of the quota source.
-    ///
-    /// Use it where the charge belongs to something that the quota source does not know: the
-    /// [intent](crate::store::Intent) of a rename, or a transaction of your own. `charge` gets the change to charge. It has to
-    /// hand the charge over before it returns, since what was reserved is released then, and its future is waited for within
-    /// the layer's [`quota_timeout`](crate::StorageGuardLayer::quota_timeout).
-    ///
-    /// False where the reservation has ended before, or is a part of an upload that is not complete. `charge` is not called
-    /// then. Where the layers of two guards are around a handler, the reservations of the outer ones are
-    /// [committed](Self::commit).
-    pub async fn commit_with<F>(&self, charge: impl FnOnce(Change) -> F + Send) -> bool
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let committing = {
-            let mut charge = Some(charge);
-            let mut charge = move |change| -> BoxFuture<()> {
-                match charge.take() {
-                    Some(charge) => Box::pin(charge(change)),
-                    None => Box::pin(ready(())),
-                }
-            };
-            Arc::clone(&self.0).commit_with(&mut charge)
-        };
-        let outer: Vec<_> = self
-            .chain()
-            .skip(1)
-            .map(|ops| Arc::clone(ops).commit())
-            .collect();
-        let committed = committing.await;
-        for outer in outer {
             outer.await;
         }
         committed

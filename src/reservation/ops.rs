@@ -3,13 +3,10 @@
 use std::{pin::Pin, sync::Arc};
 
 use super::meter::Meter;
-use crate::{amount::Amount, demand::Demand, quota::Change, refused::Refused, volume::Volume};
+use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 
 /// A boxed future, used on rare paths.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// Charges a change to the scopes of a reservation.
-pub(crate) type Charge<'a> = &'a mut (dyn FnMut(Change) -> BoxFuture<()> + Send);
 
 /// A reservation, with the type of the quota source erased.
 pub(crate) trait ReservationOps: Send + Sync {
@@ -40,10 +37,6 @@ pub(crate) trait ReservationOps: Send + Sync {
 
     /// Commits now. False if it has ended before, or was cut.
     fn commit(self: Arc<Self>) -> BoxFuture<bool>;
-
-    /// Commits now, and has the scopes charged by `charge`. It is called before this returns, or never: if it has ended before,
-    /// or was cut, or is a part of an upload that is not complete.
-    fn commit_with(self: Arc<Self>, charge: Charge<'_>) -> BoxFuture<bool>;
 
     /// Releases now, unless it has ended before.
     fn release(&self);

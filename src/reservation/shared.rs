@@ -1,7 +1,6 @@
 //! The state that the handle of a reservation shares with body and answer (for HTTP), and how it ends.
 
 use std::{
-    future::ready,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
@@ -11,7 +10,7 @@ use super::{
     context::Context,
     hooks::{EndHook, Outcome},
     meter::Meter,
-    ops::{BoxFuture, Charge, Outer, Report, ReservationOps},
+    ops::{BoxFuture, Outer, Report, ReservationOps},
     pending::{self, Pending},
     tickets::Tickets,
 };
@@ -110,15 +109,15 @@ struct AtEnd {
 pub(crate) enum Ended<H> {
     /// It had ended already.
     Before,
-    /// It has ended now, with its hold if it has one and has succeeded, and with what to charge.
-    Now(Option<H>, Change),
+    /// It has ended now, with the amount to commit if there is a hold.
+    Now(Option<(H, Change)>),
 }
 
 impl<H> Ended<H> {
     pub(crate) fn into_commit(self) -> Option<(H, Change)> {
         match self {
             Self::Before => None,
-            Self::Now(hold, change) => Some((hold?, change)),
+            Self::Now(commit) => commit,
         }
     }
 }
@@ -319,19 +318,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         if hold.is_none() {
             self.context.rules.quota_queue.notify();
         }
-        Ended::Now(hold, end.change)
-    }
-
-    /// Ends it as a success. None if it has ended, or was cut.
-    fn end_open(&self) -> Option<(Option<Q::Hold>, Change)> {
-        let state = self.state();
-        if !matches!(state.lifecycle, Lifecycle::Open) {
-            return None;
-        }
-        match self.end_in(state, true) {
-            Ended::Before => None,
-            Ended::Now(hold, change) => Some((hold, change)),
-        }
+        Ended::Now(hold.map(|hold| (hold, end.change)))
     }
 
     /// What a reservation leaves after such an end.
@@ -396,15 +383,10 @@ where
         let commit = commit.map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
             if let Some(commit) = commit {
-                self.charged(commit).await;
+                within(self.context.rules.quota_timeout, commit).await;
+                self.context.rules.quota_queue.notify();
             }
         })
-    }
-
-    /// Waits for a charge within the quota source's timeout.
-    async fn charged(&self, charge: impl Future) {
-        within(self.context.rules.quota_timeout, charge).await;
-        self.context.rules.quota_queue.notify();
     }
 }
 
@@ -478,27 +460,14 @@ where
     }
 
     fn commit(self: Arc<Self>) -> BoxFuture<bool> {
-        let Some((hold, change)) = self.end_open() else {
-            return Box::pin(ready(false));
-        };
-        let settled = self.settle(hold.map(|hold| (hold, change)));
+        let state = self.state();
+        if !matches!(state.lifecycle, Lifecycle::Open) {
+            return Box::pin(std::future::ready(false));
+        }
+        let commit = self.end_in(state, true).into_commit();
+        let settled = self.settle(commit);
         Box::pin(async move {
             settled.await;
-            true
-        })
-    }
-
-    fn commit_with(self: Arc<Self>, charge: Charge<'_>) -> BoxFuture<bool> {
-        let Some((hold, change)) = self.end_open() else {
-            return Box::pin(ready(false));
-        };
-        // Charged first, so that the room is never free in between.
-        let charging = charge(change);
-        if let Some(hold) = hold {
-            hold.spend(change);
-        }
-        Box::pin(async move {
-            self.charged(charging).await;
             true
         })
     }

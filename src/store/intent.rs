@@ -1,9 +1,9 @@
 //! Changes that are about to be made to what is stored.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use super::{HoldId, Settled, Settlement, Store, StoredQuota, source::Shared};
-use crate::{quota::Change, scope::Scopes};
+use crate::{quota::Change, reservation::Reservation, scope::Scopes};
 
 /// A change that is about to be made: a rename, or a removal.
 ///
@@ -57,10 +57,34 @@ pub struct Intent<S: Store> {
 }
 
 impl<S: Store> Intent<S> {
+    /// Commits a reservation of this quota, whose change was made. In the journal its charge takes the place of the note, in
+    /// one write.
+    ///
+    /// # Errors
+    ///
+    /// Returns the intent where the reservation has ended before, so that it can be [settled](Self::settle).
+    pub async fn commit(self, reservation: &Reservation) -> Result<(), Self> {
+        if reservation.has_ended() {
+            return Err(self);
+        }
+        let mut commit = pin!(reservation.commit());
+        let first = {
+            let _together = self.shared.settler.together();
+            self.shared.settler.forget_intent(self.id);
+            // The charge is noted in here.
+            poll_fn(|cx| Poll::Ready(commit.as_mut().poll(cx))).await
+        };
+        let is_committed = match first {
+            Poll::Ready(is_committed) => is_committed,
+            Poll::Pending => commit.await,
+        };
+        if is_committed { Ok(()) } else { Err(self) }
+    }
+
     /// Charges the change that was made: zero if none was.
     ///
     /// The future resolves once the store has taken the charge. It is cancel-safe: the change is charged even if the future
-    /// is dropped. A change with a reservation is committed [with this charge](crate::Reservation::commit_with).
+    /// is dropped. Use it for a change without a reservation, such as a removal; otherwise [`commit`](Self::commit).
     pub fn settle(self, change: Change) -> Settled {
         let settler = &self.shared.settler;
         if change == Change::ZERO || self.scopes.is_empty() {

@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,7 +17,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{HoldId, Journal, Settlement, Store, journal::Noted};
+use super::{
+    HoldId, Journal, Settlement, Store,
+    journal::{Noted, Together},
+};
 use crate::{quota::Change, scope::Scopes};
 
 /// How many settlements one call to the store has at most.
@@ -39,6 +45,9 @@ struct Queue {
     bell: Notify,
     /// Kept open until all is settled.
     journal: Option<Journal>,
+    /// Whether charges take the place of intents. The journal has to have them before the store then: what it still has as an
+    /// intent is charged by the next process.
+    has_intents: AtomicBool,
 }
 
 struct Unsettled {
@@ -122,7 +131,14 @@ impl Settler {
     /// Notes a change that is about to be made, and that will be settled under this id. None without a journal.
     pub(super) fn intend(&self, id: HoldId, scopes: &Scopes, note: &[u8]) -> Option<Noted> {
         let journal = self.queue.journal.as_ref()?;
+        self.queue.has_intents.store(true, Ordering::Relaxed);
         Some(journal.intend(id, scopes, note))
+    }
+
+    /// What is noted until this is dropped is written together. Held for an instant.
+    pub(super) fn together(&self) -> Option<Together<'_>> {
+        let journal = self.queue.journal.as_ref()?;
+        Some(journal.together())
     }
 
     /// An intended change was not made, or nothing is charged for it.
@@ -220,6 +236,11 @@ async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>) {
     let (mut most, mut pause) = (BATCH, PAUSE);
     while let Some(batch) = queue.next(most).await {
         let settlements: Vec<_> = batch.iter().map(|one| one.settlement.clone()).collect();
+        if queue.has_intents.load(Ordering::Relaxed)
+            && let Some(journal) = &queue.journal
+        {
+            journal.written().await;
+        }
         let settled = timeout(PATIENCE, store.settle(&settlements)).await;
         if matches!(settled, Ok(Ok(()))) {
             queue.confirm(batch);

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    reservation::{BoxFuture, Charge, Outcome},
+    reservation::{BoxFuture, Outcome},
 };
 
 /// What one request draws from its upload. Ends once.
@@ -142,7 +142,7 @@ impl Draw {
     /// The request has ended.
     pub(super) fn end(&self, outcome: Outcome) {
         self.state().ended.get_or_insert(outcome);
-        self.apply(None);
+        self.apply();
     }
 
     /// The client has left in the middle of the body. Its answer is no refusal then, whatever the status: the service has
@@ -153,24 +153,19 @@ impl Draw {
 
     /// The request was answered so. A success counts once it has ended too.
     pub(super) fn answered(&self, answer: Answer) {
-        self.end_as(answer, None);
-    }
-
-    fn end_as(&self, answer: Answer, charge: Option<Charge<'_>>) {
         let mut state = self.state();
         let is_no_refusal = matches!(answer, Answer::Refused) && state.broke_off;
         if matches!(state.answer, Answer::Awaited) && !is_no_refusal {
             state.answer = answer;
         }
         drop(state);
-        self.apply(charge);
+        self.apply();
     }
 
     /// The handler has committed the request: what it has stored stays, even if the client has left.
-    /// `charge` charges the upload, if it is complete.
-    pub(super) fn committed(&self, charge: Option<Charge<'_>>) -> Option<BoxFuture<bool>> {
+    pub(super) fn committed(&self) -> Option<BoxFuture<bool>> {
         if self.is_last() {
-            self.end_as(Answer::Complete, charge);
+            self.answered(Answer::Complete);
         }
         self.settling()
     }
@@ -189,7 +184,7 @@ impl Draw {
     }
 
     /// Applies the end of the request to its upload, once end and answer are known.
-    fn apply(&self, charge: Option<Charge<'_>>) {
+    fn apply(&self) {
         let mut state = self.state();
         let Some(ended) = state.ended else { return };
         let is_known = !ended.success || !matches!(state.answer, Answer::Awaited);
@@ -218,7 +213,7 @@ impl Draw {
         let unused = claims.end(body.max(stored).max(written));
         drop(claims);
         self.upload.whole_reservation().written(unused.settling);
-        let left = Left {
+        let settled = self.upload.leave(Left {
             at: &self.at,
             success: ended.success,
             answer,
@@ -229,8 +224,7 @@ impl Draw {
             replaced,
             whole: self.whole,
             unused,
-        };
-        let settled = self.upload.leave(left, charge);
+        });
         self.state().settling = settled;
     }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    reservation::{BoxFuture, Charge, Report, ReservationOps},
+    reservation::{BoxFuture, Report, ReservationOps},
 };
 
 /// The registry that keeps an upload while it is open.
@@ -268,12 +268,7 @@ impl Upload {
     }
 
     /// A request has ended. Returns the commit that its answer has to wait for.
-    /// `charge` charges an upload that it completes.
-    pub(super) fn leave(
-        self: &Arc<Self>,
-        left: Left<'_>,
-        charge: Option<Charge<'_>>,
-    ) -> Option<BoxFuture<bool>> {
+    pub(super) fn leave(self: &Arc<Self>, left: Left<'_>) -> Option<BoxFuture<bool>> {
         let registry = self.registry();
         if let (Some(registry), Answer::Complete | Answer::Removed) = (&registry, &left.answer)
             && left.success
@@ -295,8 +290,7 @@ impl Upload {
             (Stage::Open, After::Complete) => {
                 let received = saturate(state.contents.sizes()).saturating_sub(self.before);
                 let stored = whole_stored.unwrap_or(received);
-                let stored = Amount::new(stored, report.made.unwrap_or(1));
-                self.settle(state, stored, true, charge)
+                self.settle(state, Amount::new(stored, report.made.unwrap_or(1)), true)
             }
             (Stage::Open, after) => {
                 drop(state);
@@ -358,7 +352,7 @@ impl Upload {
             Stage::New => 0,
             _ => saturate(state.contents.sizes()).saturating_sub(self.before),
         };
-        self.settle(state, Amount::new(received, objects), false, None)
+        self.settle(state, Amount::new(received, objects), false)
     }
 
     /// Ends the reservation, and charges `stored` and the extra content.
@@ -367,7 +361,6 @@ impl Upload {
         mut state: MutexGuard<'_, State>,
         stored: Amount,
         is_complete: bool,
-        charge: Option<Charge<'_>>,
     ) -> Option<BoxFuture<bool>> {
         // Requests in flight may store what they have drawn.
         let beside = state.beside();
@@ -387,11 +380,7 @@ impl Upload {
             // A new one was an ordinary request.
             report.is_unfinished = !is_complete && !is_new;
         });
-        let reservation = Arc::clone(&self.reservation);
-        Some(match charge {
-            Some(charge) => reservation.commit_with(charge),
-            None => reservation.commit(),
-        })
+        Some(Arc::clone(&self.reservation).commit())
     }
 
     fn registry(&self) -> Option<Arc<dyn Keeper>> {

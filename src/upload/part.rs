@@ -8,7 +8,7 @@ use crate::{
     body::{BodyEnd, Exchange, Unread},
     demand::Demand,
     refused::Refused,
-    reservation::{BoxFuture, Charge, Meter, Outer, Report, ReservationOps},
+    reservation::{BoxFuture, Meter, Outer, Report, ReservationOps},
     volume::Volume,
 };
 
@@ -22,22 +22,6 @@ pub(super) struct Part {
 impl Part {
     pub(super) fn new(own: Arc<dyn Exchange>, draw: Arc<Draw>) -> Self {
         Self { own, draw }
-    }
-
-    /// Commits the request, and the upload if it is complete.
-    fn commit_part(&self, charge: Option<Charge<'_>>) -> BoxFuture<bool> {
-        let own: Arc<dyn ReservationOps> = self.own.clone();
-        let committed = own.commit();
-        // The upload may be complete, and the client may be gone.
-        let is_committed = self.own.refused().is_none();
-        let settled = is_committed.then(|| self.draw.committed(charge)).flatten();
-        Box::pin(async move {
-            let is_committed = committed.await;
-            if let Some(settled) = settled {
-                settled.await;
-            }
-            is_committed
-        })
     }
 
     fn whole(&self) -> &Arc<dyn ReservationOps> {
@@ -121,19 +105,17 @@ impl ReservationOps for Part {
     }
 
     fn commit(self: Arc<Self>) -> BoxFuture<bool> {
-        self.commit_part(None)
-    }
-
-    fn commit_with(self: Arc<Self>, charge: Charge<'_>) -> BoxFuture<bool> {
-        let mut is_charged = false;
-        let mut charging = |change| {
-            is_charged = true;
-            charge(change)
-        };
-        let committed = self.commit_part(Some(&mut charging));
+        let own: Arc<dyn ReservationOps> = self.own.clone();
+        let committed = own.commit();
+        // The upload may be complete, and the client may be gone.
+        let is_committed = self.own.refused().is_none();
+        let settled = is_committed.then(|| self.draw.committed()).flatten();
         Box::pin(async move {
-            committed.await;
-            is_charged
+            let is_committed = committed.await;
+            if let Some(settled) = settled {
+                settled.await;
+            }
+            is_committed
         })
     }
 

@@ -29,7 +29,7 @@ use tower_storage_guard::{
     Scope, Scopes, StorageGuardLayer, TryReserveError, Volume,
     fault::Cause,
     quota::{
-        Answer, Change, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn,
+        Answer, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn,
         quota_future,
     },
 };
@@ -70,50 +70,6 @@ async fn a_commit_charges_and_anything_else_releases() {
     let job = guard.reserve(USER, Demand::known(300)).await.unwrap();
     drop((job.clone(), job));
     assert_eq!(usage(), (Amount::new(700, 3), Amount::ZERO));
-    Disk::until_settled(&volume).await;
-}
-
-#[tokio::test]
-async fn a_commit_with_a_charge_of_its_own_charges_that() {
-    let (volume, quota, guard) = guard(1 << 20, 1_000);
-    let charge = |change: Change| {
-        quota.adjust(USER, change);
-        // It waits for the timeout at most, and it is charged.
-        pending()
-    };
-    let used = || (quota.usage(USER).used, quota.usage(USER).held);
-    tokio::time::pause();
-    let overwrite = Demand::known(600).replacing(Amount::new(100, 1));
-    let job = guard.reserve(USER, overwrite).await.unwrap();
-    job.written(650);
-    job.stored(650);
-    assert!(job.commit_with(charge).await);
-    assert!(job.has_ended());
-    assert_eq!(used(), (Amount::new(550, 0), Amount::ZERO));
-    assert!(!job.commit_with(|_| async { panic!("it has ended") }).await);
-    assert!(!job.commit().await);
-
-    // What was charged fits, however much is held beside it.
-    let other = guard.reserve(USER, Demand::known(400)).await.unwrap();
-    let job = guard.reserve(USER, Demand::known(50)).await.unwrap();
-    let was_full = |_| {
-        let refused = guard.try_reserve(USER, Demand::known(1));
-        quota.adjust(USER, Change::from(Amount::new(50, 1)));
-        assert!(matches!(refused, Err(TryReserveError::Refused(_))));
-        assert!(guard.try_reserve(USER, Demand::known(1)).is_err());
-        std::future::ready(())
-    };
-    assert!(job.commit_with(was_full).await);
-    assert_eq!(used(), (Amount::new(600, 1), Amount::new(400, 1)));
-    let released = guard.reserve(USER, Demand::nothing()).await.unwrap();
-    released.release();
-    assert!(
-        !released
-            .commit_with(|_| async { panic!("it has ended") })
-            .await
-    );
-    drop(other);
-    tokio::time::resume();
     Disk::until_settled(&volume).await;
 }
 

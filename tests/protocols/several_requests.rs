@@ -249,66 +249,6 @@ async fn an_upload_complete_in_its_first_request_is_charged_with_it() {
     assert_eq!((site.used(), site.held()), (100, 0));
 }
 
-/// The handler hands the charge of a complete upload over, in its first request or in its last.
-#[tokio::test]
-async fn an_upload_is_committed_with_a_charge_of_its_own() {
-    let quota = MemoryQuota::new(Limits::bytes(1_000));
-    let layer = StorageGuardLayer::quota_only(quota.clone())
-        .scope_by(|_| USER)
-        .uploads(&Uploads::default());
-    let (charging, charged) = (quota.clone(), Arc::new(Mutex::new(Vec::new())));
-    let charges = Arc::clone(&charged);
-    let service = layer.layer(service_fn(move |request: Request<Incoming>| {
-        let (quota, charges) = (charging.clone(), Arc::clone(&charges));
-        async move {
-            let (head, body) = request.into_parts();
-            let reservation: Reservation = head.extensions.get::<Reservation>().unwrap().clone();
-            let (came, _) = read(body, Some(&reservation)).await;
-            let is_charged = reservation
-                .commit_with(|change| {
-                    quota.adjust(USER, change);
-                    std::future::ready(())
-                })
-                .await;
-            charges.lock().unwrap().push((came, is_charged));
-            let is_begin = head.method == "POST";
-            let mut answer = reply(if is_begin { 201 } else { 204 });
-            let headers = answer.headers_mut();
-            if is_begin {
-                headers.insert("location", "/files/1".parse().unwrap());
-            }
-            headers.insert("tus-resumable", "1.0.0".parse().unwrap());
-            let before = head.headers.get("upload-offset");
-            let before = before.map_or(0, |value| value.to_str().unwrap().parse().unwrap());
-            headers.insert("upload-offset", (before + came).into());
-            Ok::<_, Infallible>(answer)
-        }
-    }));
-    let send = async |request: http::request::Builder, bytes| {
-        let request = request.body(full(bytes)).unwrap();
-        service
-            .clone()
-            .oneshot(request)
-            .await
-            .unwrap()
-            .status()
-            .as_u16()
-    };
-    let figures = || (quota.usage(USER).used, quota.usage(USER).held.bytes);
-    let whole = |bytes: u64| tus("POST", "/files").header("upload-length", bytes);
-    let part = |offset: u64| tus("PATCH", "/files/1").header("upload-offset", offset);
-    assert_eq!(send(whole(100), 30).await, 201);
-    assert_eq!(figures(), (Amount::ZERO, 100));
-    assert_eq!(send(part(30), 50).await, 204);
-    assert_eq!(figures(), (Amount::ZERO, 100));
-    assert_eq!(send(part(80), 20).await, 204);
-    assert_eq!(figures(), (Amount::new(100, 1), 0));
-    assert_eq!(send(whole(40), 40).await, 201);
-    assert_eq!(figures(), (Amount::new(140, 2), 0));
-    let charged = charged.lock().unwrap();
-    assert_eq!(*charged, [(30, false), (50, false), (20, true), (40, true)]);
-}
-
 #[tokio::test]
 async fn an_interrupted_upload_is_resumed_at_its_offset() {
     // It fits exactly on both, so that nothing may be counted twice.

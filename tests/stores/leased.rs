@@ -275,46 +275,6 @@ async fn charges_that_cancel_out_leave_nothing_held() {
     assert_eq!(figures(&*reference, "user").await, (40_000, 0));
 }
 
-/// As an intent does it: the store is told of the charge by itself.
-#[tokio::test(start_paused = true)]
-async fn what_is_charged_beside_a_lease_is_not_lent_again() {
-    let reference = Arc::new(ReferenceStore::default());
-    let limit = 1_000_000;
-    let (one, line) = node(&reference, Limits::bytes(limit));
-    let (other, _) = node(&reference, Limits::bytes(limit));
-    let spend = async |quota: &Quota, hold: Hold, bytes: u64| {
-        let settled = quota.stored().adjust("user", Amount::bytes(bytes).into());
-        hold.spend(Amount::bytes(bytes).into());
-        settled.await;
-    };
-    let (mut stored, trips) = (0, line.trips());
-    let mut requests = 0;
-    // Of what is reserved, a part, all, or more is stored.
-    for bytes in [1_000, 700, 1_000, 1_300, 0].into_iter().cycle().take(500) {
-        let hold = take(&one, "user", 1_000).await.expect("it fits");
-        spend(&one, hold, bytes).await;
-        (stored, requests) = (stored + bytes, requests + 1);
-        sleep(Duration::from_millis(4)).await;
-    }
-    assert!(line.trips() - trips < 2 * requests, "it is leased");
-    // Neither this node nor another gets a byte more than there is.
-    let all = loop {
-        match take(&one, "user", 1_000).await {
-            Ok(hold) => {
-                spend(&one, hold, 1_000).await;
-                stored += 1_000;
-            }
-            Err(QuotaError::Exceeded(full)) => break full,
-            Err(error) => panic!("{error}"),
-        }
-    };
-    assert_eq!(stored, limit);
-    assert_eq!((all.limit, all.used), (limit, limit));
-    exceeded(take(&other, "user", 1).await);
-    sleep(Duration::from_secs(2)).await;
-    assert_eq!(figures(&*reference, "user").await, (stored as i64, 0));
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_call_cancelled_during_the_decision_leaves_no_hold() {
     let reference = Arc::new(ReferenceStore::default());

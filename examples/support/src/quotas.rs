@@ -1,16 +1,9 @@
 //! The quotas of a server: in memory, or in a store that outlives the process and may be shared.
 
-use std::{
-    collections::HashMap,
-    future::{pending, ready},
-    io,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::HashMap, future::pending, io, path::PathBuf, time::Duration};
 
-use futures_util::future::BoxFuture;
 use tower_storage_guard::{
-    BoxError, Scope, Scopes,
+    BoxError, Reservation, Scope, Scopes,
     quota::{AnyQuota, Change, Limits, MemoryQuota, Usage},
 };
 
@@ -164,21 +157,30 @@ impl Quotas {
 
 /// A change that is about to be made.
 pub enum Intent {
+    /// Not noted.
     Memory(MemoryQuota, Scopes),
     #[cfg(feature = "stored")]
     Stored(crate::stored::Intent),
 }
 
 impl Intent {
+    /// Commits a reservation, whose change was made. Returns the intent if the reservation has ended before.
+    pub async fn commit(self, reservation: &Reservation) -> Option<Self> {
+        match self {
+            Self::Memory(..) => (!reservation.commit().await).then_some(self),
+            #[cfg(feature = "stored")]
+            Self::Stored(intent) => intent.commit(reservation).await.err().map(Self::Stored),
+        }
+    }
+
     /// Charges the change that was made: zero if none was. It is charged even if the future is dropped.
-    pub fn settle(self, change: Change) -> BoxFuture<'static, ()> {
+    pub async fn settle(self, change: Change) {
         match self {
             Self::Memory(quota, scopes) => {
                 scopes.iter().for_each(|scope| quota.adjust(scope, change));
-                Box::pin(ready(()))
             }
             #[cfg(feature = "stored")]
-            Self::Stored(intent) => Box::pin(crate::stored::charged(intent.settle(change))),
+            Self::Stored(intent) => crate::stored::charged(intent.settle(change)).await,
         }
     }
 }

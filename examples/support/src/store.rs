@@ -416,18 +416,18 @@ impl Folder {
             reservation
                 .replaces(replaced.fold(Amount::ZERO, |sum, one| sum + one))
                 .await?;
-            let mut intent = Some(folder.intend(&changes).await);
+            let intent = folder.intend(&changes).await;
             let (count, published) = folder.rename(&mut uploads).await;
             let made = &changes[..count];
             reservation.stored(made.iter().map(|change| change.size).sum());
             reservation.made(made.len() as u64);
             // The files exist, whatever is answered, and even if the client has disconnected.
-            let mut charge = |change| {
-                let intent = intent.take();
-                intent.expect("it is charged once").settle(change)
+            let left = match published {
+                Ok(()) => intent.commit(&reservation).await,
+                Err(_) => Some(intent),
             };
-            if published.is_err() || !reservation.commit_with(&mut charge).await {
-                charge(change::sum(made)).await;
+            if let Some(intent) = left {
+                intent.settle(change::sum(made)).await;
             }
             // Now that it is charged, what was not renamed may go.
             published.map(|()| Stored {

@@ -356,7 +356,7 @@ impl Turn {
         };
         let file = block_in_place(|| OpenOptions::new().write(true).open(&from))?;
         let synced = spawn_blocking(move || file.sync_all()).await?;
-        let mut intent = Some(folder.intend(&[change]).await);
+        let intent = folder.intend(&[change]).await;
         // No await point from here to the charge: the file is not renamed if the client has disconnected before.
         let placed = synced.and_then(|()| {
             block_in_place(|| {
@@ -364,20 +364,16 @@ impl Turn {
                 sync_dir(&folder.dir)
             })
         });
-        let mut settle = |change| {
-            let intent = intent.take();
-            intent.expect("it is settled once").settle(change)
-        };
         if placed.is_err() {
             self.remove();
-            settle(Change::ZERO).await;
+            intent.settle(Change::ZERO).await;
             return placed;
         }
         self.progress.stage = Stage::Whole;
         self.touch();
-        if !reservation.commit_with(&mut settle).await {
+        if let Some(intent) = intent.commit(reservation).await {
             // The guard charges it when the reservation of the whole upload ends.
-            settle(Change::ZERO).await;
+            intent.settle(Change::ZERO).await;
         }
         Ok(())
     }

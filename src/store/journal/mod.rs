@@ -11,6 +11,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
@@ -214,6 +215,28 @@ impl Journal {
         self.add(Record::Intent(id, Intended { scopes, note }))
     }
 
+    /// What is noted until this is dropped is written together.
+    pub(super) fn together(&self) -> Together<'_> {
+        self.queue.state().together += 1;
+        Together(&self.queue)
+    }
+
+    /// Resolves once all that was noted so far is written, or once the journal has failed.
+    pub(super) fn written(&self) -> Noted {
+        let mut state = self.queue.state();
+        let is_written = !state.next.has_charges && !state.writing.has_charges;
+        if is_written || state.is_failing {
+            return Noted(None);
+        }
+        let (written, is_written) = oneshot::channel();
+        // A write under way is waited for too, since the next one follows it.
+        state.next.told.push(written);
+        state.due = Some(Instant::now());
+        drop(state);
+        self.queue.bell.notify_one();
+        Noted(Some(is_written))
+    }
+
     fn add(&self, record: Record) -> Noted {
         let mut state = self.queue.state();
         state.add(record);
@@ -276,6 +299,15 @@ impl fmt::Debug for Journal {
     }
 }
 
+/// Keeps what is noted from being written apart.
+pub(super) struct Together<'a>(&'a Queue);
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        self.0.state().together -= 1;
+    }
+}
+
 /// What is to be written.
 struct Queue {
     state: Mutex<JournalState>,
@@ -298,6 +330,8 @@ struct JournalState {
     is_failing: bool,
     /// Whether the journal was dropped, so that nothing more is noted.
     is_over: bool,
+    /// How many callers are in the middle of noting what is to be written together.
+    together: u32,
 }
 
 /// The charges of one write.
@@ -339,6 +373,18 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state between callers that note several things together, which takes them an instant.
+    fn state_between(&self) -> MutexGuard<'_, JournalState> {
+        loop {
+            let state = self.state();
+            if state.together == 0 {
+                return state;
+            }
+            drop(state);
+            thread::yield_now();
+        }
+    }
+
     /// Waits until there is something to write. Returns false when there is nothing, and nothing can come.
     async fn is_due(&self) -> bool {
         loop {
@@ -362,7 +408,7 @@ impl Queue {
     /// Writes what there is. Blocks.
     fn write(&self, segments: &mut Segments) {
         let records = {
-            let mut state = self.state();
+            let mut state = self.state_between();
             state.due = None;
             state.writing = mem::take(&mut state.next);
             state.records.as_mut().map(mem::take)
@@ -388,7 +434,7 @@ impl Queue {
 
     /// All that is outstanding, for a new segment. Nothing else has to be written after it.
     fn all(&self) -> Outstanding {
-        let mut state = self.state();
+        let mut state = self.state_between();
         state.records = Some(Vec::new());
         state.due = None;
         let next = mem::take(&mut state.next);

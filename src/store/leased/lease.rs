@@ -167,14 +167,6 @@ impl Lease {
         }
     }
 
-    /// Records that what was just returned is used, by a charge that the store is told of beside this lease.
-    pub(super) fn spend_beside(&mut self, used: Amount) {
-        self.free = self.free - used;
-        self.this.idle = least(self.this.idle, self.free);
-        // The store holds more than is recorded here, until it is told.
-        self.in_store.needs_resync |= self.in_store.is_there;
-    }
-
     /// The id of the hold in the store, and of its charges in the journal.
     pub(super) fn id(&self) -> HoldId {
         self.in_store.id
@@ -389,6 +381,6 @@ fn fits(need: Amount, free: Amount) -> bool {
     need.bytes <= free.bytes && need.objects <= free.objects
 }
 
-pub(super) fn least(one: Amount, other: Amount) -> Amount {
+fn least(one: Amount, other: Amount) -> Amount {
     Amount::new(one.bytes.min(other.bytes), one.objects.min(other.objects))
 }

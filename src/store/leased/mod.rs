@@ -5,10 +5,7 @@ mod leases;
 
 use std::{fmt, mem, pin::Pin, sync::Arc};
 
-use self::{
-    lease::least,
-    leases::{Leases, of},
-};
+use self::leases::{Leases, of};
 use super::{Settled, Store, StoredHold, StoredQuota, journal::Noted};
 use crate::{
     amount::Amount,
@@ -71,8 +68,6 @@ use crate::{
 ///   stops, wait for [`settled`](Self::settled).
 /// - [Soft limits](super::StoredQuotaBuilder::warn_with) go by what is held, which includes leases. They are reported
 ///   earlier than without leases, and perhaps more than once.
-/// - The charge of an [`Intent`](super::Intent) goes to the store by itself, up to 64 in one call. What it has used of a lease
-///   is held as well, for a window at the most.
 /// - A limit that is lowered applies once what is leased is used up, or back in the store.
 pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
@@ -186,20 +181,6 @@ impl<S: Store> Taken<S> {
         // The journal writes in this order, so the last one is written after all others.
         noted
     }
-
-    /// Gives back what is not used. What is, was charged to the store by itself.
-    fn spend(&mut self, used: Amount) {
-        let amount = mem::take(&mut self.amount);
-        if amount.is_zero() {
-            return;
-        }
-        let mut table = self.leases.table();
-        for scope in &self.scopes {
-            let lease = of(&mut table, scope);
-            lease.end(amount);
-            lease.spend_beside(least(used, amount));
-        }
-    }
 }
 
 impl<S: Store> Drop for Taken<S> {
@@ -241,10 +222,6 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
         };
         let noted = self.taken.end(without(change, rest));
         self.rest.commit(rest).and(noted)
-    }
-
-    fn spend(mut self, change: Change) {
-        self.taken.spend(change.gain());
     }
 }
 
