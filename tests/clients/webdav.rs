@@ -85,7 +85,7 @@ async fn litmus_passes_as_without_the_guard() {
         }
     }
     assert_eq!(without, with);
-    // It sends its last PUT again where an answer is late.
+    // A temporary file was seen beside the file of its last PUT.
     let is_in_progress = |name: &String| name.starts_with(".uploads/");
     eventually("no upload in progress", || {
         !names(&server).iter().any(is_in_progress)
