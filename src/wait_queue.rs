@@ -13,8 +13,10 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use crate::{scope::Scope, time::Bound};
 
@@ -406,7 +408,7 @@ mod tests {
     }
 
     /// An attempt that outlasts the patience, such as a call to a slow store, loses its place for a while.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_oldest_is_not_evicted_while_attempts_take_long() {
         let queue = Arc::new(WaitQueue::new());
         let (oldest, younger) = (queue.ticket(), queue.ticket());
@@ -428,7 +430,7 @@ mod tests {
         refused.unwrap_err();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_has_grown_late_is_not_evicted_any_more() {
         let queue = Arc::new(WaitQueue::new());
         let (first, second) = (queue.ticket(), queue.ticket());
