@@ -163,7 +163,7 @@ mod tests {
             let to = layer
                 .http_settings()
                 .applies
-                .to(&head, &Asked::from(&head), false, false);
+                .to(&head, &Asked::from(&head), false, || false);
             assert_eq!(to, applies, "{content_type} {path}");
         }
     }

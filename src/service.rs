@@ -85,10 +85,8 @@ where
         // Room is reserved for it already, whatever decides about other requests.
         let is_open = step.as_ref().is_some_and(|step| step.is_open());
         let writes = step.as_ref().is_some_and(|step| step.is_write());
-        let applies = is_open
-            || http
-                .applies
-                .to(&head, &asked, writes, !body.is_end_stream());
+        let has_content = || !body.is_end_stream();
+        let applies = is_open || http.applies.to(&head, &asked, writes, has_content);
         if !applies {
             let request = Request::from_parts(head, MeteredBody::open(body));
             return ResponseFuture::open(settings, asked, self.inner.call(request));

@@ -62,7 +62,7 @@ impl Applies {
         head: &request::Parts,
         asked: &Asked,
         writes: bool,
-        has_content: bool,
+        has_content: impl FnOnce() -> bool,
     ) -> bool {
         match &self.chosen {
             Some(chosen) => chosen(head),
@@ -72,7 +72,7 @@ impl Applies {
                 .unwrap_or_else(|| {
                     writes
                         || head::is_write(&head.method)
-                        || has_content && head::is_overridden(&head.headers)
+                        || has_content() && head::is_overridden(&head.headers)
                 }),
         }
     }
