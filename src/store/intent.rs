@@ -1,6 +1,6 @@
 //! Changes that are about to be made to what is stored.
 
-use std::{fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{fmt, future::poll_fn, mem, pin::pin, sync::Arc, task::Poll};
 
 use super::{HoldId, Settled, Settlement, Store, StoredQuota, source::Shared};
 use crate::{quota::Change, reservation::Reservation, scope::Scopes};
@@ -109,23 +109,20 @@ impl<S: Store> StoredQuota<S> {
         };
         let settler = &self.shared.settler;
         if let Some(noted) = settler.intend(intent.id, &intent.scopes, note.as_ref()) {
-            let mut unmade = Unmade(Some(intent));
+            let unmade = Unmade(&intent);
             noted.await;
-            let intent = unmade.0.take();
-            return intent.expect("it is taken here only");
+            mem::forget(unmade);
         }
         intent
     }
 }
 
 /// Withdraws an intent whose caller has left before it was told.
-struct Unmade<S: Store>(Option<Intent<S>>);
+struct Unmade<'a, S: Store>(&'a Intent<S>);
 
-impl<S: Store> Drop for Unmade<S> {
+impl<S: Store> Drop for Unmade<'_, S> {
     fn drop(&mut self) {
-        if let Some(intent) = self.0.take() {
-            drop(intent.settle(Change::ZERO));
-        }
+        self.0.shared.settler.forget_intent(self.0.id);
     }
 }
 

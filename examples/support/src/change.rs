@@ -33,7 +33,7 @@ impl FileChange {
     }
 
     /// What it adds and what it removes, once it is made.
-    pub fn amounts(&self) -> (Amount, Amount) {
+    fn amounts(&self) -> (Amount, Amount) {
         let file = Amount::new(self.size, 1);
         match self.from {
             Some(_) => (file, self.replaced),
@@ -94,10 +94,8 @@ pub fn made(root: &Path, note: &[u8]) -> io::Result<Change> {
         .collect::<Result<_, _>>()?;
     let made = changes.iter().enumerate().filter(|(place, change)| {
         // A later file of the same request may have replaced it.
-        let those_after = changes.iter().zip(&is_made).skip(*place);
-        those_after
-            .into_iter()
-            .any(|(later, is_made)| *is_made && later.path == change.path)
+        let mut those_after = changes.iter().zip(&is_made).skip(*place);
+        those_after.any(|(later, is_made)| *is_made && later.path == change.path)
     });
     let made = made.map(|(_, change)| change);
     Ok(sum(made))

@@ -221,26 +221,25 @@ impl Journal {
         Together(&self.queue)
     }
 
-    /// Resolves once all that was noted so far is written, or once the journal has failed.
-    pub(super) fn written(&self) -> Noted {
-        let mut state = self.queue.state();
-        let is_written = !state.next.has_charges && !state.writing.has_charges;
-        if is_written || state.is_failing {
-            return Noted(None);
-        }
-        let (written, is_written) = oneshot::channel();
-        // A write under way is waited for too, since the next one follows it.
-        state.next.told.push(written);
-        state.due = Some(Instant::now());
-        drop(state);
-        self.queue.bell.notify_one();
-        Noted(Some(is_written))
-    }
-
     fn add(&self, record: Record) -> Noted {
         let mut state = self.queue.state();
         state.add(record);
         state.next.has_charges = true;
+        self.once_written(state)
+    }
+
+    /// Resolves once all that was noted so far is written, or once the journal has failed.
+    pub(super) fn written(&self) -> Noted {
+        let state = self.queue.state();
+        match state.next.has_charges || state.writing.has_charges {
+            // A write under way is waited for too, since the next one follows it.
+            true => self.once_written(state),
+            false => Noted(None),
+        }
+    }
+
+    /// Has the next batch written at once.
+    fn once_written(&self, mut state: MutexGuard<'_, JournalState>) -> Noted {
         if state.is_failing {
             return Noted(None);
         }

@@ -17,7 +17,8 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema, which is kept in the file.
 const VERSION: i64 = 1;
 
-/// How far the machine's clock may be ahead of a process's monotonic clock, or behind it, before it was set, in milliseconds.
+/// A larger difference between the machine's clock and a process's monotonic clock means that the former was set. In
+/// milliseconds.
 const SLACK: u64 = 1_000;
 
 /// What a step does, and so how durable it has to be.
