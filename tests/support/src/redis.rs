@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsStr,
+    io::{Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir};
 #[cfg(feature = "stores")]
 use tower_storage_guard::store::{RedisConnection, RedisStore};
 
-use crate::running::{Running, free_port, listens, signal};
+use crate::running::{Running, free_port, signal};
 
 /// A server. Killed when dropped.
 pub struct Server {
@@ -104,7 +106,7 @@ impl Server {
             crate::running::by_clock_of(&mut command, clock.path());
         }
         self.running = Some(Running::start(&mut command, self.log.path(), || {
-            listens(port)
+            answers(port)
         }));
     }
 
@@ -156,4 +158,15 @@ impl Server {
     pub async fn store(&self) -> RedisStore<RedisConnection> {
         RedisStore::connect(&self.url()).await.unwrap()
     }
+}
+
+/// Whether it serves at a port: it listens before it has read what it has stored.
+fn answers(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    let mut answer = [0; 8];
+    stream.write_all(b"PING\r\n").unwrap();
+    // A server with TLS or a password answers otherwise, but has nothing to read.
+    !(stream.read(&mut answer).is_ok() && answer == *b"-LOADING")
 }

@@ -151,8 +151,12 @@ pub async fn begin(
     announced: u64,
     sent: &[u8],
 ) -> TcpStream {
-    let framing = format!("content-length: {announced}");
+    let framing = format!("content-length: {announced}\r\nexpect: 100-continue");
     let mut stream = begin_framed(server, path, offset, &framing).await;
+    // Without content, nothing else tells that it has arrived.
+    for line in ["HTTP/1.1 100 Continue", ""] {
+        assert_eq!(answered(&mut stream).await, line);
+    }
     stream.write_all(sent).await.unwrap();
     let there = offset + sent.len() as u64;
     eventually("that it is stored", || grown(server) == there).await;
@@ -169,7 +173,7 @@ pub async fn begin_framed(server: &Server, path: &str, offset: u64, framing: &st
     stream
 }
 
-/// The status line of the answer.
+/// The next line of the answer.
 pub async fn answered(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
     while !said.windows(2).any(|end| end == b"\r\n") {
