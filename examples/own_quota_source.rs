@@ -42,6 +42,9 @@ impl QuotaHold for Hold {
     fn grow(&mut self, more: Amount) -> Self::Grow {
         future::ready(take(more.bytes, 0).map(|()| self.0 += more.bytes))
     }
+    fn shrink_to(&mut self, to: Amount) {
+        *TAKEN.lock().unwrap() -= (std::mem::replace(&mut self.0, to.bytes) - to.bytes) as i64;
+    }
     fn commit(self, change: Change) -> Self::Commit {
         *TAKEN.lock().unwrap() += change.bytes;
         future::ready(()) // The drop gives back what was held.

@@ -97,7 +97,7 @@ struct Metered<B: Body> {
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
-type Growth = SyncFuture<BoxFuture<Result<(), Refused>>>;
+type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
 
 /// How the rest of a body is handled that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -295,7 +295,7 @@ where
         };
         let (frame, _) = *growing;
         Poll::Ready(Some(match grown {
-            Ok(()) => {
+            Ok(_) => {
                 self.reserved = self.room();
                 self.pass(self.received.saturating_add(length(&frame)));
                 Ok(frame)

@@ -336,6 +336,11 @@ impl QuotaHold for CollectionHold {
         })
     }
 
+    fn shrink_to(&mut self, to: Amount) {
+        // A scan that has begun goes on to see it as in flight.
+        self.hold.shrink_to(to);
+    }
+
     fn commit(self, change: Change) -> Self::Commit {
         let Self { hold, visit } = self;
         // Under the lock: no scan is adopted between the note and the change.

@@ -71,6 +71,10 @@ impl QuotaHold for AnyHold {
         self.0.grow_any(more)
     }
 
+    fn shrink_to(&mut self, to: Amount) {
+        self.0.shrink_any(to);
+    }
+
     fn commit(self, change: Change) -> Self::Commit {
         self.0.commit_any(change)
     }
@@ -117,12 +121,17 @@ impl<Q: QuotaSource> AnySource for Q {
 /// [`QuotaHold`], without associated types.
 trait AnyHeld: Send {
     fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>>;
+    fn shrink_any(&mut self, to: Amount);
     fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()>;
 }
 
 impl<H: QuotaHold> AnyHeld for H {
     fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>> {
         Box::pin(self.grow(more))
+    }
+
+    fn shrink_any(&mut self, to: Amount) {
+        self.shrink_to(to);
     }
 
     fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()> {

@@ -194,8 +194,12 @@ impl QuotaHold for FunctionHold {
         Box::pin(async move { claim.take(more, Amount::ZERO).await })
     }
 
+    fn shrink_to(&mut self, to: Amount) {
+        self.claim.settle(to, Change::ZERO);
+    }
+
     fn commit(self, change: Change) -> Self::Commit {
-        self.claim.settle(change);
+        self.claim.settle(Amount::ZERO, change);
         ready(())
     }
 }
@@ -343,12 +347,12 @@ impl Claim {
         Ok(())
     }
 
-    /// Releases everything that is held, and counts `change` as committed.
-    fn settle(&self, change: Change) {
+    /// Releases what is held beyond `rest`, and counts `change` as committed.
+    fn settle(&self, rest: Amount, change: Change) {
         let mut flights = self.shared.lock();
-        let held = mem::take(&mut *self.lock());
+        let released = mem::replace(&mut *self.lock(), rest) - rest;
         self.change(&mut flights, |flight| {
-            flight.held = flight.held - held;
+            flight.held = flight.held - released;
             flight.settle(change);
         });
     }
@@ -366,7 +370,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.settle(Change::ZERO);
+        self.settle(Amount::ZERO, Change::ZERO);
         let mut flights = self.shared.lock();
         self.change(&mut flights, |flight| flight.claims -= 1);
         for scope in &self.scopes {

@@ -174,22 +174,27 @@ impl QuotaHold for MemoryHold {
         )
     }
 
+    fn shrink_to(&mut self, to: Amount) {
+        self.leave(to, Change::ZERO);
+    }
+
     fn commit(mut self, change: Change) -> Self::Commit {
-        self.end(change);
+        // Zero is left, so that the drop finds nothing to release.
+        self.leave(Amount::ZERO, change);
         ready(())
     }
 }
 
 impl MemoryHold {
-    fn end(&mut self, change: Change) {
-        // Taken, so that the drop that follows a commit finds nothing to release.
-        let held = mem::take(&mut self.amount);
-        if held.is_zero() && change == Change::ZERO {
+    /// Charges a change, and leaves so much reserved.
+    fn leave(&mut self, rest: Amount, change: Change) {
+        let released = mem::replace(&mut self.amount, rest) - rest;
+        if released.is_zero() && change == Change::ZERO {
             return;
         }
         for scope in &self.scopes {
             self.store.update(scope, |account| {
-                account.held = account.held - held;
+                account.held = account.held - released;
                 account.used = account.used.then(change);
             });
         }
@@ -198,7 +203,7 @@ impl MemoryHold {
 
 impl Drop for MemoryHold {
     fn drop(&mut self) {
-        self.end(Change::ZERO);
+        self.leave(Amount::ZERO, Change::ZERO);
     }
 }
 
@@ -666,6 +671,7 @@ mod tests {
     enum Op {
         Reserve(Vec<usize>, Amount),
         Grow(usize, Amount),
+        Shrink(usize, Amount),
         Commit(usize, Change),
         Drop(usize),
         Adjust(usize, Change),
@@ -689,6 +695,7 @@ mod tests {
         prop_oneof![
             8 => (prop::collection::vec(scope(), 0..4), amount()).prop_map(|(s, a)| Op::Reserve(s, a)),
             4 => (any::<usize>(), amount()).prop_map(|(h, a)| Op::Grow(h, a)),
+            2 => (any::<usize>(), amount()).prop_map(|(h, a)| Op::Shrink(h, a)),
             4 => (any::<usize>(), change()).prop_map(|(h, c)| Op::Commit(h, c)),
             3 => any::<usize>().prop_map(Op::Drop),
             2 => (scope(), change()).prop_map(|(s, c)| Op::Adjust(s, c)),
@@ -785,6 +792,13 @@ mod tests {
                         *held = [held[0] + more.bytes, held[1] + more.objects];
                     }
                     self.check_limits(fits, &scopes, pair(more));
+                }
+                Op::Shrink(hold, less) => {
+                    let Some(hold) = pick(hold) else { return };
+                    let (known, _, held) = &mut self.holds[hold];
+                    let to = Amount::new(held[0], held[1]) - less;
+                    known.shrink_to(to);
+                    *held = pair(to);
                 }
                 Op::Commit(hold, change) => {
                     let Some(hold) = pick(hold) else { return };

@@ -63,6 +63,12 @@ pub trait QuotaHold: Send + 'static {
     /// If this fails, or the future is dropped, the hold is unchanged.
     fn grow(&mut self, more: Amount) -> Self::Grow;
 
+    /// Gives back a part of what is reserved: `to` is left, which is at most what is held. It does not happen while a growth
+    /// is under way.
+    ///
+    /// Must not block: slow work belongs in a task.
+    fn shrink_to(&mut self, to: Amount);
+
     /// Ends the hold: charges `change` to every scope and releases everything that was reserved.
     ///
     /// `change` is final. It is charged even if it exceeds what was held, because the content is already on the disk.

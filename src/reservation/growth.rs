@@ -30,7 +30,7 @@ where
     X: Attachment,
 {
     /// Reserves `want` bytes more, or at least `need`.
-    pub(super) async fn set_more_aside(&self, need: u64, want: u64) -> Result<(), Refused> {
+    pub(super) async fn set_more_aside(&self, need: u64, want: u64) -> Result<u64, Refused> {
         let tickets = self.tickets()?;
         let growing = self.claim_more(&tickets, need, want).await?;
         let held = self.hold_more(&tickets, need, growing.bytes).await?;
@@ -48,6 +48,37 @@ where
         }
         state.hold.replaced = replaced;
         Ok(())
+    }
+
+    /// Gives back what is set aside beyond what is reserved, and beyond growths in progress.
+    pub(super) fn set_less_aside(&self) {
+        let mut state = self.state();
+        if state.has_ended() {
+            // All of it has settled.
+            return;
+        }
+        let reserved = self.meter.reserved().saturating_add(state.claim.growing);
+        let claimed = self.claimed_on().map(|volume| {
+            // Settled bytes are no longer claimed.
+            let needed = self.in_blocks(volume, reserved).max(state.claim.settled);
+            let spare = Amount::bytes(state.claim.blocks.bytes.saturating_sub(needed));
+            state.claim.blocks = state.claim.blocks - spare;
+            (volume, spare)
+        });
+        let hold = &mut state.hold;
+        let spare = hold.held - (self.in_scopes(reserved) - hold.replaced);
+        let is_held = !hold.is_asking && !spare.is_zero();
+        if let (true, Some(hold_in_scopes)) = (is_held, &mut hold.hold) {
+            hold.held = hold.held - spare;
+            hold_in_scopes.shrink_to(hold.held);
+        }
+        drop(state);
+        if let Some((volume, spare)) = claimed {
+            volume.release(spare);
+        }
+        if is_held {
+            self.context.rules.quota_queue.notify();
+        }
     }
 
     fn tickets(&self) -> Result<Arc<Tickets>, Refused> {
@@ -240,14 +271,14 @@ struct Growing<'a, Q: QuotaSource, X: Attachment> {
 
 impl<Q: QuotaSource, X: Attachment> Growing<'_, Q, X> {
     /// Moves them to the reservation: as many as the scopes hold too.
-    fn keep(self, held: u64) -> Result<(), Refused> {
+    fn keep(self, held: u64) -> Result<u64, Refused> {
         let state = self.shared.state();
         if state.has_ended() {
             return Err(has_ended());
         }
         // Under the lock, because every other growth counts both. The rest is released on drop.
         self.shared.meter.raise(held);
-        Ok(())
+        Ok(held)
     }
 }
 
@@ -255,25 +286,8 @@ impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.claim.growing = state.claim.growing.saturating_sub(self.bytes);
-        let Some(volume) = self.shared.claimed_on() else {
-            return;
-        };
-        if state.has_ended() {
-            // All claims have settled.
-            return;
-        }
-        let reserved = self
-            .shared
-            .meter
-            .reserved()
-            .saturating_add(state.claim.growing);
-        let needed = self.shared.in_blocks(volume, reserved);
-        // Settled bytes are no longer claimed.
-        let needed = needed.max(state.claim.settled);
-        let rest = Amount::bytes(state.claim.blocks.bytes.saturating_sub(needed));
-        state.claim.blocks = state.claim.blocks - rest;
         drop(state);
-        volume.release(rest);
+        self.shared.set_less_aside();
     }
 }
 

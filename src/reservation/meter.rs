@@ -50,6 +50,11 @@ impl Meter {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 
+    /// Reserves `bytes` at most.
+    pub(crate) fn lower_to(&self, bytes: u64) {
+        self.reserved.fetch_min(bytes, Ordering::AcqRel);
+    }
+
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }

@@ -22,8 +22,10 @@ pub(crate) trait ReservationOps: Send + Sync {
     fn written(&self, bytes: u64);
     fn report(&self, change: &mut dyn FnMut(&mut Report));
 
-    /// Reserves `want` bytes more, or at least `need`.
-    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>>;
+    /// Reserves `want` bytes more, or at least `need`. Returns how many.
+    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<u64, Refused>>;
+    /// Gives back what is set aside beyond what the meter has reserved.
+    fn shrink(&self);
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>>;
 
     /// Subtracts from the usage of the scopes what was charged, and is not stored.

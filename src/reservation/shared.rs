@@ -434,8 +434,12 @@ where
         change(&mut self.state().report);
     }
 
-    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>> {
+    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<u64, Refused>> {
         Box::pin(async move { self.set_more_aside(need, want).await })
+    }
+
+    fn shrink(&self) {
+        self.set_less_aside();
     }
 
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {

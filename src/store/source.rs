@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Admin, Baseline, Ceilings, HoldId, Reserve, Settlement, Store, StoreError,
+    Admin, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement, Store, StoreError,
     baseline::Based,
     settler::{Settled, Settler},
 };
@@ -247,6 +247,22 @@ impl<S: Store> QuotaHold for StoredHold<S> {
     fn grow(&mut self, more: Amount) -> Self::Grow {
         let (reserve, shared) = (self.begin(more, Amount::ZERO), Arc::clone(&self.shared));
         Box::pin(async move { shared.ask_store(reserve).await })
+    }
+
+    /// The rest is a hold of its own: the store may learn of this after a growth.
+    fn shrink_to(&mut self, to: Amount) {
+        if !self.is_there {
+            return;
+        }
+        let whole = mem::replace(&mut self.id, HoldId::unique());
+        let mut settlement = Settlement::new(whole, self.scopes.clone(), Change::ZERO);
+        self.is_there = !to.is_zero();
+        if self.is_there {
+            self.shared.settler.keep_alive(self.id, &self.scopes);
+            let rest = Keep::new(self.id, to, self.shared.time_to_live);
+            settlement = settlement.with_keep(rest);
+        }
+        drop(self.shared.settler.settle(settlement));
     }
 
     fn commit(mut self, change: Change) -> Settled {

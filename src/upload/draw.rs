@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
+    refused::Refused,
     reservation::{BoxFuture, Outcome},
 };
 
@@ -35,6 +36,8 @@ pub(crate) struct Draw {
 struct State {
     /// What the handler has reported as replaced.
     replaced: Option<Amount>,
+    /// Bytes that were reserved for the upload on its behalf.
+    grown: u64,
     ended: Option<Outcome>,
     /// The client has left in the middle of the body.
     broke_off: bool,
@@ -128,6 +131,27 @@ impl Draw {
         drawn.map(|(bytes, unclaimed)| Drawn { bytes, unclaimed })
     }
 
+    /// Reserves `want` bytes more for the upload, or at least `need`.
+    pub(super) async fn grow(&self, need: u64, want: u64) -> Result<(), Refused> {
+        let whole = self.upload.whole_reservation();
+        let grown = match Arc::clone(whole).grow(need, want).await {
+            Ok(grown) => grown,
+            Err(refused) => {
+                // The upload goes on, so no request waits for its end.
+                whole.reinstate();
+                return Err(refused);
+            }
+        };
+        let mut state = self.state();
+        state.grown = state.grown.saturating_add(grown);
+        let is_over = state.is_applied;
+        drop(state);
+        if is_over {
+            self.upload.spare(grown);
+        }
+        Ok(())
+    }
+
     /// `bytes` more of the part have reached the disk.
     pub(crate) fn written(&self, bytes: u64) {
         let settling = lock(&self.claims).write(bytes);
@@ -192,7 +216,7 @@ impl Draw {
             return;
         }
         let answer = mem::take(&mut state.answer);
-        let replaced = state.replaced;
+        let (replaced, grown) = (state.replaced, state.grown);
         drop(state);
 
         let body = match self.is_stored {
@@ -223,6 +247,7 @@ impl Draw {
             report: ended.report,
             replaced,
             whole: self.whole,
+            grown,
             unused,
         });
         self.state().settling = settled;

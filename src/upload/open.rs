@@ -1,6 +1,7 @@
 //! An open upload: the reservation for the whole, and how it ends.
 
 use std::{
+    mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
@@ -68,6 +69,8 @@ struct State {
     used_up: u64,
     /// The number of requests in flight.
     in_flight: usize,
+    /// Bytes that were reserved for requests that were refused.
+    spare: u64,
 }
 
 #[derive(Clone, Copy, Default, Eq, PartialEq)]
@@ -124,6 +127,8 @@ pub(super) struct Left<'a> {
     pub(super) replaced: Option<Amount>,
     /// The length of the whole, as the client has announced it.
     pub(super) whole: Option<u64>,
+    /// Bytes that were reserved on its behalf.
+    pub(super) grown: u64,
     pub(super) unused: Unused,
 }
 
@@ -284,6 +289,9 @@ impl Upload {
         let mut state = self.state();
         state.in_flight -= 1;
         state.used_up -= left.unused.of_upload;
+        if matches!(left.answer, Answer::Refused) && !left.success {
+            state.spare = state.spare.saturating_add(left.grown);
+        }
         state.contents.leave(left.at, left.unused.stray);
         let after = state.end(left);
         match (state.stage, after) {
@@ -293,7 +301,7 @@ impl Upload {
                 self.settle(state, Amount::new(stored, report.made.unwrap_or(1)), true)
             }
             (Stage::Open, after) => {
-                drop(state);
+                self.give_back_spare(state);
                 match (&registry, after) {
                     (Some(registry), After::Park(key, expiry)) => {
                         registry.park(&key, self, &expiry)
@@ -319,6 +327,32 @@ impl Upload {
                 settled
             }
         }
+    }
+
+    /// Bytes were reserved for a request, and are not needed.
+    pub(super) fn spare(&self, bytes: u64) {
+        let mut state = self.state();
+        state.spare = state.spare.saturating_add(bytes);
+        self.give_back_spare(state);
+    }
+
+    /// Gives back what was reserved for requests that were refused, as far as no other needs it.
+    fn give_back_spare(&self, mut state: MutexGuard<'_, State>) {
+        // A request in flight may count on it.
+        if state.in_flight > 0 || state.spare == 0 {
+            return;
+        }
+        let spare = mem::take(&mut state.spare);
+        let received = saturate(state.contents.sizes());
+        let whole = state.whole.map_or(received, |whole| whole.max(received));
+        let needed = whole
+            .saturating_add(state.extra.bytes)
+            .saturating_sub(self.before);
+        let meter = self.reservation.meter();
+        // Under the lock, so that no request counts on it that arrives.
+        meter.lower_to(meter.reserved().saturating_sub(spare).max(needed));
+        drop(state);
+        self.reservation.shrink();
     }
 
     /// The service has removed what was received.

@@ -55,26 +55,20 @@ impl ReservationOps for Part {
         self.own.report(change);
     }
 
-    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<(), Refused>> {
-        let whole = Arc::clone(self.whole());
+    fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<u64, Refused>> {
         Box::pin(async move {
             let mut drawn = self.draw.draw_more(want);
             // Another part may draw what was reserved for this one.
             while drawn < need {
                 let (need, want) = (need - drawn, want - drawn);
-                let grown = Arc::clone(&whole).grow(need, want).await;
-                if let Err(refused) = grown {
-                    // The upload goes on, so no request waits for its end.
-                    whole.reinstate();
-                    return Err(refused);
-                }
+                self.draw.grow(need, want).await?;
                 drawn += self.draw.draw_more(want);
                 if self.own.has_ended() {
                     return Err(Refused::unavailable());
                 }
             }
             self.own.meter().raise(drawn);
-            Ok(())
+            Ok(drawn)
         })
     }
 
@@ -94,6 +88,10 @@ impl ReservationOps for Part {
 
     fn give_back(&self, amount: Amount) {
         self.whole().give_back(amount);
+    }
+
+    fn shrink(&self) {
+        self.whole().shrink();
     }
 
     fn reinstate(&self) {

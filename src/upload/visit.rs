@@ -123,15 +123,8 @@ impl steps::Visit for Visit {
             let demand = demand.with_objects(0).copying(copied);
             return steps::Draw::Price(Price::covered(demand, bytes, unclaimed));
         }
-        let whole = Arc::clone(draw.upload().whole_reservation());
-        steps::Draw::Grow(Box::pin(async move {
-            let grown = Arc::clone(&whole).grow(missing, missing).await;
-            if grown.is_err() {
-                // The upload goes on, so no request waits for its end.
-                whole.reinstate();
-            }
-            grown
-        }))
+        let draw = Arc::clone(draw);
+        steps::Draw::Grow(Box::pin(async move { draw.grow(missing, missing).await }))
     }
 
     fn begin(&mut self, whole: &Arc<dyn Exchange>) -> Option<Demand> {

@@ -18,6 +18,7 @@ mod growth;
 mod guard;
 #[cfg(target_os = "linux")]
 mod hang;
+mod holds;
 #[cfg(feature = "axum")]
 mod limits;
 mod price;

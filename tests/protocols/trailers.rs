@@ -71,6 +71,10 @@ impl<H: QuotaHold> QuotaHold for SlowHold<H> {
         self.0.grow(more)
     }
 
+    fn shrink_to(&mut self, to: Amount) {
+        self.0.shrink_to(to);
+    }
+
     fn commit(self, change: Change) -> Self::Commit {
         let Self(hold, slow) = self;
         slow.commits.fetch_add(1, SeqCst);

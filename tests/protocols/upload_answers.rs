@@ -12,7 +12,11 @@ use futures_util::{StreamExt, stream};
 use http::{Request, StatusCode, request, response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use test_support::service::{Content, Incoming, Reply, USER, chunked, full};
+use test_support::{
+    disk::Disk,
+    eventually,
+    service::{Content, Incoming, Reply, USER, chunked, full, layer},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::sleep,
@@ -21,6 +25,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
     Amount, Reservation, ResponseBody, StorageGuardLayer,
     quota::{Limits, MemoryQuota},
+    setup::Scoped,
     upload::{Chunks, Outcome, Protocol, Resumable, Step, Uploads},
 };
 
@@ -43,14 +48,28 @@ impl Site {
         F: Future<Output = Reply> + Send + 'static,
     {
         let quota = MemoryQuota::new(Limits::bytes(limit));
-        let layer = StorageGuardLayer::quota_only(quota.clone())
-            .scope_by(|_| USER)
-            .uploads(&uploads);
-        let service = layer.layer(service_fn(move |request: Request<Incoming>| {
-            let (head, body) = request.into_parts();
-            let answer = handler(head, body);
-            async move { Ok::<_, Infallible>(answer.await) }
-        }));
+        let layer = StorageGuardLayer::quota_only(quota.clone()).scope_by(|_| USER);
+        Self::behind(layer, quota, uploads, handler)
+    }
+
+    fn behind<H, F>(
+        layer: StorageGuardLayer<MemoryQuota, Scoped>,
+        quota: MemoryQuota,
+        uploads: Uploads,
+        handler: H,
+    ) -> Self
+    where
+        H: Fn(request::Parts, Incoming) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let service =
+            layer
+                .uploads(&uploads)
+                .layer(service_fn(move |request: Request<Incoming>| {
+                    let (head, body) = request.into_parts();
+                    let answer = handler(head, body);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                }));
         Self {
             service: BoxCloneService::new(service),
             quota,
@@ -266,10 +285,10 @@ async fn a_refused_request_changes_nothing() {
         let site = Tus::default().site(1_000, Uploads::default().expire_after(HOUR));
         let post = tus("POST", "/files", &[whole]);
         assert_eq!(site.send(post, full(40)).await, 201);
-        let before = site.uploads.get("/files/0").unwrap();
+        let before = (site.uploads.get("/files/0").unwrap(), site.held());
         sleep(HOUR / 2).await;
         let untyped = || tus("PATCH", "/files/0", &[("upload-offset", "40")]);
-        for said in ["41", "50", "0"] {
+        for said in ["41", "50", "0", "900"] {
             let elsewhere = |offset| part("/files/0", offset).header("upload-length", said);
             for offset in [0, 41, u64::MAX] {
                 let body = if offset == 0 { full(70) } else { full(1) };
@@ -279,8 +298,8 @@ async fn a_refused_request_changes_nothing() {
             assert_eq!(site.send(untyped, full(1)).await, 415);
             let now = site.uploads.get("/files/0").unwrap();
             assert_eq!(
-                (now.whole, now.received),
-                (before.whole, 40),
+                (now.whole, now.received, site.held()),
+                (before.0.whole, 40, before.1),
                 "{whole:?} {said}"
             );
         }
@@ -296,6 +315,50 @@ async fn a_refused_request_changes_nothing() {
             assert_eq!((site.used(), site.held()), (Amount::new(40, 1), 0));
         }
     }
+}
+
+/// What was reserved for it in addition goes back, in the scopes and on the volume.
+#[tokio::test]
+async fn growth_for_a_refused_request_goes_back() {
+    let (volume, quota, layer) = layer(100_000);
+    let (tus_service, layer) = (Tus::default(), layer.grants(1_000, 1_000));
+    let site = Site::behind(layer, quota, Uploads::default(), move |head, body| {
+        tus_service.clone().answer(head, body)
+    });
+    let post = tus("POST", "/files", &[("upload-defer-length", "1")]);
+    assert_eq!(site.send(post, full(400)).await, 201);
+    let held = site.held();
+    assert!((400..=1_000).contains(&held), "{held}");
+    let is_given_back = async || {
+        assert_eq!(site.held(), held);
+        Disk::until(&volume, |status| status.claimed <= held).await;
+    };
+    is_given_back().await;
+    let announced = part("/files/0", 0).header("upload-length", "50000");
+    assert_eq!(site.send(announced, full(1)).await, 409);
+    is_given_back().await;
+    let (sent, hanging) = mpsc::channel(1);
+    let frames = stream::unfold(hanging, async |mut frames: mpsc::Receiver<usize>| {
+        let bytes = frames.recv().await?;
+        Some((Ok(Frame::data(Bytes::from(vec![7; bytes]))), frames))
+    });
+    let hanging = StreamBody::new(frames.boxed()).boxed_unsync();
+    let ((), status) = tokio::join!(
+        async {
+            sent.send(20_000).await.unwrap();
+            eventually("that it is held", || site.held() > 20_000).await;
+            // A request in flight may count on it.
+            let refused = site.send(part("/files/0", 7), full(30_000)).await;
+            assert_eq!(refused, 409);
+            assert!(site.held() > 20_000, "{}", site.held());
+            drop(sent);
+        },
+        site.send(part("/files/0", 7), hanging)
+    );
+    assert_eq!(status, 409);
+    is_given_back().await;
+    assert_eq!(site.send(part("/files/0", 400), full(600)).await, 204);
+    assert_eq!(site.held(), 1_000);
 }
 
 #[tokio::test]

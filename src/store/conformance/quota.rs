@@ -70,6 +70,12 @@ pub(super) async fn just_released([one, _]: [Handle; 2]) {
         drop(one.done("reserve", ask(50).await));
         one.done("grow", half.grow(Amount::bytes(50)).await);
         one.exceeded("100 bytes more than the limit", ask(100).await);
+        half.shrink_to(Amount::bytes(20));
+        let _rest = one.done("reserve what another has given back", ask(80).await);
+        one.exceeded("a byte more than that", ask(1).await);
+        half.shrink_to(Amount::ZERO);
+        one.done("grow from nothing", half.grow(Amount::bytes(20)).await);
+        one.exceeded("a byte more than the limit", ask(1).await);
     }
     one.is_settled(&quota).await;
 }

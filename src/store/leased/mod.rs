@@ -166,6 +166,18 @@ struct Taken<S: Store> {
 }
 
 impl<S: Store> Taken<S> {
+    fn shrink_to(&mut self, to: Amount) {
+        let given_back = self.amount - to;
+        if given_back.is_zero() {
+            return;
+        }
+        self.amount = self.amount - given_back;
+        let mut table = self.leases.table();
+        for scope in &self.scopes {
+            of(&mut table, scope).end(given_back);
+        }
+    }
+
     fn end(&mut self, change: Change) -> Option<Noted> {
         let amount = mem::take(&mut self.amount);
         if amount.is_zero() && change == Change::ZERO {
@@ -209,6 +221,11 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
             Answer::Later(Box::pin(Arc::clone(leases).ask_store(reserve)) as _)
         };
         answer.into_future()
+    }
+
+    fn shrink_to(&mut self, to: Amount) {
+        self.rest.shrink_to(to - self.taken.amount);
+        self.taken.shrink_to(to);
     }
 
     fn commit(mut self, change: Change) -> Settled {
