@@ -1,6 +1,9 @@
 //! Whether the usage in a store is still based on a count of what is stored.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use super::{Baseline, Store, StoreError, StoreErrorKind};
 
@@ -10,6 +13,8 @@ pub(super) type OnEmptied = dyn Fn() + Send + Sync;
 /// The baseline that a quota goes by.
 pub(super) struct Based {
     on: Mutex<On>,
+    /// How often that has changed.
+    changes: AtomicU64,
     on_emptied: Option<Box<OnEmptied>>,
 }
 
@@ -28,23 +33,41 @@ impl Based {
     pub(super) fn new(on_emptied: Option<Box<OnEmptied>>) -> Self {
         Self {
             on: Mutex::new(On::Unasked),
+            changes: AtomicU64::new(0),
             on_emptied,
         }
     }
 
     /// Goes by this baseline from now on.
     pub(super) fn set(&self, baseline: Baseline) {
-        *self.lock() = On::Count(baseline);
+        self.change(&mut self.lock(), On::Count(baseline));
+    }
+
+    /// How often the baseline has changed. What the store held before is not there any more.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Whether the store was found emptied, and not counted since.
+    pub(super) fn is_emptied(&self) -> bool {
+        *self.lock() == On::Emptied
     }
 
     /// Sets it, unless it has changed since it was read. Returns whether it did.
-    fn change(&self, read: On, to: On) -> bool {
+    fn change_from(&self, read: On, to: On) -> bool {
         let mut on = self.lock();
         let is_same = *on == read;
         if is_same {
-            *on = to;
+            self.change(&mut on, to);
         }
         is_same
+    }
+
+    fn change(&self, on: &mut On, to: On) {
+        if *on != to {
+            *on = to;
+            self.changes.fetch_add(1, Ordering::Release);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, On> {
@@ -96,7 +119,7 @@ impl Based {
             _ => On::Emptied,
         };
         if noted != on
-            && self.change(on, noted)
+            && self.change_from(on, noted)
             && noted == On::Emptied
             && let Some(on_emptied) = &self.on_emptied
         {

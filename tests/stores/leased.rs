@@ -186,6 +186,42 @@ async fn an_expired_lease_grants_nothing() {
     store(&one, "user", 1_000_000 - now as u64).await;
 }
 
+/// The store has lost its leases with everything else, and may give the room to others.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_leases_of_an_emptied_store() {
+    const LIMIT: u64 = 1_000_000;
+    let reference = Arc::new(ReferenceStore::default());
+    let (quota, line) = node(&reference, Limits::bytes(LIMIT));
+    let (other, _) = node(&reference, Limits::bytes(LIMIT));
+    let every = Duration::from_millis(4);
+    let mut stored = 1_000 * steady(&quota, "user", 1_000, every, Duration::from_secs(1)).await;
+    let trips = line.trips();
+    let held = take(&quota, "user", 1_000).await.unwrap();
+    assert_eq!(line.trips(), trips, "there is a lease");
+    reference.clear();
+    // The first asks the store, and so notices. The second would fit into the lease.
+    let unavailable = |answer| assert!(matches!(answer, Err(QuotaError::Unavailable(_))));
+    unavailable(take(&quota, "user", LIMIT / 2).await);
+    unavailable(take(&quota, "user", 1).await);
+    let count = Amount::bytes(stored).into();
+    other.stored().adjust(Scope::from("user"), count).await;
+    other.stored().declare_counted().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    // What was charged a moment before may be counted and charged.
+    let (used, in_store) = figures(&reference, "user").await;
+    assert!(used >= stored as i64);
+    assert_eq!(in_store, 1_000, "only what a request has");
+    let rest = LIMIT - used as u64 - 1_000;
+    let all = take(&other, "user", rest).await.unwrap();
+    exceeded(take(&quota, "user", 1).await);
+    drop(all);
+    held.commit(Amount::bytes(1_000).into()).await;
+    stored += 1_000;
+    quota.settled().await;
+    let (used, held) = figures(&reference, "user").await;
+    assert!(used >= stored as i64 && held == 0, "{used} {held}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_change_of_owner_leaves_nothing_behind() {
     let reference = Arc::new(ReferenceStore::default());

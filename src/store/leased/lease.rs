@@ -361,13 +361,18 @@ impl Lease {
     /// Drops what is free once the store may have given it to others.
     fn expire(&mut self, now: Instant) {
         if self.in_store.sure.is_some_and(|sure| sure <= now) {
-            self.in_store.sure = None;
-            self.free = Amount::ZERO;
-            self.this.idle = Amount::ZERO;
-            self.last.idle = Amount::ZERO;
-            // What requests have taken must be held again.
-            self.in_store.needs_resync |= self.in_store.is_there;
+            self.lapse();
         }
+    }
+
+    /// Drops what is free: the store may have given it to others.
+    pub(super) fn lapse(&mut self) {
+        self.in_store.sure = None;
+        self.free = Amount::ZERO;
+        self.this.idle = Amount::ZERO;
+        self.last.idle = Amount::ZERO;
+        // What requests have taken must be held again.
+        self.in_store.needs_resync |= self.in_store.is_there;
     }
 }
 

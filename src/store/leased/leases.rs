@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     hash::BuildHasherDefault,
     slice,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::{
@@ -29,6 +32,8 @@ use crate::{
 pub(super) struct Leases<S: Store> {
     pub(super) stored: StoredQuota<S>,
     table: Mutex<Table>,
+    /// How often the store's baseline had changed when the leases were looked at. Used under the lock of the table.
+    changes: AtomicU64,
     pub(super) runtime: Handle,
 }
 
@@ -40,6 +45,7 @@ impl<S: Store> Leases<S> {
         let leases = Arc::new(Self {
             stored,
             table: Mutex::default(),
+            changes: AtomicU64::new(0),
             runtime: Handle::current(),
         });
         tokio::spawn(watch(Arc::downgrade(&leases)));
@@ -55,7 +61,7 @@ impl<S: Store> Leases<S> {
     pub(super) fn take(self: &Arc<Self>, scopes: &Scopes, demand: Amount, need: Amount) -> bool {
         let now = Instant::now();
         let mut table = self.table();
-        let mut fits = true;
+        let mut fits = self.are_held(&mut table);
         for scope in scopes {
             // Not short-circuited, so that the request is counted in each scope.
             fits &= of(&mut table, scope).asked(need, now);
@@ -70,6 +76,21 @@ impl<S: Store> Leases<S> {
             }
         }
         fits
+    }
+
+    /// Whether the store may be gone by: it was not emptied, or is counted again. It has lost its leases then.
+    fn are_held(&self, table: &mut Table) -> bool {
+        let based = &self.stored.shared.based;
+        let changes = based.changes();
+        if self.changes.load(Ordering::Relaxed) == changes {
+            return true;
+        }
+        table.values_mut().for_each(Lease::lapse);
+        let is_emptied = based.is_emptied();
+        if !is_emptied {
+            self.changes.store(changes, Ordering::Relaxed);
+        }
+        !is_emptied
     }
 
     /// Records a charge, of which the store is told later.
@@ -198,6 +219,7 @@ impl<S: Store> Leases<S> {
     /// Leases a chunk. Returns what to try instead if it does not fit.
     async fn fetch(&self, scope: &Scope, chunk: Chunk) -> Option<Chunk> {
         let shared = &self.stored.shared;
+        let changes = shared.based.changes();
         let sure = Instant::now() + shared.time_to_live;
         let id = of(&mut self.table(), scope).begin_growing();
         let reserve = shared.reserve(id, scope.clone().into(), chunk.amount);
@@ -206,7 +228,7 @@ impl<S: Store> Leases<S> {
         let mut table = self.table();
         let (lease, now) = (of(&mut table, scope), Instant::now());
         match answer {
-            Ok(Ok(())) => lease.grown(chunk, sure, now),
+            Ok(Ok(())) if shared.based.changes() == changes => lease.grown(chunk, sure, now),
             Ok(Err(QuotaError::Exceeded(full))) => {
                 lease.not_grown(chunk);
                 let less = lease.wants_less(chunk, &full);
@@ -215,7 +237,7 @@ impl<S: Store> Leases<S> {
                 }
                 return less;
             }
-            Ok(Err(QuotaError::Unavailable(_))) | Err(_) => lease.lost(now),
+            Ok(Ok(()) | Err(QuotaError::Unavailable(_))) | Err(_) => lease.lost(now),
         }
         None
     }
@@ -268,7 +290,9 @@ impl<S: Store> Leases<S> {
     fn next_window(self: &Arc<Self>) {
         let time_to_live = self.stored.shared.time_to_live;
         let now = Instant::now();
-        self.table().retain(|scope, lease| {
+        let mut table = self.table();
+        self.are_held(&mut table);
+        table.retain(|scope, lease| {
             if lease.next_window(time_to_live, now) && !lease.calls.is_turning {
                 lease.calls.is_turning = true;
                 let gate = Arc::clone(&lease.calls.gate);
