@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use aws_sdk_s3::{
     config::{BehaviorVersion, Credentials, Region, retry},
     primitives::ByteStream,
@@ -15,9 +16,14 @@ use axum::{
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use http_body_util::BodyExt;
 use object_store::{
-    MultipartUpload, ObjectStore, ObjectStoreExt, RetryConfig,
+    ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+        HttpResponseBody, HttpService,
+    },
     path::Path as Key,
 };
 use opendal::{Buffer, HttpBody, HttpTransport, HttpTransporter, OperationContext, Operator};
@@ -150,6 +156,27 @@ async fn serve(
 mod by_object_store {
     use super::*;
 
+    /// The library is built here without a client, because its own brings a C library that takes a minute to compile.
+    #[derive(Clone, Debug)]
+    struct Transport(reqwest::Client);
+
+    impl HttpConnector for Transport {
+        fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+            Ok(HttpClient::new(self.clone()))
+        }
+    }
+
+    #[async_trait]
+    impl HttpService for Transport {
+        async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+            let failed = |error| HttpError::new(HttpErrorKind::Unknown, error);
+            let asked = request.map(reqwest::Body::wrap).try_into();
+            let answer = self.0.execute(asked.map_err(failed)?).await;
+            let answer: http::Response<reqwest::Body> = answer.map_err(failed)?.into();
+            Ok(answer.map(|content| HttpResponseBody::new(content.map_err(failed))))
+        }
+    }
+
     fn client(url: &str) -> AmazonS3 {
         // It would retry a 507 ten times.
         let retry = RetryConfig {
@@ -164,6 +191,7 @@ mod by_object_store {
             .with_access_key_id("a")
             .with_secret_access_key("b")
             .with_retry(retry)
+            .with_http_connector(Transport(reqwest::Client::new()))
             .build()
             .unwrap()
     }
