@@ -133,7 +133,7 @@ where
         };
         let grown = ticket.grow(self.context.rules.patience, attempt).await;
         grown.map_err(|shortfall| {
-            volume.note_full(shortfall);
+            volume.note_full(shortfall, self.own_blocks());
             Refused::from(shortfall)
         })
     }
@@ -163,11 +163,14 @@ where
 
     /// Whether `bytes` more would fit if all other reservations released their claims.
     fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
-        let state = self.state();
-        let more = self.more_blocks(volume, &state.claim, bytes);
-        let own = state.claim.blocks - Amount::bytes(state.claim.settled);
-        drop(state);
-        volume.could_have_room(more, 0, own)
+        let more = self.more_blocks(volume, &self.state().claim, bytes);
+        volume.could_have_room(more, 0, self.own_blocks())
+    }
+
+    /// What it has claimed on the volume, and not yet settled.
+    fn own_blocks(&self) -> Amount {
+        let claim = &self.state().claim;
+        claim.blocks - Amount::bytes(claim.settled)
     }
 
     /// Grows the hold for `want` bytes that are claimed, or at least for `need`. Returns the number of bytes.

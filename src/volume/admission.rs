@@ -7,11 +7,7 @@ use std::{
 
 use super::Volume;
 use crate::{
-    amount::Amount,
-    cause::{Fault, Resource},
-    demand::Reach,
-    refused::Refused,
-    time::Bound,
+    amount::Amount, cause::Fault, demand::Reach, refused::Refused, time::Bound,
     wait_queue::Listener,
 };
 
@@ -26,12 +22,6 @@ pub(crate) enum Shortfall {
     },
     /// The last reading is too old to decide.
     Unknown,
-}
-
-impl Shortfall {
-    fn is_of_objects(self) -> bool {
-        matches!(self, Self::Full { fault, .. } if fault.resource == Resource::Objects)
-    }
 }
 
 /// What the client is told when the volume has no room. It does not include whether the demand could ever fit,
@@ -144,10 +134,7 @@ impl WaitForRoom {
         let least = self.wanted.least();
         let is_decided = || !volume.could_have_room(least, self.wanted.expected(), Amount::ZERO);
         if self.look.is_over(cx, volume) || self.look.has_seen(volume) && is_decided() {
-            // A hint alone does not show how full the volume is.
-            if volume.room() < least.bytes || shortfall.is_of_objects() {
-                volume.note_full(shortfall);
-            }
+            volume.note_full(shortfall, Amount::ZERO);
             return Poll::Ready(Err(shortfall));
         }
         self.look.go_on(cx, volume);

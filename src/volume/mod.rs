@@ -183,9 +183,9 @@ impl Volume {
 
     /// Sets a level to resume at, higher than what is kept free.
     ///
-    /// Once a request was refused while less than this was free, all that need bytes are, until so much is free again. That
-    /// [`Self::takes_writes`] says no counts as a refusal. Without a level, a full volume admits whatever happens to fit at the
-    /// moment.
+    /// Once a request was refused with nothing free above what is kept free, all that need bytes are, until so much is free
+    /// again. That [`Self::takes_writes`] says no counts as a refusal. A request that asks for more than there is does not close
+    /// the volume to others. Without a level, a full volume admits whatever happens to fit at the moment.
     ///
     /// Defaults to none.
     #[must_use]
@@ -405,19 +405,13 @@ impl Volume {
         full
     }
 
-    /// A request was refused: from now on all are, if less is free than the level to resume at. One that
-    /// would not fit on the empty volume either says nothing about it.
+    /// A request was refused that has claimed its `own`: from now on all are, if nothing else is free above the headroom. One
+    /// that has asked for more than there is says nothing about it.
     #[cold]
-    pub(crate) fn note_full(&self, shortfall: Shortfall) {
-        let is_hopeless = !matches!(
-            shortfall,
-            Shortfall::Full {
-                is_hopeless: false,
-                ..
-            }
-        );
+    pub(crate) fn note_full(&self, shortfall: Shortfall, own: Amount) {
         if let Some(resume) = &self.resume
-            && !is_hopeless
+            && matches!(shortfall, Shortfall::Full { .. })
+            && self.is_at_headroom(own)
             && self.is_below(resume.level)
         {
             // No reading tells the followers of this.
@@ -425,6 +419,18 @@ impl Volume {
                 self.filesystem().followers.notify();
             }
         }
+    }
+
+    /// Whether not even one byte could be claimed, or no object, if `own` were given back.
+    fn is_at_headroom(&self, own: Amount) -> bool {
+        let (ledger, floor) = (&self.filesystem().ledger, self.floor());
+        let has = |free: i64, own: u64, floor: u64, least: u64| {
+            let free = free.saturating_add_unsigned(own);
+            u64::try_from(free).is_ok_and(|free| free.saturating_sub(floor) >= least)
+        };
+        let block = self.filesystem().in_blocks(1);
+        let has_bytes = has(ledger.free_bytes(), own.bytes, floor.bytes, block);
+        !has_bytes || !has(ledger.free_objects(), own.objects, floor.objects, 1)
     }
 
     fn is_below(&self, level: Headroom) -> bool {

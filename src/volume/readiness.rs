@@ -85,7 +85,7 @@ impl Volume {
         };
         let shortfall = self.shortfall(Amount::ZERO, missing);
         // A caller told "full" sends nothing, so no refusal would arm the resume level; arm it here.
-        self.note_full(shortfall);
+        self.note_full(shortfall, Amount::ZERO);
         Err(shortfall.into())
     }
 

@@ -67,7 +67,7 @@ fn claim(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
 
 /// A claim that fails permanently.
 fn refuse(volume: &Volume, bytes: u64) -> Result<Amount, Shortfall> {
-    claim(volume, bytes).inspect_err(|shortfall| volume.note_full(*shortfall))
+    claim(volume, bytes).inspect_err(|shortfall| volume.note_full(*shortfall, Amount::ZERO))
 }
 
 fn is_full(result: Result<Amount, Shortfall>, resource: Resource) -> bool {
@@ -143,9 +143,13 @@ fn settled_claims_go_with_the_reading_that_sees_them() {
 fn a_full_volume_resumes_at_its_level() {
     let (disk, volume) = Disk::volume(150);
     let volume = volume.keep_free(100).resume_at(200);
-    // Too large for the free space, and less is free than the level to resume at: full.
     assert!(is_full(refuse(&volume, 51), Resource::Bytes));
+    assert!(!volume.status().is_full, "it asked for more than there is");
+    let all = claim(&volume, 50).unwrap();
+    assert!(!volume.status().is_full, "nothing was refused since");
+    assert!(is_full(refuse(&volume, 1), Resource::Bytes));
     assert!(volume.status().is_full);
+    volume.release(all);
     let empty = volume.claim(Amount::objects(1), 0).unwrap();
     volume.release(empty);
     assert!(is_full(claim(&volume, 1), Resource::Bytes));
@@ -414,8 +418,10 @@ fn a_follower_is_woken_by_readings_and_not_by_requests() {
     until(|| times() == 1);
     assert!(changed.as_mut().poll(&mut cx).is_pending());
     // No reading except for a refusal: the volume waits for its level now.
-    assert!(is_full(refuse(&volume, 51), Resource::Bytes));
+    let all = claim(&volume, 50).unwrap();
+    assert!(is_full(refuse(&volume, 1), Resource::Bytes));
     assert_eq!(times(), 2);
+    volume.release(all);
     let full = closed(Resource::Bytes);
     assert_eq!(changed.as_mut().poll(&mut cx), Poll::Ready(full));
 

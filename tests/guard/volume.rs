@@ -77,6 +77,27 @@ async fn a_request_admitted_by_a_second_check_closes_nothing() {
     assert_eq!(send(service, put(full(50))).await, 201);
 }
 
+/// Only the headroom does.
+#[tokio::test]
+async fn a_request_for_more_than_there_is_closes_nothing() {
+    let disk = Disk::new(300);
+    let volume = disk.volume().keep_free(100).resume_at(400);
+    let service = StorageGuardLayer::new(volume.clone()).layer(service_fn(read_all));
+    for content in [full(500), chunked(5, 100)] {
+        assert_eq!(send(service.clone(), put(content)).await, 507);
+        assert!(!volume.status().is_full);
+        assert_eq!(send(service.clone(), put(full(10))).await, 201);
+        Disk::until_settled(&volume).await;
+    }
+    disk.set_available(100);
+    Disk::until(&volume, |status| status.available == 100).await;
+    assert_eq!(send(service.clone(), put(full(1))).await, 507);
+    assert!(volume.status().is_full);
+    disk.set_available(300);
+    Disk::until(&volume, |status| status.available == 300).await;
+    assert_eq!(send(service, put(full(10))).await, 507);
+}
+
 #[tokio::test]
 async fn a_hopeless_request_closes_nothing() {
     let volume = Disk::new(400).volume().resume_at(500);
