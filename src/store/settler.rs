@@ -3,7 +3,9 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    pin::Pin,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -241,8 +243,8 @@ async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>) {
         {
             journal.written().await;
         }
-        let settled = timeout(PATIENCE, store.settle(&settlements)).await;
-        if matches!(settled, Ok(Ok(()))) {
+        let settled = call(PATIENCE, async { store.settle(&settlements).await });
+        if matches!(settled.await, Some(Ok(()))) {
             queue.confirm(batch);
             (most, pause) = (BATCH, PAUSE);
         } else {
@@ -254,6 +256,17 @@ async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>) {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+/// Awaits a call to a store, which may be the user's own. None if it takes longer than its patience, or panics: the task goes
+/// on for all others.
+async fn call<T>(patience: Duration, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    let polled = poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
+        polled.map_or(Poll::Ready(None), |polled| polled.map(Some))
+    });
+    timeout(patience, polled).await.ok().flatten()
 }
 
 /// Renews the holds that are alive, three times in their time to live.
@@ -274,8 +287,8 @@ async fn renew<S: Store>(queue: Weak<Queue>, store: Arc<S>, time_to_live: Durati
         let alive: Vec<_> = alive.into_iter().collect();
         let mut pause = PAUSE;
         while !alive.is_empty() {
-            let renewed = timeout(every, store.renew(&alive, time_to_live)).await;
-            if matches!(renewed, Ok(Ok(()))) {
+            let renewed = call(every, async { store.renew(&alive, time_to_live).await });
+            if matches!(renewed.await, Some(Ok(()))) {
                 break;
             }
             sleep(pause).await;

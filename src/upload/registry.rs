@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -44,24 +45,33 @@ struct Open {
     expiry: Expiry,
 }
 
-/// An upload that has expired. When dropped, what was received is charged, unless it is removed.
-struct Expired {
+/// An upload to which no further request belongs. When dropped, what was received is charged, unless it is removed.
+struct Ended {
     upload: Arc<Upload>,
     is_removed: bool,
 }
 
-impl Expired {
-    async fn remove(mut self, removal: BoxFuture<bool>) {
-        self.is_removed = removal.await;
+impl Ended {
+    fn new(upload: Arc<Upload>) -> Self {
+        Self {
+            upload,
+            is_removed: false,
+        }
+    }
+
+    /// Asks the service whether it has removed what was received.
+    async fn ask(mut self, hook: impl FnOnce() -> BoxFuture<bool>) {
+        self.is_removed = hook().await;
     }
 }
 
-impl Drop for Expired {
+impl Drop for Ended {
     fn drop(&mut self) {
-        match self.is_removed {
+        // A hold that panics ends only its own upload, not the task or the request that has come upon it.
+        let _ = catch_unwind(AssertUnwindSafe(|| match self.is_removed {
             true => self.upload.remove(),
             false => self.upload.close(),
-        }
+        }));
     }
 }
 
@@ -155,12 +165,9 @@ impl Registry {
         let next = due.first().map(|(due, _)| *due);
         drop(state);
         for (key, Open { upload, expiry, .. }) in gone {
-            let expired = Expired {
-                upload,
-                is_removed: false,
-            };
+            let ended = Ended::new(upload);
             if let Some(hook) = expiry.hook {
-                tokio::spawn(expired.remove(hook(key.to_string())));
+                tokio::spawn(ended.ask(move || hook(key.to_string())));
             }
         }
         next
@@ -181,8 +188,8 @@ impl Keeper for Registry {
         state.open.insert(key, open);
         drop(state);
         if let Some(older) = older {
-            // No request can refer to it any more, but its content may still be there.
-            older.close();
+            // Its content may still be there.
+            drop(Ended::new(older));
         }
         self.rest(upload, true);
     }

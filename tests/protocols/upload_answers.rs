@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    future,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::{Request, StatusCode, request, response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -23,8 +24,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
-    Amount, Reservation, ResponseBody, StorageGuardLayer,
-    quota::{Limits, MemoryQuota},
+    Amount, Reservation, ResponseBody, Scopes, StorageGuardLayer,
+    quota::{Answer, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold, QuotaSource},
     setup::Scoped,
     upload::{Chunks, Outcome, Protocol, Resumable, Step, Uploads},
 };
@@ -52,13 +53,14 @@ impl Site {
         Self::behind(layer, quota, uploads, handler)
     }
 
-    fn behind<H, F>(
-        layer: StorageGuardLayer<MemoryQuota, Scoped>,
+    fn behind<Q, H, F>(
+        layer: StorageGuardLayer<Q, Scoped>,
         quota: MemoryQuota,
         uploads: Uploads,
         handler: H,
     ) -> Self
     where
+        Q: QuotaSource,
         H: Fn(request::Parts, Incoming) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Reply> + Send + 'static,
     {
@@ -795,4 +797,79 @@ async fn a_commit_of_the_first_part_is_charged_if_no_answer_follows() {
     let left = tokio::time::timeout(Duration::from_millis(20), site.send(put, full(30)));
     assert!(left.await.is_err());
     assert_eq!((site.used(), site.held()), (Amount::new(30, 1), 0));
+}
+
+/// A quota whose holds in the scope "bad" panic when they are committed.
+struct Panicking(MemoryQuota);
+
+struct PanickingHold {
+    hold: MemoryHold,
+    is_bad: bool,
+}
+
+impl QuotaSource for Panicking {
+    type Hold = PanickingHold;
+    type Future = future::Ready<Result<PanickingHold, QuotaError>>;
+
+    fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
+        let reserved = self.0.reserve(scopes, demand, expected).into_future();
+        let is_bad = scopes.iter().any(|scope| scope.as_str() == "bad");
+        let reserved = reserved.now_or_never().expect("in memory");
+        Answer::Now(reserved.map(|hold| PanickingHold { hold, is_bad }))
+    }
+
+    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+        self.0.give_back(scopes, amount);
+    }
+}
+
+impl QuotaHold for PanickingHold {
+    type Grow = <MemoryHold as QuotaHold>::Grow;
+    type Commit = <MemoryHold as QuotaHold>::Commit;
+
+    fn grow(&mut self, more: Amount) -> Self::Grow {
+        self.hold.grow(more)
+    }
+
+    fn shrink_to(&mut self, to: Amount) {
+        self.hold.shrink_to(to);
+    }
+
+    fn commit(self, change: Change) -> Self::Commit {
+        assert!(!self.is_bad, "the hold of a user panics");
+        self.hold.commit(change)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_when_an_upload_expires_ends_that_upload_alone() {
+    let panics = |_| -> future::Ready<bool> { panic!("the hook of a user panics") };
+    for uploads in [Uploads::default(), Uploads::default().on_expiry(panics)] {
+        let quota = MemoryQuota::new(Limits::bytes(1_000));
+        let layer = StorageGuardLayer::quota_only(Panicking(quota.clone()))
+            .scope_by(|head| head.headers["user"].to_str().unwrap().to_owned());
+        let tus_service = Tus::default();
+        let uploads = uploads.expire_after(HOUR);
+        let site = Site::behind(layer, quota, uploads, move |head, body| {
+            tus_service.clone().answer(head, body)
+        });
+        for times in 1..=2 {
+            for user in ["bad", "good"] {
+                let post = tus(
+                    "POST",
+                    "/files",
+                    &[("upload-length", "100"), ("user", user)],
+                );
+                assert_eq!(site.send(post, full(40)).await, 201);
+            }
+            sleep(2 * HOUR).await;
+            assert_eq!(site.uploads.len(), 0);
+            let good = site.quota.usage("good");
+            assert_eq!(
+                (good.used, good.held),
+                (Amount::new(40 * times, times), Amount::ZERO)
+            );
+            assert_eq!(site.quota.usage("bad").held, Amount::ZERO);
+        }
+    }
 }

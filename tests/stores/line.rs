@@ -24,6 +24,7 @@ pub(crate) struct Line<S> {
     latency: Duration,
     trips: AtomicU64,
     is_cut: AtomicBool,
+    panics: AtomicBool,
 }
 
 impl<S: Store> Line<S> {
@@ -33,6 +34,7 @@ impl<S: Store> Line<S> {
             latency,
             trips: AtomicU64::new(0),
             is_cut: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
         }
     }
 
@@ -44,9 +46,14 @@ impl<S: Store> Line<S> {
         self.is_cut.store(is_cut, Relaxed);
     }
 
+    pub(crate) fn panic_once(&self) {
+        self.panics.store(true, Relaxed);
+    }
+
     /// Fails on the way to the store, or on the way back.
     async fn trip<T>(&self, step: impl Future<Output = T>) -> Result<T, StoreError> {
         self.trips.fetch_add(1, Relaxed);
+        assert!(!self.panics.swap(false, Relaxed), "asked to panic");
         self.way().await?;
         let answer = step.await;
         self.way().await?;

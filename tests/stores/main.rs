@@ -26,12 +26,14 @@ use std::{
 
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{Change, Exceeded, Limits, QuotaError, QuotaSource},
+    quota::{Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource},
     store::{
         HoldId, Reserve, Settlement, Store, StoreError, StoreErrorKind, StoredQuota,
         conformance::{self, ReferenceStore},
     },
 };
+
+use line::Line;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -169,6 +171,29 @@ fn exceeded<T>(answer: Result<T, QuotaError>) -> Exceeded {
         Err(error) => panic!("not decided: {error:?}"),
         Ok(_) => panic!("admitted"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_is_asked_again() {
+    let reference = Arc::new(ReferenceStore::default());
+    let line = Arc::new(Line::new(Arc::clone(&reference), Duration::ZERO));
+    let lives = Duration::from_secs(30);
+    let quota = StoredQuota::builder(Arc::clone(&line), Limits::bytes(100))
+        .time_to_live(lives)
+        .build();
+    let user = Scopes::from("user");
+    let reserve = async |bytes| {
+        let answer = quota.reserve(&user, Amount::bytes(bytes), Amount::ZERO);
+        answer.await.unwrap()
+    };
+    let hold = reserve(80).await;
+    line.panic_once();
+    hold.commit(Amount::bytes(80).into()).await;
+    assert_eq!(figures(&*reference, "user").await, (80, 0));
+    let _hold = reserve(20).await;
+    line.panic_once();
+    tokio::time::sleep(lives * 4).await;
+    assert_eq!(figures(&*reference, "user").await, (80, 20));
 }
 
 /// By the machine's clock, as in the tests of the engines.
