@@ -1,5 +1,6 @@
 //! Quotas in Redis or Valkey.
 
+mod baseline;
 mod clock;
 mod connect;
 mod keys;
@@ -10,18 +11,15 @@ mod text;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
-    future::poll_fn,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use redis::{ErrorKind, ServerErrorKind, aio::ConnectionLike, cmd};
-use tokio::time::timeout;
 
 pub use self::connect::RedisConnection;
 use self::{
+    baseline::Known,
     clock::Time,
     keys::{KeyKind, Keys, tag},
     scan::Walk,
@@ -42,9 +40,6 @@ use crate::{
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How long a reservation that is answered waits for the baseline, and how long a node is left alone that has not sent it.
-const AT_ONCE: Duration = Duration::from_millis(100);
-const PAUSE: Duration = Duration::from_secs(1);
 /// How many settlements, or renewals, one script may make.
 const BATCH: usize = 64;
 
@@ -155,9 +150,6 @@ pub struct RedisStore<C> {
     known: Arc<Mutex<Option<Known>>>,
     time: Arc<Time>,
 }
-
-/// The last baseline that was read, and since when the node that has it is away.
-type Known = (Option<Baseline>, Option<Instant>);
 
 impl<C> RedisStore<C> {
     /// Creates a store at the other end of this connection. Sends nothing yet.
@@ -342,67 +334,6 @@ where
         let (used, held, limits, unmatched): (String, String, String, String) =
             self.run(tag(scope), call).await?;
         Ok(text::account(&used, &held, &limits, &unmatched)?)
-    }
-
-    /// Asks for the baseline right behind a call, so both take one round trip. Where it does not come along with the answer,
-    /// this is the last one that is known: the node of a cluster that has it may be away, and stops only its own scopes.
-    async fn with_baseline<T>(
-        &self,
-        call: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<(T, Option<Baseline>), Failure> {
-        let known = *self.known();
-        if let Some((baseline, Some(since))) = known
-            && since.elapsed() < PAUSE
-        {
-            return Ok((call.await?, baseline));
-        }
-        let (mut call, mut reading) = (pin!(call), pin!(self.read_baseline()));
-        let mut read = None;
-        let answer = poll_fn(|cx| {
-            let answer = call.as_mut().poll(cx);
-            if read.is_none()
-                && let Poll::Ready(found) = reading.as_mut().poll(cx)
-            {
-                read = Some(found);
-            }
-            answer
-        });
-        let answer = answer.await?;
-        let read = match (read, known) {
-            (Some(read), _) => read.ok(),
-            (None, None) => reading.await.ok(),
-            (None, Some(_)) => timeout(AT_ONCE, reading).await.ok().and_then(Result::ok),
-        };
-        let baseline = match (read, known) {
-            (Some(baseline), _) => baseline,
-            (None, Some((last, _))) => {
-                *self.known() = Some((last, Some(Instant::now())));
-                last
-            }
-            (None, None) => None,
-        };
-        Ok((answer, baseline))
-    }
-
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn read_baseline(&self) -> Result<Option<Baseline>, Failure> {
-        let mut command = cmd("GET");
-        command.arg(self.keys.baseline());
-        let number: Option<String> = ask(&command, &mut self.connection.clone()).await?;
-        let parsed = number.map(|number| number.parse().map_err(|_| not_ours(&number)));
-        let baseline = parsed.transpose()?.map(u64::into);
-        *self.known() = Some((baseline, None));
-        Ok(baseline)
-    }
-
-    async fn begin_at(&self, new: Baseline) -> Result<Baseline, Failure> {
-        let mut command = cmd("SET");
-        command.arg(self.keys.baseline()).arg(new.get()).arg("NX");
-        let _: Option<String> = ask(&command, &mut self.connection.clone()).await?;
-        Ok(self.read_baseline().await?.unwrap_or(new))
     }
 
     /// One command for a scope's account.
