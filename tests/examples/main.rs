@@ -10,6 +10,7 @@ mod quota_admin;
 mod quota_store;
 mod small;
 mod start;
+mod stop;
 mod tonic_upload;
 mod tus_upload;
 mod webdav;

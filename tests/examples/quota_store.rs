@@ -307,7 +307,7 @@ fn locked(server: &Server) -> rusqlite::Connection {
     connection
 }
 
-async fn until_it_listens_no_more(server: &Server) {
+pub(crate) async fn until_it_listens_no_more(server: &Server) {
     let is_gone = || std::net::TcpStream::connect(&server.addr).is_err();
     eventually("no upload is admitted any more", is_gone).await;
 }

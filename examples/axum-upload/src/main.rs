@@ -35,7 +35,7 @@ use tower_storage_guard::{
 };
 
 use example_support::{
-    run::{asked_to_stop, run},
+    run::{run, until_stopped},
     store::{Entry, Folder, Name, NotAFile, Store},
 };
 
@@ -45,10 +45,8 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
-    axum::serve(listener, app(store))
-        .with_graceful_shutdown(asked_to_stop())
-        .await?;
-    Ok(())
+    let serving = axum::serve(listener, app(store));
+    until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
 fn app(store: Store) -> Router {

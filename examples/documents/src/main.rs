@@ -31,7 +31,7 @@ use tower_storage_guard::{BoxError, StorageGuardLayer, axum::Failure, quota::NoQ
 
 use example_support::{
     claim::Claim,
-    run::{asked_to_stop, listen, report},
+    run::{listen, report, until_stopped},
 };
 
 /// Stores JSON documents, and says so when the database is full.
@@ -61,10 +61,8 @@ async fn main() -> ExitCode {
 
 async fn serve(flags: Flags) -> Result<(), BoxError> {
     let store = Store::open(&flags).await?;
-    axum::serve(listen(flags.listen).await?, app(store))
-        .with_graceful_shutdown(asked_to_stop())
-        .await?;
-    Ok(())
+    let serving = axum::serve(listen(flags.listen).await?, app(store));
+    until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
 fn app(store: Store) -> Router {

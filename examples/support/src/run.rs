@@ -3,10 +3,13 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    process::ExitCode,
+    pin::{Pin, pin},
+    process::{self, ExitCode},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::{net::TcpListener, signal};
+use tokio::{net::TcpListener, signal, sync::oneshot, time::timeout};
 use tower_storage_guard::BoxError;
 
 use crate::{
@@ -60,8 +63,50 @@ pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
     Ok(listener)
 }
 
+/// Serves until the process is asked to stop, and then for as long as the requests under way take: ten seconds at most.
+/// `serve` gets a future that resolves when it is to take no more. Asked once more, the process ends at once.
+pub async fn until_stopped<S, E>(serve: impl FnOnce(Stop) -> S) -> Result<(), BoxError>
+where
+    S: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    let (stop, stopping) = oneshot::channel();
+    let mut serving = pin!(serve(Stop(stopping)));
+    tokio::select! {
+        served = &mut serving => return served.map_err(Into::into),
+        () = asked_to_stop() => {}
+    }
+    tokio::spawn(async {
+        asked_to_stop().await;
+        eprintln!("error: stopped before all was done");
+        process::exit(1);
+    });
+    drop(stop);
+    match timeout(DRAIN, serving).await {
+        Ok(served) => served.map_err(Into::into),
+        Err(_) => {
+            eprintln!("requests are cut off that take longer than {DRAIN:?}");
+            Ok(())
+        }
+    }
+}
+
+/// How long requests may take after the process was asked to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Resolves when a server is to take no more requests.
+pub struct Stop(oneshot::Receiver<()>);
+
+impl Future for Stop {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(cx).map(drop)
+    }
+}
+
 /// Ctrl-C, or the signal of a service manager.
-pub async fn asked_to_stop() {
+async fn asked_to_stop() {
     let interrupted = async { signal::ctrl_c().await.expect("Ctrl-C can be handled") };
     #[cfg(unix)]
     let terminated = async {

@@ -9,7 +9,7 @@
 use std::{pin::Pin, process::ExitCode, time::Duration};
 
 use example_support::{
-    run::{asked_to_stop, run},
+    run::{run, until_stopped},
     store::{Folder, Name, NotAFile, Store, Upload},
 };
 use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
@@ -67,17 +67,13 @@ async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
         }))
         .layer(guard)
         .named_layer(UploadsServer::new(Service).max_decoding_message_size(MESSAGE));
-    Server::builder()
+    let router = Server::builder()
         // A client that disappears without closing its connection would keep its reservation.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(health_service)
-        .add_service(uploads)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            asked_to_stop(),
-        )
-        .await?;
-    Ok(())
+        .add_service(uploads);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    until_stopped(|stop| router.serve_with_incoming_shutdown(incoming, stop)).await
 }
 
 /// Puts the folder that the request is about into its extensions.

@@ -34,7 +34,7 @@ use axum::{
 use clap::Parser;
 use example_support::{
     flags::{self, Flags},
-    run::{asked_to_stop, listen, report},
+    run::{listen, report, until_stopped},
     store::{Folder, Name, Store},
 };
 use tokio::task::spawn_blocking;
@@ -70,13 +70,10 @@ async fn serve(flags: TusFlags) -> Result<(), BoxError> {
     // Around the router, because it routes by the method.
     let app = app(store.clone(), uploads, time_to_live);
     let app = MapRequestLayer::new(override_method).layer(app);
-    let served = axum::serve(
-        listen(at).await?,
-        ServiceExt::<Request>::into_make_service(app),
-    )
-    .with_graceful_shutdown(asked_to_stop())
-    .await;
-    store.close().await.and(served.map_err(BoxError::from))
+    let app = ServiceExt::<Request>::into_make_service(app);
+    let serving = axum::serve(listen(at).await?, app);
+    let served = until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await;
+    store.close().await.and(served)
 }
 
 fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {

@@ -23,7 +23,7 @@ use dav_server::{
 };
 use example_support::{
     claim::Claim,
-    run::{asked_to_stop, listen, report},
+    run::{listen, report, until_stopped},
 };
 use tokio::task::spawn_blocking;
 use tower_storage_guard::{
@@ -88,10 +88,8 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
     let server = spawn_blocking(move || Server::open(&flags)).await??;
     // Otherwise the first requests would wait for it.
     server.collections.rescan().await?;
-    axum::serve(listen(at).await?, app(server))
-        .with_graceful_shutdown(asked_to_stop())
-        .await?;
-    Ok(())
+    let serving = axum::serve(listen(at).await?, app(server));
+    until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
 fn app(server: Server) -> Router {
