@@ -40,9 +40,8 @@ async fn main() -> Result<(), BoxError> {
             let path = target(head).map_or_else(PathBuf::new, |(_, path)| path);
             async move { demand.replacing(size_of(path).await) }
         });
-    let app = Router::new()
-        .route("/files/{name}", put(put_file))
-        .layer(guard);
+    let file = put(put_file).layer(guard);
+    let app = Router::new().route("/files/{name}", file);
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)

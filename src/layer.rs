@@ -295,8 +295,20 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     pub fn drain(self, bytes: u64, time: Duration) -> Self {
         self.set(|http| {
             let responder = Arc::make_mut(&mut http.responder);
-            responder.drain_bytes = bytes;
-            responder.drain_time = time;
+            (responder.drains.bytes, responder.drains.time) = (bytes, time);
+        })
+    }
+
+    /// Sets how many refused uploads are read and thrown away at once, and how many bytes of them in a second: of all
+    /// requests to this layer and its clones. A request beyond the first is not read, and its client may not see the answer.
+    ///
+    /// Use it to bound the work that refused clients can cause.
+    ///
+    /// Defaults to 256 requests and 512 MiB in a second. With 0 of either, nothing is read.
+    pub fn drain_in_all(self, requests: usize, bytes_per_second: u64) -> Self {
+        self.set(|http| {
+            let responder = Arc::make_mut(&mut http.responder);
+            responder.drains.limit_all(requests, bytes_per_second);
         })
     }
 

@@ -1,8 +1,17 @@
 //! Drains the rest of a refused request while its answer is sent, so that the answer arrives.
 
-use std::{future::poll_fn, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::{runtime::Handle, task::consume_budget, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::consume_budget,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{Rest, Unread};
 
@@ -15,28 +24,106 @@ const IDLE: Duration = Duration::from_secs(5);
 /// once, curl 7.88 discards the answer, although RFC 9113 (section 8.1) forbids it.
 const HOLD_OFF: Duration = Duration::from_secs(1);
 
-/// Starts a task that reads and discards a request body, with bounds on bytes and time.
-///
-/// If a server closes a connection on which the client is still sending, the client's kernel discards data that it
-/// has not read yet. The task runs concurrently with the answer, so that the answer is sent whole, with its length.
-/// Outside of a tokio runtime the body is dropped.
-pub(crate) fn drain(unread: Unread, bytes: u64, time: Duration) {
-    let Unread { body, is_reset } = unread;
-    let time = if is_reset { time.min(HOLD_OFF) } else { time };
-    if body.is_done() || bytes == 0 || time.is_zero() {
-        return;
-    }
-    if let Ok(runtime) = Handle::try_current() {
-        runtime.spawn(async move { timeout(time, discard(body, bytes)).await });
+/// The shortest wait for the limit on all: less is not worth a timer.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The limits of draining. Clones share what is limited in all.
+#[derive(Clone, Debug)]
+pub(crate) struct Drains {
+    /// How much is read of one request at most, and for how long.
+    pub(crate) bytes: u64,
+    pub(crate) time: Duration,
+    all: Arc<All>,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct All {
+    places: Arc<Semaphore>,
+    bytes_per_second: u64,
+    /// When all that was read would have come at this rate.
+    paid_at: Mutex<Instant>,
+}
+
+impl Default for Drains {
+    fn default() -> Self {
+        let one = (1 << 30, Duration::from_secs(30));
+        Self {
+            bytes: one.0,
+            time: one.1,
+            all: All::new(256, 512 << 20),
+        }
     }
 }
 
-async fn discard(mut body: Rest, mut left: u64) {
-    while let Ok(Some(bytes)) = timeout(IDLE, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
-        && bytes < left
-    {
-        left -= bytes;
-        // A client on the same machine can keep the body ready indefinitely. Yield to other tasks.
-        consume_budget().await;
+impl Drains {
+    /// Sets how many requests are drained at once, and how many bytes in a second.
+    pub(crate) fn limit_all(&mut self, requests: usize, bytes_per_second: u64) {
+        self.all = All::new(requests, bytes_per_second);
+    }
+
+    /// Starts a task that reads and discards a request body, within the limits.
+    ///
+    /// If a server closes a connection on which the client is still sending, the client's kernel discards data that it
+    /// has not read yet. The task runs concurrently with the answer, so that the answer is sent whole, with its length.
+    /// Outside of a tokio runtime, and beyond the limits, the body is dropped.
+    pub(crate) fn start(&self, unread: Unread) {
+        let Unread { body, is_reset } = unread;
+        let time = if is_reset {
+            self.time.min(HOLD_OFF)
+        } else {
+            self.time
+        };
+        let is_none = self.bytes == 0 || time.is_zero() || self.all.bytes_per_second == 0;
+        if body.is_done() || is_none {
+            return;
+        }
+        let Ok(place) = Arc::clone(&self.all.places).try_acquire_owned() else {
+            return;
+        };
+        if let Ok(runtime) = Handle::try_current() {
+            let (bytes, all) = (self.bytes, Arc::clone(&self.all));
+            runtime.spawn(async move {
+                let _place = place;
+                timeout(time, all.discard(body, bytes)).await
+            });
+        }
+    }
+}
+
+impl All {
+    fn new(requests: usize, bytes_per_second: u64) -> Arc<Self> {
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS))),
+            bytes_per_second,
+            paid_at: Mutex::new(Instant::now()),
+        })
+    }
+
+    async fn discard(&self, mut body: Rest, mut left: u64) {
+        while let Ok(Some(bytes)) =
+            timeout(IDLE, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
+            && bytes < left
+        {
+            left -= bytes;
+            self.pay(bytes).await;
+            // A client on the same machine can keep the body ready indefinitely. Yield to other tasks.
+            consume_budget().await;
+        }
+    }
+
+    /// Waits until all that was read would have come at the rate for all.
+    async fn pay(&self, bytes: u64) {
+        let takes = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let now = Instant::now();
+        let paid_at = {
+            let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let paid = now.max(*paid_at).checked_add(takes.unwrap_or(IDLE));
+            *paid_at = paid.unwrap_or(now + IDLE);
+            *paid_at
+        };
+        if paid_at - now > TICK {
+            sleep_until(paid_at).await;
+        }
     }
 }

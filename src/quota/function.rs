@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fmt,
     future::{Ready, ready},
-    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -350,7 +349,10 @@ impl Claim {
     /// Releases what is held beyond `rest`, and counts `change` as committed.
     fn settle(&self, rest: Amount, change: Change) {
         let mut flights = self.shared.lock();
-        let released = mem::replace(&mut *self.lock(), rest) - rest;
+        let mut held = self.lock();
+        let released = *held - rest;
+        *held = *held - released;
+        drop(held);
         self.change(&mut flights, |flight| {
             flight.held = flight.held - released;
             flight.settle(change);
@@ -385,6 +387,7 @@ impl Drop for Claim {
 mod tests {
     use std::{
         cell::Cell,
+        mem,
         panic::{AssertUnwindSafe, catch_unwind},
         sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
         task::{Context, Poll, Waker},

@@ -5,7 +5,6 @@ use std::{
     fmt,
     future::{Pending, Ready, ready},
     hash::BuildHasherDefault,
-    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -188,7 +187,8 @@ impl QuotaHold for MemoryHold {
 impl MemoryHold {
     /// Charges a change, and leaves so much reserved.
     fn leave(&mut self, rest: Amount, change: Change) {
-        let released = mem::replace(&mut self.amount, rest) - rest;
+        let released = self.amount - rest;
+        self.amount = self.amount - released;
         if released.is_zero() && change == Change::ZERO {
             return;
         }

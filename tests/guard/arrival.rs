@@ -2,7 +2,12 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -337,6 +342,45 @@ async fn a_body_that_is_always_ready_is_drained_no_longer_than_others() {
     let answer = layer.layer(store).oneshot(request).await.unwrap();
     assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
     in_time(is_gone).await.unwrap();
+}
+
+/// However many requests are refused.
+#[tokio::test(start_paused = true)]
+async fn the_drain_is_bounded_in_all() {
+    const PART: usize = 64 << 10;
+    let store = service_fn(async |_: Request<MeteredBody<_>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let layer = StorageGuardLayer::new(volume(0)).drain_in_all(3, MIB as u64);
+    let guarded = layer.layer(store);
+    let drained = Arc::new(AtomicUsize::new(0));
+    let mut all = Vec::new();
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        let (gone, is_gone) = oneshot::channel();
+        let drained = Arc::clone(&drained);
+        let parts = stream::unfold(Gone(Some(gone)), move |gone| {
+            drained.fetch_add(PART, SeqCst);
+            let part = Frame::data(Bytes::from_static(&[0; PART]));
+            ready(Some((Ok::<_, Infallible>(part), gone)))
+        });
+        let request = Request::put("/").header("content-length", LARGE);
+        let request = request.body(StreamBody::new(parts)).unwrap();
+        let answer = guarded.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+        answer.into_body().collect().await.unwrap();
+        all.push(is_gone);
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (drained, took) = (drained.load(SeqCst), began.elapsed());
+    let expected = (took.as_secs_f64() * MIB as f64) as usize;
+    assert!(
+        // The first is refused after a moment.
+        (expected - MIB..=expected + 4 * PART).contains(&drained),
+        "{drained} bytes in {took:?}"
+    );
+    let is_gone: Vec<_> = all.iter_mut().map(|gone| gone.try_recv().is_ok()).collect();
+    assert_eq!(is_gone, [false, false, false, true]);
 }
 
 #[test]

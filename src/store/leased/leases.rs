@@ -61,7 +61,7 @@ impl<S: Store> Leases<S> {
     pub(super) fn take(self: &Arc<Self>, scopes: &Scopes, demand: Amount, need: Amount) -> bool {
         let now = Instant::now();
         let mut table = self.table();
-        let mut fits = self.are_held(&mut table);
+        let mut fits = self.may_lend(&mut table);
         for scope in scopes {
             // Not short-circuited, so that the request is counted in each scope.
             fits &= of(&mut table, scope).asked(need, now);
@@ -78,8 +78,8 @@ impl<S: Store> Leases<S> {
         fits
     }
 
-    /// Whether the store may be gone by: it was not emptied, or is counted again. It has lost its leases then.
-    fn are_held(&self, table: &mut Table) -> bool {
+    /// Whether requests may be admitted from leases: not while the store is emptied. What was leased before is lost.
+    fn may_lend(&self, table: &mut Table) -> bool {
         let based = &self.stored.shared.based;
         let changes = based.changes();
         if self.changes.load(Ordering::Relaxed) == changes {
@@ -291,7 +291,7 @@ impl<S: Store> Leases<S> {
         let time_to_live = self.stored.shared.time_to_live;
         let now = Instant::now();
         let mut table = self.table();
-        self.are_held(&mut table);
+        self.may_lend(&mut table);
         table.retain(|scope, lease| {
             if lease.next_window(time_to_live, now) && !lease.calls.is_turning {
                 lease.calls.is_turning = true;
