@@ -47,10 +47,9 @@ struct All {
 
 impl Default for Drains {
     fn default() -> Self {
-        let one = (1 << 30, Duration::from_secs(30));
         Self {
-            bytes: one.0,
-            time: one.1,
+            bytes: 1 << 30,
+            time: Duration::from_secs(30),
             all: All::new(256, 512 << 20),
         }
     }

@@ -5,12 +5,12 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     task::{Poll, Waker},
 };
 
 use super::{
-    shared::{Attachment, Shared, VolumeClaim},
+    shared::{Attachment, Shared, State, VolumeClaim},
     tickets::Tickets,
 };
 use crate::{
@@ -51,8 +51,7 @@ where
     }
 
     /// Gives back what is set aside beyond what is reserved, and beyond growths in progress.
-    pub(super) fn set_less_aside(&self) {
-        let mut state = self.state();
+    pub(super) fn set_less_aside(&self, mut state: MutexGuard<'_, State<Q::Hold, X>>) {
         if state.has_ended() {
             // All of it has settled.
             return;
@@ -289,8 +288,7 @@ impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.claim.growing = state.claim.growing.saturating_sub(self.bytes);
-        drop(state);
-        self.shared.set_less_aside();
+        self.shared.set_less_aside(state);
     }
 }
 

@@ -439,7 +439,7 @@ where
     }
 
     fn shrink(&self) {
-        self.set_less_aside();
+        self.set_less_aside(self.state());
     }
 
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {
