@@ -20,7 +20,7 @@ use proptest::{
 use test_support::{
     eventually,
     mounts::{
-        fill_but, image, in_runtime, run, tmpfs, with_own_loop_mounts, with_own_mounts,
+        fill_but, image, in_runtime, run, tmpfs, unmount, with_own_loop_mounts, with_own_mounts,
         with_small_files,
     },
     times,
@@ -331,7 +331,7 @@ fn a_mount_that_is_gone() {
             let large = Upload::new(1, 16 * MIB);
             assert_eq!(store.put(&large).await, Answer::full("disk_full", "bytes"));
 
-            run("umount", [&disk]);
+            unmount(&disk);
             eventually("stale", || volume.status().is_stale).await;
             assert!(fs4::available_space(&disk).unwrap() > 16 * MIB);
             assert_eq!(volume.status().total, 8 * MIB);

@@ -14,7 +14,10 @@ use fuser::{
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use test_support::{eventually, mounts::with_own_mounts};
+use test_support::{
+    eventually,
+    mounts::{unmount, with_own_mounts},
+};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
@@ -266,7 +269,8 @@ fn with_fuse(trouble: Mood) {
             () = only_one_probes() => {}
         }
     });
-    fuse.umount_and_join().unwrap();
+    unmount(folder.path());
+    fuse.join().unwrap();
 }
 
 #[test]

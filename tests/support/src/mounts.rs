@@ -10,6 +10,8 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use fs4::FileExt;
@@ -92,6 +94,21 @@ pub fn tmpfs(at: &Path, options: &str) -> PathBuf {
     let args = ["-t", "tmpfs", "-o", options, "tmpfs"].map(OsStr::new);
     run("mount", args.into_iter().chain([at.as_os_str()]));
     at.to_path_buf()
+}
+
+/// Unmounts what is mounted `at`. A probe may be reading it at this moment, and then it is busy.
+pub fn unmount(at: &Path) {
+    let begun = Instant::now();
+    loop {
+        let output = Command::new("umount").arg(at).output().unwrap();
+        if output.status.success() {
+            return;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let is_busy = said.contains("busy") && begun.elapsed() < Duration::from_secs(10);
+        assert!(is_busy, "umount of {at:?}: {said}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A new filesystem in an image of this many MiB below `folder`, made by `mkfs` with its options.
