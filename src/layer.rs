@@ -312,6 +312,41 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         })
     }
 
+    /// Sets how long the body of a request may bring nothing while the service waits for it. Then its reservation is given
+    /// back, and the request is answered 408 (RFC 9110, section 15.5.9), a call with DEADLINE_EXCEEDED. None for any time.
+    ///
+    /// The time only runs while the service reads, so not before a client that waits for `100 Continue` has got it, and not
+    /// while the body waits for room. Calls that were named with [`Self::calls`] are only bounded if this is set: a stream may
+    /// have nothing to send for long.
+    ///
+    /// Defaults to 30 seconds.
+    pub fn stall_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.set(|http| http.set_silence(|silence| silence.timeout = timeout))
+    }
+
+    /// Sets the lowest rate of a body, in bytes per second: so much must have come for each second of waiting beyond the
+    /// [`stall_timeout`](Self::stall_timeout), or the request is answered as one that has stalled.
+    ///
+    /// Use it against clients that send a byte before each timeout. With 0 there is no lowest rate, as without a timeout.
+    ///
+    /// Defaults to 500, so that a client is awaited for at most half a minute longer than 500 bytes per second take.
+    pub fn min_rate(self, bytes_per_second: u64) -> Self {
+        self.set(|http| http.set_silence(|silence| silence.rate = bytes_per_second))
+    }
+
+    /// Sets after which time without a byte, while the service waits for one, the rest of a reservation can be taken back for
+    /// a request that would be refused otherwise. When its client goes on, the rest has to be reserved again, and its request
+    /// is cut if there is no room. A client that sends is never affected.
+    ///
+    /// Use a longer time if clients pause and must not lose their place, and `Duration::MAX` so that nothing is ever taken
+    /// back. What a handler has [grown](crate::Reservation::grow) its reservation by stays.
+    ///
+    /// Defaults to two seconds.
+    pub fn stall_grace(self, grace: Duration) -> Self {
+        self.set(|http| http.set_silence(|silence| silence.grace = grace))
+    }
+
     /// What this layer reserves from.
     pub fn guard(&self) -> &Guard<Q> {
         &self.settings.guard

@@ -157,6 +157,7 @@ mod future;
 mod guard;
 mod head;
 mod layer;
+mod offers;
 mod outage;
 mod price;
 mod protocol;

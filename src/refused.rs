@@ -7,7 +7,7 @@ use crate::{
     scope::Scope,
 };
 
-/// There was no room, or it could not be found out whether there is.
+/// There was no room, it could not be found out whether there is, or the client has stopped to send.
 ///
 /// The error of [`Guard::reserve`](crate::Guard::reserve), of a [`Reservation`](crate::Reservation) that cannot grow, and of
 /// a request body that was cut. A handler that passes it on with `?` answers the client as the guard does.
@@ -34,14 +34,18 @@ pub enum Reason {
     Storage(Fault),
     /// It could not be found out whether there is room: the probe hangs or fails, or the quota source cannot be reached.
     Unavailable,
+    /// The client has stopped to send its request's body, or sends it too slowly. See
+    /// [`stall_timeout`](crate::StorageGuardLayer::stall_timeout).
+    Stalled,
 }
 
 impl Reason {
-    /// The name on the wire and in metrics: [`Cause::reason`], or `capacity_unknown`.
+    /// The name on the wire and in metrics: [`Cause::reason`], `capacity_unknown` or `body_stalled`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Storage(fault) => fault.cause.reason(),
             Self::Unavailable => "capacity_unknown",
+            Self::Stalled => "body_stalled",
         }
     }
 
@@ -55,6 +59,7 @@ impl Reason {
                 Cause::CollectionFull => "Collection limit reached",
             },
             Self::Unavailable => "Storage capacity cannot be determined right now",
+            Self::Stalled => "The content of the request did not arrive in time",
         }
     }
 }
@@ -86,6 +91,11 @@ impl Refused {
     /// It could not be found out whether there is room.
     pub fn unavailable() -> Self {
         Self::new(Reason::Unavailable)
+    }
+
+    /// The client has stopped to send.
+    pub(crate) fn stalled() -> Self {
+        Self::new(Reason::Stalled)
     }
 
     fn new(reason: Reason) -> Self {
@@ -129,7 +139,7 @@ impl Refused {
     pub const fn fault(&self) -> Option<Fault> {
         match self.0.reason {
             Reason::Storage(fault) => Some(fault),
-            Reason::Unavailable => None,
+            Reason::Unavailable | Reason::Stalled => None,
         }
     }
 

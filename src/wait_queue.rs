@@ -18,13 +18,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{scope::Scope, time::Bound};
+use crate::{
+    offers::{Offers, Shortage},
+    time::Bound,
+};
 
 /// How many times a waiting request tries again within its patience.
 const LOOKS: u32 = 10;
-
-/// The resource that is short: the volume, or a scope's quota.
-pub(crate) type Shortage = Option<Scope>;
 
 /// One queue. It is empty unless a resource is short.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub(crate) struct WaitQueue {
     /// Reservations that may have to grow.
     growers: AtomicUsize,
     numbers: AtomicU64,
+    /// What can be taken back before a request has to wait.
+    pub(crate) offers: Arc<Offers>,
     state: Mutex<State>,
 }
 

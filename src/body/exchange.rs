@@ -6,6 +6,8 @@ use std::{
     task::Waker,
 };
 
+use tokio::time::Instant;
+
 use super::Unread;
 use crate::{
     quota::{QuotaHold, QuotaSource},
@@ -58,6 +60,13 @@ pub(crate) trait Exchange: ReservationOps {
     /// The body was cut. The rest may have to be drained.
     fn cut(&self, refused: &Refused, unread: Option<Unread>);
     fn body_ended(&self, end: BodyEnd);
+
+    /// The client has sent nothing since then. Others may take back what it has not delivered.
+    fn fall_silent(self: Arc<Self>, since: Instant);
+    /// It goes on, with what is reserved now.
+    fn go_on(&self);
+    /// Nothing more of the body will be read, and the answer may take its time.
+    fn give_back_unread(&self);
 
     /// The answer was sent completely, or was not. Returns the reservation's end, if the body has ended before.
     fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()>;
@@ -135,6 +144,18 @@ where
             // The answer has ended, so the rest is not drained.
             drop(hold.commit(change));
         }
+    }
+
+    fn fall_silent(self: Arc<Self>, _: Instant) {
+        HttpReservation::fall_silent(&self);
+    }
+
+    fn go_on(&self) {
+        HttpReservation::go_on(self);
+    }
+
+    fn give_back_unread(&self) {
+        HttpReservation::give_back_unread(self);
     }
 
     fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()> {

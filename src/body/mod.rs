@@ -6,6 +6,7 @@ mod exchange;
 mod request;
 mod responder;
 mod response;
+mod silence;
 mod watch;
 
 use std::{
@@ -21,6 +22,7 @@ pub(crate) use self::{
     exchange::{BodyEnd, Exchange, HttpReservation},
     request::WhenDropped,
     responder::Responder,
+    silence::Silence,
     watch::Watch,
 };
 pub use self::{request::MeteredBody, response::ResponseBody};

@@ -14,7 +14,10 @@ use pin_project_lite::pin_project;
 use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
-use super::{BodyEnd, Exchange, Rest, Unread};
+use super::{
+    BodyEnd, Exchange, Rest, Silence, Unread,
+    silence::{Awaited, Event},
+};
 use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
 
 pin_project! {
@@ -90,6 +93,12 @@ struct Metered<B: Body> {
     reserved: u64,
     /// A frame that waits for room. Boxed, because bodies are moved often, and frames rarely wait.
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
+    /// How long the client may be silent.
+    silence: Arc<Silence>,
+    /// The wait for the client. Boxed, because bodies are moved often. None before the first.
+    awaited: Option<Box<Awaited>>,
+    /// Others may have taken back what was not delivered.
+    may_lack: bool,
     drain: WhenDropped,
     /// Set if the protocol defines how requests end, and the error of its bodies.
     protocol: Option<&'static dyn Protocol>,
@@ -136,6 +145,7 @@ impl<B: Body> MeteredBody<B> {
     pub(crate) fn new(
         body: B,
         exchange: Arc<dyn Exchange>,
+        silence: Arc<Silence>,
         drain: WhenDropped,
         protocol: Option<&'static dyn Protocol>,
     ) -> Self
@@ -150,6 +160,9 @@ impl<B: Body> MeteredBody<B> {
             reserved: 0,
             exchange,
             growing: None,
+            silence,
+            awaited: None,
+            may_lack: false,
             drain,
             protocol,
             hand_on: |body| body,
@@ -221,7 +234,17 @@ where
         if self.drain == WhenDropped::DrainOncePolled {
             self.drain = WhenDropped::Drain;
         }
-        match ready!(body.as_mut().poll_frame(cx)) {
+        let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+            return self.poll_silence(cx);
+        };
+        if let Some(awaited) = &mut self.awaited {
+            let is_empty = |frame: &Frame<B::Data>| frame.is_data() && length(frame) == 0;
+            let has_come = !matches!(&frame, Some(Ok(frame)) if is_empty(frame));
+            if has_come && awaited.came() {
+                self.go_on();
+            }
+        }
+        match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if self.has_room_for(&data) => Poll::Ready(Some(Ok(Frame::data(data)))),
                 Ok(data) => self.hold_back(Frame::data(data), cx),
@@ -262,8 +285,38 @@ where
 
     /// How much of what is reserved is for the body. The service copies the rest.
     fn room(&self) -> u64 {
+        if self.may_lack {
+            // Without what the handler has reserved by itself, which was not taken back.
+            return self.received.saturating_add(self.exchange.unread());
+        }
         let reserved = self.exchange.meter().reserved();
         reserved.saturating_sub(self.exchange.demand().copied())
+    }
+
+    /// Waits for the client, which has sent nothing more.
+    fn poll_silence(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let awaited = self.awaited.get_or_insert_default();
+        loop {
+            match ready!(awaited.poll(&self.silence, self.received, cx)) {
+                Event::Silent(since) => Arc::clone(&self.exchange).fall_silent(since),
+                Event::Stalled => {
+                    // The answer may take its time, and the room is not needed any more.
+                    self.exchange.give_back_unread();
+                    return Poll::Ready(Some(Err(self.cut(Refused::stalled()))));
+                }
+            }
+        }
+    }
+
+    /// The client goes on after a silence, with what is left of its reservation.
+    #[cold]
+    fn go_on(&mut self) {
+        self.exchange.go_on();
+        self.may_lack = true;
+        self.reserved = self.room();
     }
 
     #[cold]
@@ -273,7 +326,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let received = self.received.saturating_add(length(&frame));
-        let need = received - self.reserved;
+        let mut all = received;
+        if self.may_lack {
+            // Everything that is to come has to be reserved again, so that it is not cut later.
+            let demand = self.exchange.demand();
+            let declared = demand.bytes().unwrap_or(0).saturating_sub(demand.copied());
+            all = all.max(declared);
+        }
+        let need = all - self.reserved;
         let want = need.max(self.exchange.next_grant());
         let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
         self.growing = Some(Box::new((frame, growth)));
@@ -300,13 +360,16 @@ where
                 self.pass(self.received.saturating_add(length(&frame)));
                 Ok(frame)
             }
-            Err(refused) => {
-                let unread = self.take_rest();
-                self.exchange.cut(&refused, unread);
-                self.end(None);
-                Err(refused.into())
-            }
+            Err(refused) => Err(self.cut(refused)),
         }))
+    }
+
+    /// Ends the body with an error.
+    fn cut(&mut self, refused: Refused) -> BoxError {
+        let unread = self.take_rest();
+        self.exchange.cut(&refused, unread);
+        self.end(None);
+        refused.into()
     }
 
     /// Passes a frame on to the handler.

@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::{Guarded, ONCE, State};
 use crate::{
-    body::{Exchange, HttpReservation, MeteredBody, Unread, WhenDropped},
+    body::{Exchange, HttpReservation, MeteredBody, Silence, Unread, WhenDropped},
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
     price::{Kind, Price},
@@ -59,6 +59,8 @@ pub(crate) struct Held<S, B> {
     pub(crate) body: B,
     /// How the body has to be handled if it is left unread.
     pub(crate) drain: WhenDropped,
+    /// How long the body may be silent.
+    pub(crate) silence: Arc<Silence>,
     pub(crate) protocol: Option<&'static dyn Protocol>,
     /// Set if the request is a step of an upload.
     pub(crate) visit: Option<Box<dyn Visit>>,
@@ -153,10 +155,11 @@ where
             mut head,
             body,
             drain,
+            silence,
             protocol,
             visit,
         } = held;
-        let body = MeteredBody::new(body, Arc::clone(&exchange), drain, protocol);
+        let body = MeteredBody::new(body, Arc::clone(&exchange), silence, drain, protocol);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
         Self::Inner {

@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll, ready},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -11,12 +12,15 @@ use pin_project_lite::pin_project;
 use crate::{
     amount::Amount,
     outage::Outage,
-    quota::{QuotaError, QuotaSource},
+    quota::{Exceeded, QuotaError, QuotaSource},
     refused::Refused,
     reservation::{Attachment, Context, Pending, Shared, Terms, too_late},
     time::Bound,
     volume::{Claimed, WaitForRoom, Wanted},
 };
+
+/// The pause before a quota source is asked again. A store hears a little later of what was given back.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What has to be claimed on the volume.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,6 +54,11 @@ pin_project! {
             #[pin]
             hold: Q::Future,
             time: Bound,
+            pending: Option<Pending<Q>>,
+        },
+        /// Before it asks the quota source again.
+        Again {
+            pause: Bound,
             pending: Option<Pending<Q>>,
         },
     }
@@ -166,6 +175,15 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
         Err(QuotaError::Exceeded(exceeded)) if pending.makes_do_with_less(&exceeded) => {
             return ask_quota(pending, charges_reserved);
         }
+        Err(QuotaError::Exceeded(exceeded)) if takes_back(&mut pending, &exceeded) => {
+            return ask_quota(pending, charges_reserved);
+        }
+        Err(QuotaError::Exceeded(_)) if pending.expects_more() => {
+            return Admit::Wait(Box::pin(Admission::Again {
+                pause: Bound::new(PAUSE),
+                pending: Some(pending),
+            }));
+        }
         Err(QuotaError::Unavailable(_))
             if pending.context().rules.quota_outage == Outage::Admit =>
         {
@@ -173,6 +191,16 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
         }
         Err(error) => Err(error.into()),
     })
+}
+
+/// Takes back what silent clients do not use of the scope, if that makes room.
+fn takes_back<Q>(pending: &mut Pending<Q>, exceeded: &Exceeded) -> bool {
+    let rules = &pending.context().rules;
+    let takes_back = rules.takes_back(exceeded);
+    if takes_back {
+        pending.expect_more();
+    }
+    takes_back
 }
 
 fn reservation<Q: QuotaSource, X: Attachment + Default>(
@@ -188,7 +216,7 @@ impl<Q: QuotaSource> Admission<Q> {
     pub(super) fn why_not_now(&self) -> Option<Refused> {
         match self {
             Self::Volume { room, .. } => Some(room.refused()),
-            Self::Quota { .. } => None,
+            Self::Quota { .. } | Self::Again { .. } => None,
         }
     }
 
@@ -232,6 +260,10 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     by_quota(pending.take().expect(NOT_READY), answer, charges_reserved)
+                }
+                AdmissionProj::Again { pause, pending } => {
+                    ready!(pause.poll(cx));
+                    ask_quota(pending.take().expect(NOT_READY), charges_reserved)
                 }
             };
             match decided {

@@ -16,6 +16,7 @@ impl Code {
         let (number, name, status) = match refusal.kind() {
             RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
             RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),
+            RefusalKind::Stalled => (4, "deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
             RefusalKind::InvalidLength | RefusalKind::Malformed => {
                 (3, "invalid_argument", StatusCode::BAD_REQUEST)
             }

@@ -79,6 +79,19 @@ impl Refusal {
         Self::new(RefusalKind::Malformed, StatusCode::BAD_REQUEST, false)
     }
 
+    /// The client has stopped to send its request's body, or sends it too slowly.
+    ///
+    /// Answered with 408 (RFC 9110, section 15.5.9), and with DEADLINE_EXCEEDED over gRPC.
+    ///
+    /// ```
+    /// use tower_storage_guard::refusal::Refusal;
+    ///
+    /// assert_eq!(Refusal::stalled().status(), 408);
+    /// ```
+    pub const fn stalled() -> Self {
+        Self::new(RefusalKind::Stalled, StatusCode::REQUEST_TIMEOUT, true)
+    }
+
     const fn new(kind: RefusalKind, status: StatusCode, temporary: bool) -> Self {
         Self {
             kind,
@@ -157,13 +170,14 @@ impl Refusal {
         match self.kind {
             RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
             RefusalKind::Unavailable => Reason::Unavailable.message(),
+            RefusalKind::Stalled => Reason::Stalled.message(),
             RefusalKind::InvalidLength => "Content-Length is not a valid number of bytes",
             RefusalKind::Malformed => "The request's path or headers are malformed",
         }
     }
 
     /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown`,
-    /// `invalid_content_length` or `malformed_request`.
+    /// `body_stalled`, `invalid_content_length` or `malformed_request`.
     pub const fn reason(&self) -> &'static str {
         self.kind.reason()
     }
@@ -200,6 +214,7 @@ impl From<Refused> for Refusal {
         let refusal = match refused.reason() {
             Reason::Storage(fault) => Self::from(fault),
             Reason::Unavailable => Self::unavailable(),
+            Reason::Stalled => Self::stalled(),
         };
         Self {
             temporary: refused.is_temporary(),
@@ -229,6 +244,8 @@ pub enum RefusalKind {
     Storage(Fault),
     /// The guard could not determine whether there is room: 503.
     Unavailable,
+    /// The client has stopped to send the request's body: 408.
+    Stalled,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,
     /// The head of the request is malformed in another way: 400.
@@ -240,6 +257,7 @@ impl RefusalKind {
         match self {
             Self::Storage(fault) => Reason::Storage(fault).as_str(),
             Self::Unavailable => Reason::Unavailable.as_str(),
+            Self::Stalled => Reason::Stalled.as_str(),
             Self::InvalidLength => "invalid_content_length",
             Self::Malformed => "malformed_request",
         }

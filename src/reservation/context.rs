@@ -3,7 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    outage::Outage, quota::QuotaError, time::within, volume::Volume, wait_queue::WaitQueue,
+    cause::Resource,
+    outage::Outage,
+    quota::{Exceeded, QuotaError},
+    time::within,
+    volume::Volume,
+    wait_queue::WaitQueue,
 };
 
 /// What a guard reserves from, and by which rules.
@@ -60,6 +65,19 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// Takes back what silent clients do not use of a scope, if that makes room. True if it is worth to ask again.
+    pub(crate) fn takes_back(&self, exceeded: &Exceeded) -> bool {
+        let left = exceeded.limit.saturating_sub(exceeded.used);
+        let missing = exceeded.required.saturating_sub(left);
+        exceeded.resource == Resource::Bytes
+            && exceeded.required <= exceeded.limit
+            && missing > 0
+            && self
+                .quota_queue
+                .offers
+                .take_back(&Some(exceeded.scope.clone()), missing)
+    }
+
     /// The quota source's answer, unless it times out.
     pub(crate) async fn bounded<T>(
         &self,

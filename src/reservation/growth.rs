@@ -16,12 +16,13 @@ use super::{
 use crate::{
     amount::Amount,
     cause::{Cause, Fault, Resource},
+    offers::Shortage,
     outage::Outage,
     quota::{QuotaError, QuotaHold, QuotaSource},
     refused::Refused,
     time::within,
     volume::{Shortfall, Volume},
-    wait_queue::{Short, Shortage},
+    wait_queue::Short,
 };
 
 impl<Q, X> Shared<Q, X>
@@ -40,8 +41,7 @@ where
     /// Corrects what is replaced. If that gives back less than expected, the difference must be held.
     pub(super) async fn hold_what_is_not_replaced(&self, replaced: Amount) -> Result<(), Refused> {
         let _turn = self.turn().await?;
-        let held = self.grow_hold(replaced, 0).await;
-        held.map_err(|short| short.error)?;
+        self.grow_hold(replaced, 0).await?;
         let mut state = self.state();
         if state.has_ended() {
             return Err(has_ended());
@@ -108,12 +108,14 @@ where
             // it.
             let room = self.reach.stored_in(volume.room() / 8);
             let want = want.min(room).max(need);
-            let shortfall = if ticket.yields(&[None]) {
-                volume.full()
-            } else {
+            let shortfall = loop {
+                if ticket.yields(&[None]) {
+                    break volume.full();
+                }
                 match self.try_claim(want).or_else(|_| self.try_claim(need)) {
                     Ok(growing) => return Ok(growing),
-                    Err(shortfall) => shortfall,
+                    Err(shortfall) if !self.takes_back(volume, shortfall, need) => break shortfall,
+                    Err(_) => {}
                 }
             };
             filesystem.want_reading();
@@ -160,6 +162,12 @@ where
         Amount::bytes(blocks.saturating_sub(claim.blocks.bytes))
     }
 
+    /// Takes back what silent clients do not use, if that makes room for `bytes` more.
+    fn takes_back(&self, volume: &Volume, shortfall: Shortfall, bytes: u64) -> bool {
+        let more = self.more_blocks(volume, &self.state().claim, bytes);
+        volume.takes_back(shortfall, more.bytes)
+    }
+
     /// Whether `bytes` more would fit if all other reservations released their claims.
     fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
         let more = self.more_blocks(volume, &self.state().claim, bytes);
@@ -191,17 +199,31 @@ where
                 .await
                 .map_err(|error| Short { of: None, error })?;
             let replaced = self.state().hold.replaced;
-            match self.grow_hold(replaced, 0).await {
+            let (mut bytes, mut came_back) = (want, false);
+            let mut grown = self.grow_hold(replaced, 0).await;
+            while let Err(QuotaError::Exceeded(exceeded)) = &grown {
                 // `want` is this crate's choice, and may exceed a limit. `need` decides.
-                Err(short) if need < want && short.error.fault().is_some() => {
-                    let less = self.grow_hold(replaced, want - need).await;
-                    less.map(|()| need)
+                if need < bytes {
+                    bytes = need;
+                } else if self.context.rules.takes_back(exceeded) {
+                    came_back = true;
+                } else {
+                    break;
                 }
-                tried => tried.map(|()| want),
+                grown = self.grow_hold(replaced, want - bytes).await;
             }
-            .map_err(|short| Short {
-                of: short.of.filter(|_| tickets.quota.has_company()),
-                ..short
+            grown.map(|()| bytes).map_err(|error| Short {
+                of: match &error {
+                    // A store hears a little later of what came back.
+                    QuotaError::Exceeded(exceeded)
+                        if exceeded.required <= exceeded.limit
+                            && (came_back || tickets.quota.has_company()) =>
+                    {
+                        Some(Some(exceeded.scope.clone()))
+                    }
+                    _ => None,
+                },
+                error: error.into(),
             })
         };
         tickets
@@ -229,7 +251,7 @@ where
 
     /// Grows the hold to all that is reserved and growing, less `spared` bytes and what is replaced. Only in its
     /// [turn](Self::turn).
-    async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), Short<Refused>> {
+    async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), QuotaError> {
         let (growth, amount) = {
             let mut state = self.state();
             let bytes = self.meter.reserved().saturating_add(state.claim.growing);
@@ -247,15 +269,10 @@ where
                 state.hold.held = state.hold.held + amount;
                 Ok(())
             }
-            Err(QuotaError::Exceeded(exceeded)) => Err(Short {
-                of: (exceeded.required <= exceeded.limit).then(|| Some(exceeded.scope.clone())),
-                error: Refused::from(&exceeded),
-            }),
-            Err(_) if self.context.rules.quota_outage == Outage::Admit => Ok(()),
-            Err(outage) => Err(Short {
-                of: None,
-                error: outage.into(),
-            }),
+            Err(QuotaError::Unavailable(_)) if self.context.rules.quota_outage == Outage::Admit => {
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 }

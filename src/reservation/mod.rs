@@ -7,6 +7,7 @@ mod meter;
 mod ops;
 mod pending;
 mod shared;
+mod silence;
 mod tickets;
 
 use std::{fmt, iter, sync::Arc};
@@ -146,12 +147,14 @@ impl Reservation {
         // The outermost first: it may hold the claim for the others.
         let chain: Vec<_> = self.chain().collect();
         for ops in chain.into_iter().rev() {
-            let grown = Arc::clone(ops).grow(bytes, bytes).await;
-            if grown.is_err() {
-                // Evicted from the queue, it may go on with what it has.
-                ops.reinstate();
+            match Arc::clone(ops).grow(bytes, bytes).await {
+                Ok(grown) => ops.keep_for_handler(grown),
+                Err(refused) => {
+                    // Evicted from the queue, it may go on with what it has.
+                    ops.reinstate();
+                    return Err(refused);
+                }
             }
-            grown?;
         }
         Ok(())
     }

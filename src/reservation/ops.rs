@@ -1,9 +1,20 @@
 //! The operations on a reservation, for any quota source.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, Weak},
+};
+
+use tokio::time::Instant;
 
 use super::meter::Meter;
-use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
+use crate::{
+    amount::Amount,
+    demand::Demand,
+    offers::{Offer, Silent},
+    refused::Refused,
+    volume::Volume,
+};
 
 /// A boxed future, used on rare paths.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -26,6 +37,12 @@ pub(crate) trait ReservationOps: Send + Sync {
     fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<u64, Refused>>;
     /// Gives back what is set aside beyond what the meter has reserved.
     fn shrink(&self);
+    /// `bytes` are reserved for what the handler writes beside the body.
+    fn keep_for_handler(&self, bytes: u64);
+    /// Bytes that are reserved for the body, and were not read.
+    fn unread(&self) -> u64;
+    /// Offers `bytes` to others, from a time on.
+    fn offer(&self, bytes: u64, from: Instant, by: Weak<dyn Silent>) -> Vec<Offer>;
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>>;
 
     /// Subtracts from the usage of the scopes what was charged, and is not stored.

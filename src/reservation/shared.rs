@@ -2,9 +2,11 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::Waker,
 };
+
+use tokio::time::Instant;
 
 use super::{
     context::Context,
@@ -17,6 +19,7 @@ use super::{
 use crate::{
     amount::Amount,
     demand::{Demand, Reach},
+    offers::{Offer, Silent},
     quota::{Change, QuotaHold, QuotaSource},
     refused::Refused,
     scope::Scopes,
@@ -59,6 +62,10 @@ pub(crate) struct State<H, X> {
     pub(super) lifecycle: Lifecycle,
     /// Its places in the queues for more.
     pub(super) tickets: Option<Arc<Tickets>>,
+    /// What is offered to others while the client is silent.
+    pub(super) offers: Vec<Offer>,
+    /// Bytes that are reserved for what the handler writes beside the body.
+    pub(super) by_handler: u64,
     report: Report,
     at_end: AtEnd,
     /// The adapter's own state.
@@ -167,6 +174,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             claim,
             terms,
             bytes,
+            ..
         } = pending;
         let (context, blocks) = claim.keep();
         let reach = terms.reach(&context);
@@ -198,6 +206,8 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
                 },
                 lifecycle: Lifecycle::Open,
                 tickets,
+                offers: Vec::new(),
+                by_handler: 0,
                 report: Report::default(),
                 at_end: AtEnd {
                     gives_back: terms.gives_back,
@@ -284,13 +294,14 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         let end = self.settlement(&state, success);
         let claim = mem::take(&mut state.claim);
         let (hold, tickets) = (state.hold.hold.take(), state.tickets.take());
+        let offers = mem::take(&mut state.offers);
         let rest = state.attachment.take_rest();
         let gives_back = mem::take(&mut state.at_end.gives_back);
         let hook = state.at_end.hook.take();
         drop(state);
 
         // All of this calls foreign code, or wakes other tasks: not under the lock.
-        drop(rest);
+        drop((rest, offers));
         if let Some(volume) = self.claimed_on() {
             let on_disk = self.in_blocks(volume, end.on_disk);
             let settling = on_disk
@@ -440,6 +451,19 @@ where
 
     fn shrink(&self) {
         self.set_less_aside(self.state());
+    }
+
+    fn keep_for_handler(&self, bytes: u64) {
+        let mut state = self.state();
+        state.by_handler = state.by_handler.saturating_add(bytes);
+    }
+
+    fn unread(&self) -> u64 {
+        self.unread_in(&self.state())
+    }
+
+    fn offer(&self, bytes: u64, from: Instant, by: Weak<dyn Silent>) -> Vec<Offer> {
+        self.offers_in(&self.state(), bytes, from, by)
     }
 
     fn replaces(self: Arc<Self>, replaced: Amount) -> BoxFuture<Result<(), Refused>> {

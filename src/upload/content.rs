@@ -51,6 +51,18 @@ impl Claims {
         bytes - of_upload
     }
 
+    /// Gives up `bytes` that were drawn. Returns how many of them were claimed for the upload, and how many were drawn for
+    /// no part in particular.
+    pub(super) fn undraw(&mut self, bytes: u64) -> (u64, u64) {
+        let (of_upload, stray) = (
+            bytes.min(self.of_upload - self.settled),
+            bytes.min(self.stray),
+        );
+        self.of_upload -= of_upload;
+        self.stray -= stray;
+        (of_upload, stray)
+    }
+
     /// `bytes` more have reached the disk. Returns how much of the upload's claim settles.
     pub(super) fn write(&mut self, bytes: u64) -> u64 {
         if self.has_ended {
@@ -217,6 +229,17 @@ impl Contents {
             content.drawn = content.drawn.saturating_add(bytes);
             to - content.reached.clamp(from, to)
         }))
+    }
+
+    /// A request gives up `bytes` that it has drawn, of which `stray` are for no part in particular.
+    pub(super) fn undraw(&mut self, at: &Place, bytes: u64, stray: u64) {
+        self.drawn -= u128::from(stray);
+        let is_latest = |content: &Content| content.by == at.number;
+        if self.parts.get(&at.part).is_some_and(is_latest) {
+            self.change(&at.part, |content| {
+                content.drawn = content.drawn.saturating_sub(bytes - stray);
+            });
+        }
     }
 
     /// A request has ended, which drew `stray` bytes for no part in particular.

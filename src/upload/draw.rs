@@ -80,6 +80,14 @@ impl Draw {
         &self.upload
     }
 
+    pub(super) fn at(&self) -> &Place {
+        &self.at
+    }
+
+    pub(super) fn claims(&self) -> &Mutex<Claims> {
+        &self.claims
+    }
+
     pub(super) fn is_stored(&self) -> bool {
         self.is_stored
     }
@@ -95,10 +103,12 @@ impl Draw {
 
     /// Bytes that have to be reserved in addition before the request is admitted.
     pub(crate) fn missing(&self) -> u64 {
-        let for_whole = self
-            .whole
-            .unwrap_or(0)
-            .saturating_sub(self.upload.reserved());
+        // What was taken back from a silent client is only reserved again for content.
+        let brings_nothing = self.wanted == Some(0) && self.upload.sure_whole().is_some();
+        let for_whole = match self.whole {
+            Some(whole) if !brings_nothing => whole.saturating_sub(self.upload.reserved()),
+            _ => 0,
+        };
         let for_part = self.must_draw().saturating_sub(self.upload.room(&self.at));
         for_whole.max(for_part)
     }

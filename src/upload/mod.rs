@@ -73,8 +73,8 @@
 //!   the disk at any service that answers with a `Location`.
 //! - The state of uploads is lost when the process ends or when they expire. Later parts are then charged one by one,
 //!   and earlier parts are not charged: count those at startup.
-//! - A client that may reserve can hold a reservation for as long as uploads are kept, without sending more. Limit
-//!   that with a quota for each user, or a short expiry.
+//! - A client that may reserve can hold a reservation for as long as uploads are kept, without sending more, unless
+//!   another request needs the room: see [`Uploads::stall_grace`].
 //! - A client that can send a request for an upload's path can make its reservation grow, whatever the service
 //!   answers, until the upload ends. Let only requests that may write there pass the guard.
 //! - Of two requests in flight for one part, the guard does not know which has come last: the larger counts.
@@ -127,6 +127,7 @@ impl Uploads {
             key_by: None,
             expiry: Expiry {
                 idle: Duration::from_secs(3_600),
+                grace: Duration::from_secs(60),
                 hook: None,
             },
         }
@@ -149,6 +150,20 @@ impl Uploads {
     #[must_use]
     pub fn expire_after(mut self, idle: Duration) -> Self {
         self.expiry.idle = idle;
+        self
+    }
+
+    /// Sets after which time without a byte the unsent rest of an upload can be taken back for a request that would be
+    /// refused otherwise. When its client goes on, the rest has to be reserved again, and the request is refused if there is
+    /// no room.
+    ///
+    /// Use a longer time if clients pause for long, or the time of [`Self::expire_after`] so that nothing is ever taken back.
+    /// While a request is in flight, [`stall_grace`](StorageGuardLayer::stall_grace) has to have passed too.
+    ///
+    /// Defaults to one minute.
+    #[must_use]
+    pub fn stall_grace(mut self, grace: Duration) -> Self {
+        self.expiry.grace = grace;
         self
     }
 

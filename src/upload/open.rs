@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{
     Step,
     content::{Claims, Contents, Place, Unused},
 };
 use crate::{
     amount::Amount,
+    offers::{Offer, Silent},
     reservation::{BoxFuture, Report, ReservationOps},
 };
 
@@ -27,10 +30,21 @@ pub(super) trait Keeper: Send + Sync {
     fn rest(&self, upload: &Arc<Upload>, came: bool);
 }
 
+/// A request in flight whose client is silent.
+pub(super) trait SilentPart: Send + Sync {
+    fn at(&self) -> &Place;
+    fn claims(&self) -> &Mutex<Claims>;
+
+    /// Lowers what it may read to what it has read. Returns the difference.
+    fn give_up_unread(&self) -> u64;
+}
+
 /// How an upload expires.
 #[derive(Clone)]
 pub(super) struct Expiry {
     pub(super) idle: Duration,
+    /// After which time without a byte others may take back what was not received.
+    pub(super) grace: Duration,
     pub(super) hook: Option<Arc<ExpiryHook>>,
 }
 
@@ -45,9 +59,11 @@ pub(crate) struct Upload {
     /// charge them.
     before: u64,
     registry: Weak<dyn Keeper>,
+    grace: Duration,
     /// Its entry in the registry, once it has one.
     key: OnceLock<Arc<str>>,
     state: Mutex<State>,
+    itself: Weak<Self>,
 }
 
 #[derive(Default)]
@@ -71,6 +87,12 @@ struct State {
     in_flight: usize,
     /// Bytes that were reserved for requests that were refused.
     spare: u64,
+    /// The requests in flight whose clients are silent, by number.
+    silent: Vec<(u64, Weak<dyn SilentPart>)>,
+    /// When the last byte came, or it was opened.
+    last_came: Option<Instant>,
+    /// What is offered to others.
+    offers: Vec<Offer>,
 }
 
 #[derive(Clone, Copy, Default, Eq, PartialEq)]
@@ -145,18 +167,21 @@ impl Upload {
         reservation: Arc<dyn ReservationOps>,
         step: &Step,
         registry: Weak<dyn Keeper>,
-    ) -> Self {
+        grace: Duration,
+    ) -> Arc<Self> {
         let before = step.offset.unwrap_or(0);
-        Self {
+        Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
             reservation,
             before,
             registry,
+            grace,
             key: OnceLock::new(),
             state: Mutex::new(State {
                 contents: Contents::with(&step.part, before),
                 ..State::default()
             }),
-        }
+        })
     }
 
     /// The total length, if it is known.
@@ -288,6 +313,11 @@ impl Upload {
         );
         let mut state = self.state();
         state.in_flight -= 1;
+        // What a silent one has brought came before.
+        let brought = !state.forget_silent(left.at) && left.came > 0;
+        if brought || state.last_came.is_none() {
+            state.last_came = Some(Instant::now());
+        }
         state.used_up -= left.unused.of_upload;
         if matches!(left.answer, Answer::Refused) && !left.success {
             state.spare = state.spare.saturating_add(left.grown);
@@ -302,6 +332,7 @@ impl Upload {
             }
             (Stage::Open, after) => {
                 self.give_back_spare(state);
+                self.offer();
                 match (&registry, after) {
                     (Some(registry), After::Park(key, expiry)) => {
                         registry.park(&key, self, &expiry)
@@ -353,6 +384,40 @@ impl Upload {
         meter.lower_to(meter.reserved().saturating_sub(spare).max(needed));
         drop(state);
         self.reservation.shrink();
+    }
+
+    /// The client of a request is silent, whose last byte came then, if any did.
+    pub(super) fn fall_silent(
+        &self,
+        at: &Place,
+        part: Weak<dyn SilentPart>,
+        last_came: Option<Instant>,
+    ) {
+        let mut state = self.state();
+        state.silent.push((at.number, part));
+        state.last_came = last_came.max(state.last_came);
+        drop(state);
+        self.offer();
+    }
+
+    /// The client of a request goes on.
+    pub(super) fn go_on(&self, at: &Place) {
+        self.state().forget_silent(at);
+    }
+
+    /// Offers what was not received to others, once no byte has come for the grace.
+    fn offer(&self) {
+        let mut state = self.state();
+        let from = state.last_came.unwrap_or_else(Instant::now);
+        let (Stage::Open, Some(from)) = (state.stage, from.checked_add(self.grace)) else {
+            return;
+        };
+        let by: Weak<dyn Silent> = self.itself.clone() as _;
+        let received = saturate(state.contents.sizes()).saturating_add(state.extra.bytes);
+        let bytes = self.reserved().saturating_sub(received);
+        let before = mem::replace(&mut state.offers, self.reservation.offer(bytes, from, by));
+        drop(state);
+        drop(before);
     }
 
     /// The service has removed what was received.
@@ -426,7 +491,52 @@ impl Upload {
     }
 }
 
+impl Silent for Upload {
+    fn take_back(&self) -> bool {
+        let mut state = self.state();
+        let offers = mem::take(&mut state.offers);
+        let is_due = |since: Instant| since.elapsed() >= self.grace;
+        let is_silent = state.stage == Stage::Open
+            && state.silent.len() == state.in_flight
+            && state.last_came.is_some_and(is_due);
+        if !is_silent {
+            drop(state);
+            drop(offers);
+            // For later.
+            self.offer();
+            return false;
+        }
+        // They ask for more when their clients go on.
+        let silent = state.silent.clone();
+        let mut parts = Vec::new();
+        for part in silent.iter().filter_map(|(_, part)| part.upgrade()) {
+            let bytes = part.give_up_unread();
+            let (of_upload, stray) = lock(part.claims()).undraw(bytes);
+            state.contents.undraw(part.at(), bytes, stray);
+            state.used_up -= of_upload;
+            // Not dropped under the lock.
+            parts.push(part);
+        }
+        let taken = state.contents.sizes() + state.contents.drawn();
+        let needed = saturate(taken)
+            .saturating_add(state.extra.bytes)
+            .saturating_sub(self.before);
+        self.reservation.meter().lower_to(needed);
+        drop(state);
+        drop((offers, parts));
+        self.reservation.shrink();
+        true
+    }
+}
+
 impl State {
+    /// A request has ended, or its client goes on. True if it was silent.
+    fn forget_silent(&mut self, at: &Place) -> bool {
+        let before = self.silent.len();
+        self.silent.retain(|(number, _)| *number != at.number);
+        self.silent.len() < before
+    }
+
     /// The part of `reserved` that neither other content nor other requests need.
     fn room(&self, reserved: u64, at: &Place) -> u64 {
         if matches!(self.stage, Stage::Settled { .. }) {

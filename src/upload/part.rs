@@ -1,12 +1,22 @@
 //! A request that is part of an upload: its content is reserved as part of the whole.
 
-use std::{sync::Arc, task::Waker};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    task::Waker,
+};
 
-use super::draw::Draw;
+use tokio::time::Instant;
+
+use super::{
+    content::{Claims, Place},
+    draw::Draw,
+    open::SilentPart,
+};
 use crate::{
     amount::Amount,
     body::{BodyEnd, Exchange, Unread},
     demand::Demand,
+    offers::{Offer, Silent},
     refused::Refused,
     reservation::{BoxFuture, Meter, Outer, Report, ReservationOps},
     volume::Volume,
@@ -61,7 +71,9 @@ impl ReservationOps for Part {
             // Another part may draw what was reserved for this one.
             while drawn < need {
                 let (need, want) = (need - drawn, want - drawn);
-                self.draw.grow(need, want).await?;
+                // The rest of the whole, if it was taken back.
+                let missing = self.draw.missing();
+                self.draw.grow(need.max(missing), want.max(missing)).await?;
                 drawn += self.draw.draw_more(want);
                 if self.own.has_ended() {
                     return Err(Refused::unavailable());
@@ -92,6 +104,18 @@ impl ReservationOps for Part {
 
     fn shrink(&self) {
         self.whole().shrink();
+    }
+
+    fn keep_for_handler(&self, bytes: u64) {
+        self.own.keep_for_handler(bytes);
+    }
+
+    fn unread(&self) -> u64 {
+        self.own.unread()
+    }
+
+    fn offer(&self, bytes: u64, from: Instant, by: Weak<dyn Silent>) -> Vec<Offer> {
+        self.whole().offer(bytes, from, by)
     }
 
     fn reinstate(&self) {
@@ -142,6 +166,19 @@ impl Exchange for Part {
         self.own.body_ended(end);
     }
 
+    fn fall_silent(self: Arc<Self>, since: Instant) {
+        let upload = self.draw.upload();
+        let came = (self.own.meter().received() > 0).then_some(since);
+        upload.fall_silent(self.draw.at(), Arc::downgrade(&self) as _, came);
+    }
+
+    fn go_on(&self) {
+        self.draw.upload().go_on(self.draw.at());
+    }
+
+    /// A later request may bring the rest.
+    fn give_back_unread(&self) {}
+
     fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()> {
         Arc::clone(&self.own).answer_ended(success)
     }
@@ -152,5 +189,21 @@ impl Exchange for Part {
 
     fn take_unread(&self) -> Option<Unread> {
         self.own.take_unread()
+    }
+}
+
+impl SilentPart for Part {
+    fn at(&self) -> &Place {
+        self.draw.at()
+    }
+
+    fn claims(&self) -> &Mutex<Claims> {
+        self.draw.claims()
+    }
+
+    fn give_up_unread(&self) -> u64 {
+        let (meter, unread) = (self.own.meter(), self.own.unread());
+        meter.lower_to(meter.reserved().saturating_sub(unread));
+        unread
     }
 }

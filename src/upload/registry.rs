@@ -100,10 +100,15 @@ impl Registry {
     }
 
     /// A new upload with its reservation for the whole. It is entered later.
-    pub(super) fn upload(&self, whole: Arc<dyn ReservationOps>, step: &Step) -> Arc<Upload> {
+    pub(super) fn upload(
+        &self,
+        whole: Arc<dyn ReservationOps>,
+        step: &Step,
+        expiry: &Expiry,
+    ) -> Arc<Upload> {
         // Spawn now, because a request arrives on a runtime. It may end on a thread without one.
         self.keep_time(&mut self.state());
-        Arc::new(Upload::new(whole, step, self.itself.clone()))
+        Upload::new(whole, step, self.itself.clone(), expiry.grace)
     }
 
     /// Enters an upload with its first part. If it has an entry already, that entry gets the part.

@@ -132,7 +132,7 @@ impl steps::Visit for Visit {
         let whole: Arc<dyn ReservationOps> = whole.clone();
         let FoundStep { step, uploads, .. } = &self.found;
         let (registry, body) = (&uploads.registry, self.demand.bytes());
-        let upload = registry.upload(whole, step);
+        let upload = registry.upload(whole, step, &uploads.expiry);
         let draw = match step.is_begin() {
             true => Draw::enter(&upload, step, body),
             false => registry.begin(step, body, &upload, &uploads.expiry),

@@ -57,12 +57,25 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Makes the claim without waiting.
+    /// Makes the claim without waiting. If there is no room, what silent clients do not use is taken back for it.
     pub(crate) fn claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
         // Reservations that wait to grow take precedence over new ones.
         if self.bytes > 0 && volume.filesystem().queue.is_waiting([&None], None) {
             return Err(volume.full());
         }
+        loop {
+            let shortfall = match self.try_claim(volume) {
+                Ok(claimed) => return Ok(claimed),
+                Err(shortfall) => shortfall,
+            };
+            let needed = self.least().bytes.max(self.expected());
+            if !volume.takes_back(shortfall, needed) {
+                return Err(shortfall);
+            }
+        }
+    }
+
+    fn try_claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
         let mut bytes = self.bytes;
         if self.least < bytes {
             bytes = bytes

@@ -421,6 +421,23 @@ impl Volume {
         }
     }
 
+    /// Takes back what silent clients do not use, if that makes room for `needed` bytes. True if it is worth to try again.
+    pub(crate) fn takes_back(&self, shortfall: Shortfall, needed: u64) -> bool {
+        let is_short_of_bytes = matches!(
+            shortfall,
+            Shortfall::Full { fault, is_hopeless: false } if fault.resource == Resource::Bytes
+        );
+        let missing = self
+            .filesystem()
+            .in_blocks(needed)
+            .saturating_sub(self.room());
+        // A volume that waits to resume takes no bytes, whatever is given back.
+        is_short_of_bytes
+            && missing > 0
+            && !self.is_full()
+            && self.filesystem().queue.offers.take_back(&None, missing)
+    }
+
     /// Whether not even one byte could be claimed, or no object, if `own` were given back.
     fn is_at_headroom(&self, own: Amount) -> bool {
         let (ledger, floor) = (&self.filesystem().ledger, self.floor());

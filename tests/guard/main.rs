@@ -23,6 +23,7 @@ mod holds;
 mod limits;
 mod price;
 mod reservations;
+mod silence;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;

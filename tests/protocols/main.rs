@@ -15,6 +15,7 @@ mod health;
 #[cfg(feature = "tonic")]
 mod resets;
 mod several_requests;
+mod silent_uploads;
 #[cfg(feature = "tonic")]
 mod trailers;
 mod upload_answers;

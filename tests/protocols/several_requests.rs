@@ -20,6 +20,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_storage_guard::{
     Amount, Reservation, ResponseBody, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
+    setup::Scoped,
     upload::{Chunks, Progress, Uploads},
 };
 
@@ -36,11 +37,13 @@ struct Everything {
 
 type Guarded = BoxCloneService<Request<Content>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
 
+type Layered = StorageGuardLayer<MemoryQuota, Scoped>;
+
 /// A guarded service, and the state that a test can inspect.
-struct Site {
+pub(crate) struct Site {
     service: Guarded,
     quota: MemoryQuota,
-    uploads: Uploads,
+    pub(crate) uploads: Uploads,
     volume: Volume,
     disk: Disk,
 }
@@ -53,6 +56,16 @@ impl Site {
     }
 
     fn with(room: u64, limit: u64, uploads: Uploads) -> Self {
+        Self::set(room, limit, uploads, |layer| layer)
+    }
+
+    /// With other settings of its layer.
+    pub(crate) fn set(
+        room: u64,
+        limit: u64,
+        uploads: Uploads,
+        set: impl FnOnce(Layered) -> Layered,
+    ) -> Self {
         let (disk, quota) = (Disk::new(room), MemoryQuota::new(Limits::bytes(limit)));
         let volume = disk.volume();
         let layer = StorageGuardLayer::new(volume.clone())
@@ -60,7 +73,7 @@ impl Site {
             .scope_by(|_| USER)
             .uploads(&uploads);
         let kept = Kept::default();
-        let service = layer.layer(service_fn(move |request| keep(kept.clone(), request)));
+        let service = set(layer).layer(service_fn(move |request| keep(kept.clone(), request)));
         Self {
             service: BoxCloneService::new(service),
             quota,
@@ -75,12 +88,12 @@ impl Site {
         service.ready().await.unwrap().call(request).await.unwrap()
     }
 
-    async fn status(&self, request: Request<Content>) -> u16 {
+    pub(crate) async fn status(&self, request: Request<Content>) -> u16 {
         self.send(request).await.status().as_u16()
     }
 
     /// Begins an upload by tus. Returns its path, or the status.
-    async fn begin(&self, whole: u64) -> Result<String, u16> {
+    pub(crate) async fn begin(&self, whole: u64) -> Result<String, u16> {
         self.begin_with(whole, full(0)).await
     }
 
@@ -94,16 +107,16 @@ impl Site {
         }
     }
 
-    async fn patch(&self, path: &str, offset: u64, content: Content) -> u16 {
+    pub(crate) async fn patch(&self, path: &str, offset: u64, content: Content) -> u16 {
         let request = tus("PATCH", path).header("upload-offset", offset);
         self.status(request.body(content).unwrap()).await
     }
 
-    fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.quota.usage(USER).used.bytes
     }
 
-    fn held(&self) -> u64 {
+    pub(crate) fn held(&self) -> u64 {
         self.quota.usage(USER).held.bytes
     }
 }
@@ -118,12 +131,12 @@ fn place_of<B>(answer: &Response<B>) -> String {
     location.path().to_owned()
 }
 
-fn tus(method: &str, path: &str) -> http::request::Builder {
+pub(crate) fn tus(method: &str, path: &str) -> http::request::Builder {
     let request = Request::builder().method(method).uri(path);
     request.header("tus-resumable", "1.0.0")
 }
 
-fn plain(method: &str, path: &str, bytes: usize) -> Request<Content> {
+pub(crate) fn plain(method: &str, path: &str, bytes: usize) -> Request<Content> {
     let request = Request::builder().method(method).uri(path);
     request
         .header("content-length", bytes)
@@ -488,7 +501,7 @@ async fn an_upload_whose_request_ends_on_a_plain_thread_expires() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upload_in_flight_does_not_expire() {
-    let uploads = Uploads::default().expire_after(MINUTE);
+    let uploads = Uploads::default().expire_after(MINUTE / 10);
     let site = Site::with(100, 100, uploads);
     let file = site.begin(100).await.unwrap();
     let (frames, rest) = tokio::sync::mpsc::channel::<Bytes>(1);
@@ -499,7 +512,7 @@ async fn an_upload_in_flight_does_not_expire() {
     let patch = site.patch(&file, 0, StreamBody::new(frames_of).boxed_unsync());
     let slow = async {
         frames.send(Bytes::from(vec![7; 50])).await.unwrap();
-        sleep(HOUR).await;
+        sleep(MINUTE / 3).await;
         assert_eq!(site.held(), 100);
         frames.send(Bytes::from(vec![7; 50])).await.unwrap();
         drop(frames);

@@ -9,6 +9,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused", "tree"],
     // The core: reservable resources, and reservations.
+    &["offers"],
     &["wait_queue"],
     &["quota"],
     &["volume"],
