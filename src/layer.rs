@@ -7,6 +7,7 @@ use http::{HeaderName, Response, StatusCode, request, response};
 use tower::Layer;
 
 use crate::{
+    body::Silence,
     cause::Cause,
     config::ConfigError,
     demand::Demand,
@@ -322,7 +323,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     /// Defaults to 30 seconds.
     pub fn stall_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = timeout.into();
-        self.set(|http| http.set_silence(|silence| silence.timeout = timeout))
+        self.set_silence(|silence| silence.timeout = timeout)
     }
 
     /// Sets the lowest rate of a body, in bytes per second: so much must have come for each second of waiting beyond the
@@ -332,7 +333,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     ///
     /// Defaults to 500, so that a client is awaited for at most half a minute longer than 500 bytes per second take.
     pub fn min_rate(self, bytes_per_second: u64) -> Self {
-        self.set(|http| http.set_silence(|silence| silence.rate = bytes_per_second))
+        self.set_silence(|silence| silence.rate = bytes_per_second)
     }
 
     /// Sets after which time without a byte, while the service waits for one, the rest of a reservation can be taken back for
@@ -344,7 +345,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     ///
     /// Defaults to two seconds.
     pub fn stall_grace(self, grace: Duration) -> Self {
-        self.set(|http| http.set_silence(|silence| silence.grace = grace))
+        self.set_silence(|silence| silence.grace = grace)
     }
 
     /// What this layer reserves from.
@@ -379,6 +380,10 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     pub(crate) fn set(mut self, set: impl FnOnce(&mut HttpSettings)) -> Self {
         set(&mut Arc::make_mut(&mut self.settings).http);
         self
+    }
+
+    fn set_silence(self, set: impl Fn(&mut Silence)) -> Self {
+        self.set(|http| Arc::make_mut(&mut http.responder).set_silence(set))
     }
 
     pub(crate) fn set_answers(self, set: impl FnOnce(&mut Answers)) -> Self {

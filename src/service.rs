@@ -98,7 +98,7 @@ where
         let held = Held {
             service,
             drain: WhenDropped::of(head.version, lines.expects_continue),
-            silence: Arc::clone(http.silence_of(&head, &asked)),
+            is_named_call: http.applies.is_named_call(&head, &asked),
             head,
             body,
             protocol: asked.protocol(),

@@ -5,7 +5,7 @@ use std::{fmt, pin::Pin, sync::Arc};
 use http::{request, response};
 
 use crate::{
-    body::{Responder, Silence},
+    body::Responder,
     demand::Demand,
     fault::Classifier,
     guard::Guard,
@@ -33,7 +33,7 @@ pub(crate) struct Settings<Q> {
 }
 
 /// The settings that only concern HTTP.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
     pub(crate) scopes: Option<Choose<Scopes>>,
     pub(crate) applies: Applies,
@@ -43,49 +43,6 @@ pub(crate) struct HttpSettings {
     pub(crate) success: Option<Judge>,
     pub(crate) classifier: Classifier,
     pub(crate) responder: Arc<Responder>,
-    /// How long the bodies of requests may be silent, and of calls that were named.
-    pub(crate) silence: Arc<Silence>,
-    pub(crate) silence_of_calls: Arc<Silence>,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        let silence = Silence::default();
-        // A stream may have nothing to send for long.
-        let of_calls = Silence {
-            timeout: None,
-            ..silence
-        };
-        Self {
-            scopes: None,
-            applies: Applies::default(),
-            price: None,
-            hints: Hints::default(),
-            steps: None,
-            success: None,
-            classifier: Classifier::default(),
-            responder: Arc::default(),
-            silence: Arc::new(silence),
-            silence_of_calls: Arc::new(of_calls),
-        }
-    }
-}
-
-impl HttpSettings {
-    pub(crate) fn set_silence(&mut self, set: impl Fn(&mut Silence)) {
-        set(Arc::make_mut(&mut self.silence));
-        set(Arc::make_mut(&mut self.silence_of_calls));
-    }
-
-    /// How long the body of a request may be silent.
-    #[inline]
-    pub(crate) fn silence_of(&self, head: &request::Parts, asked: &Asked) -> &Arc<Silence> {
-        match asked.protocol() {
-            // By its name, because a client chooses the content type.
-            Some(_) if self.applies.select(head) == Some(true) => &self.silence_of_calls,
-            _ => &self.silence,
-        }
-    }
 }
 
 /// Which requests are guarded.
@@ -118,6 +75,12 @@ impl Applies {
                         || has_content() && head::is_overridden(&head.headers)
                 }),
         }
+    }
+
+    /// Whether the request is a call that was named: by its path, because a client chooses the content type.
+    #[inline]
+    pub(crate) fn is_named_call(&self, head: &request::Parts, asked: &Asked) -> bool {
+        asked.protocol().is_some() && self.select(head) == Some(true)
     }
 
     /// The protocols' decision. None if the request belongs to none of them.

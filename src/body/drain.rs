@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Rest, Unread};
+use super::{Rest, Unread, WhenDropped};
 
 /// How long a client may stall. It may have stopped sending when it saw the answer, and keep the connection open:
 /// curl does when the answer has not ended, and Node's `http` for its pool. Corresponds to nginx's
@@ -67,11 +67,11 @@ impl Drains {
     /// has not read yet. The task runs concurrently with the answer, so that the answer is sent whole, with its length.
     /// Outside of a tokio runtime, and beyond the limits, the body is dropped.
     pub(crate) fn start(&self, unread: Unread) {
-        let Unread { body, is_reset } = unread;
-        let time = if is_reset {
-            self.time.min(HOLD_OFF)
-        } else {
-            self.time
+        let Unread { body, drain } = unread;
+        let time = match drain {
+            WhenDropped::Reset => self.time.min(HOLD_OFF),
+            WhenDropped::Drain => self.time,
+            WhenDropped::DrainOncePolled => return,
         };
         let is_none = self.bytes == 0 || time.is_zero() || self.all.bytes_per_second == 0;
         if body.is_done() || is_none {

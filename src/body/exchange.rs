@@ -47,6 +47,9 @@ impl Attachment for Progress {
     }
 }
 
+/// A reservation that has ended, and what is left of the body.
+pub(crate) type EndedRead<H> = (Ended<H>, Option<Unread>);
+
 /// How a body ended.
 pub(crate) enum BodyEnd {
     /// Read to its end, or as far as the handler wanted. The rest may have to be drained.
@@ -59,7 +62,8 @@ pub(crate) enum BodyEnd {
 pub(crate) trait Exchange: ReservationOps {
     /// The body was cut. The rest may have to be drained.
     fn cut(&self, refused: &Refused, unread: Option<Unread>);
-    fn body_ended(&self, end: BodyEnd);
+    /// Returns the rest if the code that answers does not drain it.
+    fn body_ended(&self, end: BodyEnd) -> Option<Unread>;
 
     /// The client has sent nothing since then. Others may take back what it has not delivered.
     fn fall_silent(self: Arc<Self>, since: Instant);
@@ -78,18 +82,28 @@ pub(crate) trait Exchange: ReservationOps {
 }
 
 impl<Q: QuotaSource> HttpReservation<Q> {
-    /// Ends the reservation as a success if the body has been read. None if it is still being read.
+    /// Ends the reservation as a success if the body has been read, and returns what is left of the body. None if it is still
+    /// being read.
     ///
     /// # Errors
     ///
     /// If the body was cut; then the reservation is not ended here.
-    pub(crate) fn end_if_read(&self) -> Result<Option<Ended<Q::Hold>>, Refused> {
-        let state = self.state();
+    pub(crate) fn end_if_read(&self) -> Result<Option<EndedRead<Q::Hold>>, Refused> {
+        let mut state = self.state();
         match state.refused() {
             Some(refused) => Err(refused.clone()),
-            None if state.attachment.body != BodyState::Open => Ok(Some(self.end_in(state, true))),
+            None if state.attachment.body != BodyState::Open => {
+                let unread = state.attachment.unread.take();
+                Ok(Some((self.end_in(state, true), unread)))
+            }
             None => Ok(None),
         }
+    }
+
+    /// Whether the request has not ended.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        let progress = &self.state().attachment;
+        progress.body == BodyState::Open || progress.unread.as_ref().is_some_and(Unread::closes)
     }
 
     pub(crate) fn take_unread(&self) -> Option<Unread> {
@@ -122,7 +136,7 @@ where
         }
     }
 
-    fn body_ended(&self, end: BodyEnd) {
+    fn body_ended(&self, end: BodyEnd) -> Option<Unread> {
         let mut state = self.progress();
         let has_ended = state.has_ended();
         let progress = &mut state.attachment;
@@ -132,18 +146,20 @@ where
             false => BodyState::Read,
         };
         let is_answered = progress.is_answered;
-        match end {
+        let unread = match end {
             // The code that answers drains it.
-            BodyEnd::Read(Some(unread)) if !is_answered && !has_ended => {
-                progress.unread = Some(unread);
+            BodyEnd::Read(unread @ Some(_)) if !is_answered && !has_ended => {
+                progress.unread = unread;
+                None
             }
-            BodyEnd::Read(_) | BodyEnd::Failed => {}
-        }
+            BodyEnd::Read(unread) => unread,
+            BodyEnd::Failed => None,
+        };
         drop(state);
         if is_answered && let Some((hold, change)) = self.end(!has_failed).into_commit() {
-            // The answer has ended, so the rest is not drained.
             drop(hold.commit(change));
         }
+        unread
     }
 
     fn fall_silent(self: Arc<Self>, _: Instant) {

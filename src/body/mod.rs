@@ -20,29 +20,27 @@ use http_body::Body;
 pub(crate) use self::{
     ending::Ending,
     exchange::{BodyEnd, Exchange, HttpReservation},
-    request::WhenDropped,
+    request::{BodyRules, WhenDropped},
     responder::Responder,
     silence::Silence,
     watch::Watch,
 };
 pub use self::{request::MeteredBody, response::ResponseBody};
 
-/// A request body that the handler no longer reads, to be drained so that the answer arrives.
+/// The rest of a request body that the handler no longer reads.
 pub(crate) struct Unread {
     body: Rest,
-    /// Whether the transport is about to reset the stream, so that only a delay is needed.
-    is_reset: bool,
+    drain: WhenDropped,
 }
 
 impl Unread {
-    /// The rest of a body that has to be drained.
-    pub(crate) fn new(body: Rest, drain: WhenDropped) -> Option<Self> {
-        let is_reset = match drain {
-            WhenDropped::Drain => false,
-            WhenDropped::Reset => true,
-            WhenDropped::DrainOncePolled => return None,
-        };
-        Some(Self { body, is_reset })
+    pub(crate) fn new(body: Rest, drain: WhenDropped) -> Self {
+        Self { body, drain }
+    }
+
+    /// Whether the connection cannot be used any more, because the answer comes before the end of the request (HTTP/1).
+    pub(crate) fn closes(&self) -> bool {
+        self.drain != WhenDropped::Reset && !self.body.is_done()
     }
 }
 

@@ -15,7 +15,7 @@ use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    BodyEnd, Exchange, Rest, Silence, Unread,
+    BodyEnd, Exchange, Responder, Rest, Unread,
     silence::{Awaited, Event},
 };
 use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
@@ -93,20 +93,25 @@ struct Metered<B: Body> {
     reserved: u64,
     /// A frame that waits for room. Boxed, because bodies are moved often, and frames rarely wait.
     growing: Option<Box<(Frame<B::Data>, Growth)>>,
-    /// How long the client may be silent.
-    silence: Arc<Silence>,
     /// The wait for the client. Boxed, because bodies are moved often. None before the first.
     awaited: Option<Box<Awaited>>,
     /// Others may have taken back what was not delivered.
     may_lack: bool,
-    drain: WhenDropped,
-    /// Set if the protocol defines how requests end, and the error of its bodies.
-    protocol: Option<&'static dyn Protocol>,
+    rules: BodyRules,
     /// Receives an unfinished body, for the code that answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
 }
 
 type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
+
+/// How a body is read.
+pub(crate) struct BodyRules {
+    pub(crate) responder: Arc<Responder>,
+    pub(crate) is_named_call: bool,
+    pub(crate) drain: WhenDropped,
+    /// Set if the protocol defines how requests end, and the error of its bodies.
+    pub(crate) protocol: Option<&'static dyn Protocol>,
+}
 
 /// How the rest of a body is handled that is not read to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,13 +147,7 @@ impl<B: Body> MeteredBody<B> {
     }
 
     /// Wraps a body that is metered.
-    pub(crate) fn new(
-        body: B,
-        exchange: Arc<dyn Exchange>,
-        silence: Arc<Silence>,
-        drain: WhenDropped,
-        protocol: Option<&'static dyn Protocol>,
-    ) -> Self
+    pub(crate) fn new(body: B, exchange: Arc<dyn Exchange>, rules: BodyRules) -> Self
     where
         B: Send + 'static,
     {
@@ -160,11 +159,9 @@ impl<B: Body> MeteredBody<B> {
             reserved: 0,
             exchange,
             growing: None,
-            silence,
             awaited: None,
             may_lack: false,
-            drain,
-            protocol,
+            rules,
             hand_on: |body| body,
         };
         if has_ended {
@@ -231,8 +228,8 @@ where
         if self.growing.is_some() {
             return self.poll_growth(cx);
         }
-        if self.drain == WhenDropped::DrainOncePolled {
-            self.drain = WhenDropped::Drain;
+        if self.rules.drain == WhenDropped::DrainOncePolled {
+            self.rules.drain = WhenDropped::Drain;
         }
         let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
             return self.poll_silence(cx);
@@ -257,7 +254,7 @@ where
                 self.body = None;
                 self.exchange.body_ended(BodyEnd::Failed);
                 let error = error.into();
-                Poll::Ready(Some(Err(match self.protocol {
+                Poll::Ready(Some(Err(match self.rules.protocol {
                     Some(protocol) => protocol.body_error(error),
                     None => error,
                 })))
@@ -299,8 +296,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let awaited = self.awaited.get_or_insert_default();
+        let silence = self.rules.responder.silence(self.rules.is_named_call);
         loop {
-            match ready!(awaited.poll(&self.silence, self.received, cx)) {
+            match ready!(awaited.poll(silence, self.received, cx)) {
                 Event::Silent(since) => Arc::clone(&self.exchange).fall_silent(since),
                 Event::Stalled => {
                     // The answer may take its time, and the room is not needed any more.
@@ -388,7 +386,9 @@ impl<B: Body> Metered<B> {
     fn end(&mut self, unread: Option<Unread>) {
         self.body = None;
         self.growing = None;
-        self.exchange.body_ended(BodyEnd::Read(unread));
+        let left = self.exchange.body_ended(BodyEnd::Read(unread));
+        // The code that answers is done. Its answer may still be on its way.
+        self.rules.responder.drain(left.filter(Unread::closes));
     }
 
     /// Ends the body early. The rest is handed to the code that answers.
@@ -399,7 +399,7 @@ impl<B: Body> Metered<B> {
 
     fn take_rest(&mut self) -> Option<Unread> {
         let body = self.body.take()?;
-        Unread::new((self.hand_on)(body), self.drain)
+        Some(Unread::new((self.hand_on)(body), self.rules.drain))
     }
 
     fn size_hint(&self) -> SizeHint {

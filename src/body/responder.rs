@@ -1,16 +1,48 @@
-//! How refusals are answered: in the client's protocol, and so that they arrive.
+//! The settings of a request's exchange: how refusals are answered, so that they arrive, and how long clients are awaited.
 
-use super::{Unread, drain::Drains};
+use super::{Silence, Unread, drain::Drains};
 use crate::refusal::Answers;
 
-/// The settings of refusals.
-#[derive(Clone, Debug, Default)]
+/// The settings of a request's exchange.
+#[derive(Clone, Debug)]
 pub(crate) struct Responder {
     pub(crate) answers: Answers,
     pub(crate) drains: Drains,
+    silence: Silence,
+    /// The same for calls that were named.
+    silence_of_calls: Silence,
+}
+
+impl Default for Responder {
+    fn default() -> Self {
+        let silence = Silence::default();
+        Self {
+            answers: Answers::default(),
+            drains: Drains::default(),
+            silence,
+            // A stream may have nothing to send for long.
+            silence_of_calls: Silence {
+                timeout: None,
+                ..silence
+            },
+        }
+    }
 }
 
 impl Responder {
+    pub(crate) fn set_silence(&mut self, set: impl Fn(&mut Silence)) {
+        set(&mut self.silence);
+        set(&mut self.silence_of_calls);
+    }
+
+    /// How long the body of a request may be silent, or of a call that was named.
+    pub(super) fn silence(&self, is_named_call: bool) -> &Silence {
+        match is_named_call {
+            true => &self.silence_of_calls,
+            false => &self.silence,
+        }
+    }
+
     /// Drains the unread rest concurrently with the answer.
     pub(crate) fn drain(&self, unread: Option<Unread>) {
         if let Some(unread) = unread {

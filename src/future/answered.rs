@@ -7,11 +7,11 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Guarded, State,
+    Guarded, State, close_after,
     verdict::{of_error, of_response, success},
 };
 use crate::{
-    body::{Ending, MeteredBody, ResponseBody, Watch},
+    body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     settings::Settings,
@@ -75,6 +75,9 @@ where
         let (response, success) = success(settings, asked, response);
         let mut response = tell_visit(&guarded, response, success);
         if !success {
+            close_after(&mut response, guarded.is_early());
+            let unread = guarded.reservation.take_unread();
+            drain(settings, unread);
             // Dropping it releases.
             return as_it_is(response);
         }
@@ -85,6 +88,7 @@ where
         if let Some(ending) = Ending::of_protocol(asked, response.headers()) {
             // A refusal instead of it would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
+            close_after(&mut response, guarded.is_early());
             return watched(settings, response, guarded, ending);
         }
         let ended = match guarded.reservation.end_if_read() {
@@ -92,11 +96,14 @@ where
             Err(refused) => return fail(Some(&guarded), refused.into(), without_body(response)),
             Ok(ended) => ended,
         };
-        let Some(ended) = ended else {
+        let Some((ended, unread)) = ended else {
             // The body is still being read while the answer is sent. Both have to end.
+            close_after(&mut response, guarded.is_http_1);
             let ending = Ending::of_content(&response.body().size_hint());
             return watched(settings, response, guarded, ending);
         };
+        close_after(&mut response, unread.as_ref().is_some_and(Unread::closes));
+        drain(settings, unread);
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
         match (ended.into_commit(), settled) {
             (Some((hold, change)), _) => Next::Wait(Self::Commit {
@@ -111,6 +118,12 @@ where
             (None, None) => as_it_is(response),
         }
     }
+}
+
+/// Reads the rest of the request beside an early answer, over HTTP/1.
+fn drain<Q>(settings: &Settings<Q>, unread: Option<Unread>) {
+    let responder = &settings.http.responder;
+    responder.drain(unread.filter(Unread::closes));
 }
 
 /// Tells the upload that the request is a step of.

@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::{Guarded, ONCE, State};
 use crate::{
-    body::{Exchange, HttpReservation, MeteredBody, Silence, Unread, WhenDropped},
+    body::{BodyRules, Exchange, HttpReservation, MeteredBody, Unread, WhenDropped},
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
     price::{Kind, Price},
@@ -59,8 +59,7 @@ pub(crate) struct Held<S, B> {
     pub(crate) body: B,
     /// How the body has to be handled if it is left unread.
     pub(crate) drain: WhenDropped,
-    /// How long the body may be silent.
-    pub(crate) silence: Arc<Silence>,
+    pub(crate) is_named_call: bool,
     pub(crate) protocol: Option<&'static dyn Protocol>,
     /// Set if the request is a step of an upload.
     pub(crate) visit: Option<Box<dyn Visit>>,
@@ -155,11 +154,17 @@ where
             mut head,
             body,
             drain,
-            silence,
+            is_named_call,
             protocol,
             visit,
         } = held;
-        let body = MeteredBody::new(body, Arc::clone(&exchange), silence, drain, protocol);
+        let rules = BodyRules {
+            responder: Arc::clone(&settings.http.responder),
+            is_named_call,
+            drain,
+            protocol,
+        };
+        let body = MeteredBody::new(body, Arc::clone(&exchange), rules);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
         Self::Inner {
@@ -167,6 +172,7 @@ where
             guarded: Some(Guarded {
                 reservation,
                 visit,
+                is_http_1: drain != WhenDropped::Reset,
                 is_handed_on: false,
             }),
         }
@@ -218,8 +224,8 @@ impl<S, B> Held<S, B>
 where
     B: Body + Send + 'static,
 {
-    /// The body, if it has to be drained so that the answer arrives.
-    pub(super) fn unread(self) -> Option<Unread> {
+    /// The body, which no handler has seen.
+    pub(super) fn unread(self) -> Unread {
         Unread::new(Box::pin(self.body), self.drain)
     }
 }

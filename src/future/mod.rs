@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONNECTION};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -89,6 +89,15 @@ struct Failed {
 }
 
 impl Failed {
+    fn at_the_door(refusal: Refusal, unread: Unread) -> Self {
+        Self {
+            refusal,
+            look: None,
+            headers: HeaderMap::new(),
+            unread: Some(unread),
+        }
+    }
+
     /// Waits for the reading that says what a full disk lacks.
     fn poll_look(&mut self, cx: &mut Context<'_>, volume: Option<&Volume>) -> Poll<()> {
         if let (Some(look), Some(volume)) = (&mut self.look, volume) {
@@ -105,6 +114,7 @@ impl Failed {
 struct Guarded<Q: QuotaSource> {
     reservation: Arc<HttpReservation<Q>>,
     visit: Option<Box<dyn Visit>>,
+    is_http_1: bool,
     /// Whether the answer's body settles the request.
     is_handed_on: bool,
 }
@@ -260,8 +270,6 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let settings = &*this.settings;
-        let refuse =
-            |refusal, unread| Poll::Ready(Ok(answer(settings, this.asked, refusal, unread)));
         loop {
             match this.state.as_mut().project() {
                 StateProj::Door { door } => {
@@ -271,7 +279,8 @@ where
                 StateProj::Refused { refused } => {
                     let (refusal, held) = *refused.take().expect(ONCE);
                     this.state.set(State::Done);
-                    return refuse(refusal, held.unread());
+                    let failed = Failed::at_the_door(refusal, held.unread());
+                    return Poll::Ready(Ok(answer(settings, this.asked, failed)));
                 }
                 StateProj::Inner { response, guarded } => {
                     let answered = ready!(response.poll(cx));
@@ -308,9 +317,7 @@ where
                     ready!(failed.as_mut().expect(ONCE).poll_look(cx, volume));
                     let failed = *failed.take().expect(ONCE);
                     this.state.set(State::Done);
-                    let mut response = answer(settings, this.asked, failed.refusal, failed.unread);
-                    carry_over(failed.headers, response.headers_mut());
-                    return Poll::Ready(Ok(response));
+                    return Poll::Ready(Ok(answer(settings, this.asked, failed)));
                 }
                 StateProj::Done => panic!("polled after it was ready"),
             }
@@ -322,6 +329,11 @@ where
 const ONCE: &str = "taken once, when the state is left";
 
 impl<Q: QuotaSource> Guarded<Q> {
+    /// Whether the answer comes before the end of the request, on a connection that others may use behind it (HTTP/1).
+    fn is_early(&self) -> bool {
+        self.is_http_1 && self.reservation.is_unfinished()
+    }
+
     /// Leaves the settlement to the answer's body.
     fn hand_on(mut self) -> Arc<HttpReservation<Q>> {
         self.is_handed_on = true;
@@ -333,15 +345,26 @@ impl<Q: QuotaSource> Guarded<Q> {
 fn answer<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,
-    refusal: Refusal,
-    unread: Option<Unread>,
+    failed: Failed,
 ) -> Response<ResponseBody<R>> {
     let responder = &settings.http.responder;
-    responder.drain(unread);
-    responder
-        .answers
-        .answer(refusal, asked)
-        .map(ResponseBody::refusal)
+    let response = responder.answers.answer(failed.refusal, asked);
+    let mut response = response.map(ResponseBody::refusal);
+    carry_over(failed.headers, response.headers_mut());
+    if let Some(unread) = failed.unread {
+        close_after(&mut response, unread.closes());
+        responder.drains.start(unread);
+    }
+    response
+}
+
+/// Announces that the connection closes behind an answer which comes before the end of its request. A proxy that uses it again
+/// would take the rest for another request.
+fn close_after<R>(response: &mut Response<R>, closes: bool) {
+    if closes {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
 }
 
 impl<S, B, Q> fmt::Debug for ResponseFuture<S, B, Q>

@@ -159,11 +159,11 @@ impl Exchange for Part {
         self.own.cut(refused, unread);
     }
 
-    fn body_ended(&self, end: BodyEnd) {
+    fn body_ended(&self, end: BodyEnd) -> Option<Unread> {
         if let BodyEnd::Failed = end {
             self.draw.broke_off();
         }
-        self.own.body_ended(end);
+        self.own.body_ended(end)
     }
 
     fn fall_silent(self: Arc<Self>, since: Instant) {

@@ -172,7 +172,7 @@ async fn under_expect_a_body_that_was_asked_for_is_drained_when_it_is_cut() {
     assert_eq!(client.answer().await.status, 100);
     client.send(&upload[end + 4..]).await;
     client.answer().await.is_refusal();
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_client_that_sends_everything_and_then_reads_sees_the_answer() {
     client.send(head("/a", LARGE, "")).await;
     client.send(vec![0; LARGE]).await;
     client.answer().await.is_refusal();
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 #[tokio::test]
@@ -193,9 +193,9 @@ async fn a_client_that_stops_sending_sees_the_whole_answer_at_once() {
     client.send(head("/a", LARGE, "")).await;
     client.answer().await.is_refusal();
     assert!(started.elapsed() < Duration::from_secs(3));
-    // It may still send, and reuse its connection.
+    // It may still send.
     client.send(vec![0; LARGE]).await;
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn axum_serve_is_no_different() {
     client.send(head("/a", LARGE, "")).await;
     client.send(vec![0; LARGE]).await;
     client.answer().await.is_refusal();
-    client.is_usable().await;
+    client.is_closed().await;
     server.abort();
 }
 
@@ -226,18 +226,26 @@ async fn http_1_0_sees_it_too() {
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let server = start(0).await;
-    let mut client = Raw::connect(server.address).await;
-    let mut requests = head("/a", MIB, "").into_bytes();
-    requests.resize(requests.len() + MIB, 0);
-    requests.extend_from_slice(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    requests.extend_from_slice(&chunked("/a", MIB));
-    requests.extend_from_slice(b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n");
-    client.send(requests).await;
-    client.answer().await.is_refusal();
-    assert_eq!(client.answer().await.body, "still here");
-    client.answer().await.is_refusal();
-    assert_eq!(client.answer_to(Method::HEAD).await.status, 200);
-    client.is_usable().await;
+    for refused in [body_of(MIB), chunked("/a", MIB)] {
+        let mut client = Raw::connect(server.address).await;
+        let mut requests = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec();
+        requests.extend_from_slice(b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n");
+        requests.extend_from_slice(&refused);
+        // Not answered any more: its client sends it again, on a new connection.
+        requests.extend_from_slice(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        client.send(requests).await;
+        assert_eq!(client.answer().await.body, "still here");
+        assert_eq!(client.answer_to(Method::HEAD).await.status, 200);
+        client.answer().await.is_refusal();
+        client.is_closed().await;
+    }
+}
+
+/// A request with its content.
+fn body_of(length: usize) -> Vec<u8> {
+    let mut request = head("/a", length, "").into_bytes();
+    request.resize(request.len() + length, 0);
+    request
 }
 
 #[tokio::test]
@@ -444,10 +452,11 @@ async fn refusals_of_every_origin_arrive() {
         client.send(head(path, LARGE, "")).await;
         client.send(vec![0; LARGE]).await;
         client.answer().await.is_refusal();
-        client.is_usable().await;
+        client.is_closed().await;
+        let mut client = Raw::connect(server.address).await;
         client.send(chunked(path, LARGE)).await;
         client.answer().await.is_refusal();
-        client.is_usable().await;
+        client.is_closed().await;
     }
 }
 
@@ -457,7 +466,7 @@ async fn a_refusal_in_mid_stream_arrives() {
     let mut client = Raw::connect(server.address).await;
     client.send(chunked("/a", LARGE)).await;
     client.answer().await.is_refusal();
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 #[tokio::test]
@@ -468,9 +477,11 @@ async fn a_refusal_by_the_quota_arrives() {
     client.send(head("/a", LARGE, "")).await;
     client.send(vec![0; LARGE]).await;
     client.answer().await.is_refusal();
+    client.is_closed().await;
+    let mut client = Raw::connect(server.address).await;
     client.send(chunked("/a", LARGE)).await;
     client.answer().await.is_refusal();
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 /// Answers once and never again.
@@ -497,7 +508,7 @@ async fn an_outage_arrives() {
     client.send(head("/a", LARGE, "")).await;
     client.send(vec![0; LARGE]).await;
     assert_eq!(client.answer().await.status, 503);
-    client.is_usable().await;
+    client.is_closed().await;
 }
 
 #[tokio::test]
@@ -506,11 +517,60 @@ async fn a_failed_service_is_answered_by_the_guard() {
         Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::StorageFull))
     });
     let server = serve(StorageGuardLayer::new(volume(1 << 30)).layer(fail)).await;
-    let mut client = Raw::connect(server.address).await;
     for _ in 0..2 {
+        let mut client = Raw::connect(server.address).await;
         client.send(head("/", LARGE, "")).await;
         client.send(vec![0; LARGE]).await;
         client.answer().await.is_refusal();
+        client.is_closed().await;
+    }
+}
+
+/// Whatever they say: a proxy would take the rest for the next request.
+#[tokio::test]
+async fn early_answers_of_a_handler_arrive_and_close_the_connection() {
+    const STATUSES: [u16; 6] = [200, 201, 303, 409, 415, 500];
+    let mut app = routes();
+    for status in STATUSES {
+        let early = StatusCode::from_u16(status).unwrap();
+        app = app.route(&format!("/at-once/{status}"), put(async move || early));
+        let in_the_middle = put(async move |mut body: Body| {
+            body.frame().await;
+            early
+        });
+        app = app.route(&format!("/in-the-middle/{status}"), in_the_middle);
+        let while_it_is_read = put(async move |mut body: Body| {
+            tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+            early
+        });
+        app = app.route(&format!("/read-behind/{status}"), while_it_is_read);
+    }
+    let server = serve(app.layer(StorageGuardLayer::new(volume(1 << 30)))).await;
+    for status in STATUSES {
+        for way in ["at-once", "in-the-middle", "read-behind"] {
+            let path = format!("/{way}/{status}");
+            let of_known_length = {
+                let mut request = head(&path, LARGE, "").into_bytes();
+                request.resize(request.len() + LARGE, 0);
+                request
+            };
+            for request in [of_known_length, chunked(&path, LARGE)] {
+                let mut client = Raw::connect(server.address).await;
+                client.send(request).await;
+                let answer = client.answer().await;
+                assert_eq!(answer.status, status, "{path}");
+                assert!(
+                    answer.head.contains("\r\nconnection: close\r\n"),
+                    "{answer:?}"
+                );
+                client.is_closed().await;
+            }
+            // Without content nothing is left.
+            let mut client = Raw::connect(server.address).await;
+            client.send(head(&path, 0, "")).await;
+            assert_eq!(client.answer().await.status, status, "{path}");
+            client.is_usable().await;
+        }
     }
 }
 

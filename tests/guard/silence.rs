@@ -248,12 +248,12 @@ async fn silence_holds_room_only_while_no_other_request_needs_it() {
     assert_eq!(volume.status().claimed, ALL);
 
     let other = Client::upload(&service, 5_000).await;
-    other.send(5_000).await;
-    assert_eq!(other.end().await, stored());
     assert!(volume.status().claimed < 20_000);
     // The rest of it does not fit any more.
     silent.send(1_000).await;
     assert_eq!(Client::hear(silent.call).await, full_disk());
+    other.send(5_000).await;
+    assert_eq!(other.end().await, stored());
 }
 
 #[tokio::test(start_paused = true)]
