@@ -27,7 +27,7 @@ TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
 	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc \
 	litmus rclone cadaver mount.davfs:davfs2 \
-	setpriv:util-linux faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
+	setpriv:util-linux nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:

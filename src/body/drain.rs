@@ -10,7 +10,7 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::consume_budget,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{Rest, Unread, WhenDropped};
@@ -23,6 +23,10 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How long the reset of an HTTP/2 stream is delayed, so that the client sees the answer first. If both arrive at
 /// once, curl 7.88 discards the answer, although RFC 9113 (section 8.1) forbids it.
 const HOLD_OFF: Duration = Duration::from_secs(1);
+
+/// How long a body is left alone whose client waits for `100 Continue`. A poll before the head of the answer is written would
+/// ask for it. Some clients do not wait, and proxies may pass the body on at once.
+const AFTER_HEAD: Duration = Duration::from_millis(500);
 
 /// The shortest wait for the limit on all: less is not worth a timer.
 const TICK: Duration = Duration::from_millis(10);
@@ -68,10 +72,10 @@ impl Drains {
     /// Outside of a tokio runtime, and beyond the limits, the body is dropped.
     pub(crate) fn start(&self, unread: Unread) {
         let Unread { body, drain } = unread;
-        let time = match drain {
-            WhenDropped::Reset => self.time.min(HOLD_OFF),
-            WhenDropped::Drain => self.time,
-            WhenDropped::DrainOncePolled => return,
+        let (after, idle, time) = match drain {
+            WhenDropped::Reset => (Duration::ZERO, IDLE, self.time.min(HOLD_OFF)),
+            WhenDropped::Drain => (Duration::ZERO, IDLE, self.time),
+            WhenDropped::DrainOncePolled => (AFTER_HEAD, HOLD_OFF, self.time),
         };
         let is_none = self.bytes == 0 || time.is_zero() || self.all.bytes_per_second == 0;
         if body.is_done() || is_none {
@@ -84,7 +88,10 @@ impl Drains {
             let (bytes, all) = (self.bytes, Arc::clone(&self.all));
             runtime.spawn(async move {
                 let _place = place;
-                timeout(time, all.discard(body, bytes)).await
+                if !after.is_zero() {
+                    sleep(after.min(time)).await;
+                }
+                timeout(time, all.discard(body, bytes, idle)).await
             });
         }
     }
@@ -99,9 +106,9 @@ impl All {
         })
     }
 
-    async fn discard(&self, mut body: Rest, mut left: u64) {
+    async fn discard(&self, mut body: Rest, mut left: u64, idle: Duration) {
         while let Ok(Some(bytes)) =
-            timeout(IDLE, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
+            timeout(idle, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
             && bytes < left
         {
             left -= bytes;

@@ -121,7 +121,7 @@ pub(crate) enum WhenDropped {
     Reset,
     /// The client is sending: the body has to be read, or the answer is lost (HTTP/1).
     Drain,
-    /// The client waits for `100 Continue`, and sends nothing until the body is first polled.
+    /// The client may wait for `100 Continue`, which the first poll of the body asks for.
     DrainOncePolled,
 }
 

@@ -5,5 +5,7 @@ mod client_matrix;
 mod grpcio;
 mod our_own;
 mod programs;
+#[cfg(target_os = "linux")]
+mod proxies;
 mod tus;
 mod webdav;

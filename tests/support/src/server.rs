@@ -70,7 +70,7 @@ pub fn routes() -> Router {
         .route("/a", put(read_all))
 }
 
-async fn read_all(mut body: Body) -> StatusCode {
+pub async fn read_all(mut body: Body) -> StatusCode {
     while let Some(frame) = body.frame().await {
         if frame.is_err() {
             return StatusCode::INTERNAL_SERVER_ERROR;
