@@ -13,7 +13,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     body::{MeteredBody, ResponseBody, WhenDropped},
-    future::{Held, ResponseFuture},
+    future::{Held, ResponseFuture, price_in_doubt},
     guard::Guard,
     head::Lines,
     layer::StorageGuardLayer,
@@ -148,6 +148,11 @@ where
         }
         Some(PriceBy::At(price)) => {
             let price = price(head, demand);
+            ResponseFuture::reserve(settings, asked, held, scopes, price)
+        }
+        // The function may look at the filesystem, and would hang with it.
+        Some(PriceBy::Later(_)) if settings.is_in_doubt() => {
+            let price = price_in_doubt(&head.method);
             ResponseFuture::reserve(settings, asked, held, scopes, price)
         }
         Some(PriceBy::Later(price)) => {

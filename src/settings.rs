@@ -32,6 +32,16 @@ pub(crate) struct Settings<Q> {
     pub(crate) http: HttpSettings,
 }
 
+impl<Q> Settings<Q> {
+    /// Whether the volume's probe has been hanging or failing for longer than a request waits, so that nothing should be
+    /// measured there.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let context = &self.guard.context;
+        let volume = context.volume.as_ref();
+        volume.is_some_and(|volume| volume.is_in_doubt_for(context.rules.patience))
+    }
+}
+
 /// The settings that only concern HTTP.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {

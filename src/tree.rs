@@ -1,7 +1,7 @@
 //! The sizes of files and folders.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,12 +9,53 @@ use std::{
 use crate::amount::Amount;
 
 /// The depth of a measurement (RFC 4918, section 10.2).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Depth {
     /// The resource itself: for a collection, without its members.
     Zero,
     /// With all its members.
     Infinity,
+}
+
+/// Tells a measurement that its result is not needed any more: all requests that have waited for it have ended.
+///
+/// ```
+/// use tower_storage_guard::dav::Stop;
+///
+/// assert!(Stop::never().check().is_ok());
+/// assert!(Stop::when(&|| true).check().is_err());
+/// ```
+#[derive(Clone, Copy)]
+pub struct Stop<'a>(Option<&'a dyn Fn() -> bool>);
+
+impl<'a> Stop<'a> {
+    /// Never stops.
+    pub const fn never() -> Self {
+        Self(None)
+    }
+
+    /// Stops as soon as `is_stopped` returns true.
+    pub const fn when(is_stopped: &'a dyn Fn() -> bool) -> Self {
+        Self(Some(is_stopped))
+    }
+
+    /// Call it between two steps. It costs about as much as an atomic load.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`](io::ErrorKind::Interrupted), if the measurement has to stop.
+    pub fn check(&self) -> io::Result<()> {
+        match self.0 {
+            Some(is_stopped) if is_stopped() => Err(io::ErrorKind::Interrupted.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Stop<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop").finish_non_exhaustive()
+    }
 }
 
 /// The storage of a WebDAV service: which resources exist, and their sizes.
@@ -27,24 +68,25 @@ pub trait Tree: Send + Sync + 'static {
     /// Measures what is at a path: bytes of files, and objects, which are files and collections. None if nothing
     /// exists there.
     ///
-    /// May block. It is not called on the thread of a request.
+    /// May block. It is not called on the thread of a request. One that takes long should [check](Stop::check) now and then
+    /// whether a request still waits for it.
     ///
     /// # Errors
     ///
     /// If the size cannot be determined. The request is then answered 503, or 400 if the error is
     /// [`InvalidInput`](io::ErrorKind::InvalidInput): what is at the path is not the tree's to measure.
-    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>>;
+    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>>;
 }
 
 impl<T: Tree + ?Sized> Tree for Arc<T> {
-    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
-        T::measure(self, path, depth)
+    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth, stop)
     }
 }
 
 impl<T: Tree + ?Sized> Tree for Box<T> {
-    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
-        T::measure(self, path, depth)
+    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth, stop)
     }
 }
 
@@ -89,7 +131,7 @@ impl Folder {
 }
 
 impl Tree for Folder {
-    fn measure(&self, path: &Path, depth: Depth) -> io::Result<Option<Amount>> {
+    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
         let Some((path, metadata)) = self.find(path)? else {
             return Ok(None);
         };
@@ -103,6 +145,7 @@ impl Tree for Folder {
                 continue;
             };
             for entry in entries {
+                stop.check()?;
                 let entry = entry?;
                 // Removed meanwhile by another writer.
                 let Some(metadata) = unless_gone(entry.metadata())? else {

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Rest, Unread, WhenDropped};
+use super::unread::{Rest, Unread, WhenDropped};
 
 /// How long a client may stall. It may have stopped sending when it saw the answer, and keep the connection open:
 /// curl does when the answer has not ended, and Node's `http` for its pool. Corresponds to nginx's

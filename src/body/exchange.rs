@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::Unread;
+use super::unread::Unread;
 use crate::{
     quota::{QuotaHold, QuotaSource},
     refused::Refused,

@@ -8,15 +8,15 @@ use std::{
 };
 
 use bytes::Buf;
-use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    BodyEnd, Exchange, Responder, Rest, Unread,
+    BodyEnd, Exchange, Responder,
     silence::{Awaited, Event},
+    unread::{Rest, Unread, WhenDropped},
 };
 use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
 
@@ -111,31 +111,6 @@ pub(crate) struct BodyRules {
     pub(crate) drain: WhenDropped,
     /// Set if the protocol defines how requests end, and the error of its bodies.
     pub(crate) protocol: Option<&'static dyn Protocol>,
-}
-
-/// How the rest of a body is handled that is not read to its end.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum WhenDropped {
-    /// The transport resets the stream by itself (HTTP/2). If the reset directly follows the answer, some clients
-    /// lose the answer.
-    Reset,
-    /// The client is sending: the body has to be read, or the answer is lost (HTTP/1).
-    Drain,
-    /// The client may wait for `100 Continue`, which the first poll of the body asks for.
-    DrainOncePolled,
-}
-
-impl WhenDropped {
-    #[inline]
-    pub(crate) fn of(version: Version, expects_continue: bool) -> Self {
-        if version >= Version::HTTP_2 {
-            Self::Reset
-        } else if expects_continue {
-            Self::DrainOncePolled
-        } else {
-            Self::Drain
-        }
-    }
 }
 
 impl<B: Body> MeteredBody<B> {

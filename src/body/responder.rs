@@ -1,6 +1,6 @@
 //! The settings of a request's exchange: how refusals are answered, so that they arrive, and how long clients are awaited.
 
-use super::{Silence, Unread, drain::Drains};
+use super::{Silence, drain::Drains, unread::Unread};
 use crate::refusal::Answers;
 
 /// The settings of a request's exchange.

@@ -12,7 +12,7 @@ use super::{
     Shared,
     state::{State, Thread},
 };
-use crate::tree::Depth;
+use crate::tree::{Depth, Stop};
 
 impl Shared {
     /// Starts the thread unless it is already running.
@@ -49,7 +49,10 @@ impl Shared {
             let scan = state.begin(at, held);
             drop(state);
             // A user's tree may panic. That is a failed scan, and the thread goes on.
-            let measure = || self.tree.measure(&scan.path, Depth::Infinity);
+            let measure = || {
+                self.tree
+                    .measure(&scan.path, Depth::Infinity, &Stop::never())
+            };
             let found = catch_unwind(AssertUnwindSafe(measure))
                 .unwrap_or_else(|_| Err(io::Error::other("the tree panicked")));
             state = self.lock();

@@ -11,6 +11,7 @@ use http::{
 use super::{
     WebDav,
     credit::{Credit, Credits},
+    measures::Measures,
     path,
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     head::{Malformed, decimal, only},
     price::Price,
     scope::Scopes,
-    tree::{Depth, Tree},
+    tree::Depth,
 };
 
 const DEPTH: HeaderName = HeaderName::from_static("depth");
@@ -160,10 +161,10 @@ impl Asked {
         touched
     }
 
-    /// Measures the tree, and prices the request as if the service will carry it out. Blocks.
-    pub(super) fn price(
+    /// Measures the tree, and prices the request as if the service will carry it out.
+    pub(super) async fn price(
         self,
-        tree: &dyn Tree,
+        tree: &Arc<Measures>,
         credits: &Arc<Credits>,
         demand: Demand,
     ) -> io::Result<Priced> {
@@ -171,18 +172,21 @@ impl Asked {
         let price = match self.verb {
             Verb::Other => {
                 // What is there does not matter, unless the tree does not measure it.
-                tree.measure(path, Depth::Zero)?;
+                tree.measure(path, Depth::Zero).await?;
                 Price::from(demand).charged_to(scopes)
             }
             // Clients lock before they overwrite. This has to succeed on a full volume.
-            Verb::Lock if tree.measure(path, Depth::Zero)?.is_some() => Price::free(),
+            Verb::Lock if tree.measure(path, Depth::Zero).await?.is_some() => Price::free(),
             // RFC 4918, section 9.10.4: it makes an empty resource.
             Verb::Lock => Price::from(demand.with_objects(1)).charged_to(scopes),
             Verb::Part { first } => {
                 // No other request gets the credit for the file while it changes.
                 let credit = credits.take(path);
                 // What lies between the end of the file and the part becomes content too.
-                let old = tree.measure(path, Depth::Zero)?.unwrap_or(Amount::ZERO);
+                let old = tree
+                    .measure(path, Depth::Zero)
+                    .await?
+                    .unwrap_or(Amount::ZERO);
                 let gap = Amount::bytes(first.saturating_sub(old.bytes));
                 let made = 1u64.saturating_sub(old.objects);
                 let price = Price::from(demand.with_objects(made).copying(gap));
@@ -194,7 +198,7 @@ impl Asked {
             }
             Verb::Put => {
                 let credit = credits.take(path);
-                let replaced = credit.measure(tree, Depth::Infinity)?;
+                let replaced = credit.measure(tree, Depth::Infinity).await?;
                 if replaced.objects > 1 {
                     // A service refuses to replace a collection by a file, and may take its time.
                     let price = Price::from(demand).charged_to(scopes);
@@ -205,42 +209,50 @@ impl Asked {
             }
             Verb::Delete => {
                 let credit = credits.take(path);
-                let removed = credit.measure(tree, self.depth)?;
+                let removed = credit.measure(tree, self.depth).await?;
                 let price = Price::free().giving_back(scopes, removed);
                 return Ok(Priced::new(price, [credit], removed));
             }
-            Verb::Copy => return self.price_of_copy(tree, credits),
-            Verb::Move => return self.price_of_move(tree, credits),
+            Verb::Copy => return self.price_of_copy(tree, credits).await,
+            Verb::Move => return self.price_of_move(tree, credits).await,
         };
         Ok(Priced::new(price, [], Amount::ZERO))
     }
 
     // The declared length of COPY and MOVE is ignored. Nextcloud's MOVE that ends an upload announces its length.
 
-    fn price_of_copy(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
-        let source = tree.measure(&self.target.path, self.depth)?;
+    async fn price_of_copy(
+        self,
+        tree: &Arc<Measures>,
+        credits: &Arc<Credits>,
+    ) -> io::Result<Priced> {
+        let source = tree.measure(&self.target.path, self.depth).await?;
         let demand = Demand::nothing().copying(source.unwrap_or(Amount::ZERO));
         let Some(to) = &self.destination else {
             let price = Price::from(demand).charged_to(&self.target.scopes);
             return Ok(Priced::new(price, [], Amount::ZERO));
         };
         let credit = credits.take(&to.path);
-        let removes = credit.measure(tree, Depth::Infinity)?;
+        let removes = credit.measure(tree, Depth::Infinity).await?;
         let replaced = match self.depth {
             Depth::Infinity => removes,
             // The collection is copied without its members: some services replace those at the destination, and others keep
             // them.
-            Depth::Zero => credit.measure(tree, Depth::Zero)?,
+            Depth::Zero => credit.measure(tree, Depth::Zero).await?,
         };
         let price = Price::from(demand.replacing(replaced)).charged_to(&to.scopes);
         Ok(Priced::new(price, [credit], removes))
     }
 
-    fn price_of_move(self, tree: &dyn Tree, credits: &Arc<Credits>) -> io::Result<Priced> {
+    async fn price_of_move(
+        self,
+        tree: &Arc<Measures>,
+        credits: &Arc<Credits>,
+    ) -> io::Result<Priced> {
         let Place { path, scopes } = &self.target;
         // Taken before anything is measured: what a request leaves that ends in between is not counted twice.
         let from_credit = credits.take(path);
-        let source = tree.measure(path, Depth::Infinity)?;
+        let source = tree.measure(path, Depth::Infinity).await?;
         let source = source.unwrap_or(Amount::ZERO);
         let demand = Demand::nothing().moving(source);
         let Some(to) = &self.destination else {
@@ -248,11 +260,11 @@ impl Asked {
             return Ok(Priced::new(price, [from_credit], source));
         };
         let to_credit = credits.take(&to.path);
-        let replaced = to_credit.measure(tree, Depth::Infinity)?;
+        let replaced = to_credit.measure(tree, Depth::Infinity).await?;
         let removes = source + replaced;
         let left = match from_credit.is_whole() {
             true => source,
-            false => from_credit.measure(tree, Depth::Infinity)?,
+            false => from_credit.measure(tree, Depth::Infinity).await?,
         };
         if left != source {
             // Another request has credit for some of it, and may leave it where it is.

@@ -8,10 +8,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{
-    amount::Amount,
-    tree::{Depth, Tree},
-};
+use super::measures::Measures;
+use crate::{amount::Amount, tree::Depth};
 
 /// The paths at which a request in flight removes or replaces something.
 ///
@@ -65,15 +63,15 @@ impl Credit {
         self.path.is_some() && self.others.is_empty()
     }
 
-    /// How much is at the path, without what other requests have. Blocks.
-    pub(super) fn measure(&self, tree: &dyn Tree, depth: Depth) -> io::Result<Amount> {
+    /// How much is at the path, without what other requests have.
+    pub(super) async fn measure(&self, tree: &Arc<Measures>, depth: Depth) -> io::Result<Amount> {
         let Some(path) = &self.path else {
             return Ok(Amount::ZERO);
         };
-        let mut found = tree.measure(path, depth)?.unwrap_or(Amount::ZERO);
+        let mut found = tree.measure(path, depth).await?.unwrap_or(Amount::ZERO);
         if depth == Depth::Infinity {
             for other in &self.others {
-                found = found - tree.measure(other, depth)?.unwrap_or(Amount::ZERO);
+                found = found - tree.measure(other, depth).await?.unwrap_or(Amount::ZERO);
             }
         }
         Ok(found)
@@ -95,15 +93,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tree::{Stop, Tree};
 
     /// Files of one byte each.
     struct Files(BTreeMap<PathBuf, ()>);
 
     impl Tree for Files {
-        fn measure(&self, path: &Path, _: Depth) -> io::Result<Option<Amount>> {
+        fn measure(&self, path: &Path, _: Depth, _: &Stop<'_>) -> io::Result<Option<Amount>> {
             let found = self.0.keys().filter(|file| file.starts_with(path)).count();
             Ok((found > 0).then(|| Amount::new(found as u64, found as u64)))
         }
+    }
+
+    fn measured(tree: &Arc<Measures>, credit: &Credit) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let measured = credit.measure(tree, Depth::Infinity);
+        runtime.unwrap().block_on(measured).unwrap().bytes
     }
 
     fn any_path() -> impl Strategy<Value = PathBuf> {
@@ -117,8 +124,8 @@ mod tests {
             files in prop::collection::btree_map(any_path(), Just(()), 0..20),
             requests in prop::collection::vec((any_path(), any::<prop::sample::Index>(), any::<bool>()), 1..20),
         ) {
-            let stored = Files(files);
-            let whole = stored.0.len() as u64;
+            let whole = files.len() as u64;
+            let stored = Measures::new(Files(files));
             let credits = Arc::new(Credits::default());
             let mut in_flight = Vec::new();
             for (path, ended, ends) in requests {
@@ -129,14 +136,14 @@ mod tests {
                 // Nothing was removed yet, so all that is credited is there.
                 let sum: u64 = in_flight
                     .iter()
-                    .map(|credit| credit.measure(&stored, Depth::Infinity).unwrap().bytes)
+                    .map(|credit| measured(&stored, credit))
                     .sum();
                 prop_assert!(sum <= whole, "{sum} of {whole}");
             }
             drop(in_flight);
             prop_assert!(credits.lock().is_empty());
             let all = credits.take(Path::new(""));
-            prop_assert_eq!(all.measure(&stored, Depth::Infinity).unwrap().bytes, whole);
+            prop_assert_eq!(measured(&stored, &all), whole);
         }
     }
 
@@ -144,10 +151,11 @@ mod tests {
     fn a_folder_is_credited_without_what_others_replace_in_it() {
         let names = ["d/1", "d/2", "d/2/deep", "d.other"];
         let tree = Files(names.iter().map(|name| (PathBuf::from(name), ())).collect());
+        let tree = Measures::new(tree);
         let credits = Arc::new(Credits::default());
         let measure = |path: &str| {
             let credit = credits.take(Path::new(path));
-            let found = credit.measure(&tree, Depth::Infinity).unwrap().bytes;
+            let found = measured(&tree, &credit);
             (credit, found)
         };
         let (file, found) = measure("d/2");

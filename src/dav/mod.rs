@@ -41,17 +41,15 @@
 
 mod asked;
 mod credit;
+mod measures;
 mod path;
 
 use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
-use http::{Method, request};
-use tokio::runtime::Handle;
-
-use self::{asked::Asked, credit::Credits, path::Prefix};
+use self::{asked::Asked, credit::Credits, measures::Measures, path::Prefix};
 pub use crate::{
     collection::{CollectionHold, CollectionQuota, CollectionQuotaBuilder, DavQuota},
-    tree::{Depth, Folder, Tree},
+    tree::{Depth, Folder, Stop, Tree},
 };
 use crate::{
     demand::Demand,
@@ -65,11 +63,12 @@ use crate::{
     setup::{ByDav, Unscoped},
     time::within,
 };
+use http::{Method, request};
 
 /// Prices WebDAV requests. Given to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
 #[derive(Clone)]
 pub struct WebDav {
-    tree: Arc<dyn Tree>,
+    tree: Arc<Measures>,
     scopes: Option<Arc<ScopeBy>>,
     /// Those of the layer's quota.
     collections: Option<CollectionQuota>,
@@ -84,7 +83,7 @@ impl WebDav {
     /// Prices by the contents of `tree`.
     pub fn new(tree: impl Tree) -> Self {
         Self {
-            tree: Arc::new(tree),
+            tree: Measures::new(tree),
             scopes: None,
             collections: None,
             credits: Arc::default(),
@@ -123,6 +122,10 @@ impl WebDav {
     /// Sets the timeout for measuring the tree. If it takes longer, the request's cost is unknown, and the request is
     /// answered 503. A DELETE is admitted all the same.
     ///
+    /// At most four measurements are under way at once. Requests that wait for one path share one, and one that no request
+    /// waits for is [stopped](Stop). While the volume's probe hangs, nothing is measured, and the answer comes within the
+    /// [patience](StorageGuardLayer::patience).
+    ///
     /// Defaults to five seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -157,13 +160,8 @@ impl WebDav {
                 Err(_) => return Price::malformed(),
             };
             let (is_removal, touched) = (asked.is_removal(), asked.touched());
-            // Measuring blocks. Outside of a runtime nothing is measured.
-            let measured = async {
-                let runtime = Handle::try_current().map_err(io::Error::other)?;
-                let price = move || asked.price(&*tree, &credits, demand);
-                runtime.spawn_blocking(price).await?
-            };
-            let (price, credits, removes) = match within(timeout, measured).await {
+            let priced = within(timeout, asked.price(&tree, &credits, demand)).await;
+            let (price, credits, removes) = match priced {
                 Some(Ok(priced)) => (priced.price, priced.credits, Some(priced.removes)),
                 _ if is_removal => (Price::free(), Vec::new(), None),
                 Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {

@@ -14,6 +14,7 @@ use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
+    reservation::{BoxFuture, Ended},
     settings::Settings,
     time::Bound,
 };
@@ -76,8 +77,7 @@ where
         let mut response = tell_visit(&guarded, response, success);
         if !success {
             close_after(&mut response, guarded.is_early());
-            let unread = guarded.reservation.take_unread();
-            drain(settings, unread);
+            drain(settings, guarded.reservation.take_unread());
             // Dropping it releases.
             return as_it_is(response);
         }
@@ -105,6 +105,17 @@ where
         close_after(&mut response, unread.as_ref().is_some_and(Unread::closes));
         drain(settings, unread);
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
+        Self::after_end(settings, ended, settled, response)
+    }
+
+    /// A success whose reservation has ended: what it stored is charged before it is answered.
+    #[inline]
+    fn after_end(
+        settings: &Settings<Q>,
+        ended: Ended<Q::Hold>,
+        settled: Option<BoxFuture<bool>>,
+        response: Response<R>,
+    ) -> Next<S, B, Q, R> {
         match (ended.into_commit(), settled) {
             (Some((hold, change)), _) => Next::Wait(Self::Commit {
                 commit: hold.commit(change),

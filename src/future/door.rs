@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, request};
+use http::{Method, Request, request};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::Service;
@@ -26,15 +26,17 @@ use crate::{
     scope::Scopes,
     settings::{Priced, Settings},
     steps::{Draw, Visit},
+    time::Bound,
 };
 
 pin_project! {
     /// A request that has to wait for admission.
     #[project = DoorProj]
     pub(super) enum Door<S, B, Q: QuotaSource> {
-        /// For the user's own pricing.
+        /// For the user's own pricing, which is looked after each time that the bound is over.
         Price {
             price: Priced,
+            look: Bound,
             scopes: Scopes,
             held: Option<Held<S, B>>,
         },
@@ -193,10 +195,20 @@ where
         Poll::Ready(match self.project() {
             DoorProj::Price {
                 price,
+                look,
                 scopes,
                 held,
             } => {
-                let price = ready!(price.as_mut().poll(cx));
+                let price = match price.as_mut().poll(cx) {
+                    Poll::Ready(price) => price,
+                    Poll::Pending => loop {
+                        ready!(look.poll(cx));
+                        if let (true, Some(held)) = (settings.is_in_doubt(), &held) {
+                            break price_in_doubt(&held.head.method);
+                        }
+                        *look = Bound::new(look.after());
+                    },
+                };
                 let scopes = mem::take(scopes);
                 State::reserve(settings, held.take().expect(ONCE), scopes, price)
             }
@@ -217,6 +229,14 @@ where
                 }
             }
         })
+    }
+}
+
+/// The price of a request while the filesystem hangs, so that nothing can be measured there. A removal is never refused.
+pub(crate) fn price_in_doubt(method: &Method) -> Price {
+    match *method {
+        Method::DELETE => Price::free(),
+        _ => Price::unavailable(),
     }
 }
 

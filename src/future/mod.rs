@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-pub(crate) use self::door::Held;
+pub(crate) use self::door::{Held, price_in_doubt};
 use self::{answered::Next, door::Door};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Unread},
@@ -159,8 +160,11 @@ where
         price: Priced,
     ) -> Self {
         let held = Some(held);
+        let patience = settings.guard.context.rules.patience;
+        let look = Bound::new(patience.max(Duration::from_millis(50)));
         let door = Door::Price {
             price,
+            look,
             scopes,
             held,
         };

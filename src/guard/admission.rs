@@ -8,11 +8,12 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 
 use crate::{
     amount::Amount,
     outage::Outage,
-    quota::{Exceeded, QuotaError, QuotaSource},
+    quota::{QuotaError, QuotaSource},
     refused::Refused,
     reservation::{Attachment, Context, Pending, Shared, Terms, too_late},
     time::Bound,
@@ -21,6 +22,9 @@ use crate::{
 
 /// The pause before a quota source is asked again. A store hears a little later of what was given back.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// When room was taken back for a demand in a scope. A store may not have heard of it yet.
+type CameBack = Instant;
 
 /// What has to be claimed on the volume.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,11 +59,13 @@ pin_project! {
             hold: Q::Future,
             time: Bound,
             pending: Option<Pending<Q>>,
+            came_back: Option<CameBack>,
         },
         /// Before it asks the quota source again.
         Again {
             pause: Bound,
             pending: Option<Pending<Q>>,
+            came_back: Option<CameBack>,
         },
     }
 }
@@ -81,7 +87,7 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
             blocks: Amount::ZERO,
         };
         let pending = Pending::new(context, terms, unclaimed);
-        return ask_quota(pending, charges_reserved);
+        return ask_quota(pending, charges_reserved, None);
     };
     let wanted = Wanted {
         bytes,
@@ -95,6 +101,7 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
         Ok(claimed) => ask_quota(
             pending_for(context, terms, claim, claimed),
             charges_reserved,
+            None,
         ),
         Err(shortfall) => {
             let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
@@ -149,6 +156,7 @@ fn pending_for<Q>(
 fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
     pending: Pending<Q>,
     charges_reserved: bool,
+    came_back: Option<CameBack>,
 ) -> Admit<Q, X> {
     if pending.scopes().is_empty() {
         return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
@@ -156,11 +164,12 @@ fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
     let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
     let quota = &pending.context().quota;
     match quota.reserve(scopes, asked, expected).now() {
-        Ok(answer) => by_quota(pending, answer, charges_reserved),
+        Ok(answer) => by_quota(pending, answer, charges_reserved, came_back),
         Err(hold) => Admit::Wait(Box::pin(Admission::Quota {
             hold,
             time: Bound::new(pending.context().rules.quota_timeout),
             pending: Some(pending),
+            came_back,
         })),
     }
 }
@@ -169,20 +178,26 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
     mut pending: Pending<Q>,
     answer: Result<Q::Hold, QuotaError>,
     charges_reserved: bool,
+    came_back: Option<CameBack>,
 ) -> Admit<Q, X> {
     Admit::Now(match answer {
         Ok(hold) => Ok(reservation(pending, Some(hold), charges_reserved)),
-        Err(QuotaError::Exceeded(exceeded)) if pending.makes_do_with_less(&exceeded) => {
-            return ask_quota(pending, charges_reserved);
-        }
-        Err(QuotaError::Exceeded(exceeded)) if takes_back(&mut pending, &exceeded) => {
-            return ask_quota(pending, charges_reserved);
-        }
-        Err(QuotaError::Exceeded(_)) if pending.expects_more() => {
-            return Admit::Wait(Box::pin(Admission::Again {
-                pause: Bound::new(PAUSE),
-                pending: Some(pending),
-            }));
+        Err(QuotaError::Exceeded(exceeded)) => {
+            if pending.makes_do_with_less(&exceeded) {
+                return ask_quota(pending, charges_reserved, None);
+            }
+            let rules = &pending.context().rules;
+            if rules.takes_back(&exceeded) {
+                return ask_quota(pending, charges_reserved, Some(Instant::now()));
+            }
+            if came_back.is_some_and(|since| since.elapsed() < rules.patience) {
+                return Admit::Wait(Box::pin(Admission::Again {
+                    pause: Bound::new(PAUSE),
+                    pending: Some(pending),
+                    came_back,
+                }));
+            }
+            Err(Refused::from(&exceeded))
         }
         Err(QuotaError::Unavailable(_))
             if pending.context().rules.quota_outage == Outage::Admit =>
@@ -191,16 +206,6 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
         }
         Err(error) => Err(error.into()),
     })
-}
-
-/// Takes back what silent clients do not use of the scope, if that makes room.
-fn takes_back<Q>(pending: &mut Pending<Q>, exceeded: &Exceeded) -> bool {
-    let rules = &pending.context().rules;
-    let takes_back = rules.takes_back(exceeded);
-    if takes_back {
-        pending.expect_more();
-    }
-    takes_back
 }
 
 fn reservation<Q: QuotaSource, X: Attachment + Default>(
@@ -242,7 +247,7 @@ impl<Q: QuotaSource> Admission<Q> {
                     match claimed {
                         Ok(claimed) => {
                             let pending = pending_for(context, terms, *claim, claimed);
-                            ask_quota(pending, charges_reserved)
+                            ask_quota(pending, charges_reserved, None)
                         }
                         Err(shortfall) => Admit::Now(Err(shortfall.into())),
                     }
@@ -251,6 +256,7 @@ impl<Q: QuotaSource> Admission<Q> {
                     hold,
                     time,
                     pending,
+                    came_back,
                 } => {
                     let answer = match hold.poll(cx) {
                         Poll::Ready(answer) => answer,
@@ -259,11 +265,17 @@ impl<Q: QuotaSource> Admission<Q> {
                             Err(too_late())
                         }
                     };
-                    by_quota(pending.take().expect(NOT_READY), answer, charges_reserved)
+                    let pending = pending.take().expect(NOT_READY);
+                    by_quota(pending, answer, charges_reserved, *came_back)
                 }
-                AdmissionProj::Again { pause, pending } => {
+                AdmissionProj::Again {
+                    pause,
+                    pending,
+                    came_back,
+                } => {
                     ready!(pause.poll(cx));
-                    ask_quota(pending.take().expect(NOT_READY), charges_reserved)
+                    let pending = pending.take().expect(NOT_READY);
+                    ask_quota(pending, charges_reserved, *came_back)
                 }
             };
             match decided {

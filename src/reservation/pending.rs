@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::{context::Context, hooks::StartHook, ops::Outer};
 use crate::{
     amount::Amount,
@@ -57,8 +55,6 @@ pub(crate) struct Pending<Q> {
     pub(super) terms: Terms,
     /// Bytes that are reserved.
     pub(super) bytes: u64,
-    /// Until when more room is expected in the scopes: it was taken back from silent clients.
-    expects_until: Option<Instant>,
 }
 
 /// Blocks that are claimed for a reservation that does not exist yet. Released on drop.
@@ -95,20 +91,7 @@ impl<Q> Pending<Q> {
             claim: PendingClaim { context, blocks },
             terms,
             bytes,
-            expects_until: None,
         }
-    }
-
-    /// Room was taken back for it in a scope.
-    pub(crate) fn expect_more(&mut self) {
-        let patience = self.context().rules.patience;
-        self.expects_until = Instant::now().checked_add(patience);
-    }
-
-    /// Whether the quota source may still hear of room that was taken back.
-    pub(crate) fn expects_more(&self) -> bool {
-        self.expects_until
-            .is_some_and(|until| Instant::now() < until)
     }
 
     pub(crate) fn context(&self) -> &Arc<Context<Q>> {

@@ -62,14 +62,21 @@ pub(crate) struct State<H, X> {
     pub(super) lifecycle: Lifecycle,
     /// Its places in the queues for more.
     pub(super) tickets: Option<Arc<Tickets>>,
-    /// What is offered to others while the client is silent.
-    pub(super) offers: Vec<Offer>,
-    /// Bytes that are reserved for what the handler writes beside the body.
-    pub(super) by_handler: u64,
+    /// Boxed, because the state is moved once for each request.
+    pub(super) rare: Option<Box<Rare>>,
     report: Report,
     at_end: AtEnd,
     /// The adapter's own state.
     pub(crate) attachment: X,
+}
+
+/// What few reservations have.
+#[derive(Default)]
+pub(super) struct Rare {
+    /// What is offered to others while the client is silent.
+    pub(super) offers: Vec<Offer>,
+    /// Bytes that are reserved for what the handler writes beside the body.
+    pub(super) by_handler: u64,
 }
 
 /// What is claimed on the volume.
@@ -174,7 +181,6 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             claim,
             terms,
             bytes,
-            ..
         } = pending;
         let (context, blocks) = claim.keep();
         let reach = terms.reach(&context);
@@ -206,8 +212,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
                 },
                 lifecycle: Lifecycle::Open,
                 tickets,
-                offers: Vec::new(),
-                by_handler: 0,
+                rare: None,
                 report: Report::default(),
                 at_end: AtEnd {
                     gives_back: terms.gives_back,
@@ -294,14 +299,14 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         let end = self.settlement(&state, success);
         let claim = mem::take(&mut state.claim);
         let (hold, tickets) = (state.hold.hold.take(), state.tickets.take());
-        let offers = mem::take(&mut state.offers);
+        let rare = state.rare.take();
         let rest = state.attachment.take_rest();
         let gives_back = mem::take(&mut state.at_end.gives_back);
         let hook = state.at_end.hook.take();
         drop(state);
 
         // All of this calls foreign code, or wakes other tasks: not under the lock.
-        drop((rest, offers));
+        drop((rest, rare));
         if let Some(volume) = self.claimed_on() {
             let on_disk = self.in_blocks(volume, end.on_disk);
             let settling = on_disk
@@ -455,7 +460,8 @@ where
 
     fn keep_for_handler(&self, bytes: u64) {
         let mut state = self.state();
-        state.by_handler = state.by_handler.saturating_add(bytes);
+        let rare = state.rare.get_or_insert_default();
+        rare.by_handler = rare.by_handler.saturating_add(bytes);
     }
 
     fn unread(&self) -> u64 {

@@ -22,7 +22,8 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         let bytes = self.unread_in(&state);
         if !state.has_ended() && bytes > 0 {
             let offers = self.offers_in(&state, bytes, Instant::now(), by);
-            let before = mem::replace(&mut state.offers, offers);
+            let rare = state.rare.get_or_insert_default();
+            let before = mem::replace(&mut rare.offers, offers);
             drop(state);
             drop(before);
             self.notify_of_offers();
@@ -31,7 +32,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
 
     /// Its client goes on.
     pub(crate) fn go_on(&self) {
-        let offers = mem::take(&mut self.state().offers);
+        let offers = self.state().take_offers();
         drop(offers);
     }
 
@@ -49,7 +50,8 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
 
     /// Bytes that are reserved for the body, and were not read.
     pub(super) fn unread_in(&self, state: &State<Q::Hold, X>) -> u64 {
-        let others = self.demand.copied().saturating_add(state.by_handler);
+        let by_handler = state.rare.as_ref().map_or(0, |rare| rare.by_handler);
+        let others = self.demand.copied().saturating_add(by_handler);
         let for_body = self.meter.reserved().saturating_sub(others);
         for_body.saturating_sub(self.meter.received())
     }
@@ -89,10 +91,17 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     }
 }
 
+impl<H, X> State<H, X> {
+    fn take_offers(&mut self) -> Vec<Offer> {
+        let rare = self.rare.as_mut();
+        rare.map_or_else(Vec::new, |rare| mem::take(&mut rare.offers))
+    }
+}
+
 impl<Q: QuotaSource, X: Attachment> Silent for Shared<Q, X> {
     fn take_back(&self) -> bool {
         let mut state = self.state();
-        let offers = mem::take(&mut state.offers);
+        let offers = state.take_offers();
         // Under the lock, so that the client that goes on now sees this.
         let is_silent = !offers.is_empty() && !state.has_ended();
         if is_silent {

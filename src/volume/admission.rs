@@ -58,24 +58,29 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// Makes the claim without waiting. If there is no room, what silent clients do not use is taken back for it.
+    #[inline]
     pub(crate) fn claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
-        // Reservations that wait to grow take precedence over new ones.
-        if self.bytes > 0 && volume.filesystem().queue.is_waiting([&None], None) {
-            return Err(volume.full());
-        }
-        loop {
-            let shortfall = match self.try_claim(volume) {
-                Ok(claimed) => return Ok(claimed),
-                Err(shortfall) => shortfall,
-            };
-            let needed = self.least().bytes.max(self.expected());
-            if !volume.takes_back(shortfall, needed) {
-                return Err(shortfall);
-            }
-        }
+        self.try_claim(volume)
+            .or_else(|shortfall| self.claim_again(volume, shortfall))
     }
 
+    #[cold]
+    fn claim_again(&self, volume: &Volume, mut shortfall: Shortfall) -> Result<Claimed, Shortfall> {
+        let needed = self.least().bytes.max(self.expected());
+        while !self.yields(volume) && volume.takes_back(shortfall, needed) {
+            match self.try_claim(volume) {
+                Ok(claimed) => return Ok(claimed),
+                Err(again) => shortfall = again,
+            }
+        }
+        Err(shortfall)
+    }
+
+    #[inline]
     fn try_claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
+        if self.yields(volume) {
+            return Err(volume.full());
+        }
         let mut bytes = self.bytes;
         if self.least < bytes {
             bytes = bytes
@@ -85,6 +90,12 @@ impl Wanted {
         let amount = Amount::new(self.reach.on_volume(bytes), self.objects);
         let blocks = volume.claim(amount, self.expected())?;
         Ok(Claimed { bytes, blocks })
+    }
+
+    /// Reservations that wait to grow take precedence over new ones.
+    #[inline]
+    fn yields(&self, volume: &Volume) -> bool {
+        self.bytes > 0 && volume.filesystem().queue.is_waiting([&None], None)
     }
 
     /// The least that has to be claimed.
@@ -192,8 +203,7 @@ impl Look {
 
     /// Whether the time is up, or the probe hangs so that waiting is useless.
     fn is_over(&mut self, cx: &mut Context<'_>, volume: &Volume) -> bool {
-        let hung = volume.filesystem().freshness.in_doubt_for();
-        hung.is_some_and(|hung| hung > self.patience.after()) || self.patience.poll(cx).is_ready()
+        volume.is_in_doubt_for(self.patience.after()) || self.patience.poll(cx).is_ready()
     }
 
     fn go_on(&self, cx: &Context<'_>, volume: &Volume) {

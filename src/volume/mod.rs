@@ -421,6 +421,12 @@ impl Volume {
         }
     }
 
+    /// Whether its probe has been hanging or failing for so long.
+    pub(crate) fn is_in_doubt_for(&self, time: Duration) -> bool {
+        let in_doubt = self.filesystem().freshness.in_doubt_for();
+        in_doubt.is_some_and(|doubt| doubt > time)
+    }
+
     /// Takes back what silent clients do not use, if that makes room for `needed` bytes. True if it is worth to try again.
     pub(crate) fn takes_back(&self, shortfall: Shortfall, needed: u64) -> bool {
         let is_short_of_bytes = matches!(

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, http::StatusCode, routing::put};
+use axum::{Router, http::StatusCode, routing::put};
 use futures_util::future::join_all;
 use test_support::{
     running::{Running, free_port, listens},
