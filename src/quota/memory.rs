@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::{Pending, Ready, ready},
     hash::BuildHasherDefault,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -133,6 +134,22 @@ impl fmt::Debug for MemoryQuota {
     }
 }
 
+impl MemoryQuota {
+    /// Reserves at once.
+    pub(super) fn take(&self, scopes: &Scopes, demand: Amount) -> Result<MemoryHold, QuotaError> {
+        let taken = self.store.take(scopes, demand, Amount::ZERO);
+        taken.map(|()| self.hold(scopes, demand))
+    }
+
+    fn hold(&self, scopes: &Scopes, amount: Amount) -> MemoryHold {
+        MemoryHold {
+            store: Arc::clone(&self.store),
+            scopes: scopes.clone(),
+            amount,
+        }
+    }
+}
+
 impl QuotaSource for MemoryQuota {
     /// Never used, because memory decides at once.
     type Future = Pending<Result<MemoryHold, QuotaError>>;
@@ -140,11 +157,7 @@ impl QuotaSource for MemoryQuota {
 
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
         let taken = self.store.take(scopes, demand, expected);
-        Answer::Now(taken.map(|()| MemoryHold {
-            store: Arc::clone(&self.store),
-            scopes: scopes.clone(),
-            amount: demand,
-        }))
+        Answer::Now(taken.map(|()| self.hold(scopes, demand)))
     }
 
     fn give_back(&self, scopes: &Scopes, amount: Amount) {
@@ -185,6 +198,21 @@ impl QuotaHold for MemoryHold {
 }
 
 impl MemoryHold {
+    /// Reserves `more` in the same scopes, as a hold of its own.
+    pub(super) fn take_more(&self, more: Amount) -> Result<Self, QuotaError> {
+        self.store.take(&self.scopes, more, Amount::ZERO)?;
+        Ok(Self {
+            store: Arc::clone(&self.store),
+            scopes: self.scopes.clone(),
+            amount: more,
+        })
+    }
+
+    /// Takes over another hold in the same scopes.
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.amount = self.amount + mem::replace(&mut other.amount, Amount::ZERO);
+    }
+
     /// Charges a change, and leaves so much reserved.
     fn leave(&mut self, rest: Amount, change: Change) {
         let released = self.amount - rest;

@@ -40,6 +40,7 @@ mod function;
 mod limits;
 mod memory;
 mod none;
+mod open;
 mod source;
 
 #[cfg(any(feature = "store-postgres", feature = "store-sqlite"))]
@@ -53,5 +54,6 @@ pub use self::{
     limits::{Limits, Usage},
     memory::{MemoryHold, MemoryQuota},
     none::NoQuota,
+    open::{OpenFuture, OpenGrow, OpenHold, OpenQuota},
     source::{QuotaHold, QuotaSource},
 };

@@ -623,3 +623,76 @@ async fn over_http_2_the_other_streams_go_on() {
     let answer = in_time(admitted).await.unwrap().unwrap();
     assert_eq!(answer.status(), StatusCode::CREATED);
 }
+
+/// What clients that stall hold by default for half a minute.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// A server whose clients may be silent for [`SHORT`], and lose their place after a tenth of it.
+async fn impatient(free: u64) -> (Volume, test_support::server::Server) {
+    let volume = volume(free);
+    let layer = StorageGuardLayer::new(volume.clone())
+        .stall_timeout(SHORT)
+        .stall_grace(SHORT / 10);
+    (volume, serve(routes().layer(layer)).await)
+}
+
+async fn claimed(volume: &Volume, bytes: usize) {
+    let is_so = || volume.status().claimed == bytes as u64;
+    test_support::eventually("claimed", is_so).await;
+}
+
+#[tokio::test]
+async fn a_head_without_its_body_holds_no_room_that_others_need() {
+    let (volume, server) = impatient(100 * MIB as u64).await;
+    let mut silent = Raw::connect(server.address).await;
+    silent.send(head("/a", 100 * MIB, "")).await;
+    claimed(&volume, 100 * MIB).await;
+
+    let began = Instant::now();
+    let mut other = Raw::connect(server.address).await;
+    other.send(body_of(MIB)).await;
+    assert_eq!(other.answer().await.status, 201);
+    assert!(began.elapsed() < SHORT / 2, "{:?}", began.elapsed());
+
+    let answer = silent.answer().await;
+    assert_eq!(answer.status, 408);
+    assert!(answer.body.contains("body_stalled"), "{answer:?}");
+    assert!(
+        answer.head.contains("\r\nconnection: close\r\n"),
+        "{answer:?}"
+    );
+    silent.is_closed().await;
+    claimed(&volume, 0).await;
+}
+
+#[tokio::test]
+async fn many_streams_of_one_connection_hold_no_room_that_others_need() {
+    const STREAMS: usize = 190;
+    const EACH: usize = 5 * MIB;
+
+    let (volume, server) = impatient((STREAMS * EACH) as u64).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let mut silent = Vec::new();
+    for _ in 0..STREAMS {
+        let body = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let request = Request::put(format!("{}/a", server.url())).header("content-length", EACH);
+        client.ready().await.unwrap();
+        let request = request.body(StreamBody::new(body)).unwrap();
+        silent.push(tokio::spawn(client.send_request(request)));
+    }
+    claimed(&volume, STREAMS * EACH).await;
+
+    let mut other = Raw::connect(server.address).await;
+    other.send(body_of(20 * MIB)).await;
+    assert_eq!(other.answer().await.status, 201);
+    for silent in silent {
+        let answer = in_time(silent).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+    claimed(&volume, 0).await;
+}

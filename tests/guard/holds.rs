@@ -8,7 +8,8 @@ use tower_storage_guard::{
     Amount, Scopes,
     dav::{CollectionQuota, Folder},
     quota::{
-        AnyQuota, Change, Limits, MemoryQuota, Quota, QuotaError, QuotaHold, QuotaSource, quota_fn,
+        AnyQuota, Change, Limits, MemoryQuota, OpenQuota, Quota, QuotaError, QuotaHold,
+        QuotaSource, quota_fn,
     },
 };
 
@@ -166,11 +167,18 @@ async fn sources() -> Vec<Source> {
             )
         },
         Source::new("collections", collections, in_collection),
+        Source::new(
+            "open over memory",
+            OpenQuota::new(Limits::UNLIMITED).over(MemoryQuota::new(limits)),
+            scopes(),
+        ),
     ];
     #[cfg(feature = "conformance")]
     {
         use tower_storage_guard::store::{LeasedQuota, StoredQuota, conformance::ReferenceStore};
         let stored = || StoredQuota::builder(ReferenceStore::default(), limits).build();
+        let open = OpenQuota::new(Limits::UNLIMITED).over(stored());
+        sources.push(Source::new("open over stored", open, scopes()));
         sources.push(Source::new("stored", stored(), scopes()));
         sources.push(Source::new("leased", LeasedQuota::new(stored()), scopes()));
     }

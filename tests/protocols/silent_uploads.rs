@@ -29,7 +29,7 @@ async fn put(site: &Site, bytes: usize) -> u16 {
 }
 
 async fn rest() {
-    for _ in 0..50 {
+    for _ in 0..20 {
         yield_now().await;
     }
 }
@@ -352,7 +352,7 @@ async fn the_guard_does_as_the_model(acts: &[Act]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(test_support::times(64)))]
+    #![proptest_config(ProptestConfig::with_cases(test_support::times(32)))]
 
     #[test]
     fn silent_uploads_and_those_that_need_room(acts in prop::collection::vec(any_act(), 1..60)) {
