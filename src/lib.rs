@@ -84,6 +84,10 @@
 //! A body of unknown length is admitted on a small grant, and must find room to grow. A body that cannot grow is cut, and the
 //! answer is 507 whatever the inner service says.
 //!
+//! A client that sends nothing keeps its room only as long as no other request would be refused for want of it
+//! ([`stall_grace`](StorageGuardLayer::stall_grace)). After half a minute its request is answered 408
+//! ([`stall_timeout`](StorageGuardLayer::stall_timeout)).
+//!
 //! # When it is settled
 //!
 //! A success (2xx, or 303) is charged for what was read, or what the handler

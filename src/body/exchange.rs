@@ -47,9 +47,6 @@ impl Attachment for Progress {
     }
 }
 
-/// A reservation that has ended, and what is left of the body.
-pub(crate) type EndedRead<H> = (Ended<H>, Option<Unread>);
-
 /// How a body ended.
 pub(crate) enum BodyEnd {
     /// Read to its end, or as far as the handler wanted. The rest may have to be drained.
@@ -82,19 +79,25 @@ pub(crate) trait Exchange: ReservationOps {
 }
 
 impl<Q: QuotaSource> HttpReservation<Q> {
-    /// Ends the reservation as a success if the body has been read, and returns what is left of the body. None if it is still
-    /// being read.
+    /// Ends the reservation as a success if the body has been read, and puts the rest into `unread`. None if it is still being
+    /// read.
     ///
     /// # Errors
     ///
     /// If the body was cut; then the reservation is not ended here.
-    pub(crate) fn end_if_read(&self) -> Result<Option<EndedRead<Q::Hold>>, Refused> {
+    #[inline]
+    pub(crate) fn end_if_read(
+        &self,
+        unread: &mut Option<Unread>,
+    ) -> Result<Option<Ended<Q::Hold>>, Refused> {
         let mut state = self.state();
         match state.refused() {
             Some(refused) => Err(refused.clone()),
             None if state.attachment.body != BodyState::Open => {
-                let unread = state.attachment.unread.take();
-                Ok(Some((self.end_in(state, true), unread)))
+                if state.attachment.unread.is_some() {
+                    *unread = state.attachment.unread.take();
+                }
+                Ok(Some(self.end_in(state, true)))
             }
             None => Ok(None),
         }

@@ -227,7 +227,13 @@ mod tests {
         for _ in 0..200 {
             later.spawn(measure());
         }
-        tokio::task::yield_now().await;
+        let key = (PathBuf::from("a"), Depth::Infinity);
+        let all_wait = || {
+            let next = measures.next();
+            let next = next.get(&key).and_then(Option::as_ref);
+            next.is_some_and(|next| next.receiver_count() == 200)
+        };
+        eventually("waiting", all_wait).await;
         gate.open();
         assert_eq!(first.await.unwrap(), Some(Amount::bytes(0)));
         // One that has begun before a request came may have passed what was written in between.

@@ -77,7 +77,9 @@ where
         let mut response = tell_visit(&guarded, response, success);
         if !success {
             close_after(&mut response, guarded.is_early());
-            drain(settings, guarded.reservation.take_unread());
+            if let Some(unread) = guarded.reservation.take_unread() {
+                finish_early(settings, &mut response, unread);
+            }
             // Dropping it releases.
             return as_it_is(response);
         }
@@ -91,25 +93,27 @@ where
             close_after(&mut response, guarded.is_early());
             return watched(settings, response, guarded, ending);
         }
-        let ended = match guarded.reservation.end_if_read() {
+        let mut unread = None;
+        let ended = match guarded.reservation.end_if_read(&mut unread) {
             // Another thread has just cut the body.
             Err(refused) => return fail(Some(&guarded), refused.into(), without_body(response)),
             Ok(ended) => ended,
         };
-        let Some((ended, unread)) = ended else {
+        let Some(ended) = ended else {
             // The body is still being read while the answer is sent. Both have to end.
             close_after(&mut response, guarded.is_http_1);
             let ending = Ending::of_content(&response.body().size_hint());
             return watched(settings, response, guarded, ending);
         };
-        close_after(&mut response, unread.as_ref().is_some_and(Unread::closes));
-        drain(settings, unread);
+        if let Some(unread) = unread {
+            finish_early(settings, &mut response, unread);
+        }
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
         Self::after_end(settings, ended, settled, response)
     }
 
     /// A success whose reservation has ended: what it stored is charged before it is answered.
-    #[inline]
+    #[inline(always)]
     fn after_end(
         settings: &Settings<Q>,
         ended: Ended<Q::Hold>,
@@ -131,10 +135,13 @@ where
     }
 }
 
-/// Reads the rest of the request beside an early answer, over HTTP/1.
-fn drain<Q>(settings: &Settings<Q>, unread: Option<Unread>) {
-    let responder = &settings.http.responder;
-    responder.drain(unread.filter(Unread::closes));
+/// The answer comes before the end of its request: over HTTP/1 the rest is read beside it, and the connection closes.
+#[cold]
+fn finish_early<Q, R>(settings: &Settings<Q>, response: &mut Response<R>, unread: Unread) {
+    if unread.closes() {
+        close_after(response, true);
+        settings.http.responder.drains.start(unread);
+    }
 }
 
 /// Tells the upload that the request is a step of.

@@ -1,5 +1,7 @@
 //! An open upload: the reservation for the whole, and how it ends.
 
+mod silence;
+
 use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    offers::{Offer, Silent},
+    offers::Offer,
     reservation::{BoxFuture, Report, ReservationOps},
 };
 
@@ -264,8 +266,8 @@ impl Upload {
 
     /// The bytes that a request may draw in addition.
     pub(super) fn room(&self, at: &Place) -> u64 {
-        let reserved = self.reserved();
-        self.state().room(reserved, at)
+        let state = self.state();
+        state.room(self.reserved(), at)
     }
 
     /// Draws up to `want` bytes, or at least `need`. Returns how many, and how many of them have to be claimed again on
@@ -277,8 +279,9 @@ impl Upload {
         need: u64,
         want: u64,
     ) -> Option<(u64, u64)> {
-        let reserved = self.reserved();
         let mut state = self.state();
+        // Under the lock, because it is lowered there.
+        let reserved = self.reserved();
         let mut claims = lock(claims);
         let room = match claims.has_ended() {
             true => 0,
@@ -386,40 +389,6 @@ impl Upload {
         self.reservation.shrink();
     }
 
-    /// The client of a request is silent, whose last byte came then, if any did.
-    pub(super) fn fall_silent(
-        &self,
-        at: &Place,
-        part: Weak<dyn SilentPart>,
-        last_came: Option<Instant>,
-    ) {
-        let mut state = self.state();
-        state.silent.push((at.number, part));
-        state.last_came = last_came.max(state.last_came);
-        drop(state);
-        self.offer();
-    }
-
-    /// The client of a request goes on.
-    pub(super) fn go_on(&self, at: &Place) {
-        self.state().forget_silent(at);
-    }
-
-    /// Offers what was not received to others, once no byte has come for the grace.
-    fn offer(&self) {
-        let mut state = self.state();
-        let from = state.last_came.unwrap_or_else(Instant::now);
-        let (Stage::Open, Some(from)) = (state.stage, from.checked_add(self.grace)) else {
-            return;
-        };
-        let by: Weak<dyn Silent> = self.itself.clone() as _;
-        let received = saturate(state.contents.sizes()).saturating_add(state.extra.bytes);
-        let bytes = self.reserved().saturating_sub(received);
-        let before = mem::replace(&mut state.offers, self.reservation.offer(bytes, from, by));
-        drop(state);
-        drop(before);
-    }
-
     /// The service has removed what was received.
     pub(super) fn remove(&self) {
         let mut state = self.state();
@@ -491,52 +460,7 @@ impl Upload {
     }
 }
 
-impl Silent for Upload {
-    fn take_back(&self) -> bool {
-        let mut state = self.state();
-        let offers = mem::take(&mut state.offers);
-        let is_due = |since: Instant| since.elapsed() >= self.grace;
-        let is_silent = state.stage == Stage::Open
-            && state.silent.len() == state.in_flight
-            && state.last_came.is_some_and(is_due);
-        if !is_silent {
-            drop(state);
-            drop(offers);
-            // For later.
-            self.offer();
-            return false;
-        }
-        // They ask for more when their clients go on.
-        let silent = state.silent.clone();
-        let mut parts = Vec::new();
-        for part in silent.iter().filter_map(|(_, part)| part.upgrade()) {
-            let bytes = part.give_up_unread();
-            let (of_upload, stray) = lock(part.claims()).undraw(bytes);
-            state.contents.undraw(part.at(), bytes, stray);
-            state.used_up -= of_upload;
-            // Not dropped under the lock.
-            parts.push(part);
-        }
-        let taken = state.contents.sizes() + state.contents.drawn();
-        let needed = saturate(taken)
-            .saturating_add(state.extra.bytes)
-            .saturating_sub(self.before);
-        self.reservation.meter().lower_to(needed);
-        drop(state);
-        drop((offers, parts));
-        self.reservation.shrink();
-        true
-    }
-}
-
 impl State {
-    /// A request has ended, or its client goes on. True if it was silent.
-    fn forget_silent(&mut self, at: &Place) -> bool {
-        let before = self.silent.len();
-        self.silent.retain(|(number, _)| *number != at.number);
-        self.silent.len() < before
-    }
-
     /// The part of `reserved` that neither other content nor other requests need.
     fn room(&self, reserved: u64, at: &Place) -> u64 {
         if matches!(self.stage, Stage::Settled { .. }) {

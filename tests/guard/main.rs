@@ -24,6 +24,8 @@ mod limits;
 mod price;
 mod reservations;
 mod silence;
+#[cfg(feature = "axum")]
+mod soak;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;
