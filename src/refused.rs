@@ -7,7 +7,7 @@ use crate::{
     scope::Scope,
 };
 
-/// There was no room, it could not be found out whether there is, or the client has stopped to send.
+/// There was no room, it could not be found out whether there is, or the client has stopped sending.
 ///
 /// The error of [`Guard::reserve`](crate::Guard::reserve), of a [`Reservation`](crate::Reservation) that cannot grow, and of
 /// a request body that was cut. A handler that passes it on with `?` answers the client as the guard does.
@@ -34,7 +34,7 @@ pub enum Reason {
     Storage(Fault),
     /// It could not be found out whether there is room: the probe hangs or fails, or the quota source cannot be reached.
     Unavailable,
-    /// The client has stopped to send its request's body, or sends it too slowly. See
+    /// The client has stopped sending its request's body, or sends it too slowly. See
     /// [`stall_timeout`](crate::StorageGuardLayer::stall_timeout).
     Stalled,
 }
@@ -93,7 +93,7 @@ impl Refused {
         Self::new(Reason::Unavailable)
     }
 
-    /// The client has stopped to send.
+    /// The client has stopped sending.
     pub(crate) fn stalled() -> Self {
         Self::new(Reason::Stalled)
     }

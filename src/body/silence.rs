@@ -175,7 +175,7 @@ mod tests {
         );
     }
 
-    /// Nobody waited for the client meanwhile.
+    /// The handler was away, and the client was not awaited.
     #[tokio::test(start_paused = true)]
     async fn the_time_of_the_handler_does_not_count() {
         let mut awaited = Awaited::default();

@@ -33,7 +33,7 @@ pin_project! {
     /// A request that has to wait for admission.
     #[project = DoorProj]
     pub(super) enum Door<S, B, Q: QuotaSource> {
-        /// For the user's own pricing, which is looked after each time that the bound is over.
+        /// For the user's own pricing, which is looked at again each time that the bound is over.
         Price {
             price: Priced,
             look: Bound,

@@ -79,7 +79,7 @@ impl Refusal {
         Self::new(RefusalKind::Malformed, StatusCode::BAD_REQUEST, false)
     }
 
-    /// The client has stopped to send its request's body, or sends it too slowly.
+    /// The client has stopped sending its request's body, or sends it too slowly.
     ///
     /// Answered with 408 (RFC 9110, section 15.5.9), and with DEADLINE_EXCEEDED over gRPC.
     ///
@@ -244,7 +244,7 @@ pub enum RefusalKind {
     Storage(Fault),
     /// The guard could not determine whether there is room: 503.
     Unavailable,
-    /// The client has stopped to send the request's body: 408.
+    /// The client has stopped sending the request's body: 408.
     Stalled,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,
