@@ -625,12 +625,13 @@ async fn over_http_2_the_other_streams_go_on() {
 }
 
 /// What clients that stall hold by default for half a minute.
-const SHORT: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(6);
 
 /// A server whose clients may be silent for [`SHORT`], and lose their place after a tenth of it.
 async fn impatient(free: u64) -> (Volume, test_support::server::Server) {
     let volume = volume(free);
     let layer = StorageGuardLayer::new(volume.clone())
+        .patience(SHORT)
         .stall_timeout(SHORT)
         .stall_grace(SHORT / 10);
     (volume, serve(routes().layer(layer)).await)

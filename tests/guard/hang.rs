@@ -338,13 +338,13 @@ async fn prices_do_not_hang<P: Charges<NoQuota>>(
         let puts = futures_util::future::join_all(half.map(|number| send("PUT", number))).await;
         for (status, took) in puts {
             assert_eq!(status, 503);
-            assert!(took < 2 * PATIENCE + AT_ONCE, "{took:?}");
+            assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
         }
         // Measurements hang, a few of them, and none for each request.
         assert!(threads() <= before + 4, "{} of {before}", threads());
         let (status, took) = send("DELETE", 0).await;
         assert_eq!(status, 200);
-        assert!(took < 2 * PATIENCE + AT_ONCE, "{took:?}");
+        assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
         assert_eq!(switch.stuck(), 1);
     }
     switch.set(Mood::Fine);

@@ -40,6 +40,7 @@ const SOAK: Duration = Duration::from_secs(600);
 
 async fn guarded() -> Server {
     let layer = StorageGuardLayer::new(volume(ROOM as u64))
+        .patience(10 * RUN)
         .quota(OpenQuota::new(Limits::bytes(EACH).objects(100)))
         .scope_by(|head| {
             let user = head
