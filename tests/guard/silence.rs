@@ -1,4 +1,4 @@
-//! Clients that stop sending: how long they hold room, and for whom it is taken back.
+//! Clients that stop sending: how long they hold room, and when it is taken back.
 
 use std::{convert::Infallible, io, time::Duration};
 

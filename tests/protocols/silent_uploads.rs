@@ -1,4 +1,4 @@
-//! Open uploads whose clients send nothing: how long they keep the room for the rest, and for whom it is taken back.
+//! Open uploads whose clients send nothing: how long they keep the room for the rest, and when it is taken back.
 
 use std::time::Duration;
 
