@@ -174,8 +174,9 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
     /// overwritten, say. The function runs at once, the future it returns is awaited.
     ///
-    /// While the volume's probe has been hanging or failing for longer than the [patience](Self::patience), the function would
-    /// hang too. Then it is not called, or its future is dropped, and the request is answered 503; a DELETE passes.
+    /// Where the volume's last reading is too old ([`Outage::Refuse`]), the function is not called, because it may hang with the
+    /// filesystem. Its future is dropped if it takes longer than the [patience](Self::patience) while the probe has been hanging
+    /// or failing for as long. The request is then answered 503; a DELETE passes.
     pub fn price_by_async<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
     where
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,

@@ -151,7 +151,7 @@ where
             ResponseFuture::reserve(settings, asked, held, scopes, price)
         }
         // The function may look at the filesystem, and would hang with it.
-        Some(PriceBy::Later(_)) if settings.is_in_doubt() => {
+        Some(PriceBy::Later(_)) if settings.refuses_unseen() => {
             let price = price_in_doubt(&head.method);
             ResponseFuture::reserve(settings, asked, held, scopes, price)
         }

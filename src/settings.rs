@@ -15,6 +15,7 @@ use crate::{
     refusal::Asked,
     scope::Scopes,
     steps::Steps,
+    volume::Volume,
 };
 
 /// Decides by a request's head.
@@ -33,8 +34,14 @@ pub(crate) struct Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
-    /// Whether the volume's probe has been hanging or failing for longer than a request waits, so that nothing should be
-    /// measured there.
+    /// Whether the reading of the volume is too old, so that requests that need room are refused.
+    pub(crate) fn refuses_unseen(&self) -> bool {
+        let volume = self.guard.context.volume.as_ref();
+        volume.is_some_and(Volume::refuses_unseen)
+    }
+
+    /// Whether the volume's probe has been hanging or failing for longer than a request waits. A price that is not there by
+    /// then hangs with it.
     pub(crate) fn is_in_doubt(&self) -> bool {
         let context = &self.guard.context;
         let volume = context.volume.as_ref();

@@ -149,12 +149,9 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::{
-            Condvar,
-            atomic::{AtomicUsize, Ordering::SeqCst},
-        },
-        thread,
+    use std::sync::{
+        Condvar,
+        atomic::{AtomicUsize, Ordering::SeqCst},
     };
 
     use test_support::eventually;
@@ -270,7 +267,6 @@ mod tests {
             all.spawn(async move { measures.measure(&path, Depth::Zero).await.unwrap() });
         }
         eventually("begun", || gate.begun.load(SeqCst) == AT_ONCE).await;
-        thread::sleep(Duration::from_millis(20));
         gate.open();
         assert_eq!(all.join_all().await.len(), 100);
         assert_eq!(gate.begun.load(SeqCst), 100);

@@ -123,8 +123,8 @@ impl WebDav {
     /// answered 503. A DELETE is admitted all the same.
     ///
     /// At most four measurements are under way at once. Requests that wait for one path share one, and one that no request
-    /// waits for is [stopped](Stop). While the volume's probe hangs, nothing is measured, and the answer comes within the
-    /// [patience](StorageGuardLayer::patience).
+    /// waits for is [stopped](Stop). While the volume's probe hangs, a measurement that takes longer than the
+    /// [patience](StorageGuardLayer::patience) is not waited for.
     ///
     /// Defaults to five seconds.
     #[must_use]

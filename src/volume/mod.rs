@@ -421,6 +421,11 @@ impl Volume {
         }
     }
 
+    /// Whether the last reading is too old, and the outage policy is to refuse.
+    pub(crate) fn refuses_unseen(&self) -> bool {
+        self.outage == Outage::Refuse && self.is_stale()
+    }
+
     /// Whether its probe has been hanging or failing for so long.
     pub(crate) fn is_in_doubt_for(&self, time: Duration) -> bool {
         let in_doubt = self.filesystem().freshness.in_doubt_for();

@@ -288,6 +288,27 @@ fn a_filesystem_that_fails() {
     with_own_mounts(|| with_fuse(Mood::Fails));
 }
 
+/// A probe may take long while the filesystem works. The reading before it counts, and so does a price from elsewhere.
+#[tokio::test]
+async fn a_probe_that_takes_long_refuses_no_price() {
+    let switch = Switch::new();
+    let volume = often().from_probe(switch.clone()).unwrap();
+    let _end = FineInTheEnd(switch.clone());
+    switch.set(Mood::Hangs);
+    let is_late = || switch.stuck() == 1 && volume.status().age > 2 * PATIENCE;
+    eventually("late", is_late).await;
+    for outage in [Outage::Refuse, Outage::Admit] {
+        let guarded = StorageGuardLayer::new(volume.clone().outage(outage))
+            .patience(PATIENCE)
+            .price_by_async(|_, demand| async move { demand })
+            .layer(service_fn(async |_: Request<MeteredBody<Full<Bytes>>>| {
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+            }));
+        let upload = Request::put("/").body(Full::from("content")).unwrap();
+        assert_eq!(guarded.oneshot(upload).await.unwrap().status(), 200);
+    }
+}
+
 /// How many requests arrive while it hangs.
 const MANY: usize = 600;
 
