@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use test_support::{
     disk::Disk,
     service::{Content, Incoming, USER, answer, read_all},
+    silent::{Kept, fits},
 };
 use tokio::{
     sync::mpsc,
@@ -423,19 +424,9 @@ fn any_act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// What the model knows of a request.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    length: u64,
-    received: u64,
-    reserved: u64,
-    /// The tick of its last byte, or of its beginning.
-    last: u64,
-}
-
 #[derive(Default)]
 struct Model {
-    requests: Vec<Known>,
+    requests: Vec<Kept>,
     used: u64,
     tick: u64,
 }
@@ -447,22 +438,9 @@ impl Model {
 
     /// Whether so much fits, after it was taken back from the silent.
     fn fits(&mut self, bytes: u64) -> bool {
-        let mut missing = bytes.saturating_sub(LIMIT - self.used - self.held());
-        let tick = self.tick;
-        let mut silent: Vec<_> = self.requests.iter_mut().collect();
-        silent.retain(|it| it.last + GRACE_TICKS <= tick && it.reserved > it.received);
-        silent.sort_by_key(|it| it.last);
-        let offered: u64 = silent.iter().map(|it| it.reserved - it.received).sum();
-        if offered < missing {
-            return false;
-        }
-        for it in silent {
-            if missing > 0 {
-                missing = missing.saturating_sub(it.reserved - it.received);
-                it.reserved = it.received;
-            }
-        }
-        true
+        let left = LIMIT - self.used - self.held();
+        let since = self.tick.checked_sub(GRACE_TICKS);
+        fits(bytes, left, since, self.requests.iter_mut())
     }
 
     /// A client sends. What was taken from it is reserved again, as a whole, or it is cut.
@@ -495,7 +473,7 @@ async fn the_guard_does_as_the_model(acts: &[Act]) {
                 let client = Client::upload(&service, length).await;
                 assert_eq!(!client.call.is_finished(), is_admitted, "{act:?}");
                 if is_admitted {
-                    model.requests.push(Known {
+                    model.requests.push(Kept {
                         length,
                         received: 0,
                         reserved: length,

@@ -7,7 +7,10 @@ use http::Request;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use proptest::prelude::*;
-use test_support::service::{Content, full};
+use test_support::{
+    service::{Content, full},
+    silent::{Kept, fits},
+};
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_storage_guard::upload::{Chunks, Uploads};
@@ -240,11 +243,7 @@ fn any_act() -> impl Strategy<Value = Act> {
 /// What the model knows of an upload.
 struct Known {
     path: String,
-    whole: u64,
-    received: u64,
-    reserved: u64,
-    /// The tick of its last byte, or of its beginning.
-    last: u64,
+    kept: Kept,
 }
 
 #[derive(Default)]
@@ -256,31 +255,15 @@ struct Model {
 
 impl Model {
     fn held(&self) -> u64 {
-        self.open.iter().map(|it| it.reserved).sum()
+        self.open.iter().map(|it| it.kept.reserved).sum()
     }
 
     /// Whether so much fits, after it was taken back from the silent ones, but for one.
     fn fits(&mut self, bytes: u64) -> bool {
-        let mut missing = bytes.saturating_sub(LIMIT - self.used - self.held());
-        let tick = self.tick;
-        let mut silent: Vec<_> = self.open.iter_mut().collect();
-        silent.retain(|it| it.last + GRACE_TICKS <= tick && it.reserved > it.received);
-        silent.sort_by_key(|it| it.last);
-        if silent
-            .iter()
-            .map(|it| it.reserved - it.received)
-            .sum::<u64>()
-            < missing
-        {
-            return false;
-        }
-        for it in silent {
-            if missing > 0 {
-                missing = missing.saturating_sub(it.reserved - it.received);
-                it.reserved = it.received;
-            }
-        }
-        true
+        let left = LIMIT - self.used - self.held();
+        let since = self.tick.checked_sub(GRACE_TICKS);
+        let all = self.open.iter_mut().map(|it| &mut it.kept);
+        fits(bytes, left, since, all)
     }
 }
 
@@ -296,36 +279,36 @@ async fn the_guard_does_as_the_model(acts: &[Act]) {
                 let last = model.tick;
                 model.open.extend(begun.map(|path| Known {
                     path,
-                    whole,
-                    received: 0,
-                    reserved: whole,
-                    last,
+                    kept: Kept {
+                        length: whole,
+                        received: 0,
+                        reserved: whole,
+                        last,
+                    },
                 }));
             }
             Act::Patch(which, bytes) if !model.open.is_empty() => {
                 let which = which % model.open.len();
-                let it = &model.open[which];
-                let bytes = bytes.min(it.whole - it.received);
+                let it = model.open[which].kept;
+                let bytes = bytes.min(it.length - it.received);
                 // A request without content needs nothing.
                 let lacks = if bytes == 0 {
                     0
                 } else {
-                    it.whole - it.reserved
+                    it.length - it.reserved
                 };
                 let fits = lacks == 0 || model.fits(lacks);
-                let it = &mut model.open[which];
-                let status = site
-                    .patch(&it.path, it.received, full(bytes as usize))
-                    .await;
+                let Known { path, kept: it } = &mut model.open[which];
+                let status = site.patch(path, it.received, full(bytes as usize)).await;
                 assert_eq!(status, if fits { 204 } else { 507 }, "{act:?}");
                 if fits {
-                    it.reserved = if bytes == 0 { it.reserved } else { it.whole };
+                    it.reserved = if bytes == 0 { it.reserved } else { it.length };
                     it.received += bytes;
                     if bytes > 0 {
                         it.last = model.tick;
                     }
-                    if it.received == it.whole {
-                        model.used += it.whole;
+                    if it.received == it.length {
+                        model.used += it.length;
                         model.open.remove(which);
                     }
                 }

@@ -20,6 +20,7 @@ pub mod running;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod service;
+pub mod silent;
 #[cfg(feature = "examples")]
 pub mod tus;
 #[cfg(feature = "examples")]
