@@ -1,6 +1,7 @@
 //! The sizes of files and folders.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,44 +18,69 @@ pub enum Depth {
     Infinity,
 }
 
-/// Tells a measurement that its result is not needed any more: all requests that have waited for it have ended.
+/// How a tree is walked for one measurement: what is left out, and when to stop.
 ///
 /// ```
-/// use tower_storage_guard::dav::Stop;
+/// use std::{collections::BTreeSet, path::Path};
+/// use tower_storage_guard::dav::Walk;
 ///
-/// assert!(Stop::never().check().is_ok());
-/// assert!(Stop::when(&|| true).check().is_err());
+/// # fn main() -> std::io::Result<()> {
+/// let except = BTreeSet::from(["photos/new".into()]);
+/// let walk = Walk::whole().except(&except);
+/// assert!(walk.counts(Path::new("photos/old"))?);
+/// assert!(!walk.counts(Path::new("photos/new"))?);
+///
+/// let is_stopped = || true;
+/// assert!(walk.until(&is_stopped).counts(Path::new("photos/old")).is_err());
+/// # Ok(())
+/// # }
 /// ```
-#[derive(Clone, Copy)]
-pub struct Stop<'a>(Option<&'a dyn Fn() -> bool>);
+#[derive(Clone, Copy, Default)]
+pub struct Walk<'a> {
+    except: Option<&'a BTreeSet<PathBuf>>,
+    is_stopped: Option<&'a dyn Fn() -> bool>,
+}
 
-impl<'a> Stop<'a> {
-    /// Never stops.
-    pub const fn never() -> Self {
-        Self(None)
+impl<'a> Walk<'a> {
+    /// Leaves out nothing, and does not stop.
+    pub fn whole() -> Self {
+        Self::default()
+    }
+
+    /// Leaves out what is at these paths and under them.
+    #[must_use]
+    pub fn except(mut self, paths: &'a BTreeSet<PathBuf>) -> Self {
+        self.except = Some(paths);
+        self
     }
 
     /// Stops as soon as `is_stopped` returns true.
-    pub const fn when(is_stopped: &'a dyn Fn() -> bool) -> Self {
-        Self(Some(is_stopped))
+    #[must_use]
+    pub fn until(mut self, is_stopped: &'a dyn Fn() -> bool) -> Self {
+        self.is_stopped = Some(is_stopped);
+        self
     }
 
-    /// Call it between two steps. It costs about as much as an atomic load.
+    /// Whether what is at a path is measured. If not, what is under it is not measured either. Call it for each resource
+    /// before its size is read. It costs about as much as an atomic load, and a lookup if something is left out.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`](io::ErrorKind::Interrupted), if the measurement has to stop.
-    pub fn check(&self) -> io::Result<()> {
-        match self.0 {
+    /// [`Interrupted`](io::ErrorKind::Interrupted), if the measurement has to stop: all requests that have waited for it
+    /// have ended.
+    pub fn counts(&self, path: &Path) -> io::Result<bool> {
+        match self.is_stopped {
             Some(is_stopped) if is_stopped() => Err(io::ErrorKind::Interrupted.into()),
-            _ => Ok(()),
+            _ => Ok(!self.except.is_some_and(|except| except.contains(path))),
         }
     }
 }
 
-impl fmt::Debug for Stop<'_> {
+impl fmt::Debug for Walk<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stop").finish_non_exhaustive()
+        f.debug_struct("Walk")
+            .field("except", &self.except)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,25 +94,27 @@ pub trait Tree: Send + Sync + 'static {
     /// Measures what is at a path: bytes of files, and objects, which are files and collections. None if nothing
     /// exists there.
     ///
-    /// May block. It is not called on the thread of a request. One that takes long should [check](Stop::check) now and then
-    /// whether a request still waits for it.
+    /// Without what the walk [does not count](Walk::counts), which never is `path` itself: other requests write there.
+    ///
+    /// May block. It is not called on the thread of a request. The next measurement begins when this one has ended, or has
+    /// asked the walk for the first time.
     ///
     /// # Errors
     ///
     /// If the size cannot be determined. The request is then answered 503, or 400 if the error is
     /// [`InvalidInput`](io::ErrorKind::InvalidInput): what is at the path is not the tree's to measure.
-    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>>;
+    fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>>;
 }
 
 impl<T: Tree + ?Sized> Tree for Arc<T> {
-    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
-        T::measure(self, path, depth, stop)
+    fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth, walk)
     }
 }
 
 impl<T: Tree + ?Sized> Tree for Box<T> {
-    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
-        T::measure(self, path, depth, stop)
+    fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
+        T::measure(self, path, depth, walk)
     }
 }
 
@@ -107,11 +135,10 @@ impl Folder {
     }
 
     /// What is at a path, without following any link below the root.
-    fn find(&self, path: &Path) -> io::Result<Option<(PathBuf, fs::Metadata)>> {
+    fn find(&self, path: &Path) -> io::Result<Option<fs::Metadata>> {
         let mut at = self.root.clone();
         if path.as_os_str().is_empty() {
-            let root = unless_gone(fs::metadata(&at))?;
-            return Ok(root.map(|metadata| (at, metadata)));
+            return unless_gone(fs::metadata(&at));
         }
         let mut found = None;
         for name in path {
@@ -126,34 +153,37 @@ impl Folder {
                 Some(_) => {}
             }
         }
-        Ok(found.map(|metadata| (at, metadata)))
+        Ok(found)
     }
 }
 
 impl Tree for Folder {
-    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
-        let Some((path, metadata)) = self.find(path)? else {
+    fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
+        let Some(metadata) = self.find(path)? else {
             return Ok(None);
         };
         let mut amount = Amount::new(size(&metadata), 1);
         let mut folders = Vec::new();
         if metadata.is_dir() && depth == Depth::Infinity {
-            folders.push(path);
+            folders.push(path.to_owned());
         }
         while let Some(folder) = folders.pop() {
-            let Some(entries) = unless_gone(fs::read_dir(&folder))? else {
+            let Some(entries) = unless_gone(fs::read_dir(self.root.join(&folder)))? else {
                 continue;
             };
             for entry in entries {
-                stop.check()?;
                 let entry = entry?;
+                let path = folder.join(entry.file_name());
+                if !walk.counts(&path)? {
+                    continue;
+                }
                 // Removed meanwhile by another writer.
                 let Some(metadata) = unless_gone(entry.metadata())? else {
                     continue;
                 };
                 amount = amount + Amount::new(size(&metadata), 1);
                 if metadata.is_dir() {
-                    folders.push(entry.path());
+                    folders.push(path);
                 }
             }
         }

@@ -12,7 +12,7 @@ use super::{
     Shared,
     state::{State, Thread},
 };
-use crate::tree::{Depth, Stop};
+use crate::tree::{Depth, Walk};
 
 impl Shared {
     /// Starts the thread unless it is already running.
@@ -51,7 +51,7 @@ impl Shared {
             // A user's tree may panic. That is a failed scan, and the thread goes on.
             let measure = || {
                 self.tree
-                    .measure(&scan.path, Depth::Infinity, &Stop::never())
+                    .measure(&scan.path, Depth::Infinity, &Walk::whole())
             };
             let found = catch_unwind(AssertUnwindSafe(measure))
                 .unwrap_or_else(|_| Err(io::Error::other("the tree panicked")));

@@ -208,7 +208,7 @@ impl Asked {
                 return Ok(Priced::new(price, [credit], replaced));
             }
             Verb::Delete => {
-                let credit = credits.take(path);
+                let credit = credits.take_removed(path);
                 let removed = credit.measure(tree, self.depth).await?;
                 let price = Price::free().giving_back(scopes, removed);
                 return Ok(Priced::new(price, [credit], removed));
@@ -251,7 +251,7 @@ impl Asked {
     ) -> io::Result<Priced> {
         let Place { path, scopes } = &self.target;
         // Taken before anything is measured: what a request leaves that ends in between is not counted twice.
-        let from_credit = credits.take(path);
+        let from_credit = credits.take_removed(path);
         let source = tree.measure(path, Depth::Infinity).await?;
         let source = source.unwrap_or(Amount::ZERO);
         let demand = Demand::nothing().moving(source);
@@ -285,6 +285,7 @@ impl Asked {
 
 impl Priced {
     fn new<const N: usize>(price: Price, credits: [Credit; N], removes: Amount) -> Self {
+        credits.iter().for_each(Credit::set_priced);
         Self {
             price,
             credits: credits.into(),

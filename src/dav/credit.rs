@@ -1,7 +1,7 @@
 //! Credit for what requests remove and replace, given once.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     ops::Bound::{Excluded, Unbounded},
     path::{Path, PathBuf},
@@ -11,38 +11,66 @@ use std::{
 use super::measures::Measures;
 use crate::{amount::Amount, tree::Depth};
 
+/// How often a request measures what it removes, while others begin to write there.
+const TRIES: usize = 3;
+
 /// The paths at which a request in flight removes or replaces something.
 ///
 /// Two requests that overwrite one file at once replace it once, and two that delete one folder remove it once. If each were
-/// credited with what it found there, usage would fall below what is stored.
+/// credited with what it found there, usage would fall below what is stored. So it would if a request were credited with a
+/// file that another one is still writing: that one is credited itself if it fails.
 #[derive(Debug, Default)]
-pub(super) struct Credits(Mutex<BTreeSet<PathBuf>>);
+pub(super) struct Credits(Mutex<BTreeMap<PathBuf, Others>>);
+
+/// The paths under a path that other requests have, and those at and under it that they came to write to while it was being
+/// priced.
+#[derive(Debug, Default)]
+struct Others {
+    paths: BTreeSet<PathBuf>,
+    is_priced: bool,
+}
 
 impl Credits {
-    /// Takes the credit for what is at a path and under it, as far as no request in flight has it.
+    /// Takes the credit for what is at a path and under it, as far as no request in flight has it. The request may write there.
     pub(super) fn take(self: &Arc<Self>, path: &Path) -> Credit {
+        self.take_by(path, true)
+    }
+
+    /// As [`Self::take`], for a request that writes nothing there.
+    pub(super) fn take_removed(self: &Arc<Self>, path: &Path) -> Credit {
+        self.take_by(path, false)
+    }
+
+    fn take_by(self: &Arc<Self>, path: &Path, writes: bool) -> Credit {
         let mut taken = self.lock();
-        let is_taken = path.ancestors().any(|above| taken.contains(above));
-        // Paths are ordered by their components, so those under this one follow it.
-        let others = match is_taken {
-            true => Vec::new(),
-            false => taken
+        let mut has_others = false;
+        for above in path.ancestors() {
+            if let Some(others) = taken.get_mut(above) {
+                has_others = true;
+                if writes && !others.is_priced {
+                    others.paths.insert(path.to_owned());
+                }
+            }
+        }
+        if !has_others {
+            // Paths are ordered by their components, so those under this one follow it.
+            let under = taken
                 .range::<Path, _>((Excluded(path), Unbounded))
-                .take_while(|other| other.starts_with(path))
-                .cloned()
-                .collect(),
-        };
-        let path = (!is_taken).then(|| path.to_owned());
-        taken.extend(path.clone());
+                .take_while(|(other, _)| other.starts_with(path));
+            let others = Others {
+                paths: under.map(|(other, _)| other.clone()).collect(),
+                is_priced: false,
+            };
+            taken.insert(path.to_owned(), others);
+        }
         drop(taken);
         Credit {
             credits: Arc::clone(self),
-            path,
-            others,
+            path: (!has_others).then(|| path.to_owned()),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Others>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -53,14 +81,12 @@ pub(super) struct Credit {
     credits: Arc<Credits>,
     /// None if another request has it.
     path: Option<PathBuf>,
-    /// Paths under it that other requests have.
-    others: Vec<PathBuf>,
 }
 
 impl Credit {
     /// Whether no other request has any of it.
     pub(super) fn is_whole(&self) -> bool {
-        self.path.is_some() && self.others.is_empty()
+        self.path.is_some() && self.others().is_empty()
     }
 
     /// How much is at the path, without what other requests have.
@@ -68,13 +94,36 @@ impl Credit {
         let Some(path) = &self.path else {
             return Ok(Amount::ZERO);
         };
-        let mut found = tree.measure(path, depth).await?.unwrap_or(Amount::ZERO);
-        if depth == Depth::Infinity {
-            for other in &self.others {
-                found = found - tree.measure(other, depth).await?.unwrap_or(Amount::ZERO);
+        for _ in 0..TRIES {
+            let others = self.others();
+            if others.contains(path) {
+                break;
+            }
+            let found = tree.measure_without(path, depth, others.clone()).await?;
+            // A part of what one that came meanwhile has written may have been found.
+            if others == self.others() {
+                return Ok(found.unwrap_or(Amount::ZERO));
             }
         }
-        Ok(found)
+        Ok(Amount::ZERO)
+    }
+
+    /// Requests that come from now on write what was not found.
+    pub(super) fn set_priced(&self) {
+        self.with_others(|others| {
+            others.is_priced = true;
+            others.paths.clear();
+        });
+    }
+
+    fn others(&self) -> BTreeSet<PathBuf> {
+        self.with_others(|others| others.paths.clone())
+            .unwrap_or_default()
+    }
+
+    fn with_others<T>(&self, f: impl FnOnce(&mut Others) -> T) -> Option<T> {
+        let path = self.path.as_ref()?;
+        self.credits.lock().get_mut(path).map(f)
     }
 }
 
@@ -88,19 +137,19 @@ impl Drop for Credit {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tree::{Stop, Tree};
+    use crate::tree::{Tree, Walk};
 
     /// Files of one byte each.
     struct Files(BTreeMap<PathBuf, ()>);
 
     impl Tree for Files {
-        fn measure(&self, path: &Path, _: Depth, _: &Stop<'_>) -> io::Result<Option<Amount>> {
-            let found = self.0.keys().filter(|file| file.starts_with(path)).count();
+        fn measure(&self, path: &Path, _: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
+            let counts = |file: &Path| file.ancestors().all(|at| walk.counts(at).unwrap());
+            let under = self.0.keys().filter(|file| file.starts_with(path));
+            let found = under.filter(|file| counts(file)).count();
             Ok((found > 0).then(|| Amount::new(found as u64, found as u64)))
         }
     }
@@ -169,5 +218,63 @@ mod tests {
         assert_eq!(measure("d/1").1, 1);
         drop(file);
         assert_eq!(measure("d").1, 3);
+    }
+
+    /// Files of one byte each, of which one request begins to write another while they are measured.
+    struct Writing {
+        credits: Arc<Credits>,
+        begin: fn(&Arc<Credits>) -> Credit,
+        begun: Mutex<Option<Credit>>,
+    }
+
+    impl Tree for Writing {
+        fn measure(
+            &self,
+            path: &Path,
+            depth: Depth,
+            walk: &Walk<'_>,
+        ) -> io::Result<Option<Amount>> {
+            let mut begun = self.begun.lock().unwrap();
+            let credit = begun.get_or_insert_with(|| (self.begin)(&self.credits));
+            assert_eq!(credit.path, None);
+            let names = ["d/old", "d/new"];
+            Files(names.map(|name| (PathBuf::from(name), ())).into()).measure(path, depth, walk)
+        }
+    }
+
+    #[test]
+    fn what_others_begin_to_write_meanwhile_is_not_credited() {
+        let credited = |path: &str, begin| {
+            let credits = Arc::new(Credits::default());
+            let credit = credits.take_removed(Path::new(path));
+            let begun = Mutex::default();
+            let tree = Writing {
+                credits,
+                begin,
+                begun,
+            };
+            measured(&Measures::new(tree), &credit)
+        };
+        let put: fn(&Arc<Credits>) -> Credit = |credits| credits.take(Path::new("d/new"));
+        assert_eq!(credited("d", put), 1);
+        // How much was there before is not known.
+        assert_eq!(credited("d/new", put), 0);
+        assert_eq!(credited("d", |credits| credits.take(Path::new("d"))), 0);
+        // It writes nothing.
+        assert_eq!(
+            credited("d", |credits| credits.take_removed(Path::new("d/new"))),
+            2
+        );
+    }
+
+    #[test]
+    fn what_others_begin_to_write_afterwards_does_not_matter() {
+        let credits = Arc::new(Credits::default());
+        let folder = credits.take_removed(Path::new("d"));
+        folder.set_priced();
+        for number in 0..100 {
+            assert!(!credits.take(Path::new(&format!("d/{number}"))).is_whole());
+        }
+        assert!(folder.is_whole());
     }
 }

@@ -2,7 +2,8 @@
 //! for.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    cell::Cell,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,16 +12,16 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
 
 use crate::{
     amount::Amount,
-    tree::{Depth, Stop, Tree},
+    tree::{Depth, Tree, Walk},
 };
 
-/// How many measurements are under way at once. If the filesystem hangs, so many threads hang with it.
+/// How many measurements are under way at once.
 const AT_ONCE: usize = 4;
 
 /// How often a measurement that waits for a place looks whether a request still waits for it.
@@ -30,12 +31,15 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) struct Measures {
     tree: Arc<dyn Tree>,
     places: Arc<Semaphore>,
+    /// The one that has not yet read anything. If the filesystem hangs, only its thread and those that were reading hang.
+    first_step: Arc<Semaphore>,
     /// The paths that are measured, each with the measurement that begins next. One that is under way may have missed what was
     /// written before a later request came.
     next: Mutex<HashMap<Key, Option<Teller>>>,
 }
 
-type Key = (PathBuf, Depth);
+/// With what is left out.
+type Key = (PathBuf, Depth, BTreeSet<PathBuf>);
 type Teller = watch::Sender<Option<Found>>;
 /// Cloned for each request that has waited for it.
 type Found = Result<Option<Amount>, Arc<io::Error>>;
@@ -45,6 +49,7 @@ impl Measures {
         Arc::new(Self {
             tree: Arc::new(tree),
             places: Arc::new(Semaphore::new(AT_ONCE)),
+            first_step: Arc::new(Semaphore::new(1)),
             next: Mutex::default(),
         })
     }
@@ -55,7 +60,17 @@ impl Measures {
         path: &Path,
         depth: Depth,
     ) -> io::Result<Option<Amount>> {
-        let mut told = self.join((path.to_owned(), depth))?;
+        self.measure_without(path, depth, BTreeSet::new()).await
+    }
+
+    /// As [`Self::measure`], without what is at the paths in `except` and under them.
+    pub(super) async fn measure_without(
+        self: &Arc<Self>,
+        path: &Path,
+        depth: Depth,
+        except: BTreeSet<PathBuf>,
+    ) -> io::Result<Option<Amount>> {
+        let mut told = self.join((path.to_owned(), depth, except))?;
         let found = told.wait_for(Option::is_some).await;
         match &*found.map_err(io::Error::other)? {
             Some(Ok(amount)) => Ok(*amount),
@@ -95,12 +110,17 @@ impl Measures {
             key,
             has_ended,
         } = &mut running;
-        while let Some((tell, place)) = measures.begin(key).await {
-            let (tree, (path, depth)) = (Arc::clone(&measures.tree), key.clone());
+        while let Some((tell, turn)) = measures.begin(key).await {
+            let (tree, (path, depth, except)) = (Arc::clone(&measures.tree), key.clone());
             let measure = move || {
-                let _place = place;
-                let is_stopped = || tell.is_closed();
-                let found = tree.measure(&path, depth, &Stop::when(&is_stopped));
+                let Turn { _place, first_step } = turn;
+                let first_step = Cell::new(Some(first_step));
+                let is_stopped = || {
+                    first_step.take();
+                    tell.is_closed()
+                };
+                let walk = Walk::whole().except(&except).until(&is_stopped);
+                let found = tree.measure(&path, depth, &walk);
                 tell.send_replace(Some(found.map_err(Arc::new)));
             };
             // If it panics, those who wait find that out by the end of the channel.
@@ -110,10 +130,10 @@ impl Measures {
         *has_ended = true;
     }
 
-    /// Waits for a place. None if no request waits any more.
-    async fn begin(&self, key: &Key) -> Option<(Teller, OwnedSemaphorePermit)> {
+    /// Waits for its turn. None if no request waits any more.
+    async fn begin(&self, key: &Key) -> Option<(Teller, Turn)> {
         loop {
-            let place = timeout(LOOK, Arc::clone(&self.places).acquire_owned()).await;
+            let turn = timeout(LOOK, self.turn()).await;
             let mut all = self.next();
             let next = all.get_mut(key)?;
             let is_wanted = next.as_ref().is_some_and(|tell| !tell.is_closed());
@@ -121,15 +141,29 @@ impl Measures {
                 all.remove(key);
                 return None;
             }
-            if let Ok(Ok(place)) = place {
-                return next.take().map(|tell| (tell, place));
+            if let Ok(Ok(turn)) = turn {
+                return next.take().map(|tell| (tell, turn));
             }
         }
+    }
+
+    async fn turn(&self) -> Result<Turn, AcquireError> {
+        Ok(Turn {
+            first_step: Arc::clone(&self.first_step).acquire_owned().await?,
+            _place: Arc::clone(&self.places).acquire_owned().await?,
+        })
     }
 
     fn next(&self) -> MutexGuard<'_, HashMap<Key, Option<Teller>>> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The right to measure.
+struct Turn {
+    /// Given up when the tree has read something.
+    first_step: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// A path that is measured. Dropped with its runtime, it leaves the path to others.
@@ -155,7 +189,10 @@ mod tests {
     };
 
     use test_support::eventually;
-    use tokio::{spawn, task::JoinSet};
+    use tokio::{
+        spawn,
+        task::{JoinSet, yield_now},
+    };
 
     use super::*;
 
@@ -166,6 +203,8 @@ mod tests {
         under_way: AtomicUsize,
         most: AtomicUsize,
         stopped: AtomicUsize,
+        /// As on a filesystem that hangs: they get to nothing that they could ask the walk about.
+        is_stuck: bool,
         open: (Mutex<bool>, Condvar),
     }
 
@@ -177,14 +216,16 @@ mod tests {
     }
 
     impl Tree for Gate {
-        fn measure(&self, _: &Path, _: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
+        fn measure(&self, path: &Path, _: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
             let number = self.begun.fetch_add(1, SeqCst) as u64;
             let now = self.under_way.fetch_add(1, SeqCst) + 1;
             self.most.fetch_max(now, SeqCst);
             let mut open = self.open.0.lock().unwrap();
             let mut found = Ok(Some(Amount::bytes(number)));
             while !*open {
-                if let Err(stopped) = stop.check() {
+                if !self.is_stuck
+                    && let Err(stopped) = walk.counts(path)
+                {
                     self.stopped.fetch_add(1, SeqCst);
                     found = Err(stopped);
                     break;
@@ -202,8 +243,22 @@ mod tests {
     }
 
     fn measures() -> (Arc<Gate>, Arc<Measures>) {
-        let gate = Arc::new(Gate::default());
+        measures_of(Gate::default())
+    }
+
+    fn measures_of(gate: Gate) -> (Arc<Gate>, Arc<Measures>) {
+        let gate = Arc::new(gate);
         (Arc::clone(&gate), Measures::new(gate))
+    }
+
+    fn measure_many(measures: &Arc<Measures>) -> JoinSet<io::Result<Option<Amount>>> {
+        let mut all = JoinSet::new();
+        for number in 0..100 {
+            let measures = Arc::clone(measures);
+            let path = PathBuf::from(number.to_string());
+            all.spawn(async move { measures.measure(&path, Depth::Zero).await });
+        }
+        all
     }
 
     #[tokio::test]
@@ -224,7 +279,7 @@ mod tests {
         for _ in 0..200 {
             later.spawn(measure());
         }
-        let key = (PathBuf::from("a"), Depth::Infinity);
+        let key = (PathBuf::from("a"), Depth::Infinity, BTreeSet::new());
         let all_wait = || {
             let next = measures.next();
             let next = next.get(&key).and_then(Option::as_ref);
@@ -259,29 +314,28 @@ mod tests {
 
     #[tokio::test]
     async fn few_are_under_way_at_once() {
-        let (gate, measures) = measures();
-        let mut all = JoinSet::new();
-        for number in 0..100 {
-            let measures = Arc::clone(&measures);
-            let path = PathBuf::from(number.to_string());
-            all.spawn(async move { measures.measure(&path, Depth::Zero).await.unwrap() });
+        for (is_stuck, most) in [(false, AT_ONCE), (true, 1)] {
+            let (gate, measures) = measures_of(Gate {
+                is_stuck,
+                ..Gate::default()
+            });
+            let all = measure_many(&measures);
+            eventually("begun", || gate.begun.load(SeqCst) == most).await;
+            for _ in 0..1_000 {
+                yield_now().await;
+            }
+            gate.open();
+            let all = all.join_all().await;
+            assert_eq!(all.iter().filter(|found| found.is_ok()).count(), 100);
+            assert_eq!(gate.begun.load(SeqCst), 100);
+            assert_eq!(gate.most.load(SeqCst), most);
         }
-        eventually("begun", || gate.begun.load(SeqCst) == AT_ONCE).await;
-        gate.open();
-        assert_eq!(all.join_all().await.len(), 100);
-        assert_eq!(gate.begun.load(SeqCst), 100);
-        assert_eq!(gate.most.load(SeqCst), AT_ONCE);
     }
 
     #[tokio::test]
     async fn what_no_request_waits_for_is_stopped_and_not_begun() {
         let (gate, measures) = measures();
-        let mut all = JoinSet::new();
-        for number in 0..100 {
-            let measures = Arc::clone(&measures);
-            let path = PathBuf::from(number.to_string());
-            all.spawn(async move { measures.measure(&path, Depth::Zero).await });
-        }
+        let mut all = measure_many(&measures);
         eventually("begun", || gate.begun.load(SeqCst) == AT_ONCE).await;
         all.shutdown().await;
         eventually("stopped", || gate.stopped.load(SeqCst) == AT_ONCE).await;

@@ -49,7 +49,7 @@ use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 use self::{asked::Asked, credit::Credits, measures::Measures, path::Prefix};
 pub use crate::{
     collection::{CollectionHold, CollectionQuota, CollectionQuotaBuilder, DavQuota},
-    tree::{Depth, Folder, Stop, Tree},
+    tree::{Depth, Folder, Tree, Walk},
 };
 use crate::{
     demand::Demand,
@@ -122,8 +122,9 @@ impl WebDav {
     /// Sets the timeout for measuring the tree. If it takes longer, the request's cost is unknown, and the request is
     /// answered 503. A DELETE is admitted all the same.
     ///
-    /// At most four measurements are under way at once. Requests that wait for one path share one, and one that no request
-    /// waits for is [stopped](Stop). While the volume's probe hangs, a measurement that takes longer than the
+    /// At most four measurements are under way at once, of which one has not read anything yet: where a filesystem hangs, it
+    /// costs one thread. Requests that wait for one path share one, and one that no request waits for is
+    /// [stopped](Walk::counts). While the volume's probe hangs, a measurement that takes longer than the
     /// [patience](StorageGuardLayer::patience) is not waited for.
     ///
     /// Defaults to five seconds.

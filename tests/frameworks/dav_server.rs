@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, MeteredBody, StorageGuardLayer,
-    dav::{CollectionQuota, Depth, Folder, Stop, Tree, WebDav},
+    dav::{CollectionQuota, Depth, Folder, Tree, Walk, WebDav},
     quota::{Limits, MemoryQuota, QuotaSource},
     setup::ByDav,
 };
@@ -156,7 +156,7 @@ impl Server {
             .expect("no request is in flight");
         let folder = Folder::new(self.root.path());
         let stored = folder
-            .measure(Path::new(path), Depth::Infinity, &Stop::never())
+            .measure(Path::new(path), Depth::Infinity, &Walk::whole())
             .unwrap();
         (usage.used, stored.unwrap_or_default())
     }
@@ -550,7 +550,7 @@ async fn what_several_remove_at_once_is_credited_once() {
             .filter(|status| matches!(status, Ok(200..300)));
         both += usize::from(done.count() > 2);
         let stored = tree
-            .measure(Path::new(""), Depth::Infinity, &Stop::never())
+            .measure(Path::new(""), Depth::Infinity, &Walk::whole())
             .unwrap()
             .unwrap();
         let used = quota.usage("user:42").used;
@@ -567,7 +567,7 @@ async fn what_several_remove_at_once_is_credited_once() {
         number += 1;
     }
     let stored = tree
-        .measure(Path::new(""), Depth::Infinity, &Stop::never())
+        .measure(Path::new(""), Depth::Infinity, &Walk::whole())
         .unwrap()
         .unwrap();
     assert!(stored.bytes <= LIMIT, "{stored:?}");

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{CollectionQuota, CollectionQuotaBuilder, DavQuota, Depth, Folder, Stop, Tree, WebDav},
+    dav::{CollectionQuota, CollectionQuotaBuilder, DavQuota, Depth, Folder, Tree, Walk, WebDav},
     quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
 };
 
@@ -40,8 +40,8 @@ struct Server {
 struct Slow(Folder);
 
 impl Tree for Slow {
-    fn measure(&self, path: &Path, depth: Depth, stop: &Stop<'_>) -> io::Result<Option<Amount>> {
-        let found = self.0.measure(path, depth, stop);
+    fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
+        let found = self.0.measure(path, depth, walk);
         std::thread::sleep(Duration::from_micros(300));
         found
     }
@@ -143,7 +143,7 @@ impl Server {
     fn walk(&self, path: &str) -> (u64, u64) {
         let tree = Folder::new(self.root.path());
         let found = tree
-            .measure(Path::new(path), Depth::Infinity, &Stop::never())
+            .measure(Path::new(path), Depth::Infinity, &Walk::whole())
             .unwrap();
         let found = found.unwrap_or_default();
         (found.bytes, found.objects)
@@ -396,7 +396,7 @@ impl Odd {
 }
 
 impl Tree for Odd {
-    fn measure(&self, _: &Path, _: Depth, _: &Stop<'_>) -> io::Result<Option<Amount>> {
+    fn measure(&self, _: &Path, _: Depth, _: &Walk<'_>) -> io::Result<Option<Amount>> {
         self.measured.fetch_add(1, SeqCst);
         (self.tree)()
     }
@@ -985,7 +985,7 @@ fn a_rescan_corrects_the_result_of_races() {
 struct Sizes(Vec<(&'static str, Amount)>);
 
 impl Tree for Sizes {
-    fn measure(&self, path: &Path, _: Depth, _: &Stop<'_>) -> io::Result<Option<Amount>> {
+    fn measure(&self, path: &Path, _: Depth, _: &Walk<'_>) -> io::Result<Option<Amount>> {
         let found = self.0.iter().find(|(known, _)| Path::new(known) == path);
         Ok(found.map(|(_, amount)| *amount))
     }

@@ -9,7 +9,7 @@ use test_support::service::{Content, Incoming, chunked, full, read_all};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
-    dav::{Depth, Folder, Stop, Tree, WebDav},
+    dav::{Depth, Folder, Tree, Walk, WebDav},
     quota::{Limits, MemoryQuota, Usage},
 };
 
@@ -348,7 +348,7 @@ async fn a_part_replaces_an_unknown_amount() {
 struct Broken;
 
 impl Tree for Broken {
-    fn measure(&self, _: &Path, _: Depth, _: &Stop<'_>) -> std::io::Result<Option<Amount>> {
+    fn measure(&self, _: &Path, _: Depth, _: &Walk<'_>) -> std::io::Result<Option<Amount>> {
         panic!("a tree of the user's own")
     }
 }
