@@ -79,6 +79,27 @@ async fn a_settlement_is_remembered_for_a_day_and_a_release_is_not() {
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
+async fn no_more_than_a_million_settlements_are_remembered() {
+    const MOST: i64 = 1_000_000;
+    let server = Server::new();
+    let (store, pool) = (server.store(), server.pool());
+    settle(&store, HoldId::unique(), "user", 1).await;
+    let more = "INSERT INTO storage_guard_settled (id, settled)
+        SELECT gen_random_uuid(), now() FROM generate_series(1, 1000299)";
+    execute(&pool, more).await;
+    let last = HoldId::unique();
+    for rows in [MOST + 173, MOST + 46, MOST, MOST] {
+        settle(&store, HoldId::unique(), "user", 1).await;
+        let count = "SELECT count(*) FROM storage_guard_settled";
+        assert_eq!(number(&pool, count).await, rows);
+    }
+    settle(&store, last, "user", 1).await;
+    settle(&store, last, "user", 1).await;
+    assert_eq!(figures(&store, "user").await, (6, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
 async fn a_process_that_is_killed_frees_its_holds_and_loses_no_charge() {
     const LIVES: Duration = Duration::from_secs(2);
     if let Some(part) = part() {

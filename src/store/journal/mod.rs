@@ -86,8 +86,9 @@ const LAZY: Duration = Duration::from_millis(100);
 ///
 /// # When it is opened late
 ///
-/// Stores remember for a day what they have settled. A process that was killed within a tenth of a second after its store
-/// had confirmed a charge, and is started again more than a day later, charges it once more.
+/// Stores remember for a day what they have settled, but no more than the last million settlements, or 100,000 of a hash tag in
+/// Redis. A process that was killed within a tenth of a second after its store had confirmed a charge, and is started again
+/// after that, charges it once more.
 pub struct Journal {
     directory: PathBuf,
     queue: Arc<Queue>,

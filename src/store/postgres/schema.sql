@@ -39,12 +39,13 @@ CREATE TABLE IF NOT EXISTS storage_guard_holds (
 );
 CREATE INDEX IF NOT EXISTS storage_guard_holds_expires ON storage_guard_holds (expires);
 
--- The tombstones of settlements, so that each id is charged once. Kept for a day.
+-- The tombstones of settlements, so that each id is charged once. Numbered in their order, and kept for a day, but no more than
+-- the last million.
 CREATE TABLE IF NOT EXISTS storage_guard_settled (
+    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     id uuid PRIMARY KEY,
     settled timestamptz NOT NULL
 );
-CREATE INDEX IF NOT EXISTS storage_guard_settled_settled ON storage_guard_settled (settled);
 
 -- How far the server's clock was set ahead, in milliseconds, as one row. None if it was not. Calls read it without a lock.
 CREATE TABLE IF NOT EXISTS storage_guard_clock (
@@ -257,8 +258,14 @@ BEGIN
         ORDER BY expires LIMIT 128 FOR UPDATE SKIP LOCKED
     ));
     DELETE FROM storage_guard_settled WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM storage_guard_settled WHERE settled <= moment - interval '1 day'
-        ORDER BY settled LIMIT 128 FOR UPDATE SKIP LOCKED
+        SELECT ctid FROM storage_guard_settled WHERE number = ANY (ARRAY(
+            SELECT number FROM (
+                SELECT number, settled FROM storage_guard_settled ORDER BY number LIMIT 128
+            ) AS oldest
+            WHERE settled <= moment - interval '1 day'
+                OR number <= (SELECT max(number) FROM storage_guard_settled) - 1000000
+        ))
+        FOR UPDATE SKIP LOCKED
     ));
 END
 $$;

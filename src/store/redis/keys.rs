@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `quota:{acme}account:user:{acme}:42` | hash | the account of a scope: see below |
 //! | `quota:{acme}expiry:user:{acme}:42` | sorted set | the holds of the scope, by when they expire: milliseconds since 1970, by the clock of Redis less what it was set ahead |
-//! | `quota:{acme}settled:<id>` | string | empty: the tombstone of a settlement. Expires after a day |
+//! | `quota:{acme}settled` | sorted set | the tombstones of settlements, by when they were made: of the last day, and no more than the last 100,000. Expires a day after the last |
 //! | `quota:{-}ahead` | string | how far the clock of Redis was set ahead, in milliseconds. Missing if it was not. In a cluster `quota:{acme}ahead` |
 //! | `quota:{-}baseline` | string | the baseline of the store: a number |
 //!
@@ -18,7 +18,7 @@
 //! Figures are plain decimal digits, two or four of them with spaces between. A field that is zero is deleted, so a scope
 //! that has nothing leaves no key.
 
-use crate::{scope::Scope, store::HoldId};
+use crate::scope::Scope;
 
 /// What a key holds.
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +47,9 @@ impl Keys {
         format!("{prefix}{{{tag}}}{kind}{}", scope.as_str())
     }
 
-    /// The key that marks an id as settled, in the slot of this scope.
-    pub(super) fn settled(&self, id: HoldId, scope: &Scope) -> String {
-        let (prefix, tag) = (&self.prefix, tag(scope));
-        format!("{prefix}{{{tag}}}settled:{id}")
+    /// The key of the ids that were settled, in the slot of this scope.
+    pub(super) fn settled(&self, scope: &Scope) -> String {
+        format!("{}{{{}}}settled", self.prefix, tag(scope))
     }
 
     /// The key of what a clock was set ahead, in the slot of this hash tag.
@@ -168,7 +167,7 @@ mod tests {
                 let scope = Scope::from(name);
                 let account = keys.of(KeyKind::Account, &scope);
                 let expiry = keys.of(KeyKind::Expiry, &scope);
-                let settled = keys.settled(HoldId::unique(), &scope);
+                let settled = keys.settled(&scope);
                 assert_eq!(slot(&account), slot(&expiry), "{account}");
                 assert_eq!(slot(&account), slot(&settled), "{account}");
                 let ahead = keys.ahead(tag(&scope));

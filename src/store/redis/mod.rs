@@ -38,6 +38,8 @@ use crate::{
 
 /// How long Redis keeps the tombstone of a settlement. No settlement is repeated after that.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many of them with one hash tag.
+const MOST_REMEMBERED: u64 = 100_000;
 /// The longest time to live: a century, which leaves sums of milliseconds exact.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How many settlements, or renewals, one script may make.
@@ -272,7 +274,8 @@ where
     }
 
     fn settle_in_one(&self, settlements: &[Settlement]) -> Call {
-        let (mut keys, mut args) = (Vec::new(), vec![milliseconds(REMEMBERED)]);
+        let mut keys = Vec::new();
+        let mut args = vec![milliseconds(REMEMBERED), MOST_REMEMBERED.to_string()];
         for settlement in settlements {
             let (id, scopes) = (settlement.id, &settlement.scopes);
             let (kept, amount, time_to_live) = match settlement.keep {
@@ -280,7 +283,7 @@ where
                 None => Default::default(),
             };
             let first = scopes.iter().next();
-            keys.extend(first.map(|scope| self.keys.settled(id, scope)));
+            keys.extend(first.map(|scope| self.keys.settled(scope)));
             keys.extend(scopes.iter().flat_map(|scope| self.pair(scope)));
             args.extend([
                 id.to_string(),

@@ -15,7 +15,7 @@ use super::super::{StoreError, sql::milliseconds};
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema, which is kept in the file.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// A larger difference between the machine's clock and a process's monotonic clock means that the former was set. In
 /// milliseconds.
@@ -207,9 +207,9 @@ fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version > VERSION {
+    if ![0, VERSION].contains(&version) {
         let error = format!(
-            "the quota's file is of version {version}, and this version of the crate reads up to {VERSION}"
+            "the quota's file is of version {version}, and this version of the crate reads {VERSION}"
         );
         return Err(Failure::Broken(StoreError::unreadable(error)));
     }

@@ -37,9 +37,10 @@ CREATE TABLE IF NOT EXISTS clock (
     ahead INTEGER NOT NULL
 ) STRICT;
 
--- The tombstones of settlements, so that each id is charged once. Kept for a day.
+-- The tombstones of settlements, so that each id is charged once. Numbered in their order, and kept for a day, but no more than
+-- the last million.
 CREATE TABLE IF NOT EXISTS settled (
-    id TEXT NOT NULL PRIMARY KEY,
+    number INTEGER NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
     settled INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS settled_settled ON settled (settled);
+) STRICT;

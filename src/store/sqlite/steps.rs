@@ -16,6 +16,8 @@ use crate::{
 
 /// How long the tombstone of a settlement is kept, in milliseconds.
 const REMEMBERED: i64 = 24 * 60 * 60 * 1_000;
+/// How many tombstones are kept.
+const MOST_REMEMBERED: i64 = 1_000_000;
 /// How many old rows one settlement deletes: more than one settlement adds.
 const SWEPT: i64 = 128;
 
@@ -95,10 +97,12 @@ fn sweep(tx: &Transaction<'_>, now: i64) -> Result<()> {
     )?
     .execute(params![now, SWEPT])?;
     tx.prepare_cached(
-        "DELETE FROM settled WHERE id IN
-            (SELECT id FROM settled WHERE settled <= ?1 ORDER BY settled LIMIT ?2)",
+        "DELETE FROM settled WHERE number IN (
+            SELECT number FROM (SELECT number, settled FROM settled ORDER BY number LIMIT ?2)
+            WHERE settled <= ?1 OR number <= (SELECT max(number) FROM settled) - ?3
+        )",
     )?
-    .execute(params![now - REMEMBERED, SWEPT])?;
+    .execute(params![now - REMEMBERED, SWEPT, MOST_REMEMBERED])?;
     Ok(())
 }
 

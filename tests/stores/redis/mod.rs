@@ -163,19 +163,52 @@ async fn a_charge_is_remembered_for_a_day_and_a_release_is_not() {
 
     let id = hold(&store, "user", 7, 100).await.unwrap();
     settle(&store, id, "user", 7).await;
-    let mark = format!("quota:{{user}}settled:{id}");
-    let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
+    let settled = "quota:{user}settled";
     let day = 24 * 60 * 60 * 1_000;
-    assert!(left <= day && left > day - 60_000, "{left}");
+    let lives = async || {
+        let left: u64 = server.ask(&format!("PTTL {settled}")).await.unwrap();
+        assert!(left <= day && left > day - 60_000, "{left}");
+        let ids = format!("ZRANGE {settled} 0 -1");
+        server.ask::<Vec<String>>(&ids).await.unwrap()
+    };
+    assert_eq!(lives().await, [id.to_string()]);
     // The rest is the user's account.
     assert_eq!(server.ask::<usize>("DBSIZE").await.unwrap(), 2);
 
     // A settlement that keeps something is remembered even without a charge.
     let kept = keeping(HoldId::unique(), "user".into(), 3);
     store.settle(std::slice::from_ref(&kept)).await.unwrap();
-    let mark = format!("quota:{{user}}settled:{}", kept.id);
-    let left: u64 = server.ask(&format!("PTTL {mark}")).await.unwrap();
-    assert!(left <= day && left > day - 60_000, "{left}");
+    assert_eq!(lives().await, [id.to_string(), kept.id.to_string()]);
+
+    // Those of the day before go with the next.
+    for id in [id, kept.id] {
+        let age = format!("ZINCRBY {settled} -{day} {id}");
+        server.ask::<String>(&age).await.unwrap();
+    }
+    let next = HoldId::unique();
+    settle(&store, next, "user", 1).await;
+    assert_eq!(lives().await, [next.to_string()]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn no_more_than_so_many_settlements_of_a_hash_tag_are_remembered() {
+    const MOST: usize = 100_000;
+    let server = Server::start();
+    let store = server.store().await;
+    settle(&store, HoldId::unique(), "user", 1).await;
+    let settled = "quota:{user}settled";
+    let newest = format!("ZRANGE {settled} -1 -1 WITHSCORES");
+    let (_, moment): (String, u64) = server.ask(&newest).await.unwrap();
+    let more: String = (0..MOST).map(|n| format!(" {moment} {n}")).collect();
+    let added: usize = server.ask(&format!("ZADD {settled}{more}")).await.unwrap();
+    assert_eq!(added, MOST);
+    let last = HoldId::unique();
+    settle(&store, last, "user", 1).await;
+    settle(&store, last, "user", 1).await;
+    let count = format!("ZCARD {settled}");
+    assert_eq!(server.ask::<usize>(&count).await.unwrap(), MOST);
+    assert_eq!(figures(&store, "user").await, (2, 0));
 }
 
 /// Releases, and keeps this many bytes.
