@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     mem,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// The received content of an upload, by part. Content at offsets, or at the end, has no name.
@@ -14,6 +17,28 @@ pub(super) struct Contents {
     sizes: u128,
     /// What requests in flight have drawn, beyond these sizes.
     drawn: u128,
+    remembered: Remembered,
+}
+
+/// How many named parts one upload remembers, and itself, in the sum of all uploads.
+#[derive(Default)]
+struct Remembered {
+    of_all: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl Remembered {
+    fn set(&mut self, number: usize) {
+        // Wraps around where it gets less.
+        let more = number.wrapping_sub(mem::replace(&mut self.number, number));
+        self.of_all.fetch_add(more, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// What a request in flight uses of the claims on the volume.
@@ -166,15 +191,30 @@ impl Content {
 }
 
 impl Contents {
-    /// Content that was there before.
-    pub(super) fn with(part: &Option<Box<str>>, before: u64) -> Self {
-        let mut contents = Self::default();
+    /// Content that was there before, of an upload that counts in this sum.
+    pub(super) fn with(
+        part: &Option<Box<str>>,
+        before: u64,
+        remembered: &Arc<AtomicUsize>,
+    ) -> Self {
+        let mut contents = Self {
+            remembered: Remembered {
+                of_all: Arc::clone(remembered),
+                number: 0,
+            },
+            ..Self::default()
+        };
+        contents.count();
         if before > 0 {
             contents.change(part, |content| {
                 (content.length, content.reached) = (before, before);
             });
         }
         contents
+    }
+
+    pub(super) fn has(&self, part: &Option<Box<str>>) -> bool {
+        self.parts.contains_key(part)
     }
 
     /// The bytes that were received, or may have been.
@@ -318,6 +358,7 @@ impl Contents {
         let changed = change(content);
         self.sizes += u128::from(content.size());
         self.drawn += u128::from(content.beyond());
+        self.count();
         changed
     }
 
@@ -331,6 +372,12 @@ impl Contents {
         };
         if !self.parts.get(part).is_some_and(is_used) {
             self.parts.remove(part);
+            self.count();
         }
+    }
+
+    fn count(&mut self) {
+        let unnamed = usize::from(self.parts.contains_key(&None));
+        self.remembered.set(1 + self.parts.len() - unnamed);
     }
 }

@@ -114,7 +114,11 @@ pub struct Uploads {
     protocols: Vec<Arc<dyn Protocol>>,
     key_by: Option<Arc<KeyBy>>,
     expiry: Expiry,
+    most: usize,
 }
+
+/// The longest key and name of a part, in bytes: as long as a path of Linux.
+const LONGEST: usize = 4_096;
 
 type KeyBy = dyn Fn(&str) -> String + Send + Sync;
 
@@ -130,6 +134,7 @@ impl Uploads {
                 grace: Duration::from_secs(60),
                 hook: None,
             },
+            most: 100_000,
         }
         .and(protocol)
     }
@@ -164,6 +169,21 @@ impl Uploads {
     #[must_use]
     pub fn stall_grace(mut self, grace: Duration) -> Self {
         self.expiry.grace = grace;
+        self
+    }
+
+    /// Sets how many uploads may be open at once. Each part that has a [name](Step::named) counts as one more. A request that
+    /// would begin another is answered 503, until one has ended. Requests that are decided at the same instant may exceed
+    /// the number.
+    ///
+    /// It is a bound of memory: an upload or part takes some 500 bytes and its key or name, of which those that clients
+    /// choose are malformed (400) beyond 4,096 bytes. To limit what one user can open, use a quota of objects, or
+    /// [`OpenQuota`](crate::quota::OpenQuota).
+    ///
+    /// Defaults to 100,000.
+    #[must_use]
+    pub fn max_open(mut self, number: usize) -> Self {
+        self.most = number;
         self
     }
 
@@ -260,6 +280,10 @@ impl Uploads {
             step.key = self.key(&step.key).into();
         } else if !step.is_begin() {
             step.key = self.key_of_request(&step.key).into();
+        }
+        let is_long = |name: &str| name.len() > LONGEST;
+        if !step.is_begin() && is_long(&step.key) || step.part.as_deref().is_some_and(is_long) {
+            step = Step::malformed();
         }
         Some(FoundStep {
             step,

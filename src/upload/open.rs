@@ -4,7 +4,7 @@ mod silence;
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -170,6 +170,7 @@ impl Upload {
         step: &Step,
         registry: Weak<dyn Keeper>,
         grace: Duration,
+        remembered: &Arc<AtomicUsize>,
     ) -> Arc<Self> {
         let before = step.offset.unwrap_or(0);
         Arc::new_cyclic(|itself| Self {
@@ -180,7 +181,7 @@ impl Upload {
             grace,
             key: OnceLock::new(),
             state: Mutex::new(State {
-                contents: Contents::with(&step.part, before),
+                contents: Contents::with(&step.part, before, remembered),
                 ..State::default()
             }),
         })
@@ -195,6 +196,10 @@ impl Upload {
     pub(super) fn sure_whole(&self) -> Option<u64> {
         let state = self.state();
         state.whole.filter(|_| state.is_whole_sure)
+    }
+
+    pub(super) fn has(&self, part: &Option<Box<str>>) -> bool {
+        self.state().contents.has(part)
     }
 
     pub(super) fn is_idle(&self) -> bool {

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::{
@@ -25,6 +28,8 @@ use crate::reservation::{BoxFuture, ReservationOps};
 /// One task expires them. It is started by the first request of an upload, and ends with the registry.
 pub(crate) struct Registry {
     state: Mutex<State>,
+    /// The number of uploads, with those that are not entered yet, and of their parts.
+    remembered: Arc<AtomicUsize>,
     /// Wakes the task.
     next_due_changed: Arc<Notify>,
     itself: Weak<Registry>,
@@ -79,6 +84,7 @@ impl Registry {
     pub(super) fn new() -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             state: Mutex::default(),
+            remembered: Arc::default(),
             next_due_changed: Arc::default(),
             itself: itself.clone(),
         })
@@ -95,6 +101,10 @@ impl Registry {
         Draw::enter(&self.state().open.get(&*step.key)?.upload, step, body)
     }
 
+    pub(super) fn remembered(&self) -> usize {
+        self.remembered.load(Ordering::Relaxed)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.state().open.len()
     }
@@ -108,7 +118,13 @@ impl Registry {
     ) -> Arc<Upload> {
         // Spawn now, because a request arrives on a runtime. It may end on a thread without one.
         self.keep_time(&mut self.state());
-        Upload::new(whole, step, self.itself.clone(), expiry.grace)
+        Upload::new(
+            whole,
+            step,
+            self.itself.clone(),
+            expiry.grace,
+            &self.remembered,
+        )
     }
 
     /// Enters an upload with its first part. If it has an entry already, that entry gets the part.

@@ -41,6 +41,8 @@ pub(super) struct Visit {
 enum At {
     /// It is answered 400.
     Malformed,
+    /// It is answered 503: what it begins cannot be remembered.
+    Full,
     /// It begins an upload, whose reservation is still to be made.
     First,
     /// It draws from the upload.
@@ -66,12 +68,22 @@ impl steps::FoundStep for FoundStep {
     /// None if the upload is unknown.
     fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn steps::Visit>> {
         let step = &self.step;
+        let registry = &self.uploads.registry;
+        let is_full = registry.remembered() >= self.uploads.most;
+        let is_new_part = || {
+            let known = registry.get(&step.key).filter(|_| step.part.is_some());
+            known.is_some_and(|known| !known.has(&step.part))
+        };
         let at = match step.kind {
             Kind::Malformed => At::Malformed,
+            Kind::Begin if is_full => At::Full,
             Kind::Begin => At::First,
-            _ => match self.uploads.registry.draw(step, demand.bytes()) {
+            _ if is_full && is_new_part() => At::Full,
+            _ => match registry.draw(step, demand.bytes()) {
                 Some(draw) => At::Open(draw),
-                None => step.begins_if_unknown().then_some(At::First)?,
+                None if !step.begins_if_unknown() => return None,
+                None if is_full => At::Full,
+                None => At::First,
             },
         };
         Some(Box::new(Visit {
@@ -114,6 +126,7 @@ impl steps::Visit for Visit {
             At::Open(draw) if draw.is_stored() => draw,
             At::Open(_) => return steps::Draw::Price(Price::free()),
             At::Malformed | At::First => return steps::Draw::Price(Price::malformed()),
+            At::Full => return steps::Draw::Price(Price::unavailable()),
         };
         let missing = draw.missing();
         if missing == 0
@@ -155,7 +168,7 @@ impl steps::Visit for Visit {
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange> {
         match &self.at {
             At::Open(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Malformed | At::First => own,
+            At::Malformed | At::Full | At::First => own,
         }
     }
 

@@ -557,6 +557,55 @@ async fn chunks_come_in_any_order_and_more_than_once() {
     assert_eq!(site.status(plain("DELETE", "/chunks/1", 0)).await, 204);
 }
 
+/// The guard remembers them in memory.
+#[tokio::test]
+async fn uploads_and_chunks_are_limited_in_number() {
+    let uploads = Uploads::default().and(Chunks::under("/chunks"));
+    let site = Site::with(1_000, 1_000, uploads.max_open(5));
+    let chunk = |folder: &str, name: &str| {
+        let request = Request::put(format!("/chunks/{folder}/{name}"));
+        let request = request.header("oc-total-length", 50);
+        site.status(request.body(full(1)).unwrap())
+    };
+    let path = site.begin(10).await.unwrap();
+    // An upload, and its first part.
+    assert_eq!(chunk("a", "1").await, 201);
+    assert_eq!(chunk("a", "2").await, 201);
+    assert_eq!(chunk("a", "3").await, 201);
+    assert_eq!(chunk("a", "4").await, 503);
+    assert_eq!(chunk("b", "1").await, 503);
+    assert_eq!(site.begin(10).await, Err(503));
+    assert_eq!((site.held(), site.uploads.len()), (60, 2));
+    // What is open goes on.
+    assert_eq!(chunk("a", "3").await, 201);
+    assert_eq!(site.patch(&path, 0, full(10)).await, 204);
+    assert_eq!(site.status(plain("GET", "/chunks/a/4", 0)).await, 201);
+    assert_eq!(chunk("a", "4").await, 201);
+    assert_eq!(site.begin(10).await, Err(503));
+    assert_eq!(site.status(plain("MOVE", "/chunks/a/.file", 0)).await, 201);
+    for _ in 0..4 {
+        site.begin(10).await.unwrap();
+    }
+    assert_eq!(site.used(), 14);
+    assert_eq!(site.held(), 40);
+}
+
+#[tokio::test]
+async fn the_key_of_an_upload_is_limited_in_length() {
+    let uploads = Uploads::new(Chunks::under("/chunks"));
+    let site = Site::with(1_000, 1_000, uploads);
+    let put = async |folder: usize, name: usize| {
+        let path = format!("/chunks/{}/{}", "f".repeat(folder), "n".repeat(name));
+        let request = Request::put(path).header("oc-total-length", 50);
+        site.status(request.body(full(1)).unwrap()).await
+    };
+    let longest = 4_096 - "/chunks/".len();
+    assert_eq!(put(longest, 4_096).await, 201);
+    assert_eq!(put(longest + 1, 1).await, 400);
+    assert_eq!(put(1, 4_097).await, 400);
+    assert_eq!(site.uploads.len(), 1);
+}
+
 #[tokio::test]
 async fn chunks_that_come_at_once_hold_the_whole_once() {
     let site = Site::new(1_000, 100);
