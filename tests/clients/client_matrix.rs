@@ -23,7 +23,7 @@ const SIZES: [u64; 3] = [MIB, 64 * MIB, 512 * MIB];
 const LATE: Duration = Duration::from_secs(15);
 
 /// How many cells are measured concurrently.
-const CELLS: usize = 3;
+const CELLS: usize = 6;
 
 /// The requirements of the matrix: a command that works, and the Debian package that provides it.
 const TOOLS: [(&[&str], &str); 5] = [

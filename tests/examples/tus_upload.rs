@@ -474,6 +474,25 @@ async fn an_offset_that_is_too_large_is_a_conflict() {
     until_used(&server, 900).await;
 }
 
+/// They are in the server's memory, also when they are complete.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn metadata_are_limited() {
+    let server = start(&[]);
+    let before = server.memory();
+    for number in 0..1_000 {
+        let long = format!("name {}", "YWFh".repeat(15_000));
+        let answer = send(creation(&server, 0).header("upload-metadata", long)).await;
+        assert_eq!(answer.status().as_u16(), 431);
+        let some = format!("name{number} {}", "YWFh".repeat(1_000));
+        let path = created(creation(&server, 0).header("upload-metadata", &some)).await;
+        let answer = send(request(&server, "HEAD", &path)).await;
+        assert_eq!(answer.headers()["upload-metadata"], some);
+    }
+    let more = server.memory().saturating_sub(before);
+    assert!(more < 16 << 20, "{more} bytes more");
+}
+
 /// Regardless of its other headers.
 #[tokio::test]
 async fn a_creation_is_one() {

@@ -188,6 +188,51 @@ async fn locks_and_listings_take_no_room() {
     assert_eq!(answer.status(), 204);
 }
 
+/// The locks are in the server's memory.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn locks_are_limited_in_number_size_and_time() {
+    const MOST: usize = 1_000;
+    let server = start(&[]);
+    let lock = async |path: &str, owner: &str, timeout: &str| {
+        let body = format!(
+            r#"<D:lockinfo xmlns:D="DAV:"><D:lockscope><D:shared/></D:lockscope><D:locktype><D:write/></D:locktype><D:owner>{owner}</D:owner></D:lockinfo>"#
+        );
+        let request = server.request(Method::from_bytes(b"LOCK").unwrap(), path);
+        let request = request.header("timeout", timeout).body(body);
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.text().await.unwrap())
+    };
+    let before = server.memory();
+    // 50 KB of text, and as much memory in small pieces.
+    for owner in ["x".repeat(50_000), "<a/>".repeat(1_000)] {
+        for _ in 0..500 {
+            let (status, body) = lock("/a", &owner, "Infinite").await;
+            assert_eq!(status, 507, "{body}");
+        }
+    }
+    assert_eq!(lock("/missing/a", "me", "Infinite").await.0, 409);
+    let owner = "<D:href>https://example.com/me</D:href>";
+    let (status, body) = lock("/a", owner, "Infinite").await;
+    assert_eq!(status, 201, "{body}");
+    assert!(body.contains("Second-600"), "{body}");
+    for _ in 2..MOST {
+        assert_eq!(lock("/a", owner, "Infinite").await.0, 200);
+    }
+    assert_eq!(lock("/b", owner, "Second-1").await.0, 201);
+    let (status, body) = lock("/c", owner, "Infinite").await;
+    assert_eq!(status, 507, "{body}");
+    assert!(body.contains("quota_exceeded"), "{body}");
+    let more = server.memory().saturating_sub(before);
+    assert!(more < 16 * MIB, "{more} bytes more");
+    // One ends, and another takes its place.
+    while lock("/c", owner, "Infinite").await.0 == 507 {}
+    assert_eq!(lock("/d", owner, "Infinite").await.0, 507);
+    assert_eq!(put(&server, "/b", "free").await, 204);
+    assert_eq!(put(&server, "/c", "locked").await, 423);
+}
+
 #[tokio::test]
 async fn an_upload_that_is_broken_off_leaves_the_old_content() {
     let server = start(&["/photos=1MiB"]);

@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::{
     fs::File,
     io::AsyncWriteExt,
-    sync::Mutex,
+    sync::{Mutex, Semaphore},
     task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
@@ -46,6 +46,9 @@ const QUOTAS: &str = ".quotas.db";
 const JOURNAL: &str = ".quotas.journal";
 /// How long the shutdown waits until requests in flight are charged.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One request at a time looks how large a file is. Otherwise each would take a thread while the disk hangs.
+static LOOKING: Semaphore = Semaphore::const_new(1);
 
 /// Everything that is stored, and its guard.
 #[derive(Clone)]
@@ -291,7 +294,12 @@ impl Folder {
     /// The size of a file. None if it does not exist.
     pub async fn size(&self, name: &Name) -> io::Result<Option<u64>> {
         let path = self.path(name);
-        Ok(spawn_blocking(move || found(&path)).await??.file())
+        let turn = LOOKING.acquire().await.map_err(io::Error::other)?;
+        let look = move || {
+            let _turn = turn;
+            found(&path)
+        };
+        Ok(spawn_blocking(look).await??.file())
     }
 
     /// Opens a file to read, and returns its size. The opened file does not change if it is replaced meanwhile.

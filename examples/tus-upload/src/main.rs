@@ -42,7 +42,7 @@ use tokio_util::io::ReaderStream;
 use tower::{Layer, ServiceBuilder, util::MapRequestLayer};
 use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, axum::Failure, upload};
 
-use self::uploads::{Broken, Turn, Uploads};
+use self::uploads::{Broken, MOST, Turn, Uploads};
 
 mod uploads;
 
@@ -80,6 +80,7 @@ fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
     let expiring = (store.clone(), uploads.clone());
     let reservations = upload::Uploads::default()
         .expire_after(time_to_live)
+        .max_open(MOST)
         .on_expiry(move |path| {
             let (store, uploads) = expiring.clone();
             remove_expired(store, uploads, path)
@@ -131,6 +132,9 @@ const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
 const UPLOAD_DEFER_LENGTH: HeaderName = HeaderName::from_static("upload-defer-length");
 const UPLOAD_METADATA: HeaderName = HeaderName::from_static("upload-metadata");
 const UPLOAD_EXPIRES: HeaderName = HeaderName::from_static("upload-expires");
+
+/// How long the metadata of an upload may be, in bytes: they are kept in memory.
+const MOST_METADATA: usize = 4_096;
 
 const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
 const EXTENSIONS: &str =
@@ -199,7 +203,14 @@ async fn create(
     if length.is_some() == is_deferred {
         return Err(bad_request("either Upload-Length or Upload-Defer-Length").into());
     }
-    let metadata = headers.get(UPLOAD_METADATA).cloned();
+    let metadata = match headers.get(UPLOAD_METADATA) {
+        Some(long) if long.len() > MOST_METADATA => {
+            let error = format!("Upload-Metadata is longer than {MOST_METADATA} bytes");
+            return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, error).into());
+        }
+        // A copy: what hyper gives keeps the whole head in memory.
+        metadata => metadata.map(|it| HeaderValue::from_bytes(it.as_bytes()).expect("it is one")),
+    };
     let mut upload = uploads.create(&folder, length, metadata).map_err(failed)?;
     if is_part(&headers) {
         receive(&mut upload, &reservation, &headers, body).await?;

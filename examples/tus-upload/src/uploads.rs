@@ -6,7 +6,7 @@ use std::{
     io::{self, Seek, SeekFrom, Write},
     path::PathBuf,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,7 @@ use futures_util::{Stream, TryStreamExt};
 use http::HeaderValue;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch},
-    task::{block_in_place, spawn_blocking},
+    task::{AbortHandle, block_in_place, spawn_blocking},
     time::{Instant, sleep_until},
 };
 use tower_storage_guard::{Amount, Reservation, quota::Change};
@@ -27,6 +27,9 @@ use example_support::{
 
 /// The folder of uploads in progress, inside each user's folder, because a rename must stay on one filesystem.
 const UPLOADS: &str = ".uploads";
+
+/// How many uploads may be open at once. As many complete ones are remembered.
+pub(crate) const MOST: usize = 10_000;
 
 /// All uploads. Cheap to clone.
 #[derive(Clone)]
@@ -77,9 +80,26 @@ impl Uploads {
             upload: Arc::clone(&upload),
             is_kept: false,
         };
-        self.known().insert(path, Arc::clone(&upload));
-        tokio::spawn(self.clone().expire(upload));
+        self.insert(path, Arc::clone(&upload));
+        let expiring = tokio::spawn(self.clone().expire(Arc::clone(&upload)));
+        let _ = upload.expiring.set(expiring.abort_handle());
         Ok(turn)
+    }
+
+    /// Forgets a complete upload, if there are too many: what is left of it is on the disk.
+    fn insert(&self, path: PathBuf, upload: Arc<Upload>) {
+        let mut known = self.known();
+        let is_whole = |(path, upload): (&PathBuf, &Arc<Upload>)| {
+            let progress = upload.progress.try_lock().ok()?;
+            matches!(progress.stage, Stage::Whole).then(|| path.clone())
+        };
+        if known.len() >= 2 * MOST
+            && let Some(whole) = known.iter().find_map(is_whole)
+            && let Some(whole) = known.remove(&whole)
+        {
+            whole.stop_expiring();
+        }
+        known.insert(path, upload);
     }
 
     /// Removes what has been received of an upload whose reservation has expired. False if it is complete, and stays. None if
@@ -164,6 +184,7 @@ impl Uploads {
             metadata,
             progress: Arc::new(AsyncMutex::new(progress)),
             requests: watch::Sender::new(0),
+            expiring: OnceLock::new(),
             expires: Mutex::new(Instant::now() + self.time_to_live),
         })
     }
@@ -194,6 +215,8 @@ struct Upload {
     /// The number of requests for access. The last one gets it next.
     requests: watch::Sender<u64>,
     expires: Mutex<Instant>,
+    /// The task that waits for that.
+    expiring: OnceLock<AbortHandle>,
 }
 
 struct Progress {
@@ -219,6 +242,12 @@ impl Upload {
             number = *requests;
         });
         number
+    }
+
+    fn stop_expiring(&self) {
+        if let Some(expiring) = self.expiring.get() {
+            expiring.abort();
+        }
     }
 
     fn expires(&self) -> MutexGuard<'_, Instant> {
@@ -403,6 +432,7 @@ impl Turn {
     fn forget(&mut self) {
         self.progress.stage = Stage::Gone;
         self.uploads.known().remove(&self.path());
+        self.upload.stop_expiring();
     }
 
     fn touch(&self) {

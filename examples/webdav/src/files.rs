@@ -129,9 +129,15 @@ impl Files {
         Ok(())
     }
 
-    /// The error, if there was one.
-    pub(crate) fn failure(&self) -> Option<Source> {
-        self.failure.get().cloned()
+    /// Whether the collection exists that a resource is in.
+    pub(crate) fn has_parent_of(&self, path: &DavPath) -> bool {
+        let parent = path.as_rel_ospath().parent().unwrap_or(Path::new(""));
+        block_in_place(|| self.root.join(parent).is_dir())
+    }
+
+    /// The place of an error.
+    pub(crate) fn failure(&self) -> &Arc<OnceLock<Source>> {
+        &self.failure
     }
 
     /// None if the path leads to the uploads.

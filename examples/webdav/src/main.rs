@@ -7,7 +7,7 @@
 //!
 //! `--help` lists the flags.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc};
 
 use axum::{
     Router,
@@ -18,9 +18,7 @@ use axum::{
 };
 use bytesize::ByteSize;
 use clap::Parser;
-use dav_server::{
-    DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, fs::FsError, memls::MemLs,
-};
+use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, fs::FsError};
 use example_support::{
     claim::Claim,
     run::{listen, report, until_stopped},
@@ -33,9 +31,10 @@ use tower_storage_guard::{
     refusal,
 };
 
-use self::files::Files;
+use self::{files::Files, locks::Locks};
 
 mod files;
+mod locks;
 
 /// Serves a folder by WebDAV, and lets in only what there is room for.
 #[derive(Clone, Debug, Parser)]
@@ -108,6 +107,7 @@ fn app(server: Server) -> Router {
 struct Server {
     dav: DavHandler,
     files: Files,
+    locks: Locks,
     tree: Folder,
     collections: CollectionQuota,
     volume: Volume,
@@ -128,13 +128,10 @@ impl Server {
         // A part of a file is not written atomically, and its price is not that of the whole.
         let mut methods = DavMethodSet::all();
         methods.remove(DavMethod::Patch);
-        let dav = DavHandler::builder()
-            .locksystem(MemLs::new())
-            .methods(methods)
-            .build_handler();
         Ok(Self {
-            dav,
+            dav: DavHandler::builder().methods(methods).build_handler(),
             files,
+            locks: Locks::new(),
             tree,
             collections,
             volume: Volume::open(dir)?.keep_free(Headroom::bytes(keep_free.as_u64())),
@@ -188,16 +185,25 @@ async fn handle(
         reservation.stored(0);
     }
     let files = server.files_for(&request, reservation);
+    if request.method().as_str() == "LOCK"
+        && DavPath::from_uri(request.uri()).is_ok_and(|path| !files.has_parent_of(&path))
+    {
+        // dav-server would remember the path for ever.
+        return StatusCode::CONFLICT.into_response();
+    }
     let mut response = match server.files_to_copy(&request, files.clone()) {
         Ok(files) => {
-            let config = DavConfig::new().filesystem(Box::new(files));
+            let locks = server.locks.for_request(Arc::clone(files.failure()));
+            let config = DavConfig::new()
+                .filesystem(Box::new(files))
+                .locksystem(Box::new(locks));
             server.dav.handle_with(config, request).await.map(Body::new)
         }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     };
-    if let Some(failure) = files.failure() {
+    if let Some(failure) = files.failure().get() {
         // For the guard to classify.
-        response.extensions_mut().insert(failure);
+        response.extensions_mut().insert(failure.clone());
     }
     response
 }

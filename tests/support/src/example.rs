@@ -122,6 +122,15 @@ impl Server {
     }
 
     /// Sends SIGTERM.
+    /// The memory that it has, in bytes.
+    #[cfg(target_os = "linux")]
+    pub fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes: usize = line.unwrap().trim_end_matches("kB").trim().parse().unwrap();
+        kibibytes * 1024
+    }
+
     pub fn terminate(&self) {
         signal(self.child.id(), "TERM");
     }
