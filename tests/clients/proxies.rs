@@ -126,7 +126,8 @@ fn nginx(folder: &Path, backend: SocketAddr, buffers: bool) -> Proxy {
     fs::create_dir(&home).unwrap();
     let config = format!(
         "daemon off;
-        worker_processes 1;
+        # The process that is killed is the only one.
+        master_process off;
         error_log stderr;
         pid nginx.pid;
         events {{ worker_connections 256; }}
