@@ -40,12 +40,16 @@ impl Lines {
             expects_continue: false,
         };
         for (name, value) in headers {
+            let bit = bit(name);
+            if bit & hints.lengths_of_all == 0 {
+                continue;
+            }
             if *name == CONTENT_LENGTH {
                 lines.length = content_length(lines.length, value);
             } else if *name == EXPECT {
                 lines.expects_continue |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
             }
-            if hints.has(name) {
+            if bit & hints.lengths != 0 && hints.names.contains(name) {
                 lines.hint = lines.hint.max(decimal(value.as_bytes()));
             }
         }
@@ -148,18 +152,19 @@ pub(crate) struct Hints {
     /// A bit for the length of each name, in bytes. Few requests have a hint, and this excludes most other headers
     /// without comparing their names.
     lengths: u64,
+    /// The same, with the other headers that are read beside the hints.
+    lengths_of_all: u64,
 }
 
 impl Hints {
     pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
         let names: Vec<_> = names.into_iter().collect();
         let lengths = names.iter().fold(0, |bits, name| bits | bit(name));
-        Self { names, lengths }
-    }
-
-    #[inline]
-    fn has(&self, name: &HeaderName) -> bool {
-        bit(name) & self.lengths != 0 && self.names.contains(name)
+        Self {
+            names,
+            lengths,
+            lengths_of_all: lengths | bit(&CONTENT_LENGTH) | bit(&EXPECT),
+        }
     }
 }
 
@@ -176,6 +181,7 @@ fn before(headers: &HeaderMap) -> u64 {
         .unwrap_or(0)
 }
 
+#[inline]
 fn bit(name: &HeaderName) -> u64 {
     1 << (name.as_str().len() % 64)
 }

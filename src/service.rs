@@ -109,6 +109,7 @@ where
 }
 
 /// What the request wants, and who is charged for it.
+#[inline(always)]
 fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
     mut asked: Asked,

@@ -8,7 +8,7 @@ use tower::Service;
 
 use super::{
     Guarded, State, close_after,
-    verdict::{of_error, of_response, success},
+    verdict::{look_at_head, of_error, of_response, success},
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
@@ -16,14 +16,9 @@ use crate::{
     refusal::{Asked, Refusal},
     reservation::{BoxFuture, Ended},
     settings::Settings,
-    time::Bound,
 };
 
 /// The next step after an answer.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every request takes the large one, and a box would be an allocation for each"
-)]
 pub(super) enum Next<S, B, Q, R>
 where
     S: Service<Request<MeteredBody<B>>>,
@@ -31,6 +26,11 @@ where
     Q: QuotaSource,
 {
     Wait(State<S, B, Q>),
+    /// What was stored is charged. Not a state yet: states are large, and this would be moved for each request.
+    Commit {
+        commit: <Q::Hold as QuotaHold>::Commit,
+        response: Response<R>,
+    },
     Done(Result<Response<ResponseBody<R>>, S::Error>),
 }
 
@@ -58,7 +58,7 @@ where
             let reservation = guarded.map(|guarded| &guarded.reservation);
             Next::Wait(Self::failed(settings, reservation, refusal, headers))
         };
-        let response = match answered {
+        let mut response = match answered {
             Ok(response) => response,
             Err(error) => {
                 return match cut.or_else(|| of_error(settings, &error)) {
@@ -73,8 +73,10 @@ where
         let Some(guarded) = guarded else {
             return as_it_is(response);
         };
-        let (response, success) = success(settings, asked, response);
-        let mut response = tell_visit(&guarded, response, success);
+        let success = success(settings, asked, &mut response);
+        if let Some(visit) = &guarded.visit {
+            look_at_head(&mut response, |head| visit.answered(head, success));
+        }
         if !success {
             close_after(&mut response, guarded.is_early());
             if let Some(unread) = guarded.reservation.take_unread() {
@@ -109,23 +111,21 @@ where
             finish_early(settings, &mut response, unread);
         }
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
-        Self::after_end(settings, ended, settled, response)
+        Self::after_end(ended, settled, response)
     }
 
     /// A success whose reservation has ended: what it stored is charged before it is answered.
     #[inline(always)]
     fn after_end(
-        settings: &Settings<Q>,
         ended: Ended<Q::Hold>,
         settled: Option<BoxFuture<bool>>,
         response: Response<R>,
     ) -> Next<S, B, Q, R> {
         match (ended.into_commit(), settled) {
-            (Some((hold, change)), _) => Next::Wait(Self::Commit {
+            (Some((hold, change)), _) => Next::Commit {
                 commit: hold.commit(change),
-                time: Bound::new(settings.guard.context.rules.quota_timeout),
-                response: Some(response),
-            }),
+                response,
+            },
             (None, Some(settled)) => Next::Wait(Self::Complete {
                 settled,
                 response: Some(response),
@@ -142,20 +142,6 @@ fn finish_early<Q, R>(settings: &Settings<Q>, response: &mut Response<R>, unread
         close_after(response, true);
         settings.http.responder.drains.start(unread);
     }
-}
-
-/// Tells the upload that the request is a step of.
-fn tell_visit<Q: QuotaSource, R>(
-    guarded: &Guarded<Q>,
-    response: Response<R>,
-    success: bool,
-) -> Response<R> {
-    let Some(visit) = &guarded.visit else {
-        return response;
-    };
-    let (head, body) = response.into_parts();
-    visit.answered(&head, success);
-    Response::from_parts(head, body)
 }
 
 fn as_it_is<S, B, R, Q>(response: Response<R>) -> Next<S, B, Q, R>

@@ -122,6 +122,7 @@ where
         }
     }
 
+    #[inline(always)]
     fn decided(
         settings: &Settings<Q>,
         held: Held<S, B>,
@@ -134,6 +135,7 @@ where
     }
 
     /// Calls the inner service, with everything reserved.
+    #[inline(always)]
     fn inside(
         settings: &Settings<Q>,
         reservation: Arc<HttpReservation<Q>>,

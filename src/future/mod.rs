@@ -172,6 +172,7 @@ where
     }
 
     /// A request that has to reserve storage.
+    #[inline(always)]
     pub(crate) fn reserve(
         settings: Arc<Settings<Q>>,
         asked: Asked,
@@ -202,6 +203,7 @@ where
         Self::new(settings, asked, state)
     }
 
+    #[inline(always)]
     fn new(settings: Arc<Settings<Q>>, asked: Asked, state: State<S, B, Q>) -> Self {
         Self {
             settings,
@@ -293,6 +295,11 @@ where
                     this.state.set(State::Done);
                     match State::by_answer(settings, this.asked, guarded, answered) {
                         Next::Wait(state) => this.state.set(state),
+                        Next::Commit { commit, response } => this.state.set(State::Commit {
+                            commit,
+                            time: Bound::new(settings.guard.context.rules.quota_timeout),
+                            response: Some(response),
+                        }),
                         Next::Done(response) => return Poll::Ready(response),
                     }
                 }

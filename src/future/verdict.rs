@@ -1,6 +1,8 @@
 //! Judges the inner service's answer.
 
-use http::{Response, StatusCode};
+use std::mem;
+
+use http::{Response, StatusCode, response};
 
 use crate::{
     cause::Fault,
@@ -52,20 +54,33 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
 pub(super) fn success<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,
-    response: Response<R>,
-) -> (Response<R>, bool) {
+    response: &mut Response<R>,
+) -> bool {
     // An inner guard has refused it, in a protocol that has another form of refusal.
     let is_refused = response.extensions().get::<Refusal>().is_some();
     let protocol = asked.protocol();
     if is_refused || protocol.is_some_and(|protocol| protocol.has_failed(response.headers())) {
-        return (response, false);
+        return false;
     }
-    let Some(judge) = &settings.http.success else {
-        let status = response.status();
-        let success = status.is_success() || status == StatusCode::SEE_OTHER;
-        return (response, success);
-    };
-    let (head, body) = response.into_parts();
-    let success = judge(&head);
-    (Response::from_parts(head, body), success)
+    match &settings.http.success {
+        None => response.status().is_success() || response.status() == StatusCode::SEE_OTHER,
+        Some(judge) => look_at_head(response, |head| judge(head)),
+    }
+}
+
+/// Shows the head of a response, which has it in parts only when it is taken apart.
+#[cold]
+pub(super) fn look_at_head<R, T>(
+    response: &mut Response<R>,
+    look: impl FnOnce(&response::Parts) -> T,
+) -> T {
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = response.status();
+    head.version = response.version();
+    head.headers = mem::take(response.headers_mut());
+    head.extensions = mem::take(response.extensions_mut());
+    let seen = look(&head);
+    *response.headers_mut() = head.headers;
+    *response.extensions_mut() = head.extensions;
+    seen
 }
