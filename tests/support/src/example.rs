@@ -131,6 +131,13 @@ impl Server {
         kibibytes * 1024
     }
 
+    /// The number of its threads.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> usize {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        threads.unwrap().count()
+    }
+
     pub fn terminate(&self) {
         signal(self.child.id(), "TERM");
     }
