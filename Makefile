@@ -18,14 +18,14 @@ ALL = --workspace --all-features
 # Packages with a lock file of their own.
 APART = tests/downstream/newest-rusqlite tests/downstream/rdkafka tests/downstream/rocksdb
 
-.PHONY: test tools clients lint doc unit plain apart features features-alone package soak bench
+.PHONY: test tools clients lint unit fuzz plain apart features features-alone package soak bench
 
-test: tools clients lint doc unit plain apart features package
+test: tools clients lint unit fuzz plain apart features package
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
-	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 \
-	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc \
+	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 bindfs \
+	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc c++:g++ \
 	litmus rclone cadaver mount.davfs:davfs2 \
 	setpriv:util-linux nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
 
@@ -59,19 +59,27 @@ clients: tools
 		cp $$asked $(CLIENTS)/; \
 	fi
 
+# Clippy compiles the workspace, and rustdoc documents it, where it is built for the tests: the many dependencies are compiled
+# once.
+CHECKED = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/wrappers/clippy RUSTDOC=$(CURDIR)/tests/wrappers/rustdoc
 lint:
 	$(CARGO) fmt --all --check
 	for package in $(APART); do $(CARGO) fmt --check --manifest-path $$package/Cargo.toml || exit 1; done
-	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
-
-# Of the whole workspace: with the features of `lint`, so that nothing is compiled again.
-doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(ALL) --lib --no-deps
+	$(CHECKED) $(CARGO) build $(ALL) --all-targets
 
 # All tests, with those that mount filesystems and start servers and clients. Most of them wait most of the time.
-unit: clients
-	$(CARGO) build $(ALL) --bins --examples
-	STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test $(ALL) -- --include-ignored
+unit: clients lint
+	$(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((2 * $$(nproc))) \
+		$(CARGO) test $(ALL) -- --include-ignored
+
+# The parsers, each for some seconds. What is found is kept beside the program, as its reason to fail.
+FUZZ_SECONDS = 5
+FUZZED = accept lengths content_range tus dav grpc_web
+fuzz:
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument $(CARGO) build $(ALL) $(FUZZED:%=--bin fuzz-%)
+	mkdir -p $(FUZZED:%=$(TARGET)/fuzz/%)
+	printf '%s\n' $(FUZZED) | xargs -P $$(nproc) -I {} env $(TARGET)/debug/fuzz-{} -max_total_time=$(FUZZ_SECONDS) \
+		-timeout=10 -dict=fuzz/dictionary.txt -artifact_prefix=$(TARGET)/fuzz/{}- $(TARGET)/fuzz/{} fuzz/seeds/{}
 
 # What a user of the root package sees, who has no server installed.
 plain:
@@ -93,7 +101,7 @@ SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
 # No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`, so rustc alone
 # does here, which takes two thirds of the time.
-ALONE = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/features/deny-warnings $(CARGO) check --lib --no-default-features
+ALONE = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/wrappers/rustc $(CARGO) check --lib --no-default-features
 features:
 	$(ALONE) -p tower-storage-guard -p test-features
 	for feature in $(MECHANISMS) $(LIBRARIES); do \
@@ -120,6 +128,7 @@ package:
 # RocksDB needs Debian's clang and libclang-dev.
 TIMES = 25
 soak: tools clients features-alone
+	$(MAKE) fuzz FUZZ_SECONDS=3600
 	$(CARGO) build $(ALL) --bins --examples
 	STORAGE_GUARD_EXAMPLES=built STORAGE_GUARD_TIMES=$(TIMES) $(CARGO) test $(ALL) --no-fail-fast -- --include-ignored
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml

@@ -107,7 +107,10 @@ static OVERRIDES: [HeaderName; 3] = [
 /// The methods that a service may take a request for, beside its own.
 fn overrides(headers: &HeaderMap) -> impl Iterator<Item = Method> {
     let values = OVERRIDES.iter().flat_map(|name| headers.get_all(name));
-    values.filter_map(|value| Method::from_bytes(&value.as_bytes().to_ascii_uppercase()).ok())
+    values.filter_map(|value| {
+        let name = value.as_bytes().trim_ascii().to_ascii_uppercase();
+        Method::from_bytes(&name).ok()
+    })
 }
 
 /// Whether a service may take a request for another one, that writes. Only content can be stored then.

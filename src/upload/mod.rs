@@ -193,7 +193,8 @@ impl Uploads {
     ///
     /// It runs in a task of its own, and the reservation is held until it has ended. The guard does not know the upload
     /// any more: a request that arrives meanwhile is charged by itself. If the service has accepted such a request,
-    /// resolve to false.
+    /// resolve to false. Let the service refuse further parts afterwards: what it keeps of one that breaks off is not
+    /// charged, as of any request that has failed.
     ///
     /// By default nothing is removed.
     ///
