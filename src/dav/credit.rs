@@ -14,18 +14,27 @@ use crate::{amount::Amount, tree::Depth};
 /// How often a request measures what it removes, while others begin to write there.
 const TRIES: usize = 3;
 
-/// The paths at which a request in flight removes or replaces something.
+/// The paths at which requests in flight remove, replace or write something.
 ///
 /// Two requests that overwrite one file at once replace it once, and two that delete one folder remove it once. If each were
 /// credited with what it found there, usage would fall below what is stored. So it would if a request were credited with a
 /// file that another one is still writing: that one is credited itself if it fails.
 #[derive(Debug, Default)]
-pub(super) struct Credits(Mutex<BTreeMap<PathBuf, Others>>);
+pub(super) struct Credits(Mutex<BTreeMap<PathBuf, InFlight>>);
 
-/// The paths under a path that other requests have, and those at and under it that they came to write to while it was being
-/// priced.
+/// The requests in flight at one path.
+#[derive(Debug, Default)]
+struct InFlight {
+    /// Set if one of them has the credit.
+    others: Option<Others>,
+    /// How many write there without it.
+    writers: usize,
+}
+
+/// What a credit does not include.
 #[derive(Debug, Default)]
 struct Others {
+    /// At or under the path of the credit: where requests were, or have come to write while it was being priced.
     paths: BTreeSet<PathBuf>,
     is_priced: bool,
 }
@@ -42,35 +51,44 @@ impl Credits {
     }
 
     fn take_by(self: &Arc<Self>, path: &Path, writes: bool) -> Credit {
-        let mut taken = self.lock();
-        let mut has_others = false;
+        let mut all = self.lock();
+        let (mut is_taken, mut is_written) = (false, false);
         for above in path.ancestors() {
-            if let Some(others) = taken.get_mut(above) {
-                has_others = true;
+            let Some(there) = all.get_mut(above) else {
+                continue;
+            };
+            is_written |= there.writers > 0;
+            if let Some(others) = &mut there.others {
+                is_taken = true;
                 if writes && !others.is_priced {
                     others.paths.insert(path.to_owned());
                 }
             }
         }
-        if !has_others {
+        if !is_taken {
             // Paths are ordered by their components, so those under this one follow it.
-            let under = taken
+            let under = all
                 .range::<Path, _>((Excluded(path), Unbounded))
                 .take_while(|(other, _)| other.starts_with(path));
-            let others = Others {
-                paths: under.map(|(other, _)| other.clone()).collect(),
+            let mut paths: BTreeSet<_> = under.map(|(other, _)| other.clone()).collect();
+            paths.extend(is_written.then(|| path.to_owned()));
+            all.entry(path.to_owned()).or_default().others = Some(Others {
+                paths,
                 is_priced: false,
-            };
-            taken.insert(path.to_owned(), others);
+            });
+        } else if writes {
+            all.entry(path.to_owned()).or_default().writers += 1;
         }
-        drop(taken);
+        drop(all);
         Credit {
             credits: Arc::clone(self),
-            path: (!has_others).then(|| path.to_owned()),
+            path: path.to_owned(),
+            is_given: !is_taken,
+            writes,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Others>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, InFlight>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -79,27 +97,29 @@ impl Credits {
 #[derive(Debug)]
 pub(super) struct Credit {
     credits: Arc<Credits>,
-    /// None if another request has it.
-    path: Option<PathBuf>,
+    path: PathBuf,
+    /// Otherwise another request has it.
+    is_given: bool,
+    writes: bool,
 }
 
 impl Credit {
     /// Whether no other request has any of it.
     pub(super) fn is_whole(&self) -> bool {
-        self.path.is_some() && self.others().is_empty()
+        self.is_given && self.others().is_empty()
     }
 
     /// How much is at the path, without what other requests have.
     pub(super) async fn measure(&self, tree: &Arc<Measures>, depth: Depth) -> io::Result<Amount> {
-        let Some(path) = &self.path else {
-            return Ok(Amount::ZERO);
-        };
         for _ in 0..TRIES {
             let others = self.others();
-            if others.contains(path) {
+            // How much was there before another request wrote is not known.
+            if !self.is_given || others.contains(&self.path) {
                 break;
             }
-            let found = tree.measure_without(path, depth, others.clone()).await?;
+            let found = tree
+                .measure_without(&self.path, depth, others.clone())
+                .await?;
             // A part of what one that came meanwhile has written may have been found.
             if others == self.others() {
                 return Ok(found.unwrap_or(Amount::ZERO));
@@ -122,15 +142,27 @@ impl Credit {
     }
 
     fn with_others<T>(&self, f: impl FnOnce(&mut Others) -> T) -> Option<T> {
-        let path = self.path.as_ref()?;
-        self.credits.lock().get_mut(path).map(f)
+        if !self.is_given {
+            return None;
+        }
+        let mut all = self.credits.lock();
+        all.get_mut(&self.path)?.others.as_mut().map(f)
     }
 }
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            self.credits.lock().remove(path);
+        let mut all = self.credits.lock();
+        let Some(there) = all.get_mut(&self.path) else {
+            return;
+        };
+        if self.is_given {
+            there.others = None;
+        } else if self.writes {
+            there.writers -= 1;
+        }
+        if there.others.is_none() && there.writers == 0 {
+            all.remove(&self.path);
         }
     }
 }
@@ -236,7 +268,7 @@ mod tests {
         ) -> io::Result<Option<Amount>> {
             let mut begun = self.begun.lock().unwrap();
             let credit = begun.get_or_insert_with(|| (self.begin)(&self.credits));
-            assert_eq!(credit.path, None);
+            assert!(!credit.is_given);
             let names = ["d/old", "d/new"];
             Files(names.map(|name| (PathBuf::from(name), ())).into()).measure(path, depth, walk)
         }
@@ -265,6 +297,31 @@ mod tests {
             credited("d", |credits| credits.take_removed(Path::new("d/new"))),
             2
         );
+    }
+
+    /// One that came while another had the credit writes on when that one has ended.
+    #[test]
+    fn what_others_write_without_the_credit_is_not_credited() {
+        let names = ["d/1", "d/2", "d/3/deep"];
+        let tree = Files(names.iter().map(|name| (PathBuf::from(name), ())).collect());
+        let tree = Measures::new(tree);
+        let credits = Arc::new(Credits::default());
+        let whole = credits.take_removed(Path::new("d"));
+        whole.set_priced();
+        let (file, folder) = (
+            credits.take(Path::new("d/1")),
+            credits.take(Path::new("d/3")),
+        );
+        drop(whole);
+        let credited = |path: &str| measured(&tree, &credits.take_removed(Path::new(path)));
+        assert_eq!(credited("d"), 1);
+        assert_eq!(credited("d/1"), 0);
+        assert_eq!(credited("d/3/deep"), 0);
+        drop(file);
+        assert_eq!(credited("d"), 2);
+        drop(folder);
+        assert_eq!(credited("d"), 3);
+        assert!(credits.lock().is_empty());
     }
 
     #[test]
