@@ -279,7 +279,10 @@ impl DavFileSystem for Files {
     /// dav-server reports the length of the resource as used, and subtracts that from the second figure.
     fn get_quota(&self) -> FsFuture<'_, (u64, Option<u64>)> {
         async move {
-            let (path, quota) = self.quota.as_ref().ok_or(FsError::NotImplemented)?;
+            let figures = self.quota.as_ref();
+            // None of the two is shown while they are unknown.
+            let figures = figures.filter(|(_, quota)| quota.used.is_some());
+            let (path, quota) = figures.ok_or(FsError::NotImplemented)?;
             let used = self.metadata(path).await?.len();
             Ok((used, quota.available.map(|left| left.saturating_add(used))))
         }

@@ -145,9 +145,14 @@ impl Server {
         // dav-server asks for figures once in a request. They are those of its target, not of resources below it.
         match DavPath::from_uri(request.uri()) {
             Ok(path) if is_alone(request) && request.method().as_str() == "PROPFIND" => {
-                let figures = self
+                let mut figures = self
                     .collections
                     .dav_quota(&self.volume, path.as_rel_ospath());
+                if figures.available.is_some() && figures.used.is_none() {
+                    // Only the disk limits it, so what is used of that counts (RFC 4331, section 4).
+                    let disk = self.volume.status();
+                    figures.used = Some(disk.total.saturating_sub(disk.available));
+                }
                 files.with_quota(path, figures)
             }
             _ => files,
