@@ -60,15 +60,28 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header::CACHE_CONTROL, request::Parts};
+use http_body_util::LengthLimitError;
 
-use crate::{fault::Source, reservation::Reservation, volume::Readiness};
+use crate::{
+    fault::{Source, find},
+    reservation::Reservation,
+    volume::Readiness,
+};
 use tower::BoxError;
 
 /// An error of a handler.
 ///
-/// `?` converts every error into it. The guard answers a storage fault with its refusal; everything else is 500, and
-/// the client learns nothing about it. The error stays in the response's extensions as a [`Source`], for your own
-/// layers to log.
+/// `?` converts every error into it, and with the features `anyhow` and `eyre` their reports. The answer has no content, and
+/// this status:
+///
+/// | error | answer |
+/// |---|---|
+/// | a storage fault | the guard's refusal |
+/// | a body limit: `http_body_util::LengthLimitError`, of axum's `DefaultBodyLimit` or tower-http's `RequestBodyLimit` | 413 |
+/// | a malformed multipart body, with the feature `axum-multipart` | 400 |
+/// | any other | 500 |
+///
+/// The error stays in the response's extensions as a [`Source`], for your own layers to log.
 ///
 /// The guard must be around the handler. Without it, a storage fault is 500 as well.
 #[derive(Debug)]
@@ -81,7 +94,7 @@ impl Failure {
     }
 }
 
-impl<E: Into<BoxError>> From<E> for Failure {
+impl<E: Into<BoxError> + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(Source::new(error))
     }
@@ -89,10 +102,29 @@ impl<E: Into<BoxError>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        let mut response = status_of(self.error()).into_response();
         response.extensions_mut().insert(self.0);
         response
     }
+}
+
+/// The status of an error, unless the guard finds a storage fault in it.
+fn status_of(error: &(dyn std::error::Error + 'static)) -> StatusCode {
+    if find::<LengthLimitError>(error).is_some() {
+        return StatusCode::PAYLOAD_TOO_LARGE;
+    }
+    #[cfg(feature = "axum-multipart")]
+    if let Some(error) = find::<multer::Error>(error) {
+        use multer::Error::*;
+
+        return match error {
+            FieldSizeExceeded { .. } | StreamSizeExceeded { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            // What has failed is inside.
+            StreamReadFailed(_) | LockFailure => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_REQUEST,
+        };
+    }
+    StatusCode::INTERNAL_SERVER_ERROR
 }
 
 /// Answers with the current state: 200 and `ready` while all of the volumes take writes, otherwise 503 and the

@@ -5,6 +5,8 @@ use super::{library::Library, memory::Sticky};
 /// Every library whose feature is on.
 pub(super) const LIBRARIES: &[Library] = &[
     super::io::LIBRARY,
+    #[cfg(any(feature = "anyhow", feature = "eyre"))]
+    super::report::LIBRARY,
     #[cfg(feature = "async-nats")]
     super::async_nats::LIBRARY,
     #[cfg(feature = "aws-smithy-types")]

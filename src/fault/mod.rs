@@ -94,6 +94,8 @@ mod opendal;
 mod redb;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "anyhow", feature = "eyre"))]
+mod report;
 mod rocksdb;
 #[cfg(feature = "rusqlite")]
 mod rusqlite;
@@ -124,6 +126,8 @@ mod verdict;
 
 #[cfg(feature = "tonic")]
 pub(crate) use self::classifier::common;
+#[cfg(feature = "tonic")]
+pub(crate) use self::source::boxed;
 pub(crate) use self::{classifier::find, source::error_behind};
 pub use self::{
     classifier::{Classifier, classify},

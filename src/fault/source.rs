@@ -3,6 +3,9 @@ use std::{error::Error, fmt, sync::Arc};
 use http::Extensions;
 use tower::BoxError;
 
+#[cfg(any(feature = "anyhow", feature = "eyre"))]
+pub(crate) use super::report::boxed;
+
 /// The error behind a response, kept in the response's extensions for the guard to classify.
 ///
 /// A handler that turns its errors into responses by itself inserts this. The client sees nothing of the error.
@@ -24,14 +27,21 @@ pub struct Source(Arc<dyn Error + Send + Sync>);
 
 impl Source {
     /// Wraps an error.
-    pub fn new(error: impl Into<BoxError>) -> Self {
-        Self(error.into().into())
+    ///
+    /// With the feature `anyhow` or `eyre`, a report of that crate is kept with the error that it was made of.
+    pub fn new(error: impl Into<BoxError> + 'static) -> Self {
+        Self(boxed(error).into())
     }
 
     /// The error.
     pub fn error(&self) -> &(dyn Error + 'static) {
         &*self.0
     }
+}
+
+#[cfg(not(any(feature = "anyhow", feature = "eyre")))]
+pub(crate) fn boxed(error: impl Into<BoxError>) -> BoxError {
+    error.into()
 }
 
 /// Returns the error that a handler has left in its response.

@@ -86,13 +86,13 @@ use tower::BoxError;
 ///   and passes it on.
 /// - A `Status` in the error's chain is returned unchanged.
 /// - Everything else becomes INTERNAL, and the client learns nothing about it.
-pub fn status(error: impl Into<BoxError>) -> Status {
+pub fn status(error: impl Into<BoxError> + 'static) -> Status {
     status_by(fault::common(), error)
 }
 
 /// Like [`status`], with a classifier of your own. It should be the layer's.
-pub fn status_by(classifier: &Classifier, error: impl Into<BoxError>) -> Status {
-    let error = match error.into().downcast::<Status>() {
+pub fn status_by(classifier: &Classifier, error: impl Into<BoxError> + 'static) -> Status {
+    let error = match fault::boxed(error).downcast::<Status>() {
         Ok(status) => return *status,
         Err(error) => error,
     };
@@ -126,4 +126,28 @@ impl From<Refused> for Status {
 pub fn reservation<T>(request: &Request<T>) -> Result<Reservation, Status> {
     let reservation = request.extensions().get::<Reservation>().cloned();
     reservation.ok_or_else(|| Status::internal("the call is not guarded"))
+}
+
+#[cfg(all(test, feature = "anyhow", feature = "eyre"))]
+mod tests {
+    use std::io;
+
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_report_has_the_status_of_what_is_in_it() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let not_found = || Status::not_found("no such file");
+        for (status, code) in [
+            (status(anyhow::Error::from(full())), Code::ResourceExhausted),
+            (status(eyre::Report::from(full())), Code::ResourceExhausted),
+            (status(anyhow::Error::from(not_found())), Code::NotFound),
+            (status(eyre::Report::from(not_found())), Code::NotFound),
+            (status(anyhow::anyhow!("it broke")), Code::Internal),
+        ] {
+            assert_eq!(status.code(), code, "{status:?}");
+        }
+    }
 }

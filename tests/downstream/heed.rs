@@ -10,7 +10,7 @@ use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_sm
 use tower_storage_guard::fault::Cause;
 
 use crate::shared::{Engine, limit_files};
-use crate::support::{assert_not_refused, assert_refused};
+use crate::support::{FORMS, assert_not_refused, assert_refused};
 
 struct Store {
     env: Env,
@@ -54,7 +54,7 @@ async fn a_full_map_and_a_key_that_is_there() {
         store.put_with(PutFlags::NO_OVERWRITE, "key", 1)
     });
     assert_not_refused(twice).await;
-    assert_eq!(store.errors()[2], "Mdb(KeyExist)");
+    assert_eq!(store.errors()[FORMS], "Mdb(KeyExist)");
 }
 
 /// For a write that is cut short, LMDB only reports an I/O error.
@@ -77,7 +77,7 @@ fn a_full_disk_and_one_that_fills_up() {
             fill_but(&disk, 64 << 10);
             assert_not_refused(store.each_time(|store| store.put("larger", 2 << 20))).await;
             let errors = store.errors();
-            assert!(errors[2].contains("code: 5"), "{errors:?}");
+            assert!(errors[FORMS].contains("code: 5"), "{errors:?}");
         });
     });
 }

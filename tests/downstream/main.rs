@@ -19,6 +19,7 @@ mod postgres;
 mod redb;
 #[cfg(target_os = "linux")]
 mod redis;
+mod reports;
 mod responder;
 #[cfg(target_os = "linux")]
 mod rusqlite;

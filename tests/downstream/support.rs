@@ -13,8 +13,11 @@ use tower_storage_guard::{
 
 pub(crate) use test_support::running::{Running, free_port, listens};
 
-/// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, and in the
-/// context that anyhow puts around it.
+/// In how many forms a handler returns an error.
+pub(crate) const FORMS: usize = 4;
+
+/// Asserts that a handler whose `work` fails is answered 507 with this cause: with the error as it is, in a report of anyhow
+/// and of eyre, and in the context that anyhow puts around it.
 pub(crate) async fn assert_refused<T, E, Fut>(
     cause: Cause,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
@@ -44,7 +47,7 @@ pub(crate) async fn assert_refused_by<T, E, Fut>(
     }
 }
 
-/// Asserts that a handler whose `work` fails is answered 500 in both forms, because its failure is not for want of
+/// Asserts that a handler whose `work` fails is answered 500 in all forms, because its failure is not for want of
 /// storage.
 pub(crate) async fn assert_not_refused<T, E, Fut>(
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
@@ -85,18 +88,18 @@ pub(crate) async fn assert_becomes<T, E, Fut>(
     }
 }
 
-/// The status and the reason of two answers: to an error as it is, and in anyhow's context. Each is sent over HTTP by
-/// a guarded axum handler.
+/// The status and the reason of the answers: to an error as it is, in bare reports, and in anyhow's context. Each is sent
+/// over HTTP by a guarded axum handler.
 async fn answers<T, E, Fut>(
     classifier: Classifier,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
-) -> [(StatusCode, Option<String>); 2]
+) -> [(StatusCode, Option<String>); FORMS]
 where
     T: Send,
     E: Error + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
 {
-    let in_context = work.clone();
+    let (in_context, in_anyhow, in_eyre) = (work.clone(), work.clone(), work.clone());
     let plain = post(async move || -> Result<StatusCode, Failure> {
         work().await?;
         Ok(StatusCode::CREATED)
@@ -106,11 +109,21 @@ where
         done.map_err(|error| error.context("while storing").context("in the handler"))?;
         Ok(StatusCode::CREATED)
     });
+    let anyhow = post(async move || -> Result<StatusCode, Failure> {
+        in_anyhow().await.map_err(anyhow::Error::from)?;
+        Ok(StatusCode::CREATED)
+    });
+    let eyre = post(async move || -> Result<StatusCode, Failure> {
+        in_eyre().await.map_err(eyre::Report::from)?;
+        Ok(StatusCode::CREATED)
+    });
     let guard = StorageGuardLayer::quota_only(NoQuota);
     let guard = guard.classifier(classifier);
     let app = Router::new()
         .route("/plain", plain)
         .route("/wrapped", wrapped)
+        .route("/anyhow", anyhow)
+        .route("/eyre", eyre)
         .layer(guard);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -127,7 +140,12 @@ where
         let reason = content.and_then(|content| content["reason"].as_str().map(str::to_owned));
         (status, reason)
     };
-    let answers = [ask("/plain").await, ask("/wrapped").await];
+    let answers = [
+        ask("/plain").await,
+        ask("/wrapped").await,
+        ask("/anyhow").await,
+        ask("/eyre").await,
+    ];
     server.abort();
     answers
 }

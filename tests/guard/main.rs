@@ -14,6 +14,8 @@ mod cuts;
 mod dialects;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod disks;
+#[cfg(feature = "axum")]
+mod failures;
 mod growth;
 mod guard;
 #[cfg(target_os = "linux")]
