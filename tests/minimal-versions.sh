@@ -32,4 +32,4 @@ rm -rf Cargo.lock examples
 export RUSTFLAGS='-A unexpected_cfgs'
 RUSTC_BOOTSTRAP=1 $cargo -Z direct-minimal-versions generate-lockfile
 $cargo check --lib --no-default-features
-$cargo check --lib --features axum-multipart,conformance,tonic-health,webdav
+$cargo check --lib --features anyhow,axum-multipart,conformance,eyre,tonic-health,webdav
