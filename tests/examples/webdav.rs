@@ -188,6 +188,13 @@ async fn locks_and_listings_take_no_room() {
     assert_eq!(answer.status(), 204);
 }
 
+/// The token in the answer to a LOCK.
+#[cfg(target_os = "linux")]
+fn token_in(answer: &str) -> &str {
+    let begin = answer.find("urn:uuid:").unwrap();
+    answer[begin..].split('<').next().unwrap()
+}
+
 /// The locks are in the server's memory.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -214,18 +221,25 @@ async fn locks_are_limited_in_number_size_and_time() {
     }
     assert_eq!(lock("/missing/a", "me", "Infinite").await.0, 409);
     let owner = "<D:href>https://example.com/me</D:href>";
-    let (status, body) = lock("/a", owner, "Infinite").await;
-    assert_eq!(status, 201, "{body}");
-    assert!(body.contains("Second-600"), "{body}");
+    let (status, first) = lock("/a", owner, "Infinite").await;
+    assert_eq!(status, 201, "{first}");
+    assert!(first.contains("Second-600"), "{first}");
     for _ in 2..MOST {
         assert_eq!(lock("/a", owner, "Infinite").await.0, 200);
     }
-    assert_eq!(lock("/b", owner, "Second-1").await.0, 201);
+    assert_eq!(lock("/b", owner, "Second-3").await.0, 201);
     let (status, body) = lock("/c", owner, "Infinite").await;
     assert_eq!(status, 507, "{body}");
     assert!(body.contains("quota_exceeded"), "{body}");
     let more = server.memory().saturating_sub(before);
     assert!(more < 16 * MIB, "{more} bytes more");
+    // One that is looked for at another path stays, and counts.
+    let token = format!("<{}>", token_in(&first));
+    let held = [("lock-token", token.as_str())];
+    assert_eq!(send(&server, "UNLOCK", "/b", &held).await, 409);
+    assert_eq!(lock("/c", owner, "Infinite").await.0, 507);
+    assert_eq!(send(&server, "UNLOCK", "/a", &held).await, 204);
+    assert_eq!(lock("/a", owner, "Infinite").await.0, 200);
     // One ends, and another takes its place.
     while lock("/c", owner, "Infinite").await.0 == 507 {}
     assert_eq!(lock("/d", owner, "Infinite").await.0, 507);

@@ -104,8 +104,13 @@ impl DavLockSystem for Locks {
     }
 
     fn unlock(&self, path: &DavPath, token: &str) -> LsFuture<'_, Result<(), ()>> {
-        self.known().remove(token);
-        self.all.unlock(path, token)
+        let unlocked = self.all.unlock(path, token).now_or_never();
+        let unlocked = unlocked.unwrap_or(Err(()));
+        // Where it is not, as at another path, the lock stays, and has to end some time.
+        if unlocked.is_ok() {
+            self.known().remove(token);
+        }
+        async move { unlocked }.boxed()
     }
 
     fn refresh(
