@@ -72,7 +72,7 @@ unit: clients lint
 	$(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((2 * $$(nproc))) \
 		$(CARGO) test $(ALL) -- --include-ignored
 
-# The parsers, each for some seconds. What is found is kept beside the program, as its reason to fail.
+# The parsers, each for some seconds. The input that makes one fail is kept in target/fuzz.
 FUZZ_SECONDS = 5
 FUZZED = accept lengths content_range tus dav grpc_web
 fuzz:

@@ -176,7 +176,7 @@ impl Uploads {
     /// would begin another is answered 503, until one has ended. Requests that are decided at the same instant may exceed
     /// the number.
     ///
-    /// It is a bound of memory: an upload or part takes some 500 bytes and its key or name, of which those that clients
+    /// It is a bound of memory: what is kept of an upload or part is small beside its key or name, of which those that clients
     /// choose are malformed (400) beyond 4,096 bytes. To limit what one user can open, use a quota of objects, or
     /// [`OpenQuota`](crate::quota::OpenQuota).
     ///
