@@ -30,8 +30,8 @@ impl QuotaSource for Pool {
     fn reserve(&self, _: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future> {
         Answer::Now(take(demand.bytes, expected.bytes).map(|()| Hold(demand.bytes)))
     }
-    fn give_back(&self, _: &Scopes, amount: Amount) {
-        *TAKEN.lock().unwrap() -= amount.bytes as i64;
+    fn charge(&self, _: &Scopes, change: Change) {
+        *TAKEN.lock().unwrap() += change.bytes;
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::amount::Amount;
+
 /// A storage failure: its cause, and the resource that ran out.
 ///
 /// It is also an error, so that a handler can return it with `?`. The classifier returns it unchanged.
@@ -98,6 +100,14 @@ pub enum Resource {
 }
 
 impl Resource {
+    /// How much of it an amount has.
+    pub(crate) const fn of(self, amount: Amount) -> u64 {
+        match self {
+            Self::Bytes => amount.bytes,
+            Self::Objects => amount.objects,
+        }
+    }
+
     /// The name on the wire and in metrics, which is also the unit of its figures.
     ///
     /// ```

@@ -20,6 +20,7 @@ pub struct Demand {
     copied: u64,
     moved: Amount,
     replaced: Amount,
+    stores_body: bool,
     reach: Reach,
 }
 
@@ -40,6 +41,7 @@ impl Demand {
             copied: 0,
             moved: Amount::ZERO,
             replaced: Amount::ZERO,
+            stores_body: true,
             reach: Reach::PLAIN,
         }
     }
@@ -75,6 +77,18 @@ impl Demand {
     #[must_use]
     pub const fn with_objects(mut self, objects: u64) -> Self {
         self.objects = objects;
+        self
+    }
+
+    /// Says that the body of the request is not stored: it is neither bounded nor counted, whatever its length is. For example the
+    /// XML of a WebDAV LOCK, which makes an empty file.
+    ///
+    /// The length that the demand was made with, and the size that is expected, are dropped. What is copied stays.
+    #[must_use]
+    pub const fn without_body(mut self) -> Self {
+        self.bytes = Some(self.copied);
+        self.expected = self.copied;
+        self.stores_body = false;
         self
     }
 
@@ -157,6 +171,11 @@ impl Demand {
         self.expected
     }
 
+    /// Whether neither the length nor the announced size is known.
+    pub(crate) const fn has_no_size(&self) -> bool {
+        self.bytes.is_none() && self.expected == 0
+    }
+
     /// The number of objects that are created.
     pub const fn objects(&self) -> u64 {
         self.objects
@@ -165,6 +184,11 @@ impl Demand {
     /// The bytes that the service writes in addition to the body.
     pub const fn copied(&self) -> u64 {
         self.copied
+    }
+
+    /// Whether the body of the request is stored.
+    pub const fn stores_body(&self) -> bool {
+        self.stores_body
     }
 
     /// What changes owners.

@@ -132,7 +132,7 @@
 //! | `axum-multipart` | the same, multer | malformed multipart bodies are 400 in that error type |
 //! | `tonic` | tonic without its server, tonic-types, prost | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
-//! | `webdav` | quick-xml | the WebDAV dialect, `refusal::Dav`, where it is [added](StorageGuardLayer::dialect) |
+//! | `webdav` | quick-xml | WebDAV: prices, quotas of collections and refusals, with `StorageGuardLayer::webdav` |
 //! | `store-sqlite` | rusqlite with SQLite built in | quotas that outlive the process and are shared by the processes of one machine: `store::SqliteStore` |
 //! | `store-postgres` | sqlx's PostgreSQL | the same for several machines: `store::PostgresStore` |
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
@@ -141,6 +141,8 @@
 //! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
+// WebDAV is the only caller of some hooks of the core, and the core does not name it. With all features, dead code is found.
+#![cfg_attr(not(feature = "webdav"), allow(dead_code))]
 // See clippy.toml for the limits. Tests may be longer.
 #![warn(clippy::missing_errors_doc, clippy::struct_excessive_bools)]
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
@@ -152,8 +154,10 @@ pub mod axum;
 mod body;
 mod calls;
 mod cause;
+#[cfg(feature = "webdav")]
 mod collection;
 mod config;
+#[cfg(feature = "webdav")]
 pub mod dav;
 mod decide;
 mod demand;
@@ -181,6 +185,7 @@ pub mod store;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+#[cfg(feature = "webdav")]
 mod tree;
 pub mod upload;
 pub mod volume;

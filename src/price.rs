@@ -33,8 +33,10 @@ pub(crate) enum Kind {
     Unknown,
     /// The request is malformed.
     Malformed,
-    /// Nothing is reserved, and the body is not bounded.
+    /// Nothing is reserved, the body is not bounded, and nothing is charged.
     Free,
+    /// Nothing is reserved, and the body is not bounded. What is stored is charged.
+    Counted,
     /// Another reservation holds `bytes` for it. Of these, `unclaimed` have to be claimed again on the volume.
     Covered { bytes: u64, unclaimed: u64 },
 }
@@ -57,12 +59,35 @@ impl Price {
         }
     }
 
-    /// Costs nothing, whatever its body is: the request is never refused, and no scope is charged.
+    /// Costs nothing, whatever its body is: the request is never refused, and no scope is charged, not even one that
+    /// [`charged_to`](Self::charged_to) names.
+    ///
+    /// Use it for requests that remove, or whose body is not stored. If a request needs room beside its body, use
+    /// [`Demand::without_body`].
     pub fn free() -> Self {
         Self {
-            scopes: Some(Scopes::NONE),
             kind: Kind::Free,
             ..Demand::nothing().into()
+        }
+    }
+
+    /// Admits and counts: the request is never refused, and what it stores is charged to its scopes all the same.
+    ///
+    /// No limit bounds it, so a scope may pass its limits by all that such requests store, and its other requests are then refused
+    /// until it is below them again. On the volume nothing is claimed, so requests with a claim may fail because of it.
+    ///
+    /// Use it for what must not be lost, such as an audit log. The server has to decide which requests these are: nothing that a
+    /// client sends may select this price.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Demand, Price};
+    ///
+    /// let entry = Price::counted(Demand::unknown()).charged_to("audit");
+    /// ```
+    pub fn counted(demand: Demand) -> Self {
+        Self {
+            kind: Kind::Counted,
+            ..demand.into()
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, sync::Arc};
 
 use crate::{
-    cause::{Cause, Fault},
+    cause::{Cause, Fault, Resource},
     scope::Scope,
 };
 
@@ -70,9 +70,10 @@ impl Reason {
 pub struct Figures {
     /// The most that may be used.
     pub limit: u64,
-    /// What is used, with what is held for requests in flight.
+    /// What is used, with what is held for other requests in flight.
     pub used: u64,
-    /// What this request needs.
+    /// What this request needs. Of a body without a length only a part is known: what of it has arrived, and one byte before
+    /// any has.
     pub required: u64,
 }
 
@@ -120,6 +121,19 @@ impl Refused {
     pub(crate) fn with_figures(mut self, figures: Figures, scope: Scope) -> Self {
         self.0.figures = Some(figures);
         self.0.scope = Some(scope);
+        self
+    }
+
+    /// Raises what is needed to what is known now. Only figures of bytes change.
+    #[must_use]
+    pub(crate) fn needing(mut self, bytes: u64) -> Self {
+        if let (Reason::Storage(fault), Some(figures)) = (self.0.reason, &mut self.0.figures)
+            && fault.resource == Resource::Bytes
+            && bytes > figures.required
+        {
+            figures.required = bytes;
+            self.0.is_temporary &= bytes <= figures.limit;
+        }
         self
     }
 

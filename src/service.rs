@@ -13,15 +13,13 @@ use tower::{BoxError, Service};
 
 use crate::{
     body::{MeteredBody, ResponseBody, WhenDropped},
-    future::{Held, ResponseFuture, price_in_doubt},
+    future::{Held, ResponseFuture},
     guard::Guard,
     head::Lines,
     layer::StorageGuardLayer,
-    price::Price,
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
-    scope::Scopes,
-    settings::{PriceBy, Settings},
+    settings::Settings,
     steps::FoundStep,
 };
 
@@ -100,9 +98,10 @@ where
             drain: WhenDropped::of(head.version, lines.expects_continue),
             is_named_call: http.applies.is_named_call(&head, &asked),
             head,
-            body,
+            body: Some(Box::pin(body)),
             protocol: asked.protocol(),
             visit: None,
+            may_be_empty: false,
         };
         begin(settings, asked, held, &lines, step)
     }
@@ -122,9 +121,9 @@ where
     B: Body + Send + 'static,
     Q: QuotaSource,
 {
-    let http = &settings.http;
     let head = &held.head;
-    let demand = lines.demand(&head.method, &head.headers, &held.body.size_hint());
+    let length = held.body.as_ref().map(|body| body.size_hint());
+    let demand = lines.demand(&head.method, &head.headers, &length.unwrap_or_default());
     let Ok(mut demand) = demand else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };
@@ -137,30 +136,7 @@ where
             None => return ResponseFuture::drawn(settings, asked, held, demand),
         }
     }
-    let head = &held.head;
-    let scopes = match &http.scopes {
-        None => Scopes::NONE,
-        Some(scopes) => scopes(head),
-    };
-    match &http.price {
-        None => {
-            let price = Price::from(demand);
-            ResponseFuture::reserve(settings, asked, held, scopes, price)
-        }
-        Some(PriceBy::At(price)) => {
-            let price = price(head, demand);
-            ResponseFuture::reserve(settings, asked, held, scopes, price)
-        }
-        // The function may look at the filesystem, and would hang with it.
-        Some(PriceBy::Later(_)) if settings.refuses_unseen() => {
-            let price = price_in_doubt(&head.method);
-            ResponseFuture::reserve(settings, asked, held, scopes, price)
-        }
-        Some(PriceBy::Later(price)) => {
-            let price = price(head, demand);
-            ResponseFuture::price(settings, asked, held, scopes, price)
-        }
-    }
+    ResponseFuture::priced(settings, asked, held, demand)
 }
 
 impl<S: Clone, Q> Clone for StorageGuard<S, Q> {

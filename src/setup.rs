@@ -28,6 +28,7 @@ pub enum Priced {}
 pub enum Scoped {}
 
 /// Requests are priced and charged as WebDAV.
+#[cfg(feature = "webdav")]
 #[derive(Clone, Copy, Debug)]
 pub enum ByDav {}
 
@@ -43,6 +44,7 @@ pub trait Charges<Q>: sealed::Sealed {}
 impl Charges<NoQuota> for Unscoped {}
 impl Charges<NoQuota> for Priced {}
 impl<Q> Charges<Q> for Scoped {}
+#[cfg(feature = "webdav")]
 impl<Q> Charges<Q> for ByDav {}
 
 /// States in which a layer takes a quota, a pricing and scopes.
@@ -74,5 +76,6 @@ mod sealed {
     impl Sealed for super::Unscoped {}
     impl Sealed for super::Priced {}
     impl Sealed for super::Scoped {}
+    #[cfg(feature = "webdav")]
     impl Sealed for super::ByDav {}
 }

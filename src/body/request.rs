@@ -121,14 +121,18 @@ impl<B: Body> MeteredBody<B> {
         }
     }
 
-    /// Wraps a body that is metered.
-    pub(crate) fn new(body: B, exchange: Arc<dyn Exchange>, rules: BodyRules) -> Self
+    /// Wraps a body that is metered. None if it has ended already.
+    pub(crate) fn new(
+        body: Option<Pin<Box<B>>>,
+        exchange: Arc<dyn Exchange>,
+        rules: BodyRules,
+    ) -> Self
     where
         B: Send + 'static,
     {
-        let has_ended = body.is_end_stream();
+        let has_ended = body.as_ref().is_none_or(|body| body.is_end_stream());
         let mut metered = Metered {
-            body: Some(Box::pin(body)),
+            body,
             received: 0,
             // Asked for at the first data.
             reserved: 0,
@@ -257,12 +261,16 @@ where
 
     /// How much of what is reserved is for the body. The service copies the rest.
     fn room(&self) -> u64 {
-        if self.may_lack {
+        if self.may_lack && self.exchange.demand().stores_body() {
             // Without what the handler has reserved by itself, which was not taken back.
             return self.received.saturating_add(self.exchange.unread());
         }
+        let demand = self.exchange.demand();
+        if !demand.stores_body() {
+            return u64::MAX;
+        }
         let reserved = self.exchange.meter().reserved();
-        reserved.saturating_sub(self.exchange.demand().copied())
+        reserved.saturating_sub(demand.copied())
     }
 
     /// Waits for the client, which has sent nothing more.

@@ -305,12 +305,16 @@ impl QuotaSource for CollectionQuota {
         }))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+    fn charge(&self, scopes: &Scopes, change: Change) {
         let shared = self.shared();
         // Under the lock: no scan is adopted between this note and the change.
         let mut state = shared.lock();
-        state.note_given_back(scopes, amount);
-        shared.quota.give_back(scopes, amount);
+        let is_due = state.note_charge_without_hold(scopes, change);
+        shared.quota.charge(scopes, change);
+        drop(state);
+        if is_due {
+            shared.changed.notify_all();
+        }
     }
 }
 

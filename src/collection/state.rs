@@ -368,16 +368,25 @@ impl State {
         }
     }
 
-    /// Usage is given back beside the requests that hold something.
-    pub(super) fn note_given_back(&mut self, scopes: &Scopes, amount: Amount) {
+    /// A charge beside those of the requests that hold something. Returns whether a scan is due.
+    pub(super) fn note_charge_without_hold(&mut self, scopes: &Scopes, change: Change) -> bool {
+        let mut is_due = false;
         for scope in scopes {
             if let Some(at) = self.by_scope.get(scope) {
                 let collection = &mut self.collections[*at];
                 collection.changes += 1;
                 let window = &mut collection.scans.window;
-                window.removed = window.removed + amount;
+                // The scan may have seen it without having been told.
+                window.in_flight = window.in_flight + change.gain();
+                window.added = window.added + change.gain();
+                window.removed = window.removed + change.loss();
+                if !change.gain().is_zero() {
+                    collection.doubt();
+                    is_due = true;
+                }
             }
         }
+        is_due
     }
 
     /// Sets the cause of a refusal for the kind of limit that was reached.

@@ -57,6 +57,8 @@ struct Place {
 pub(super) struct Asked {
     verb: Verb,
     depth: Depth,
+    /// Whether its body is stored, where that is not plain.
+    stores_body: bool,
     target: Place,
     /// Of COPY and MOVE. None if it is outside of the tree.
     destination: Option<Place>,
@@ -126,6 +128,7 @@ impl Asked {
             (Some(target), destination) => Ok(Some(Self {
                 verb,
                 depth,
+                stores_body: (dav.stores_body)(head),
                 target,
                 destination: destination.flatten(),
             })),
@@ -169,16 +172,20 @@ impl Asked {
         demand: Demand,
     ) -> io::Result<Priced> {
         let Place { path, scopes } = &self.target;
+        let by_body = match self.stores_body {
+            true => demand,
+            false => demand.without_body(),
+        };
         let price = match self.verb {
             Verb::Other => {
                 // What is there does not matter, unless the tree does not measure it.
                 tree.measure(path, Depth::Zero).await?;
-                Price::from(demand).charged_to(scopes)
+                Price::from(by_body).charged_to(scopes)
             }
             // Clients lock before they overwrite. This has to succeed on a full volume.
             Verb::Lock if tree.measure(path, Depth::Zero).await?.is_some() => Price::free(),
             // RFC 4918, section 9.10.4: it makes an empty resource.
-            Verb::Lock => Price::from(demand.with_objects(1)).charged_to(scopes),
+            Verb::Lock => Price::from(by_body.with_objects(1)).charged_to(scopes),
             Verb::Part { first } => {
                 // No other request gets the credit for the file while it changes.
                 let credit = credits.take(path);

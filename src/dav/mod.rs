@@ -8,8 +8,8 @@
 //! | MKCOL, MKCALENDAR | one object | the target |
 //! | COPY | what is under the source, to its Depth, less what it overwrites | the destination |
 //! | MOVE | inside one scope nothing; between scopes what is under the source | the destination; given back to the source |
-//! | PROPPATCH | its body | the target |
-//! | LOCK | on an unmapped URL its body and one object, otherwise nothing | the target |
+//! | PROPPATCH | its body, if that is [stored](WebDav::stores_body_when) | the target |
+//! | LOCK | on an unmapped URL one object, otherwise nothing | the target |
 //! | DELETE | nothing, and is never refused for want of room | given back to the target |
 //!
 //! The sizes come from a [`Tree`]: [`Folder`] is a tree of files. Directories may have limits, see
@@ -46,6 +46,9 @@ mod path;
 
 use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::{Method, Response, request};
+
 use self::{asked::Asked, credit::Credits, measures::Measures, path::Prefix};
 pub use crate::{
     collection::{CollectionHold, CollectionQuota, CollectionQuotaBuilder, DavQuota},
@@ -57,13 +60,13 @@ use crate::{
     layer::StorageGuardLayer,
     price::Price,
     quota::QuotaSource,
+    refusal::{self, Dav, Dialect, Refusal},
     reservation::StartHook,
     scope::Scopes,
     settings::PriceBy,
     setup::{ByDav, Unscoped},
     time::within,
 };
-use http::{Method, request};
 
 /// Prices WebDAV requests. Given to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
 #[derive(Clone)]
@@ -74,9 +77,11 @@ pub struct WebDav {
     collections: Option<CollectionQuota>,
     credits: Arc<Credits>,
     prefix: Prefix,
+    stores_body: Arc<StoresBody>,
     timeout: Duration,
 }
 
+type StoresBody = dyn Fn(&request::Parts) -> bool + Send + Sync;
 type ScopeBy = dyn Fn(&request::Parts, &Path) -> Scopes + Send + Sync;
 
 impl WebDav {
@@ -88,6 +93,7 @@ impl WebDav {
             collections: None,
             credits: Arc::default(),
             prefix: Prefix::default(),
+            stores_body: Arc::new(|head| head.method.as_str() != "LOCK"),
             timeout: Duration::from_secs(5),
         }
     }
@@ -116,6 +122,22 @@ impl WebDav {
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
         self.prefix = Prefix::new(prefix.as_ref());
+        self
+    }
+
+    /// Sets which requests have a body that is stored, of those that do not write content. The others cost what they make, and
+    /// the length of their body does not count. The content of PUT and PATCH is always stored.
+    ///
+    /// Use `|_| false` if the service keeps no properties, so that a client that sets some beside an empty file does not fail in a
+    /// full collection.
+    ///
+    /// Defaults to all but LOCK, whose body describes a lock.
+    #[must_use]
+    pub fn stores_body_when<F>(mut self, stores: F) -> Self
+    where
+        F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
+    {
+        self.stores_body = Arc::new(stores);
         self
     }
 
@@ -214,17 +236,38 @@ impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
     /// content, and paths that [the tree](Tree::measure) does not measure, such as a symbolic link of a
     /// [`Folder`](crate::dav::Folder).
     ///
+    /// Refusals are answered in the dialect [`Dav`](crate::refusal::Dav), unless `Accept` names another format that has a greater
+    /// weight than XML. A [`dialect`](Self::dialect) of your own that hears the request comes first.
+    ///
     /// What several requests at once remove or replace is credited once among those of one layer and its clones. If two
     /// layers charge one quota, requests to both at once may be credited twice.
     pub fn webdav(self, mut dav: WebDav) -> StorageGuardLayer<Q, ByDav> {
         // Of a layer inside of another, both see the same request.
         dav.credits = Arc::default();
         dav.collections = CollectionQuota::within(&self.guard().context.quota).cloned();
-        self.applies_when(WebDav::applies)
+        let dialect = TreeDialect(dav.prefix.clone());
+        self.set_answers(|answers| answers.set_last_dialect(dialect))
+            .applies_when(WebDav::applies)
             .set_price(PriceBy::Later(Arc::new(move |head, demand| {
                 Box::pin(dav.price(head, demand))
             })))
             .set_up()
+    }
+}
+
+/// The dialect of requests to a tree. Other requests are heard as by [`Dav`].
+struct TreeDialect(Prefix);
+
+impl Dialect for TreeDialect {
+    fn hears(&self, head: &request::Parts) -> bool {
+        if self.0.is_plainly_outside(head.uri.path()) {
+            return Dav::default().hears(head);
+        }
+        Dav::is_default_for(head)
+    }
+
+    fn render(&self, refusal: &Refusal, asked: &refusal::Asked) -> Response<Bytes> {
+        Dav::default().render(refusal, asked)
     }
 }
 

@@ -5,18 +5,21 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::{Method, Request, request};
-use http_body::Body;
+use http_body::{Body, SizeHint};
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::{Guarded, ONCE, State};
+use super::{Guarded, ONCE, State, empty::FirstData};
 use crate::{
     body::{BodyRules, Exchange, HttpReservation, MeteredBody, Unread, WhenDropped},
+    cause::Resource,
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
+    head::Lines,
     price::{Kind, Price},
     protocol::Protocol,
     quota::QuotaSource,
@@ -24,7 +27,7 @@ use crate::{
     refused::Refused,
     reservation::{BoxFuture, Reservation, ReservationOps, Terms},
     scope::Scopes,
-    settings::{Priced, Settings},
+    settings::{PriceBy, Priced, Settings},
     steps::{Draw, Visit},
     time::Bound,
 };
@@ -51,6 +54,11 @@ pin_project! {
             demand: Demand,
             held: Option<Held<S, B>>,
         },
+        /// For the first data of a body without a length that was refused: an empty one fits.
+        First {
+            first: FirstData,
+            held: Option<Held<S, B>>,
+        },
     }
 }
 
@@ -58,13 +66,16 @@ pin_project! {
 pub(crate) struct Held<S, B> {
     pub(crate) service: S,
     pub(crate) head: request::Parts,
-    pub(crate) body: B,
+    /// None once it has been read, and was empty.
+    pub(crate) body: Option<Pin<Box<B>>>,
     /// How the body has to be handled if it is left unread.
     pub(crate) drain: WhenDropped,
     pub(crate) is_named_call: bool,
     pub(crate) protocol: Option<&'static dyn Protocol>,
     /// Set if the request is a step of an upload.
     pub(crate) visit: Option<Box<dyn Visit>>,
+    /// Set if the size of the body is not known, and nothing else decides what is reserved for it.
+    pub(crate) may_be_empty: bool,
 }
 
 impl<S, B, Q> State<S, B, Q>
@@ -73,25 +84,53 @@ where
     B: Body + Send + 'static,
     Q: QuotaSource,
 {
-    pub(super) fn reserve(
-        settings: &Settings<Q>,
-        held: Held<S, B>,
-        scopes: Scopes,
-        price: Price,
-    ) -> Self {
+    /// A request that costs what the user's own pricing says, or what its head declares.
+    #[inline(always)]
+    pub(super) fn priced(settings: &Settings<Q>, held: Held<S, B>, demand: Demand) -> Self {
+        let http = &settings.http;
+        let head = &held.head;
+        let scopes = match &http.scopes {
+            None => Scopes::NONE,
+            Some(scopes) => scopes(head),
+        };
+        let price = match &http.price {
+            None => demand.into(),
+            Some(PriceBy::At(price)) => price(head, demand),
+            // The function may look at the filesystem, and would hang with it.
+            Some(PriceBy::Later(_)) if settings.refuses_unseen() => price_in_doubt(&head.method),
+            Some(PriceBy::Later(price)) => {
+                let price = price(head, demand);
+                let patience = settings.guard.context.rules.patience;
+                return Self::door(Door::Price {
+                    price,
+                    look: Bound::new(patience.max(Duration::from_millis(50))),
+                    scopes,
+                    held: Some(held),
+                });
+            }
+        };
+        Self::reserve(settings, held, scopes, price)
+    }
+
+    #[inline]
+    fn reserve(settings: &Settings<Q>, mut held: Held<S, B>, scopes: Scopes, price: Price) -> Self {
         let claim = match price.kind {
             Kind::Unknown => return Self::refused(held, Refused::unavailable().into()),
             Kind::Malformed => return Self::refused(held, Refusal::malformed()),
             Kind::Known => Claim::Demanded,
-            Kind::Free => Claim::Nothing,
+            Kind::Free | Kind::Counted => Claim::Nothing,
             Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
         };
         let context = &settings.guard.context;
         let demand = price.demand;
+        held.may_be_empty = claim == Claim::Demanded && demand.has_no_size();
         let outer = held.head.extensions.get::<Reservation>();
         let terms = Terms {
             demand,
-            scopes: price.scopes.unwrap_or(scopes),
+            scopes: match price.kind {
+                Kind::Free => Scopes::NONE,
+                _ => price.scopes.unwrap_or(scopes),
+            },
             gives_back: price.gives_back,
             on_start: price.on_start,
             outer: outer.map(|outer| outer.around(context.volume.as_ref(), &demand)),
@@ -106,7 +145,7 @@ where
     }
 
     /// A request that draws from the reservation for all steps, and enlarges it if necessary.
-    pub(super) fn drawn(settings: &Settings<Q>, held: Held<S, B>, demand: Demand) -> Self {
+    pub(super) fn drawn(settings: &Settings<Q>, mut held: Held<S, B>, demand: Demand) -> Self {
         let grant = settings.guard.context.rules.grants.first;
         let draw = match &held.visit {
             Some(visit) => visit.draw(demand, grant),
@@ -114,11 +153,14 @@ where
         };
         match draw {
             Draw::Price(price) => Self::reserve(settings, held, Scopes::NONE, price),
-            Draw::Grow(growth) => Self::door(Door::Grow {
-                growth,
-                demand,
-                held: Some(held),
-            }),
+            Draw::Grow(growth) => {
+                held.may_be_empty = demand.has_no_size();
+                Self::door(Door::Grow {
+                    growth,
+                    demand,
+                    held: Some(held),
+                })
+            }
         }
     }
 
@@ -130,7 +172,33 @@ where
     ) -> Self {
         match decided {
             Ok(reservation) => Self::inside(settings, reservation, held),
-            Err(refused) => Self::refused(held, refused.into()),
+            Err(refused) => Self::no_room(settings, held, refused),
+        }
+    }
+
+    /// A refusal, unless the body is empty.
+    #[cold]
+    fn no_room(settings: &Settings<Q>, held: Held<S, B>, refused: Refused) -> Self {
+        let lacks_bytes = (refused.fault()).is_some_and(|fault| fault.resource == Resource::Bytes);
+        // Where the client waits for `100 Continue`, the first read of the body would ask for all of it.
+        let may_read = held.drain != WhenDropped::DrainOncePolled;
+        if held.may_be_empty && lacks_bytes && may_read {
+            return Self::door(Door::First {
+                first: FirstData::new(refused, settings.guard.context.rules.patience),
+                held: Some(held),
+            });
+        }
+        Self::refused(held, refused.into())
+    }
+
+    /// The same request, whose body is known to be empty now.
+    fn again(settings: &Settings<Q>, held: Held<S, B>) -> Self {
+        let head = &held.head;
+        let lines = Lines::read(&head.headers, &settings.http.hints);
+        match lines.demand(&head.method, &head.headers, &SizeHint::with_exact(0)) {
+            Ok(demand) if held.visit.is_some() => Self::drawn(settings, held, demand),
+            Ok(demand) => Self::priced(settings, held, demand),
+            Err(_) => Self::refused(held, Refusal::invalid_length()),
         }
     }
 
@@ -161,6 +229,7 @@ where
             is_named_call,
             protocol,
             visit,
+            may_be_empty: _,
         } = held;
         let rules = BodyRules {
             responder: Arc::clone(&settings.http.responder),
@@ -227,7 +296,16 @@ where
                 let held = held.take().expect(ONCE);
                 match grown {
                     Ok(()) => State::drawn(settings, held, *demand),
-                    Err(refused) => State::refused(held, refused.into()),
+                    Err(refused) => State::no_room(settings, held, refused),
+                }
+            }
+            DoorProj::First { first, held } => {
+                let body = &mut held.as_mut().expect(ONCE).body;
+                let refused = ready!(first.poll(cx, body));
+                let held = held.take().expect(ONCE);
+                match refused {
+                    Some(refused) => State::refused(held, refused.into()),
+                    None => State::again(settings, held),
                 }
             }
         })
@@ -235,7 +313,7 @@ where
 }
 
 /// The price of a request while the filesystem hangs, so that nothing can be measured there. A removal is never refused.
-pub(crate) fn price_in_doubt(method: &Method) -> Price {
+fn price_in_doubt(method: &Method) -> Price {
     match *method {
         Method::DELETE => Price::free(),
         _ => Price::unavailable(),
@@ -246,8 +324,9 @@ impl<S, B> Held<S, B>
 where
     B: Body + Send + 'static,
 {
-    /// The body, which no handler has seen.
-    pub(super) fn unread(self) -> Unread {
-        Unread::new(Box::pin(self.body), self.drain)
+    /// The body, which no handler has seen. None if it is empty.
+    pub(super) fn unread(self) -> Option<Unread> {
+        let body = self.body?;
+        Some(Unread::new(body, self.drain))
     }
 }

@@ -2,6 +2,7 @@
 
 mod answered;
 mod door;
+mod empty;
 mod verdict;
 
 use std::{
@@ -9,7 +10,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,18 +18,16 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-pub(crate) use self::door::{Held, price_in_doubt};
+pub(crate) use self::door::Held;
 use self::{answered::Next, door::Door};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Unread},
     cause::{Cause, Fault, Resource},
     demand::Demand,
-    price::Price,
     quota::{QuotaHold, QuotaSource},
     refusal::{Asked, Refusal, carry_over},
     reservation::BoxFuture,
-    scope::Scopes,
-    settings::{Priced, Settings},
+    settings::Settings,
     steps::Visit,
     time::Bound,
     volume::{Look, Volume},
@@ -90,12 +88,12 @@ struct Failed {
 }
 
 impl Failed {
-    fn at_the_door(refusal: Refusal, unread: Unread) -> Self {
+    fn at_the_door(refusal: Refusal, unread: Option<Unread>) -> Self {
         Self {
             refusal,
             look: None,
             headers: HeaderMap::new(),
-            unread: Some(unread),
+            unread,
         }
     }
 
@@ -151,40 +149,19 @@ where
         Self::new(settings, asked, State::refused(held, refusal))
     }
 
-    /// A request whose price is still to be found.
-    pub(crate) fn price(
-        settings: Arc<Settings<Q>>,
-        asked: Asked,
-        held: Held<S, B>,
-        scopes: Scopes,
-        price: Priced,
-    ) -> Self {
-        let held = Some(held);
-        let patience = settings.guard.context.rules.patience;
-        let look = Bound::new(patience.max(Duration::from_millis(50)));
-        let door = Door::Price {
-            price,
-            look,
-            scopes,
-            held,
-        };
-        Self::new(settings, asked, State::door(door))
-    }
-
     /// A request that has to reserve storage.
     #[inline(always)]
-    pub(crate) fn reserve(
+    pub(crate) fn priced(
         settings: Arc<Settings<Q>>,
         asked: Asked,
         held: Held<S, B>,
-        scopes: Scopes,
-        price: Price,
+        demand: Demand,
     ) -> Self
     where
         B: Send + 'static,
         Q: Send + Sync + 'static,
     {
-        let state = State::reserve(&settings, held, scopes, price);
+        let state = State::priced(&settings, held, demand);
         Self::new(settings, asked, state)
     }
 

@@ -87,6 +87,9 @@ pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
             blocks: Amount::ZERO,
         };
         let pending = Pending::new(context, terms, unclaimed);
+        if claim == Claim::Nothing {
+            return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
+        }
         return ask_quota(pending, charges_reserved, None);
     };
     let wanted = Wanted {
@@ -182,8 +185,8 @@ fn by_quota<Q: QuotaSource, X: Attachment + Default>(
 ) -> Admit<Q, X> {
     Admit::Now(match answer {
         Ok(hold) => Ok(reservation(pending, Some(hold), charges_reserved)),
-        Err(QuotaError::Exceeded(exceeded)) => {
-            if pending.makes_do_with_less(&exceeded) {
+        Err(QuotaError::Exceeded(mut exceeded)) => {
+            if pending.makes_do_with_less(&mut exceeded) {
                 return ask_quota(pending, charges_reserved, None);
             }
             let rules = &pending.context().rules;

@@ -49,8 +49,8 @@ impl QuotaSource for AnyQuota {
         self.0.reserve_any(scopes, demand, expected)
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.0.give_back_any(scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        self.0.charge_any(scopes, change);
     }
 }
 
@@ -91,7 +91,7 @@ trait AnySource: Send + Sync {
         expected: Amount,
     ) -> Answer<BoxFuture<Result<AnyHold, QuotaError>>>;
 
-    fn give_back_any(&self, scopes: &Scopes, amount: Amount);
+    fn charge_any(&self, scopes: &Scopes, change: Change);
 }
 
 impl<Q: QuotaSource> AnySource for Q {
@@ -113,8 +113,8 @@ impl<Q: QuotaSource> AnySource for Q {
         }
     }
 
-    fn give_back_any(&self, scopes: &Scopes, amount: Amount) {
-        self.give_back(scopes, amount);
+    fn charge_any(&self, scopes: &Scopes, change: Change) {
+        self.charge(scopes, change);
     }
 }
 

@@ -3,6 +3,7 @@
 use tower::BoxError;
 
 use crate::{
+    amount::Amount,
     cause::{Cause, Fault, Resource},
     refused::{Figures, Refused},
     scope::Scope,
@@ -94,6 +95,14 @@ impl Exceeded {
             used,
             required,
         }
+    }
+
+    /// The figures for a request that holds `own` already, which the source counts as used.
+    pub(crate) fn beside(mut self, own: Amount) -> Self {
+        let own = self.resource.of(own);
+        self.used = self.used.saturating_sub(own);
+        self.required = self.required.saturating_add(own);
+        self
     }
 
     /// Sets the kind of limit. Defaults to [`Cause::QuotaExceeded`].

@@ -156,8 +156,8 @@ impl QuotaSource for FunctionQuota {
         Answer::Later(self.ask(scopes, demand, expected))
     }
 
-    /// The next lookup sees the lower usage.
-    fn give_back(&self, _: &Scopes, _: Amount) {}
+    /// The next lookup sees the new usage.
+    fn charge(&self, _: &Scopes, _: Change) {}
 }
 
 impl FunctionQuota {

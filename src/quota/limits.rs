@@ -3,7 +3,6 @@
 use super::Exceeded;
 use crate::{
     amount::Amount,
-    cause::Resource,
     decide::{Decision, Lack, Need, ScopeState, decide},
     scope::Scope,
 };
@@ -78,17 +77,12 @@ impl Ceiling {
         else {
             return Ok(());
         };
-        let of = |amount: Amount| match resource {
-            Resource::Bytes => amount.bytes,
-            Resource::Objects => amount.objects,
-        };
-        let scope = scope.clone();
         Err(Exceeded::new(
-            scope,
+            scope.clone(),
             resource,
-            of(limit),
-            of(counted),
-            of(need),
+            resource.of(limit),
+            resource.of(counted),
+            resource.of(need),
         ))
     }
 }
@@ -127,6 +121,7 @@ pub struct Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cause::Resource;
 
     fn admit(limits: Limits, counted: Amount, need: Amount) -> Result<(), Resource> {
         Ceiling::from(limits)

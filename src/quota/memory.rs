@@ -160,9 +160,9 @@ impl QuotaSource for MemoryQuota {
         Answer::Now(taken.map(|()| self.hold(scopes, demand)))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
+    fn charge(&self, scopes: &Scopes, change: Change) {
         for scope in scopes {
-            self.adjust(scope, Change::between(Amount::ZERO, amount));
+            self.adjust(scope, change);
         }
     }
 }
@@ -552,7 +552,10 @@ mod tests {
     #[test]
     fn what_is_given_back_too_often_is_no_credit() {
         let quota = MemoryQuota::new(Limits::bytes(100));
-        let delete = |bytes| quota.give_back(&"user:42".into(), Amount::bytes(bytes));
+        let delete = |bytes| {
+            let removed = Change::between(Amount::ZERO, Amount::bytes(bytes));
+            quota.charge(&"user:42".into(), removed);
+        };
         for _ in 0..60 {
             delete(100);
         }

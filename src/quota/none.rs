@@ -30,7 +30,7 @@ impl QuotaSource for NoQuota {
         Answer::Now(Ok(()))
     }
 
-    fn give_back(&self, _: &Scopes, _: Amount) {}
+    fn charge(&self, _: &Scopes, _: Change) {}
 }
 
 /// Holds nothing.

@@ -92,8 +92,8 @@ impl<Q: QuotaSource> QuotaSource for OpenQuota<Q> {
         }
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.inner.give_back(scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        self.inner.charge(scopes, change);
     }
 }
 

@@ -37,12 +37,15 @@ pub trait QuotaSource: Send + Sync + 'static {
     /// is not reserved. If it is less than `demand`, it is ignored.
     fn reserve(&self, scopes: &Scopes, demand: Amount, expected: Amount) -> Answer<Self::Future>;
 
-    /// Subtracts `amount` from the usage of each of `scopes`: the content was removed, or belongs to another scope
-    /// now.
+    /// Changes the usage of each of `scopes` without a hold: content was removed, belongs to another scope now, or was stored
+    /// without a hold.
     ///
-    /// The change has happened, and cannot be refused. Must not block: slow work belongs in a task. A source that
-    /// reads usage where it is counted anyway need not do anything.
-    fn give_back(&self, scopes: &Scopes, amount: Amount);
+    /// The change has happened, and cannot be refused: it is charged even if it exceeds a limit. Must not block: slow work belongs
+    /// in a task, which retries if the source is away. A source that reads usage where it is counted anyway need not do anything.
+    ///
+    /// Content is stored without a hold where [`Outage::Admit`](crate::Outage::Admit) admitted it while this source was away, and
+    /// where its price is [`Price::counted`](crate::Price::counted).
+    fn charge(&self, scopes: &Scopes, change: Change);
 }
 
 /// What a [`QuotaSource`] has reserved for one request. Dropping it releases everything.
@@ -85,7 +88,7 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
         Q::reserve(self, scopes, demand, expected)
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        Q::give_back(self, scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        Q::charge(self, scopes, change);
     }
 }

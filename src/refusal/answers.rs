@@ -12,6 +12,8 @@ pub(crate) struct Answers {
     statuses: HashMap<Cause, StatusCode>,
     retries: HashMap<Cause, Duration>,
     dialects: Vec<Arc<dyn Dialect>>,
+    /// The dialect that is asked after all others.
+    last_dialect: Option<Arc<dyn Dialect>>,
     grpc: Grpc,
     http: Http,
     renderer: Option<Arc<Renderer>>,
@@ -47,6 +49,12 @@ impl Answers {
         self.dialects.push(Arc::new(dialect));
     }
 
+    /// Sets the dialect that comes after all that are added, and before gRPC and HTTP.
+    #[cfg(feature = "webdav")]
+    pub(crate) fn set_last_dialect(&mut self, dialect: impl Dialect) {
+        self.last_dialect = Some(Arc::new(dialect));
+    }
+
     /// Sets how gRPC, gRPC-Web and Connect are answered.
     pub(crate) fn set_grpc(&mut self, grpc: Grpc) {
         self.grpc = grpc;
@@ -65,12 +73,16 @@ impl Answers {
         self.renderer = Some(Arc::new(renderer));
     }
 
-    /// The index of the first user-defined dialect that accepts the request.
+    /// The index of the first dialect that accepts the request, of those that were added.
     pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
         (0..)
-            .zip(&self.dialects)
+            .zip(self.added())
             .find(|(_, dialect)| dialect.hears(head))
             .map(|(index, _)| index)
+    }
+
+    fn added(&self) -> impl Iterator<Item = &Arc<dyn Dialect>> {
+        self.dialects.iter().chain(&self.last_dialect)
     }
 
     /// Whether a user-defined renderer sees every refusal.
@@ -127,7 +139,7 @@ impl Answers {
     fn dialect(&self, asked: &Asked) -> &dyn Dialect {
         let heard = asked
             .dialect
-            .and_then(|index| self.dialects.get(index as usize));
+            .and_then(|index| self.added().nth(index as usize));
         match heard {
             Some(dialect) => &**dialect,
             None if asked.rpc().is_some() => &self.grpc,
@@ -158,7 +170,7 @@ impl fmt::Debug for Answers {
         f.debug_struct("Answers")
             .field("statuses", &self.statuses)
             .field("retries", &self.retries)
-            .field("dialects", &self.dialects.len())
+            .field("dialects", &self.added().count())
             .field("grpc", &self.grpc)
             .field("http", &self.http)
             .field("renderer", &self.renderer.is_some())

@@ -11,7 +11,10 @@ use quick_xml::{
     events::{BytesDecl, BytesText, Event},
 };
 
-use super::{Asked, Dialect, Refusal, negotiate::likes_xml_best};
+use super::{
+    Asked, Dialect, Refusal,
+    negotiate::{asks_for_other_than_xml, likes_xml_best},
+};
 use crate::{cause::Cause, rpc::Rpc};
 
 /// The dialect of WebDAV: a `DAV:error` with the violated condition (RFC 4918, section 16; RFC 4331, section 6).
@@ -28,7 +31,8 @@ use crate::{cause::Cause, rpc::Rpc};
 ///
 /// A 207 Multi-Status of the inner service is not rewritten, with or without this dialect.
 ///
-/// It hears a request that is not a remote procedure call, if one of these identifies WebDAV:
+/// `StorageGuardLayer::webdav` answers in this dialect by itself. Beside other services, where
+/// [`dialect`](crate::StorageGuardLayer::dialect) adds it, it hears a request that is not a remote procedure call, if one of these identifies WebDAV:
 ///
 /// - its method, if WebDAV or one of its extensions defines it;
 /// - a header that only clients of WebDAV send, such as `If`, `Depth`, `Translate` or `X-OC-Mtime`;
@@ -74,6 +78,14 @@ impl Dav {
     /// The namespace of the elements that WebDAV does not define. It never changes.
     // A UUID, because a URL would need a domain that the project owns.
     pub const NAMESPACE: &str = "urn:uuid:4f42084b-3ad2-4500-8dc8-7d0df0566058";
+
+    /// Whether a request to a WebDAV service is answered in this dialect: unless it is a remote procedure call, or its
+    /// `Accept` names a format of [`Http`](super::Http) that has a greater weight than XML.
+    pub(crate) fn is_default_for(head: &Parts) -> bool {
+        let accept = head.headers.get_all(ACCEPT).iter();
+        Rpc::of(&head.method, &head.headers).is_none()
+            && !asks_for_other_than_xml(accept.map(HeaderValue::as_bytes))
+    }
 }
 
 impl Dialect for Dav {

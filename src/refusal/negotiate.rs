@@ -66,26 +66,40 @@ pub(super) fn likes_xml_best<'a, I>(accept: impl Fn() -> I) -> bool
 where
     I: Iterator<Item = &'a [u8]>,
 {
-    const XML: [MediaType; 2] = [("application", "xml"), ("text", "xml")];
-
     // Called for every request, and few name XML.
     if !accept().any(names_xml) {
         return false;
     }
-    let mut best = [None; XML.len() + Format::ALL.len()];
-    for range in ranges(accept()) {
+    let (xml, others) = ranks(accept());
+    xml.into_iter().max() > others.into_iter().max()
+}
+
+/// Whether a client asks for a format of HTTP answers, by the lines of its `Accept`: it names one that has a greater weight than
+/// XML. Most clients accept anything.
+#[cfg(feature = "webdav")]
+pub(super) fn asks_for_other_than_xml<'a>(accept: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (xml, others) = ranks(accept);
+    let is_named = |(_, specificity): &Rank| *specificity > 0;
+    let other = others.into_iter().flatten().filter(is_named).max();
+    other.is_some_and(|other| Some(other) > xml.into_iter().flatten().max())
+}
+
+/// The ranks of the media types of XML, and of the formats of HTTP answers.
+#[cfg(feature = "webdav")]
+fn ranks<'a>(
+    accept: impl Iterator<Item = &'a [u8]>,
+) -> ([Option<Rank>; 2], [Option<Rank>; Format::ALL.len()]) {
+    const XML: [MediaType; 2] = [("application", "xml"), ("text", "xml")];
+
+    let mut xml = [None; XML.len()];
+    let mut others = [None; Format::ALL.len()];
+    for range in ranges(accept) {
         let types = XML.into_iter().chain(Format::ALL.map(Format::media_type));
-        for (best, media_type) in best.iter_mut().zip(types) {
+        for (best, media_type) in xml.iter_mut().chain(&mut others).zip(types) {
             *best = range.says(media_type).max(*best);
         }
-        // Nothing has a greater weight. Browsers give it to `text/html`, which comes first.
-        if best[XML.len()..].contains(&Some((2, 1000))) {
-            return false;
-        }
     }
-    let ranks = best.map(|says| says.and_then(rank));
-    let (xml, others) = ranks.split_at(XML.len());
-    xml.iter().max() > others.iter().max()
+    (xml.map(|says| rank(says?)), others.map(|says| rank(says?)))
 }
 
 /// Whether it contains `/xml`.
@@ -104,8 +118,11 @@ type MediaType = (&'static str, &'static str);
 /// How a range matches a media type: its specificity, and the weight.
 type Says = (u8, u16);
 
+/// A weight, and the specificity of the range that it is from.
+type Rank = (u16, u8);
+
 /// The weight from the best range's match. None if the type is not acceptable.
-fn rank((specificity, weight): Says) -> Option<(u16, u8)> {
+fn rank((specificity, weight): Says) -> Option<Rank> {
     (weight > 0).then_some((weight, specificity))
 }
 

@@ -272,6 +272,9 @@ where
             Err(QuotaError::Unavailable(_)) if self.context.rules.quota_outage == Outage::Admit => {
                 Ok(())
             }
+            Err(QuotaError::Exceeded(exceeded)) => {
+                Err(exceeded.beside(self.state().hold.held).into())
+            }
             Err(error) => Err(error),
         }
     }

@@ -115,16 +115,20 @@ impl<Q> Pending<Q> {
     }
 
     /// Reduces the demand on the quota to what the quota has left, if the length is unknown: the request may need
-    /// less than a grant. False if that does not help.
-    pub(crate) fn makes_do_with_less(&mut self, exceeded: &Exceeded) -> bool {
+    /// less than a grant. False if that does not help; then `exceeded` says what is known of the need.
+    pub(crate) fn makes_do_with_less(&mut self, exceeded: &mut Exceeded) -> bool {
         let demand = &self.terms.demand;
-        let is_grant = demand.bytes().is_none() && demand.expected() == 0;
+        if !demand.has_no_size() || exceeded.resource != Resource::Bytes {
+            return false;
+        }
         let left = exceeded.limit.saturating_sub(exceeded.used);
         let less = left.saturating_add(demand.replaced().bytes);
-        let helps =
-            is_grant && exceeded.resource == Resource::Bytes && left > 0 && less < self.bytes;
+        let helps = less > 0 && less < self.bytes;
         if helps {
             self.bytes = less;
+        } else {
+            let least = in_scopes(demand, 1) - demand.replaced();
+            exceeded.required = least.bytes.max(1);
         }
         helps
     }

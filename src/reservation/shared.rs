@@ -323,13 +323,18 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         }
         if success && !end.outcome.report.is_unfinished {
             for (scopes, amount) in gives_back {
-                self.context.quota.give_back(&scopes, amount);
+                let removed = Change::between(Amount::ZERO, amount);
+                self.context.quota.charge(&scopes, removed);
             }
         }
         if let Some(hook) = hook {
             hook(end.outcome);
         }
         drop(tickets);
+        if success && hold.is_none() && !self.scopes.is_empty() && end.change != Change::ZERO {
+            // It was admitted without one.
+            self.context.quota.charge(&self.scopes, end.change);
+        }
         let hold = hold.filter(|_| success);
         if hold.is_none() {
             self.context.rules.quota_queue.notify();
@@ -343,7 +348,8 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         // The service may write more than the body.
         let received = match self.charges_reserved {
             true => self.meter.reserved(),
-            false => read.saturating_add(self.demand.copied()),
+            false if self.demand.stores_body() => read.saturating_add(self.demand.copied()),
+            false => self.demand.copied(),
         };
         let stored = match success {
             true => state.report.stored.unwrap_or(received),
@@ -478,7 +484,8 @@ where
 
     fn give_back(&self, amount: Amount) {
         if !amount.is_zero() && !self.scopes.is_empty() {
-            self.context.quota.give_back(&self.scopes, amount);
+            let change = Change::between(Amount::ZERO, amount);
+            self.context.quota.charge(&self.scopes, change);
         }
     }
 

@@ -155,8 +155,7 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
         }))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        let change = Change::between(Amount::ZERO, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
         drop(self.adjust(scopes.clone(), change));
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode, header::ACCEPT};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -302,11 +302,10 @@ async fn a_refusal_names_the_collection_limit() {
     let server = Server::new(&[("photos", Limits::bytes(100))]);
     server.collections.rescan().await.unwrap();
     let body = async |server: &Server| {
-        let answer = server
-            .service()
-            .oneshot(put("photos/a", 101))
-            .await
-            .unwrap();
+        let mut upload = put("photos/a", 101);
+        let json = HeaderValue::from_static("application/json");
+        upload.headers_mut().insert(ACCEPT, json);
+        let answer = server.service().oneshot(upload).await.unwrap();
         assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         serde_json::from_slice::<Value>(&body).unwrap()
@@ -454,7 +453,7 @@ async fn a_scan_disturbed_by_requests_is_discarded() {
     );
     sender.send(Amount::bytes(30)).unwrap();
     begun(4).await;
-    collections.give_back(&scopes, Amount::bytes(5));
+    collections.charge(&scopes, Change::between(Amount::ZERO, Amount::bytes(5)));
     sender.send(Amount::bytes(28)).unwrap();
     begun(5).await;
     assert_eq!(collections.usage("a").unwrap().used, Amount::bytes(25));
@@ -752,12 +751,12 @@ async fn deletes_do_not_keep_a_collection_out_of_service() {
     let start = Instant::now();
     while collections.usage("a").is_none() {
         assert!(start.elapsed() < Duration::from_secs(20));
-        collections.give_back(&scopes, Amount::ZERO);
+        collections.charge(&scopes, Change::between(Amount::ZERO, Amount::ZERO));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // No busy loop in any case.
     while start.elapsed() < Duration::from_secs(1) {
-        collections.give_back(&scopes, Amount::ZERO);
+        collections.charge(&scopes, Change::between(Amount::ZERO, Amount::ZERO));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(measured.load(SeqCst) <= 7);

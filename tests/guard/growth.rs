@@ -8,16 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use test_support::{
     disk::Disk,
     service::{USER, chunked, full, layer, put, read_all},
 };
 use tokio::{sync::oneshot, time::timeout};
-use tower::{Layer, service_fn};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Demand, Refused, Scope, Scopes, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
+    refusal::Refusal,
 };
 
 use crate::by_hand::{ByHand, HOUR, Inside, asking, begin, in_time, send};
@@ -393,7 +396,76 @@ async fn the_scope_that_is_full_is_named() {
     let figures = refusal.figures().unwrap();
     assert_eq!(
         (figures.limit, figures.used, figures.required),
-        (1_200, 1_200, 1)
+        (1_200, 900, 301)
     );
     assert!(refusal.is_temporary());
+}
+
+/// Whatever is full, and however the rest of the guard is set up.
+#[tokio::test]
+async fn an_empty_body_without_a_length_fits() {
+    let quota = MemoryQuota::new(Limits::bytes(100).objects(2));
+    quota.set_used(USER, Amount::bytes(100));
+    let full_quota = StorageGuardLayer::quota_only(quota.clone()).scope_by(|_| USER);
+    let full_disk = StorageGuardLayer::new(Disk::new(0).volume()).scope_by(|_| Scopes::NONE);
+    let full_disk = full_disk.patience(Duration::from_millis(50));
+    for content in [chunked(0, 1), chunked(2, 0)] {
+        assert_eq!(
+            send(full_quota.clone().layer(service_fn(read_all)), put(content)).await,
+            201
+        );
+    }
+    assert_eq!(quota.usage(USER).used, Amount::new(100, 2));
+    // It still is an object.
+    let third = put(chunked(0, 1));
+    assert_eq!(
+        send(full_quota.clone().layer(service_fn(read_all)), third).await,
+        507
+    );
+    for (content, status) in [(chunked(0, 1), 201), (chunked(1, 1), 507)] {
+        assert_eq!(
+            send(full_disk.clone().layer(service_fn(read_all)), put(content)).await,
+            status
+        );
+    }
+    // Reading it would ask for it: the client waits for `100 Continue`.
+    let mut waits = put(chunked(0, 1));
+    waits
+        .headers_mut()
+        .insert("expect", "100-continue".parse().unwrap());
+    assert_eq!(
+        send(full_disk.layer(service_fn(read_all)), waits).await,
+        507
+    );
+}
+
+/// What the client is told of a body without a length: what is known of it, and what others use.
+#[tokio::test]
+async fn figures_state_what_is_known() {
+    let silent = || {
+        let body = futures_util::stream::pending::<std::io::Result<Frame<Bytes>>>();
+        StreamBody::new(body).boxed_unsync()
+    };
+    for (used, content, required) in [
+        // Nothing is left, and the first data is larger than one byte.
+        (100, chunked(5, 7), 7),
+        (100, silent(), 1),
+        // 40 bytes are reserved when the seventh frame comes.
+        (60, chunked(9, 7), 42),
+    ] {
+        let quota = MemoryQuota::new(Limits::bytes(100));
+        quota.set_used(USER, Amount::bytes(used));
+        let layer = StorageGuardLayer::quota_only(quota).scope_by(|_| USER);
+        let layer = layer.patience(Duration::from_millis(50));
+        let service = layer.layer(service_fn(read_all));
+        let answer = in_time(service.oneshot(put(content))).await.unwrap();
+        assert_eq!(answer.status(), 507);
+        let refusal = answer.extensions().get::<Refusal>().unwrap();
+        let figures = refusal.figures().unwrap();
+        assert_eq!(
+            (figures.limit, figures.used, figures.required),
+            (100, used, required)
+        );
+        assert!(figures.limit - figures.used < figures.required);
+    }
 }

@@ -29,7 +29,7 @@ use tower_storage_guard::{
     Amount, Demand, MeteredBody, Outage, Refused, Reservation, ResponseBody, Scope, Scopes,
     StorageGuardLayer,
     fault::{Cause, Classifier, Fault, Resource, Source, Verdict},
-    quota::{Answer, Limits, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn},
+    quota::{Answer, Change, Limits, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn},
     refusal::{Refusal, RefusalKind},
 };
 
@@ -533,7 +533,7 @@ async fn a_quota_source_that_is_away_is_503_or_let_in() {
             }
         }
 
-        fn give_back(&self, _: &Scopes, _: Amount) {}
+        fn charge(&self, _: &Scopes, _: Change) {}
     }
     for (outage, status) in [(Outage::Refuse, 503), (Outage::Admit, 201)] {
         for scope in ["slow", "failing"] {

@@ -22,9 +22,6 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     MeteredBody, Outage, Probe, Reading, Reservation, StorageGuardLayer, Volume,
-    dav::{Folder, WebDav},
-    quota::NoQuota,
-    setup::Charges,
     volume::VolumeBuilder,
 };
 
@@ -309,72 +306,83 @@ async fn a_probe_that_takes_long_refuses_no_price() {
     }
 }
 
-/// How many requests arrive while it hangs.
-const MANY: usize = 600;
-
-/// Requests that are priced by what is on the filesystem hang with it no more than others, and cost one thread.
-#[test]
-#[ignore = "mounts filesystems: run by `make test`"]
-fn a_filesystem_that_hangs_under_webdav() {
-    with_own_mounts(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let switch = Switch::new();
-        let fuse = fuser::spawn_mount(switch.clone(), folder.path(), &fuser::Config::default());
-        let fuse = fuse.expect("/dev/fuse is needed");
-        let volume = often().open(folder.path()).unwrap();
-        let layer = StorageGuardLayer::new(volume.clone())
-            .patience(PATIENCE)
-            .webdav(WebDav::new(Folder::new(folder.path())));
-        in_runtime(prices_do_not_hang(layer, volume, switch));
-        unmount(folder.path());
-        fuse.join().unwrap();
-    });
-}
-
-async fn prices_do_not_hang<P: Charges<NoQuota>>(
-    layer: StorageGuardLayer<NoQuota, P>,
-    volume: Volume,
-    switch: Switch,
-) {
-    let _end = FineInTheEnd(switch.clone());
-    let service = layer.layer(service_fn(async |_: Request<MeteredBody<Full<Bytes>>>| {
-        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
-    }));
-    let send = |method: &str, number: usize| {
-        let request = Request::builder().method(method).uri(format!("/{number}"));
-        let call = service
-            .clone()
-            .oneshot(request.body(Full::default()).unwrap());
-        async move {
-            let start = Instant::now();
-            (call.await.unwrap().status().as_u16(), start.elapsed())
-        }
+#[cfg(feature = "webdav")]
+mod under_webdav {
+    use tower_storage_guard::{
+        dav::{Folder, WebDav},
+        quota::NoQuota,
+        setup::Charges,
     };
-    assert_eq!(send("PUT", 0).await.0, 200);
-    let before = threads();
-    switch.set(Mood::Hangs);
-    eventually("stuck", || switch.stuck() == 1).await;
-    // Half of them while it is not known yet.
-    for half in [0..MANY / 2, MANY / 2..MANY] {
-        let puts = futures_util::future::join_all(half.map(|number| send("PUT", number))).await;
-        for (status, took) in puts {
-            assert_eq!(status, 503);
-            assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
-        }
-        // One measurement hangs, and the others wait for it.
-        assert!(threads() <= before + 1, "{} of {before}", threads());
-        let (status, took) = send("DELETE", 0).await;
-        assert_eq!(status, 200);
-        assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
-        assert_eq!(switch.stuck(), 1);
-    }
-    switch.set(Mood::Fine);
-    eventually("recovered", || volume.status().age < PATIENCE / 2).await;
-    assert_eq!(send("PUT", 0).await.0, 200);
-}
 
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
+    use super::*;
+
+    /// How many requests arrive while it hangs.
+    const MANY: usize = 600;
+
+    /// Requests that are priced by what is on the filesystem hang with it no more than others, and cost one thread.
+    #[test]
+    #[ignore = "mounts filesystems: run by `make test`"]
+    fn a_filesystem_that_hangs_under_webdav() {
+        with_own_mounts(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let switch = Switch::new();
+            let fuse = fuser::spawn_mount(switch.clone(), folder.path(), &fuser::Config::default());
+            let fuse = fuse.expect("/dev/fuse is needed");
+            let volume = often().open(folder.path()).unwrap();
+            let layer = StorageGuardLayer::new(volume.clone())
+                .patience(PATIENCE)
+                .webdav(WebDav::new(Folder::new(folder.path())));
+            in_runtime(prices_do_not_hang(layer, volume, switch));
+            unmount(folder.path());
+            fuse.join().unwrap();
+        });
+    }
+
+    async fn prices_do_not_hang<P: Charges<NoQuota>>(
+        layer: StorageGuardLayer<NoQuota, P>,
+        volume: Volume,
+        switch: Switch,
+    ) {
+        let _end = FineInTheEnd(switch.clone());
+        let service = layer.layer(service_fn(async |_: Request<MeteredBody<Full<Bytes>>>| {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        }));
+        let send = |method: &str, number: usize| {
+            let request = Request::builder().method(method).uri(format!("/{number}"));
+            let call = service
+                .clone()
+                .oneshot(request.body(Full::default()).unwrap());
+            async move {
+                let start = Instant::now();
+                (call.await.unwrap().status().as_u16(), start.elapsed())
+            }
+        };
+        assert_eq!(send("PUT", 0).await.0, 200);
+        let before = threads();
+        switch.set(Mood::Hangs);
+        eventually("stuck", || switch.stuck() == 1).await;
+        // Half of them while it is not known yet.
+        for half in [0..MANY / 2, MANY / 2..MANY] {
+            let puts = futures_util::future::join_all(half.map(|number| send("PUT", number))).await;
+            for (status, took) in puts {
+                assert_eq!(status, 503);
+                assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
+            }
+            // One measurement hangs, and the others wait for it.
+            assert!(threads() <= before + 1, "{} of {before}", threads());
+            let (status, took) = send("DELETE", 0).await;
+            assert_eq!(status, 200);
+            assert!(took < 3 * PATIENCE + AT_ONCE, "{took:?}");
+            assert_eq!(switch.stuck(), 1);
+        }
+        switch.set(Mood::Fine);
+        eventually("recovered", || volume.status().age < PATIENCE / 2).await;
+        assert_eq!(send("PUT", 0).await.0, 200);
+    }
+
+    fn threads() -> usize {
+        std::fs::read_dir("/proc/self/task").unwrap().count()
+    }
 }
 
 /// The probing threads of this process. Linux keeps 15 characters of a thread's name.

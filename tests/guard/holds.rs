@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use tokio::time::sleep;
 use tower_storage_guard::{
     Amount, Scopes,
-    dav::{CollectionQuota, Folder},
     quota::{
         AnyQuota, Change, Limits, MemoryQuota, OpenQuota, Quota, QuotaError, QuotaHold,
         QuotaSource, quota_fn,
@@ -146,15 +145,6 @@ async fn sources() -> Vec<Source> {
         limits,
         used: Amount::ZERO,
     };
-    let folder = tempfile::tempdir().unwrap();
-    let collections = CollectionQuota::builder(Folder::new(folder.path()))
-        // The folder itself is an object too.
-        .limit("", limits.objects(LIMIT.objects + 1))
-        .unwrap()
-        .rescan_every(Duration::MAX)
-        .build();
-    collections.rescan().await.unwrap();
-    let in_collection = collections.scopes("a");
     #[allow(unused_mut, reason = "not every feature is there")]
     let mut sources = vec![
         Source::new("memory", MemoryQuota::new(limits), scopes()),
@@ -166,13 +156,26 @@ async fn sources() -> Vec<Source> {
                 scopes(),
             )
         },
-        Source::new("collections", collections, in_collection),
         Source::new(
             "open over memory",
             OpenQuota::new(Limits::UNLIMITED).over(MemoryQuota::new(limits)),
             scopes(),
         ),
     ];
+    #[cfg(feature = "webdav")]
+    {
+        use tower_storage_guard::dav::{CollectionQuota, Folder};
+        let folder = tempfile::tempdir().unwrap();
+        let collections = CollectionQuota::builder(Folder::new(folder.path()))
+            // The folder itself is an object too.
+            .limit("", limits.objects(LIMIT.objects + 1))
+            .unwrap()
+            .rescan_every(Duration::MAX)
+            .build();
+        collections.rescan().await.unwrap();
+        let in_collection = collections.scopes("a");
+        sources.push(Source::new("collections", collections, in_collection));
+    }
     #[cfg(feature = "conformance")]
     {
         use tower_storage_guard::store::{LeasedQuota, StoredQuota, conformance::ReferenceStore};

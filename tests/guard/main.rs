@@ -9,6 +9,7 @@ mod by_hand;
 mod bypasses;
 #[cfg(feature = "axum")]
 mod clients_that_leave;
+#[cfg(feature = "webdav")]
 mod collections;
 mod cuts;
 mod dialects;
@@ -31,3 +32,5 @@ mod soak;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;
+#[cfg(all(feature = "webdav", target_os = "linux"))]
+mod webdav;

@@ -1,28 +1,14 @@
 //! Prices of requests that concern more than their own body.
 
-use std::{convert::Infallible, io};
-#[cfg(target_os = "linux")]
-use std::{
-    fs,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, io, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use test_support::disk::Disk;
-#[cfg(target_os = "linux")]
-use test_support::mounts::{in_runtime, tmpfs, unmount, with_own_mounts};
-use test_support::service::{Content, Incoming, full, read_all};
+use test_support::service::{Content, Incoming, chunked, full, read_all};
 use tower::{Layer, ServiceExt, service_fn};
-#[cfg(target_os = "linux")]
-use tower_storage_guard::dav::{Depth, Folder, Tree, Walk, WebDav};
 use tower_storage_guard::{
-    Amount, Demand, Price, Scopes, StorageGuardLayer, Volume,
-    quota::{Answer, Limits, MemoryQuota, QuotaError, QuotaSource},
+    Amount, Demand, Outage, Price, Scopes, StorageGuardLayer, Volume,
+    quota::{Answer, Change, Limits, MemoryQuota, QuotaError, QuotaSource},
 };
 
 const ANN: &str = "user:ann";
@@ -40,19 +26,34 @@ async fn send<Q>(volume: &Volume, quota: Q, price: impl Into<Price>, status: u16
 where
     Q: QuotaSource + Clone + Send + Sync + 'static,
 {
-    let price = price.into();
+    answered(volume, quota, price.into(), full(0), status).await
+}
+
+/// Sends a body of this many bytes, without a length.
+async fn send_body<Q>(volume: &Volume, quota: Q, price: Price, bytes: usize) -> u16
+where
+    Q: QuotaSource + Clone + Send + Sync + 'static,
+{
+    answered(volume, quota, price, chunked(bytes, 1), 201).await
+}
+
+async fn answered<Q>(volume: &Volume, quota: Q, price: Price, content: Content, status: u16) -> u16
+where
+    Q: QuotaSource + Clone + Send + Sync + 'static,
+{
     let layer = StorageGuardLayer::new(volume.clone())
         .quota(quota)
         .applies_when(|_| true)
         // The price names them.
         .scope_by(|_| Scopes::NONE)
+        .patience(Duration::from_millis(20))
         .price_by(move |_, _| price.clone());
     let service = layer.layer(service_fn(move |request: Request<Incoming>| async move {
         let mut answer = read_all(request).await?;
         *answer.status_mut() = StatusCode::from_u16(status).unwrap();
         Ok::<_, Infallible>(answer)
     }));
-    let request: Request<Content> = Request::builder().body(full(0)).unwrap();
+    let request: Request<Content> = Request::builder().body(content).unwrap();
     let answer: Response<_> = service.oneshot(request).await.unwrap();
     answer.status().as_u16()
 }
@@ -114,9 +115,124 @@ impl QuotaSource for Away {
         Answer::Now(Err(QuotaError::Unavailable(down.into())))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.0.give_back(scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        self.0.charge(scopes, change);
     }
+}
+
+#[tokio::test]
+async fn what_is_free_is_never_refused_and_never_charged() {
+    let (volume, quota) = (Disk::new(0).volume(), quota());
+    quota.set_used(ANN, Amount::new(100, 10));
+    for price in [Price::free(), Price::free().charged_to(ANN)] {
+        assert_eq!(
+            send_body(&volume, quota.clone(), price.clone(), 1_000).await,
+            201
+        );
+        assert_eq!(
+            send_body(&volume, Away(quota.clone()), price, 1_000).await,
+            201
+        );
+    }
+    assert_eq!(quota.usage(ANN).used, Amount::new(100, 10));
+}
+
+#[tokio::test]
+async fn what_is_only_counted_is_never_refused_and_charged_beyond_limits() {
+    let (volume, quota) = (Disk::new(0).volume(), quota());
+    quota.set_used(ANN, Amount::new(90, 10));
+    let counted = |demand| Price::counted(demand).charged_to(ANN);
+    assert_eq!(
+        send_body(&volume, quota.clone(), counted(Demand::known(1_000)), 1_000).await,
+        201
+    );
+    assert_eq!(quota.usage(ANN).used, Amount::new(1_090, 11));
+    // Others are refused, and it goes on; also while the source cannot decide.
+    let refused = Price::from(Demand::known(1)).charged_to(ANN);
+    assert_eq!(send_body(&volume, quota.clone(), refused, 1).await, 507);
+    assert_eq!(
+        send_body(&volume, Away(quota.clone()), counted(Demand::unknown()), 7).await,
+        201
+    );
+    assert_eq!(quota.usage(ANN).used, Amount::new(1_097, 12));
+    // What it replaces is taken off, and what fails is not counted.
+    let smaller = Demand::known(5).with_objects(0).replacing(Amount::bytes(7));
+    assert_eq!(
+        send_body(&volume, quota.clone(), counted(smaller), 5).await,
+        201
+    );
+    assert_eq!(quota.usage(ANN).used, Amount::new(1_095, 12));
+    assert_eq!(
+        send(&volume, quota.clone(), counted(Demand::known(0)), 500).await,
+        500
+    );
+    let usage = quota.usage(ANN);
+    assert_eq!(
+        (usage.used, usage.held),
+        (Amount::new(1_095, 12), Amount::ZERO)
+    );
+    Disk::until_settled(&volume).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_stored_is_not_bounded() {
+    let (volume, quota) = (Disk::new(10).volume(), quota());
+    quota.set_used(ANN, Amount::bytes(95));
+    for (demand, used) in [
+        (Demand::known(1_000).without_body(), Some((95, 1))),
+        (Demand::unknown().without_body(), Some((95, 1))),
+        // What the service writes beside it is.
+        (
+            Demand::known(1_000)
+                .copying(Amount::bytes(5))
+                .without_body(),
+            Some((100, 1)),
+        ),
+        (
+            Demand::nothing().without_body().copying(Amount::bytes(6)),
+            None,
+        ),
+    ] {
+        let quota = quota.clone();
+        quota.set_used(ANN, Amount::bytes(95));
+        let price = Price::from(demand).charged_to(ANN);
+        let status = send_body(&volume, quota.clone(), price, 1_000).await;
+        assert_eq!(status, if used.is_some() { 201 } else { 507 }, "{demand:?}");
+        let (bytes, objects) = used.unwrap_or((95, 0));
+        assert_eq!(
+            quota.usage(ANN).used,
+            Amount::new(bytes, objects),
+            "{demand:?}"
+        );
+    }
+}
+
+/// What is stored during an outage that admits it is charged to the source, and when it is back it decides with that.
+#[tokio::test]
+async fn what_an_outage_admits_is_charged() {
+    let (volume, quota) = (Disk::new(1 << 20).volume(), quota());
+    let service = |status| {
+        let layer = StorageGuardLayer::new(volume.clone())
+            .quota(Away(quota.clone()))
+            .quota_outage(Outage::Admit)
+            .scope_by(|_| Scopes::from([ANN, BOB]));
+        layer.layer(service_fn(move |request: Request<Incoming>| async move {
+            let mut answer = read_all(request).await?;
+            *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+            Ok::<_, Infallible>(answer)
+        }))
+    };
+    let put = |content| Request::put("/").body(content).unwrap();
+    for (content, status) in [(full(60), 201), (chunked(6, 10), 201), (full(60), 500)] {
+        let answer = service(status).oneshot(put(content)).await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+    }
+    for scope in [ANN, BOB] {
+        assert_eq!(quota.usage(scope).used, Amount::new(120, 2));
+        assert_eq!(quota.usage(scope).held, Amount::ZERO);
+    }
+    let back = Price::from(Demand::known(1)).charged_to(ANN);
+    assert_eq!(send_body(&volume, quota.clone(), back, 1).await, 507);
 }
 
 #[tokio::test]
@@ -129,91 +245,4 @@ async fn a_removal_is_never_refused() {
     assert_eq!(quota.usage(ANN).used, Amount::new(200, 10));
     assert_eq!(send(&volume, source, delete(), 204).await, 204);
     assert_eq!(quota.usage(ANN).used, Amount::new(50, 6));
-}
-
-/// How many COPYs of a large tree come at once, and of how many files.
-#[cfg(target_os = "linux")]
-const COPIES: usize = 200;
-#[cfg(target_os = "linux")]
-const FILES: usize = 40_000;
-
-/// In a process of its own, whose threads are counted.
-#[cfg(target_os = "linux")]
-#[test]
-#[ignore = "has mounts of its own: run by `make test`"]
-fn copies_of_a_large_tree_delay_no_upload() {
-    with_own_mounts(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = tmpfs(folder.path(), "size=64m");
-        for place in 0..COPIES {
-            let folder = disk.join(format!("all/{place}"));
-            fs::create_dir_all(&folder).unwrap();
-            for file in 0..FILES / COPIES {
-                fs::File::create(folder.join(file.to_string())).unwrap();
-            }
-        }
-        in_runtime(are_priced_beside_uploads(&disk));
-        unmount(&disk);
-    });
-}
-
-#[cfg(target_os = "linux")]
-async fn are_priced_beside_uploads(disk: &Path) {
-    /// Counts what is measured.
-    struct Counted(Folder, Arc<AtomicUsize>);
-
-    impl Tree for Counted {
-        fn measure(
-            &self,
-            path: &Path,
-            depth: Depth,
-            walk: &Walk<'_>,
-        ) -> io::Result<Option<Amount>> {
-            self.1.fetch_add(1, Ordering::Relaxed);
-            self.0.measure(path, depth, walk)
-        }
-    }
-
-    let measured = Arc::new(AtomicUsize::new(0));
-    let tree = Counted(Folder::new(disk), Arc::clone(&measured));
-    let layer = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::UNLIMITED));
-    let service = layer.webdav(WebDav::new(tree)).layer(service_fn(read_all));
-    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
-    let before = threads();
-    let send = |method: &str, path: String, to: String| {
-        let request = Request::builder().method(method).uri(path);
-        let request = request.header("destination", to).body(full(0)).unwrap();
-        let answer = service.clone().oneshot(request);
-        tokio::spawn(async { answer.await.unwrap().status().as_u16() })
-    };
-    // Half of them of the whole, and half of its parts.
-    let copies: Vec<_> = (0..COPIES)
-        .map(|number| match number % 2 {
-            0 => send("COPY", "/all".into(), format!("/copy{number}")),
-            _ => send("COPY", format!("/all/{number}"), format!("/copy{number}")),
-        })
-        .collect();
-    let mut most = 0;
-    for number in 0..20 {
-        let start = Instant::now();
-        assert_eq!(
-            send("PUT", format!("/{number}"), "/".into()).await.unwrap(),
-            201
-        );
-        assert!(
-            start.elapsed() < Duration::from_secs(4),
-            "{:?}",
-            start.elapsed()
-        );
-        most = most.max(threads());
-    }
-    for copy in copies {
-        assert_eq!(copy.await.unwrap(), 201);
-        most = most.max(threads());
-    }
-    // Four measure, and one that has just ended may not be idle yet when the next begins.
-    assert!(most <= before + 12, "{most} threads, {before} before");
-    // The whole twice, each part once, and what is at each destination.
-    let measured = measured.load(Ordering::Relaxed);
-    assert!(measured <= 2 + COPIES / 2 + COPIES + 20, "{measured}");
 }

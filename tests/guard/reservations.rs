@@ -29,7 +29,7 @@ use tower_storage_guard::{
     Scope, Scopes, StorageGuardLayer, TryReserveError, Volume,
     fault::Cause,
     quota::{
-        Answer, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn,
+        Answer, Change, Limits, MemoryHold, MemoryQuota, Quota, QuotaError, QuotaSource, quota_fn,
         quota_future,
     },
 };
@@ -151,7 +151,7 @@ impl QuotaSource for Silent {
         Answer::Later(Box::pin(pending()))
     }
 
-    fn give_back(&self, _: &Scopes, _: Amount) {}
+    fn charge(&self, _: &Scopes, _: Change) {}
 }
 
 #[tokio::test(start_paused = true)]

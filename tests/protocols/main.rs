@@ -21,4 +21,5 @@ mod trailers;
 mod upload_answers;
 #[cfg(feature = "axum")]
 mod upload_protocols;
+#[cfg(feature = "webdav")]
 mod webdav;

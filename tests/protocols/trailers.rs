@@ -56,8 +56,8 @@ impl QuotaSource for Slow {
         Answer::Later(async { Ok(SlowHold(held.await?, slow)) }.boxed())
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.quota.give_back(scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        self.quota.charge(scopes, change);
     }
 }
 

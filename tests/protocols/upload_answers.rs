@@ -818,8 +818,8 @@ impl QuotaSource for Panicking {
         Answer::Now(reserved.map(|hold| PanickingHold { hold, is_bad }))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        self.0.give_back(scopes, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
+        self.0.charge(scopes, change);
     }
 }
 

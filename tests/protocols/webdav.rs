@@ -1,8 +1,9 @@
 //! The cost of WebDAV requests, for any service.
 
-use std::{convert::Infallible, fs, path::Path};
+use std::{convert::Infallible, fs, path::Path, time::Duration};
 
-use http::{Request, StatusCode};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, request};
 use tempfile::TempDir;
 use test_support::disk::Disk;
 use test_support::service::{Content, Incoming, chunked, full, read_all};
@@ -11,7 +12,81 @@ use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
     dav::{Depth, Folder, Tree, Walk, WebDav},
     quota::{Limits, MemoryQuota, Usage},
+    refusal::{Asked, Dialect, Refusal},
 };
+
+/// Whatever the method, the client and the prefix are.
+#[tokio::test]
+async fn refusals_are_in_the_dialect_of_webdav_unless_another_is_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a"), [0; 10]).unwrap();
+    let volume = Disk::new(0).volume();
+    let guard = |prefix| {
+        let dav = WebDav::new(Folder::new(root.path())).prefix(prefix);
+        let layer = StorageGuardLayer::new(volume.clone()).patience(Duration::ZERO);
+        layer.webdav(dav).layer(service_fn(read_all))
+    };
+    let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    let (xml, json, html) = (
+        "application/xml; charset=\"utf-8\"",
+        "application/json",
+        "text/html; charset=utf-8",
+    );
+    for (prefix, method, path, accept, form) in [
+        ("", "PUT", "/b", "*/*", xml),
+        ("", "PUT", "/b", "image/png", xml),
+        ("", "PUT", "/b", "application/xml, application/json", xml),
+        ("", "PUT", "/b", "application/json", json),
+        ("", "PUT", "/b", "application/json, text/plain, */*", json),
+        ("", "POST", "/b", browser, html),
+        ("", "MKCOL", "/b", "*/*", xml),
+        ("", "PUT", "/a%00", "*/*", xml),
+        ("/dav", "PUT", "/dav/b", "*/*", xml),
+        ("/dav", "PUT", "/%64av/b", "*/*", xml),
+        // Another service's.
+        ("/dav", "PUT", "/b", "*/*", json),
+        ("/dav", "MKCOL", "/b", "*/*", xml),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("accept", accept);
+        let answer = guard(prefix)
+            .oneshot(request.body(full(5)).unwrap())
+            .await
+            .unwrap();
+        let status = if path == "/a%00" { 400 } else { 507 };
+        assert_eq!(answer.status(), status, "{method} {path}");
+        assert_eq!(
+            answer.headers()["content-type"],
+            form,
+            "{method} {path} {accept}"
+        );
+    }
+    // A dialect of the user's own comes first, wherever it is added.
+    let dav = WebDav::new(Folder::new(root.path()));
+    let own = StorageGuardLayer::new(volume.clone()).patience(Duration::ZERO);
+    let own = own.webdav(dav).dialect(Own).layer(service_fn(read_all));
+    let answer = own
+        .oneshot(Request::put("/b").body(full(5)).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 418);
+}
+
+struct Own;
+
+impl Dialect for Own {
+    fn hears(&self, _: &request::Parts) -> bool {
+        true
+    }
+
+    fn render(&self, _: &Refusal, _: &Asked) -> Response<Bytes> {
+        let mut answer = Response::default();
+        *answer.status_mut() = StatusCode::IM_A_TEAPOT;
+        answer
+    }
+}
 
 /// A tree, and quotas of 100 bytes for each of its top folders.
 struct Server {
@@ -333,8 +408,46 @@ async fn a_lock_creates_a_missing_resource() {
     // The quota is full, and existing files can be locked in order to be overwritten.
     server.set_available(0).await;
     assert_eq!(server.send("LOCK", "/ann/a", &[], 1_000, 200).await, 200);
-    assert_eq!(server.send("LOCK", "/ann/more", &[], 10, 201).await, 507);
-    assert_eq!(server.used("ann"), (100, 5));
+    // Its body describes the lock, and the new file is empty.
+    assert_eq!(server.send("LOCK", "/ann/more", &[], 10, 201).await, 201);
+    assert_eq!(server.used("ann"), (100, 6));
+    let limits = Limits::bytes(100).objects(6);
+    server.quota.set_limits("ann", limits);
+    assert_eq!(server.send("LOCK", "/ann/third", &[], 10, 201).await, 507);
+    assert_eq!(server.used("ann"), (100, 6));
+}
+
+/// Of a service that keeps no properties: the lengths of bodies that it does not store do not matter.
+#[tokio::test]
+async fn a_body_that_is_not_stored_costs_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a"), [0; 10]).unwrap();
+    let quota = MemoryQuota::new(Limits::bytes(10).objects(2));
+    quota.set_used("user", Amount::new(10, 1));
+    let dav = WebDav::new(Folder::new(root.path())).scope_by(|_, _| "user");
+    let layer = StorageGuardLayer::new(Disk::new(0).volume()).quota(quota.clone());
+    let service = layer
+        .webdav(dav.stores_body_when(|_| false))
+        .layer(service_fn(read_all));
+    let send = async |method: &str, path: &str, content: Content| {
+        let request = Request::builder().method(method).uri(path).body(content);
+        let answer = service.clone().oneshot(request.unwrap()).await.unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!(send("PROPPATCH", "/a", full(1_000)).await, 201);
+    assert_eq!(send("PROPPATCH", "/a", chunked(100, 10)).await, 201);
+    assert_eq!(quota.usage("user").used, Amount::new(10, 1));
+    // It makes a collection, and its body sets properties.
+    assert_eq!(send("MKCOL", "/b", full(1_000)).await, 201);
+    assert_eq!(quota.usage("user").used, Amount::new(10, 2));
+    assert_eq!(send("MKCOL", "/c", full(0)).await, 507);
+    // Content is content.
+    assert_eq!(send("PUT", "/a", full(11)).await, 507);
+    assert_eq!(quota.usage("user"), {
+        let mut usage = Usage::default();
+        (usage.limits, usage.used) = (Limits::bytes(10).objects(2), Amount::new(10, 2));
+        usage
+    });
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ async fn stop_at(step: &str, folder: &Folder) {
     }
     let _lock = (step == "noted").then(|| lock(folder));
     let charge = hold.commit(bytes(20));
-    quota.give_back(&scopes, Amount::bytes(3));
+    quota.charge(&scopes, Change::between(Amount::ZERO, Amount::bytes(3)));
     match step {
         "charged" => {}
         "noted" => {
@@ -382,6 +382,60 @@ async fn charges_outlive_their_process_while_postgresql_is_away() {
     all_is_settled(&quota).await;
     assert_eq!(figures(quota.store(), "user").await, (234, 0));
     assert_eq!(figures(quota.store(), "tenant").await, (200, 0));
+}
+
+/// The store is away when the requests are admitted, and knows of them once it is back.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn what_an_outage_of_postgresql_admits_is_charged_when_it_is_back() {
+    use test_support::postgres::Server;
+    use tower_storage_guard::{Demand, Guard, Outage};
+
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, mut server) = (Folder(temporary.path().into()), Server::new());
+    let stored = over(server.store(), folder.journal());
+    // The store has been reached before.
+    stored.usage("user").await.unwrap();
+    let guard = |admits| {
+        let guard = Guard::quota_only(stored.clone());
+        guard
+            .quota_timeout(Duration::from_millis(300))
+            .quota_outage(admits)
+    };
+    server.kill();
+    let refused = guard(Outage::Refuse)
+        .reserve("user", Demand::known(60))
+        .await;
+    assert!(refused.is_err());
+    let leased = LeasedQuota::new(stored.clone());
+    let by_lease = Guard::quota_only(leased).quota_timeout(Duration::from_millis(300));
+    for demand in [Demand::known(60), Demand::known(70)] {
+        let job = guard(Outage::Admit)
+            .reserve(["user", "tenant"], demand)
+            .await;
+        job.unwrap().commit().await;
+        let by_lease = by_lease.clone().quota_outage(Outage::Admit);
+        let job = by_lease.reserve("leased", demand).await;
+        job.unwrap().commit().await;
+    }
+    // One that is released is not charged.
+    drop(
+        guard(Outage::Admit)
+            .reserve("user", Demand::known(5))
+            .await
+            .unwrap(),
+    );
+    all_is_journaled(&stored).await;
+    server.start();
+    all_is_settled(&stored).await;
+    for scope in ["user", "tenant", "leased"] {
+        assert_eq!(figures(stored.store(), scope).await, (130, 0), "{scope}");
+    }
+    let refused = guard(Outage::Refuse)
+        .reserve("user", Demand::known(1))
+        .await;
+    assert_eq!(refused.unwrap_err().reason().as_str(), "quota_exceeded");
 }
 
 #[cfg(target_os = "linux")]

@@ -229,7 +229,10 @@ async fn a_change_of_owner_leaves_nothing_behind() {
     for _ in 0..40 {
         store(&quota, "user", 1_000).await;
     }
-    quota.give_back(&"user".into(), Amount::bytes(500));
+    quota.charge(
+        &"user".into(),
+        Change::between(Amount::ZERO, Amount::bytes(500)),
+    );
     let hold = take(&quota, "user", 100).await.unwrap();
     quota.settled().await;
     assert_eq!(figures(&*reference, "user").await, (39_500, 100));
@@ -304,7 +307,10 @@ async fn charges_that_cancel_out_leave_nothing_held() {
     quota.settled().await;
     for _ in 0..20 {
         store(&quota, "user", 1_000).await;
-        quota.give_back(&"user".into(), Amount::bytes(1_000));
+        quota.charge(
+            &"user".into(),
+            Change::between(Amount::ZERO, Amount::bytes(1_000)),
+        );
     }
     take(&quota, "user", 960_000).await.expect("it fits");
     sleep(Duration::from_secs(1)).await;
@@ -322,7 +328,10 @@ async fn a_call_cancelled_during_the_decision_leaves_no_hold() {
         drop(take(&quota, "user", 100).await);
         let patience = Duration::from_millis(patience);
         let _ = tokio::time::timeout(patience, take(&quota, "user", 900)).await;
-        quota.give_back(&"user".into(), Amount::bytes(10));
+        quota.charge(
+            &"user".into(),
+            Change::between(Amount::ZERO, Amount::bytes(10)),
+        );
         sleep(Duration::from_secs(2)).await;
         assert_eq!(figures(&*reference, "user").await, (0, 0), "{patience:?}");
     }
@@ -416,7 +425,10 @@ async fn client(quota: Quota, truth: Arc<Truth>, mut dice: Dice, limit: i64) -> 
         if dice.roll(20) == 0 {
             let removed = truth.removable(&scopes, 5);
             truth.change(&scopes, -removed, 0, limit);
-            quota.give_back(&scopes, Amount::bytes(removed as u64));
+            quota.charge(
+                &scopes,
+                Change::between(Amount::ZERO, Amount::bytes(removed as u64)),
+            );
         }
         let pause = [0, 1, 5, 300][dice.roll(4) as usize];
         sleep(Duration::from_millis(dice.roll(pause + 1))).await;

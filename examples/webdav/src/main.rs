@@ -28,7 +28,6 @@ use tower_storage_guard::{
     BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
     dav::{CollectionQuota, Folder, WebDav},
     quota::Limits,
-    refusal,
 };
 
 use self::{files::Files, locks::Locks};
@@ -92,10 +91,10 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
 }
 
 fn app(server: Server) -> Router {
-    let dav = WebDav::new(server.tree.clone());
+    // Neither properties nor locks are kept on the disk.
+    let dav = WebDav::new(server.tree.clone()).stores_body_when(|_| false);
     let guard = StorageGuardLayer::new(server.volume.clone())
         .quota(server.collections.clone())
-        .dialect(refusal::Dav::default())
         .webdav(dav);
     Router::new()
         .fallback(handle)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    quota::{Limits, QuotaHold, QuotaSource},
+    quota::{Change, Limits, QuotaHold, QuotaSource},
     scope::Scopes,
 };
 
@@ -51,7 +51,7 @@ pub(super) async fn holds([one, two]: [Handle; 2]) {
     drop(hold);
     one.is_settled(&quota).await;
     sees("after a release by another", &neighbour, 70, 0).await;
-    neighbour.give_back(&scopes, Amount::bytes(70));
+    neighbour.charge(&scopes, Change::between(Amount::ZERO, Amount::bytes(70)));
     two.is_settled(&neighbour).await;
     sees("after a removal by another", &quota, 0, 0).await;
 }

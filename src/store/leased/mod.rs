@@ -133,8 +133,7 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
         }))
     }
 
-    fn give_back(&self, scopes: &Scopes, amount: Amount) {
-        let change = Change::between(Amount::ZERO, amount);
+    fn charge(&self, scopes: &Scopes, change: Change) {
         let mut table = self.leases.table();
         let others = scopes.iter().filter(|scope| match table.get_mut(scope) {
             Some(lease) if lease.is_there() => {
@@ -146,7 +145,7 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
         let others: Scopes = others.cloned().collect();
         drop(table);
         if !others.is_empty() {
-            self.leases.stored.give_back(&others, amount);
+            self.leases.stored.charge(&others, change);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::future::Ready;
 
 use tower_storage_guard::{
     Amount, Scopes,
-    quota::{Answer, QuotaError, QuotaSource},
+    quota::{Answer, Change, QuotaError, QuotaSource},
 };
 
 struct Database;
@@ -17,7 +17,7 @@ impl QuotaSource for Database {
         Answer::Later(std::future::ready(Ok(demand.bytes)))
     }
 
-    fn give_back(&self, _: &Scopes, _: Amount) {}
+    fn charge(&self, _: &Scopes, _: Change) {}
 }
 
 fn main() {}
