@@ -77,6 +77,7 @@ use tower::BoxError;
 /// | error | answer |
 /// |---|---|
 /// | a storage fault | the guard's refusal |
+/// | content that is larger than a file can be (`FileTooLarge`) | the guard's refusal, 413 |
 /// | a body limit: `http_body_util::LengthLimitError`, of axum's `DefaultBodyLimit` or tower-http's `RequestBodyLimit` | 413 |
 /// | a malformed multipart body, with the feature `axum-multipart` | 400 |
 /// | any other | 500 |

@@ -21,6 +21,8 @@ pub struct Demand {
     moved: Amount,
     replaced: Amount,
     stores_body: bool,
+    /// Bytes of the body that the service does not store, beside those that are known or expected.
+    framing: u64,
     reach: Reach,
 }
 
@@ -42,6 +44,7 @@ impl Demand {
             moved: Amount::ZERO,
             replaced: Amount::ZERO,
             stores_body: true,
+            framing: 0,
             reach: Reach::PLAIN,
         }
     }
@@ -169,6 +172,30 @@ impl Demand {
     /// The total size that the client announces, in bytes. At least the known ones.
     pub const fn expected(&self) -> u64 {
         self.expected
+    }
+
+    /// Sets how many bytes of the body the service does not store.
+    pub(crate) const fn with_framing(mut self, bytes: u64) -> Self {
+        self.framing = bytes;
+        self
+    }
+
+    /// The bytes of the body that the service does not store.
+    pub(crate) const fn framing(&self) -> u64 {
+        self.framing
+    }
+
+    /// What a service stores of a body of which so much was read, with what it writes in addition.
+    pub(crate) fn stored_of(&self, read: u64) -> u64 {
+        if !self.stores_body {
+            return self.copied;
+        }
+        let without_framing = match self.bytes {
+            Some(bytes) if self.framing > 0 => read.min(bytes - self.copied),
+            _ => 0,
+        };
+        let body = read.saturating_sub(self.framing).max(without_framing);
+        body.saturating_add(self.copied)
     }
 
     /// Whether neither the length nor the announced size is known.

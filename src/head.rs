@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderValue, Method,
-    header::{AsHeaderName, CONTENT_LENGTH, EXPECT, HeaderName},
+    header::{AsHeaderName, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderName},
 };
 use http_body::SizeHint;
 
@@ -29,6 +29,8 @@ pub(crate) struct Lines {
     hint: Option<u64>,
     /// The client waits for `100 Continue` (RFC 9110, section 10.1.1).
     pub(crate) expects_continue: bool,
+    /// The service decodes `aws-chunked`.
+    decodes_aws_chunked: bool,
 }
 
 impl Lines {
@@ -38,6 +40,7 @@ impl Lines {
             length: Ok(None),
             hint: None,
             expects_continue: false,
+            decodes_aws_chunked: hints.decodes_aws_chunked,
         };
         for (name, value) in headers {
             let bit = bit(name);
@@ -76,8 +79,41 @@ impl Lines {
             let others = overrides(headers).map(|method| objects_made_by(&method));
             objects = others.max().unwrap_or(0);
         }
+        let mut demand = demand;
+        if self.decodes_aws_chunked
+            && let Some(decoded) = aws_decoded(headers, demand.bytes())
+        {
+            demand = decoded;
+        }
         Ok(demand.expecting(expected).with_objects(objects))
     }
+}
+
+const AWS_DECODED_LENGTH: HeaderName = HeaderName::from_static("x-amz-decoded-content-length");
+const AWS_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
+
+/// The demand of a body in `aws-chunked` encoding ("Signature Version 4: transferring payload in multiple chunks"), of which so
+/// many bytes are sent. None if it is in another encoding, or what frames it is longer than any client's.
+#[cold]
+fn aws_decoded(headers: &HeaderMap, sent: Option<u64>) -> Option<Demand> {
+    let is_chunked = |value: &HeaderValue| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',');
+        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"aws-chunked"))
+    };
+    let is_signed = |value: &HeaderValue| value.as_bytes().starts_with(b"STREAMING-");
+    if !headers.get_all(CONTENT_ENCODING).iter().any(is_chunked)
+        && !headers.get(AWS_CONTENT_SHA256).is_some_and(is_signed)
+    {
+        return None;
+    }
+    let decoded = number(headers, AWS_DECODED_LENGTH).ok()??;
+    // At most about a hundred bytes for each chunk, of 8 KiB at least, and the trailers.
+    let most = 4096 + decoded / 64;
+    let framing = match sent {
+        Some(sent) => sent.checked_sub(decoded)?,
+        None => most,
+    };
+    (framing <= most).then(|| Demand::known(decoded).with_framing(framing))
 }
 
 /// Whether a method is guarded by default: every method that may write.
@@ -157,6 +193,8 @@ pub(crate) struct Hints {
     lengths: u64,
     /// The same, with the other headers that are read beside the hints.
     lengths_of_all: u64,
+    /// Whether the service decodes `aws-chunked`.
+    pub(crate) decodes_aws_chunked: bool,
 }
 
 impl Hints {
@@ -167,6 +205,7 @@ impl Hints {
             names,
             lengths,
             lengths_of_all: lengths | bit(&CONTENT_LENGTH) | bit(&EXPECT),
+            decodes_aws_chunked: false,
         }
     }
 }
@@ -306,6 +345,47 @@ mod tests {
             ("x-amz-decoded-content-length", "9"),
         ];
         assert_eq!(bytes(&smaller), Ok((Some(10), 10)));
+    }
+
+    #[test]
+    fn the_decoded_length_of_an_aws_chunked_body_counts() {
+        let hints = Hints {
+            decodes_aws_chunked: true,
+            ..Hints::default()
+        };
+        let of = |hints: &Hints, headers: &[(&str, &str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                let name: HeaderName = name.parse().unwrap();
+                map.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            let lines = Lines::read(&map, hints);
+            let demand = lines
+                .demand(&Method::PUT, &map, &SizeHint::default())
+                .unwrap();
+            (demand.bytes(), demand.expected(), demand.framing())
+        };
+        let length = ("content-length", "8388724");
+        let decoded = ("x-amz-decoded-content-length", "8388608");
+        let encoding = ("content-encoding", "gzip, AWS-chunked");
+        let signed = ("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
+        let exact = (Some(8_388_608), 8_388_608, 116);
+        assert_eq!(of(&hints, &[length, decoded, encoding]), exact);
+        assert_eq!(of(&hints, &[length, decoded, signed]), exact);
+        let unknown = (Some(8_388_608), 8_388_608, 4096 + 8_388_608 / 64);
+        assert_eq!(of(&hints, &[decoded, encoding]), unknown);
+        // What is sent counts where it is not decoded, is not in this encoding, or is framed by more than any client does.
+        let sent = (Some(8_388_724), 8_388_724, 0);
+        assert_eq!(of(&Hints::default(), &[length, decoded, encoding]), sent);
+        assert_eq!(of(&hints, &[length, decoded]), sent);
+        assert_eq!(of(&hints, &[length, encoding]), sent);
+        for lie in ["1", "many", "", "8388725"] {
+            let lie = ("x-amz-decoded-content-length", lie);
+            let (bytes, _, framing) = of(&hints, &[length, lie, encoding]);
+            assert_eq!((bytes, framing), (Some(8_388_724), 0), "{lie:?}");
+        }
+        let twice = of(&hints, &[length, decoded, decoded, encoding]);
+        assert_eq!(twice, sent);
     }
 
     #[test]

@@ -215,7 +215,23 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
     /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.
     pub fn hint_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
-        self.set(|settings| settings.hints = Hints::new(names))
+        self.set(|settings| {
+            let decodes_aws_chunked = settings.hints.decodes_aws_chunked;
+            settings.hints = Hints::new(names);
+            settings.hints.decodes_aws_chunked = decodes_aws_chunked;
+        })
+    }
+
+    /// Says that the service decodes bodies in the `aws-chunked` encoding, as services in the style of S3 do: then
+    /// `x-amz-decoded-content-length` is the length that counts, and an object that fits exactly is not refused for the signatures
+    /// that are sent between its chunks.
+    ///
+    /// A service that stores such a body as it is sent must not say so: its requests would store up to 1.6 % and 4 KiB more than
+    /// is reserved. A body with more framing than that counts as it is sent.
+    ///
+    /// Defaults to counting what is sent.
+    pub fn decodes_aws_chunked(self) -> Self {
+        self.set(|settings| settings.hints.decodes_aws_chunked = true)
     }
 
     /// Sets which answers mean that the request was carried out, so that what it stored is charged.

@@ -201,7 +201,7 @@ pub use self::{
     layer::StorageGuardLayer,
     outage::Outage,
     price::Price,
-    refused::{Figures, Reason, Refused},
+    refused::{Figures, Internal, Reason, Refused},
     reservation::Reservation,
     scope::{Scope, Scopes},
     service::StorageGuard,

@@ -21,9 +21,42 @@ pub struct Refused(Box<Details>);
 struct Details {
     reason: Reason,
     is_temporary: bool,
+    internal: Internal,
+}
+
+/// What is known of a refusal in all, for logs. The client may not know of it: it is told the figures and the scope only if the
+/// scope [is disclosed](Scope::is_disclosed), and nothing of the error.
+#[derive(Clone, Debug, Default)]
+pub struct Internal {
+    error: Option<Arc<dyn Error + Send + Sync>>,
     figures: Option<Figures>,
     scope: Option<Scope>,
-    source: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl Internal {
+    /// What has failed with this error.
+    pub(crate) fn of_error(error: Arc<dyn Error + Send + Sync>) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// The error behind it: that of a handler or of a service in which a storage fault was found, or of a quota source that could
+    /// not decide.
+    pub fn error(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.as_ref().map(|error| &**error as _)
+    }
+
+    /// The figures of the quota that was exceeded.
+    pub const fn figures(&self) -> Option<&Figures> {
+        self.figures.as_ref()
+    }
+
+    /// The scope whose quota was exceeded.
+    pub const fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
 }
 
 /// Why nothing was reserved.
@@ -103,36 +136,38 @@ impl Refused {
         Self(Box::new(Details {
             reason,
             is_temporary: true,
-            figures: None,
-            scope: None,
-            source: None,
+            internal: Internal::default(),
         }))
     }
 
-    /// Sets whether the same demand can succeed later. Defaults to true.
-    #[must_use]
-    pub(crate) fn with_temporary(mut self, is_temporary: bool) -> Self {
-        self.0.is_temporary = is_temporary;
-        self
-    }
-
-    /// Sets the figures that the one who asked may see, and the scope that they are of.
+    /// Sets the figures, and the scope that they are of.
     #[must_use]
     pub(crate) fn with_figures(mut self, figures: Figures, scope: Scope) -> Self {
-        self.0.figures = Some(figures);
-        self.0.scope = Some(scope);
+        // Repeated requests would reveal the limit of another's scope.
+        self.0.is_temporary = !scope.is_disclosed() || figures.required <= figures.limit;
+        self.0.internal.figures = Some(figures);
+        self.0.internal.scope = Some(scope);
         self
     }
 
     /// Raises what is needed to what is known now. Only figures of bytes change.
     #[must_use]
-    pub(crate) fn needing(mut self, bytes: u64) -> Self {
-        if let (Reason::Storage(fault), Some(figures)) = (self.0.reason, &mut self.0.figures)
+    pub(crate) fn needing(self, bytes: u64) -> Self {
+        let Internal { figures, scope, .. } = &self.0.internal;
+        if let (Reason::Storage(fault), Some(figures), Some(scope)) =
+            (self.0.reason, *figures, scope)
             && fault.resource == Resource::Bytes
             && bytes > figures.required
         {
-            figures.required = bytes;
-            self.0.is_temporary &= bytes <= figures.limit;
+            let scope = scope.clone();
+            let required = bytes;
+            return self.with_figures(
+                Figures {
+                    required,
+                    ..figures
+                },
+                scope,
+            );
         }
         self
     }
@@ -140,7 +175,7 @@ impl Refused {
     /// Sets what the quota source failed with.
     #[must_use]
     pub(crate) fn with_source(mut self, source: impl Error + Send + Sync + 'static) -> Self {
-        self.0.source = Some(Arc::new(source));
+        self.0.internal.error = Some(Arc::new(source));
         self
     }
 
@@ -163,13 +198,19 @@ impl Refused {
     }
 
     /// The figures, if the one who asked may see them.
-    pub const fn figures(&self) -> Option<&Figures> {
-        self.0.figures.as_ref()
+    pub fn figures(&self) -> Option<&Figures> {
+        self.scope().and(self.0.internal.figures())
     }
 
     /// The scope whose limit was reached, if the one who asked may know it.
-    pub const fn scope(&self) -> Option<&Scope> {
-        self.0.scope.as_ref()
+    pub fn scope(&self) -> Option<&Scope> {
+        let scope = self.0.internal.scope();
+        scope.filter(|scope| scope.is_disclosed())
+    }
+
+    /// All that is known, for logs.
+    pub const fn internal(&self) -> &Internal {
+        &self.0.internal
     }
 }
 
@@ -185,9 +226,9 @@ impl fmt::Debug for Refused {
         f.debug_struct("Refused")
             .field("reason", &self.0.reason)
             .field("is_temporary", &self.0.is_temporary)
-            .field("figures", &self.0.figures)
-            .field("scope", &self.0.scope)
-            .field("source", &self.0.source)
+            .field("figures", &self.figures())
+            .field("scope", &self.scope())
+            .field("source", &self.0.internal.error())
             .finish()
     }
 }
@@ -200,6 +241,6 @@ impl fmt::Display for Refused {
 
 impl Error for Refused {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source.as_ref().map(|source| &**source as _)
+        self.0.internal.error()
     }
 }

@@ -270,7 +270,8 @@ where
             return u64::MAX;
         }
         let reserved = self.exchange.meter().reserved();
-        reserved.saturating_sub(demand.copied())
+        let for_body = reserved.saturating_sub(demand.copied());
+        for_body.saturating_add(demand.framing())
     }
 
     /// Waits for the client, which has sent nothing more.

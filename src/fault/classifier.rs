@@ -152,6 +152,11 @@ impl Classifier {
     /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
     /// ```
     pub fn classify(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
+        self.judge(error)?.fault()
+    }
+
+    /// Like [`classify`](Self::classify), with the verdicts that are no faults.
+    pub(crate) fn judge(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
         let mut failing = None;
         let verdict = walk(error).find_map(|error| {
             let said = self.inner.memory.said(error);
@@ -163,24 +168,24 @@ impl Classifier {
                 _ => None,
             })
         });
-        let fault = match verdict {
-            Some(Verdict::Fault(fault)) => Some(fault),
-            Some(Verdict::NotOurs) | None => None,
-        };
         if let Some(engine) = failing {
-            engine.remember(fault);
+            engine.remember(verdict.and_then(Verdict::fault));
         }
-        fault
+        verdict
     }
 
-    /// Like [`classify`](Self::classify), for a value that may not implement `Error`: `S::Error`.
-    pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
-        let error = TYPES
+    /// The error in a value that may not implement `Error`: `S::Error`.
+    pub(crate) fn open<'a>(&self, error: &'a dyn Any) -> Option<&'a (dyn Error + 'static)> {
+        TYPES
             .iter()
             .chain(LIBRARIES.iter().flat_map(|library| library.types))
             .chain(&self.inner.types)
-            .find_map(|open| open(error))?;
-        self.classify(error)
+            .find_map(|open| open(error))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn classify_any(&self, error: &dyn Any) -> Option<Fault> {
+        self.classify(self.open(error)?)
     }
 
     fn of(built_in: &'static [Library], sticky: &[Sticky]) -> Self {

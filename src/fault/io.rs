@@ -34,8 +34,7 @@ fn kind(kind: io::ErrorKind) -> Option<Verdict> {
     match kind {
         io::ErrorKind::StorageFull => Some(DISK_FULL),
         io::ErrorKind::QuotaExceeded => Some(QUOTA_EXCEEDED),
-        // A limit of the process or of the filesystem: HTTP 413.
-        io::ErrorKind::FileTooLarge => Some(Verdict::NotOurs),
+        io::ErrorKind::FileTooLarge => Some(Verdict::TooLarge),
         // `Other` above all: the error inside decides.
         _ => None,
     }
@@ -84,14 +83,14 @@ fn code(os: Os, raw: i32) -> Option<Verdict> {
         // EDQUOT
         (Os::Linux, 122) | (Os::Bsd, 69) => Some(QUOTA_EXCEEDED),
         // EFBIG
-        (Os::Linux | Os::Bsd, 27) => Some(Verdict::NotOurs),
+        (Os::Linux | Os::Bsd, 27) => Some(Verdict::TooLarge),
         (Os::Windows, raw) => match win32(raw) {
             // ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL, ERROR_DISK_RESOURCES_EXHAUSTED
             39 | 112 | 314 => Some(DISK_FULL),
             // ERROR_DISK_QUOTA_EXCEEDED
             1295 => Some(QUOTA_EXCEEDED),
             // ERROR_FILE_TOO_LARGE
-            223 => Some(Verdict::NotOurs),
+            223 => Some(Verdict::TooLarge),
             _ => None,
         },
         _ => None,
@@ -124,7 +123,7 @@ mod tests {
         );
         assert_eq!(
             look(&io::Error::from(io::ErrorKind::FileTooLarge)),
-            Some(Verdict::NotOurs)
+            Some(Verdict::TooLarge)
         );
         for kind in [
             io::ErrorKind::Other,
@@ -154,7 +153,7 @@ mod tests {
     fn unix_codes() {
         for os in [Os::Linux, Os::Bsd] {
             assert_eq!(code(os, 28), Some(DISK_FULL));
-            assert_eq!(code(os, 27), Some(Verdict::NotOurs));
+            assert_eq!(code(os, 27), Some(Verdict::TooLarge));
             // ENOMEM, EROFS, EIO, and those of Windows
             for raw in [12, 30, 5, 0, -1, 39, 112, 314, 1295, i32::MIN, i32::MAX] {
                 assert_eq!(code(os, raw), None, "{os:?} {raw}");
@@ -174,7 +173,7 @@ mod tests {
             (112, Some(DISK_FULL)),
             (314, Some(DISK_FULL)),
             (1295, Some(QUOTA_EXCEEDED)),
-            (223, Some(Verdict::NotOurs)),
+            (223, Some(Verdict::TooLarge)),
             // ERROR_OUT_OF_PAPER, ERROR_INSUFFICIENT_BUFFER, ERROR_NOT_ENOUGH_MEMORY
             (28, None),
             (122, None),

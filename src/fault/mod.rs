@@ -18,7 +18,8 @@
 //!
 //! # Failures that are not faults
 //!
-//! - A limit of the program (`FileTooLarge`) is HTTP 413: a smaller request helps, making room does not.
+//! - A limit on the size of a file (`FileTooLarge`) is HTTP 413: a smaller request helps, making room does not. See
+//!   [`Verdict::TooLarge`].
 //! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
 //!   storage. Where memory is the storage, as in Redis, it does.
 //! - A full disk at the other end of an outbound call is not the guarded server's. The classifier cannot know that:
@@ -128,7 +129,10 @@ mod verdict;
 pub(crate) use self::classifier::common;
 #[cfg(feature = "tonic")]
 pub(crate) use self::source::boxed;
-pub(crate) use self::{classifier::find, source::error_behind};
+pub(crate) use self::{
+    classifier::find,
+    source::{error_behind, kept},
+};
 pub use self::{
     classifier::{Classifier, classify},
     rocksdb::rocksdb,

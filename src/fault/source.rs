@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, sync::Arc};
+use std::{any::Any, error::Error, fmt, io, sync::Arc};
 
 use http::Extensions;
 use tower::BoxError;
@@ -45,14 +45,51 @@ pub(crate) fn boxed(error: impl Into<BoxError>) -> BoxError {
 }
 
 /// Returns the error that a handler has left in its response.
-pub(crate) fn error_behind(extensions: &Extensions) -> Option<&(dyn Error + 'static)> {
-    let source = extensions.get::<Source>().map(Source::error);
+pub(crate) fn error_behind(extensions: &Extensions) -> Option<Arc<dyn Error + Send + Sync>> {
+    let source = extensions.get::<Source>().map(|source| source.0.clone());
     #[cfg(feature = "tonic")]
     let source = source.or_else(|| {
         let status = extensions.get::<tonic::Status>()?;
-        Some(status as _)
+        Some(Arc::new(status.clone()) as _)
     });
     source
+}
+
+/// Keeps a service's error, which may be of any type. `error` is what it has been opened as: of a type that is not known here, the
+/// texts are kept.
+pub(crate) fn kept<E: 'static>(
+    value: E,
+    opened: impl FnOnce(&E) -> Option<&(dyn Error + 'static)>,
+) -> Option<Arc<dyn Error + Send + Sync>> {
+    let mut value = Some(value);
+    let any: &mut dyn Any = &mut value;
+    if let Some(Some(error)) = any.downcast_mut::<Option<BoxError>>().map(Option::take) {
+        return Some(error.into());
+    }
+    if let Some(Some(error)) = any.downcast_mut::<Option<io::Error>>().map(Option::take) {
+        return Some(Arc::new(error));
+    }
+    let error = opened(value.as_ref()?)?;
+    Some(Arc::new(Texts::of(error, 64)))
+}
+
+/// The texts of an error and of its sources.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Texts {
+    text: String,
+    source: Option<Box<Texts>>,
+}
+
+impl Texts {
+    /// Of `depth` errors at most: a chain may be cyclic.
+    fn of(error: &(dyn Error + 'static), depth: usize) -> Self {
+        let source = error.source().filter(|_| depth > 0);
+        Self {
+            text: error.to_string(),
+            source: source.map(|source| Box::new(Self::of(source, depth - 1))),
+        }
+    }
 }
 
 impl fmt::Debug for Source {

@@ -61,9 +61,9 @@ where
         let mut response = match answered {
             Ok(response) => response,
             Err(error) => {
-                return match cut.or_else(|| of_error(settings, &error)) {
-                    Some(refusal) => fail(guarded.as_ref(), refusal, HeaderMap::new()),
-                    None => Next::Done(Err(error)),
+                return match cut.map_or_else(|| of_error(settings, error), Ok) {
+                    Ok(refusal) => fail(guarded.as_ref(), refusal, HeaderMap::new()),
+                    Err(error) => Next::Done(Err(error)),
                 };
             }
         };

@@ -12,10 +12,19 @@ use crate::{
     settings::Settings,
 };
 
-/// The refusal for a service's error.
-pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: &E) -> Option<Refusal> {
-    let fault = settings.http.classifier.classify_any(error)?;
-    Some(fault.into())
+/// The refusal for a service's error, or the error itself.
+pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: E) -> Result<Refusal, E> {
+    let classifier = &settings.http.classifier;
+    let judged = classifier
+        .open(&error)
+        .and_then(|error| classifier.judge(error));
+    let Some(refusal) = judged.and_then(Refusal::of_verdict) else {
+        return Err(error);
+    };
+    Ok(match fault::kept(error, |error| classifier.open(error)) {
+        Some(error) => refusal.with_error(error),
+        None => refusal,
+    })
 }
 
 /// The refusal for an answer, unless the guard has made it.
@@ -37,11 +46,12 @@ pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) 
         return Some((*fault).into());
     }
     if let Some(error) = fault::error_behind(extensions) {
-        if let Some(refused) = fault::find::<Refused>(error) {
+        if let Some(refused) = fault::find::<Refused>(&*error) {
             return Some(refused.clone().into());
         }
-        if let Some(fault) = settings.http.classifier.classify(error) {
-            return Some(fault.into());
+        let judged = settings.http.classifier.judge(&*error);
+        if let Some(refusal) = judged.and_then(Refusal::of_verdict) {
+            return Some(refusal.with_error(error));
         }
     }
     // The answer has no reason. A full disk is the most frequent one.

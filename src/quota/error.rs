@@ -68,18 +68,12 @@ impl From<QuotaError> for Refused {
 /// What the caller is told: which scope has no room, and its figures, if they are its own.
 impl From<&Exceeded> for Refused {
     fn from(exceeded: &Exceeded) -> Self {
-        let refused = Self::from(Fault::new(exceeded.cause, exceeded.resource));
-        if !exceeded.scope.is_disclosed() {
-            return refused;
-        }
         let figures = Figures {
             limit: exceeded.limit,
             used: exceeded.used,
             required: exceeded.required,
         };
-        // Repeated requests would reveal the limit.
-        refused
-            .with_temporary(exceeded.required <= exceeded.limit)
+        Self::from(Fault::new(exceeded.cause, exceeded.resource))
             .with_figures(figures, exceeded.scope.clone())
     }
 }

@@ -17,6 +17,7 @@ impl Code {
             RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
             RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),
             RefusalKind::Stalled => (4, "deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
+            RefusalKind::TooLarge => (11, "out_of_range", StatusCode::BAD_REQUEST),
             RefusalKind::InvalidLength | RefusalKind::Malformed => {
                 (3, "invalid_argument", StatusCode::BAD_REQUEST)
             }

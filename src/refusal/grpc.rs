@@ -23,6 +23,8 @@ use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 /// |---|---|
 /// | a storage fault | 8, RESOURCE_EXHAUSTED |
 /// | an outage | 14, UNAVAILABLE |
+/// | a body that has stalled | 4, DEADLINE_EXCEEDED |
+/// | content that is larger than a file can be | 11, OUT_OF_RANGE |
 /// | an invalid Content-Length | 3, INVALID_ARGUMENT |
 ///
 /// With feature `tonic`, details are added: `ErrorInfo` (`DISK_FULL`, `QUOTA_EXCEEDED` and so on), for quotas

@@ -1,10 +1,11 @@
-use std::time::Duration;
+use std::{error::Error, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
 use crate::{
     cause::{Fault, Resource},
-    refused::{Figures, Reason, Refused},
+    fault::Verdict,
+    refused::{Figures, Internal, Reason, Refused},
     scope::Scope,
 };
 
@@ -25,7 +26,11 @@ use crate::{
 /// assert_eq!(refusal.figures().unwrap().limit, 1000);
 /// assert!(refusal.is_temporary());
 /// ```
-#[derive(Clone, Debug, Eq, PartialEq)]
+///
+/// It is in the extensions of the response. There, layers outside find what the client is not told: see [`Self::internal`].
+///
+/// Two are equal if their clients are told the same.
+#[derive(Clone, Debug)]
 pub struct Refusal {
     kind: RefusalKind,
     status: StatusCode,
@@ -33,6 +38,7 @@ pub struct Refusal {
     figures: Option<Figures>,
     scope: Option<Scope>,
     retry_after: Option<Duration>,
+    internal: Option<Arc<Internal>>,
 }
 
 impl Refusal {
@@ -92,6 +98,35 @@ impl Refusal {
         Self::new(RefusalKind::Stalled, StatusCode::REQUEST_TIMEOUT, true)
     }
 
+    /// The content is larger than a file can be: a limit of the process or of the filesystem.
+    ///
+    /// Answered with 413 (RFC 9110, section 15.5.14), because a smaller request helps, and making room does not. Over gRPC it is
+    /// OUT_OF_RANGE.
+    ///
+    /// ```
+    /// use tower_storage_guard::refusal::Refusal;
+    ///
+    /// assert_eq!(Refusal::too_large().status(), 413);
+    /// ```
+    pub const fn too_large() -> Self {
+        Self::new(RefusalKind::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, false)
+    }
+
+    /// The refusal for a verdict, if it is one.
+    pub(crate) fn of_verdict(verdict: Verdict) -> Option<Self> {
+        match verdict {
+            Verdict::Fault(fault) => Some(fault.into()),
+            Verdict::TooLarge => Some(Self::too_large()),
+            Verdict::NotOurs => None,
+        }
+    }
+
+    /// Adds the error that it was found in.
+    pub(crate) fn with_error(mut self, error: Arc<dyn Error + Send + Sync>) -> Self {
+        self.internal = Some(Arc::new(Internal::of_error(error)));
+        self
+    }
+
     const fn new(kind: RefusalKind, status: StatusCode, temporary: bool) -> Self {
         Self {
             kind,
@@ -100,6 +135,7 @@ impl Refusal {
             figures: None,
             scope: None,
             retry_after: None,
+            internal: None,
         }
     }
 
@@ -171,13 +207,14 @@ impl Refusal {
             RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
             RefusalKind::Unavailable => Reason::Unavailable.message(),
             RefusalKind::Stalled => Reason::Stalled.message(),
+            RefusalKind::TooLarge => "The content is larger than a file can be",
             RefusalKind::InvalidLength => "Content-Length is not a valid number of bytes",
             RefusalKind::Malformed => "The request's path or headers are malformed",
         }
     }
 
     /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown`,
-    /// `body_stalled`, `invalid_content_length` or `malformed_request`.
+    /// `body_stalled`, `file_too_large`, `invalid_content_length` or `malformed_request`.
     pub const fn reason(&self) -> &'static str {
         self.kind.reason()
     }
@@ -206,7 +243,22 @@ impl Refusal {
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
+
+    /// All that is known, for logs, and for layers outside of the guard that find the refusal in a response's extensions. It must
+    /// not reach the client. None if nothing more is known than what the client is told.
+    pub fn internal(&self) -> Option<&Internal> {
+        self.internal.as_deref()
+    }
 }
+
+impl PartialEq for Refusal {
+    fn eq(&self, other: &Self) -> bool {
+        let told = |it: &Self| (it.kind, it.status, it.temporary, it.figures, it.retry_after);
+        told(self) == told(other) && self.scope == other.scope
+    }
+}
+
+impl Eq for Refusal {}
 
 /// The refusal as an HTTP answer.
 impl From<Refused> for Refusal {
@@ -220,6 +272,7 @@ impl From<Refused> for Refusal {
             temporary: refused.is_temporary(),
             figures: refused.figures().copied(),
             scope: refused.scope().cloned(),
+            internal: Some(Arc::new(refused.internal().clone())),
             ..refusal
         }
     }
@@ -246,6 +299,8 @@ pub enum RefusalKind {
     Unavailable,
     /// The client has stopped sending the request's body: 408.
     Stalled,
+    /// The content is larger than a file can be: 413.
+    TooLarge,
     /// The request's `Content-Length` is malformed: 400.
     InvalidLength,
     /// The head of the request is malformed in another way: 400.
@@ -258,6 +313,7 @@ impl RefusalKind {
             Self::Storage(fault) => Reason::Storage(fault).as_str(),
             Self::Unavailable => Reason::Unavailable.as_str(),
             Self::Stalled => Reason::Stalled.as_str(),
+            Self::TooLarge => "file_too_large",
             Self::InvalidLength => "invalid_content_length",
             Self::Malformed => "malformed_request",
         }

@@ -348,8 +348,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         // The service may write more than the body.
         let received = match self.charges_reserved {
             true => self.meter.reserved(),
-            false if self.demand.stores_body() => read.saturating_add(self.demand.copied()),
-            false => self.demand.copied(),
+            false => self.demand.stored_of(read),
         };
         let stored = match success {
             true => state.report.stored.unwrap_or(received),

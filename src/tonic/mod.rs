@@ -84,6 +84,7 @@ use tower::BoxError;
 /// - A storage fault, as found by [`Classifier::default`], becomes RESOURCE_EXHAUSTED with the default message. The
 ///   guard replaces it by the layer's message; after the head of a stream was sent, the guard only sees the status
 ///   and passes it on.
+/// - Content that is larger than a file can be becomes OUT_OF_RANGE.
 /// - A `Status` in the error's chain is returned unchanged.
 /// - Everything else becomes INTERNAL, and the client learns nothing about it.
 pub fn status(error: impl Into<BoxError> + 'static) -> Status {
@@ -99,7 +100,7 @@ pub fn status_by(classifier: &Classifier, error: impl Into<BoxError> + 'static) 
     let error: Arc<dyn Error + Send + Sync> = error.into();
     let refusal = fault::find::<Refused>(&*error)
         .map(|refused| Refusal::from(refused.clone()))
-        .or_else(|| classifier.classify(&*error).map(Refusal::from));
+        .or_else(|| Refusal::of_verdict(classifier.judge(&*error)?));
     let mut status = match refusal {
         Some(refusal) => refusal::status(&refusal, None),
         None => fault::find::<Status>(&*error)

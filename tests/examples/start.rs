@@ -28,6 +28,32 @@ fn each_has_a_place_of_its_own_to_listen() {
     }
 }
 
+/// `ulimit -f`: the kernel sends SIGXFSZ, which ends a process that does not handle it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_limit_on_files_is_413_and_ends_no_server() {
+    for (example, path) in [("axum-upload", "/files/a"), ("webdav", "/a")] {
+        let server = Server::start(example, &[]);
+        let limit = ["--pid", &server.id().to_string(), "--fsize=1048576:"];
+        assert!(
+            Command::new("prlimit")
+                .args(limit)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let refused = server.put(path, vec![7; 2 << 20]).await;
+        assert_eq!(refused.status(), 413, "{example}");
+        let said = refused.text().await.unwrap();
+        assert!(said.contains("file_too_large"), "{example}: {said}");
+        assert_eq!(
+            server.put(path, vec![7; 1 << 10]).await.status(),
+            201,
+            "{example}"
+        );
+    }
+}
+
 /// The second would remove what the first is writing.
 #[test]
 fn a_second_server_does_not_touch_the_folder_of_the_first() {

@@ -267,7 +267,9 @@ fn a_limit_of_the_program_is_not_the_disks() {
                 assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
                 Err(error.into())
             }
-            assert_eq!(answer_of(write).await, (500, serde_json::Value::Null));
+            let (status, body) = answer_of(write).await;
+            assert_eq!((status, &body["reason"]), (413, &"file_too_large".into()));
+            assert_eq!(body["temporary"], false);
         });
     });
 }

@@ -8,11 +8,21 @@ use axum::{
     extract::{DefaultBodyLimit, Multipart},
     routing::post,
 };
-use http::{Request, StatusCode, header::CONTENT_TYPE};
-use http_body_util::BodyExt;
-use tower::ServiceExt;
+use bytes::Bytes;
+use http::{
+    Request, Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use http_body_util::{BodyExt, Full};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_storage_guard::{StorageGuardLayer, axum::Failure, quota::NoQuota};
+use tower_storage_guard::{
+    Amount, BoxError, Internal, MeteredBody, Scope, StorageGuardLayer,
+    axum::Failure,
+    fault::Classifier,
+    quota::{Limits, MemoryQuota, NoQuota, Quota, quota_fn},
+    refusal::Refusal,
+};
 
 const LIMIT: usize = 1_000;
 
@@ -120,4 +130,122 @@ async fn a_malformed_form_is_400() {
 async fn any_other_error_is_500() {
     let app = routes().layer(guard());
     assert_eq!(status(&app, "/other", "").await, 500);
+}
+
+/// What a layer outside of the guard finds of a refusal: the error, the scope and the figures. The client is told nothing of them.
+async fn refused_by<S, B>(service: S, content: usize) -> (StatusCode, String, Option<Internal>)
+where
+    S: Service<Request<Body>, Response = Response<B>, Error: std::fmt::Debug>,
+    B: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
+{
+    let request = Request::post("/").header(ACCEPT, "application/json");
+    let request = request.body(vec![7; content].into()).unwrap();
+    let answer = service.oneshot(request).await.unwrap();
+    let refusal = answer.extensions().get::<Refusal>().cloned();
+    let internal = refusal.and_then(|refusal| refusal.internal().cloned());
+    let status = answer.status();
+    let content = answer.into_body().collect().await.unwrap().to_bytes();
+    (
+        status,
+        String::from_utf8(content.to_vec()).unwrap(),
+        internal,
+    )
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write /srv/files")]
+struct Write(#[source] io::Error);
+
+fn full() -> io::Error {
+    io::ErrorKind::StorageFull.into()
+}
+
+fn texts(internal: &Internal) -> Vec<String> {
+    let error = internal.error().expect("there is an error behind it");
+    let errors = std::iter::successors(Some(error), |error| error.source());
+    errors.map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn layers_outside_see_the_error_behind_a_fault() {
+    let handler = async || Err::<(), _>(Failure::from(Write(full())));
+    let app = Router::new().route("/", post(handler)).layer(guard());
+    let (status, content, internal) = refused_by(app, 1).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(!content.contains("srv"), "{content}");
+    let internal = internal.unwrap();
+    assert_eq!(
+        texts(&internal),
+        ["cannot write /srv/files", &full().to_string()]
+    );
+    // The error itself, and not a copy.
+    assert!(internal.error().unwrap().is::<Write>());
+
+    // Of a service, whatever its error type is.
+    async fn io_error(_: Request<MeteredBody<Body>>) -> Result<Response<Full<Bytes>>, io::Error> {
+        Err(full())
+    }
+    async fn boxed(_: Request<MeteredBody<Body>>) -> Result<Response<Full<Bytes>>, BoxError> {
+        Err(Write(full()).into())
+    }
+    async fn own(_: Request<MeteredBody<Body>>) -> Result<Response<Full<Bytes>>, Write> {
+        Err(Write(full()))
+    }
+    let (_, _, internal) = refused_by(guard().layer(service_fn(io_error)), 1).await;
+    assert!(internal.unwrap().error().unwrap().is::<io::Error>());
+    let (_, _, internal) = refused_by(guard().layer(service_fn(boxed)), 1).await;
+    assert!(internal.unwrap().error().unwrap().is::<Write>());
+    let classifier = Classifier::default().error_type::<Write>();
+    let (status, content, internal) =
+        refused_by(guard().classifier(classifier).layer(service_fn(own)), 1).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(!content.contains("srv"), "{content}");
+    let copied = texts(&internal.unwrap());
+    assert_eq!(copied, ["cannot write /srv/files", &full().to_string()]);
+}
+
+#[tokio::test]
+async fn layers_outside_see_the_scope_and_the_figures_of_others() {
+    let quota = MemoryQuota::new(Limits::bytes(100));
+    quota.set_used("tenant", Amount::bytes(70));
+    let layer =
+        StorageGuardLayer::quota_only(quota).scope_by(|_| Scope::from("tenant").undisclosed());
+    let app = Router::new().route("/", post(by_frames)).layer(layer);
+    for bytes in [31, 101] {
+        let (status, content, internal) = refused_by(app.clone(), bytes).await;
+        assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+        let said: serde_json::Value = serde_json::from_str(&content).unwrap();
+        let told = [
+            &said["limit"],
+            &said["used"],
+            &said["required"],
+            &said["scope"],
+        ];
+        assert!(told.iter().all(|value| value.is_null()), "{content}");
+        // Nor whether it could ever fit.
+        assert_eq!(said["temporary"], true);
+        let internal = internal.unwrap();
+        let figures = internal.figures().unwrap();
+        assert_eq!(
+            (figures.limit, figures.used, figures.required),
+            (100, 70, bytes as u64)
+        );
+        assert_eq!(internal.scope().unwrap().as_str(), "tenant");
+        assert!(internal.error().is_none());
+    }
+}
+
+#[tokio::test]
+async fn layers_outside_see_why_a_quota_source_could_not_decide() {
+    let quota = quota_fn(|_| Err::<Quota, _>(Write(full())));
+    let layer = StorageGuardLayer::quota_only(quota).scope_by(|_| "user");
+    let app = Router::new().route("/", post(by_frames)).layer(layer);
+    let (status, content, internal) = refused_by(app, 1).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!content.contains("srv"), "{content}");
+    let texts = texts(&internal.unwrap());
+    assert!(
+        texts.contains(&"cannot write /srv/files".to_owned()),
+        "{texts:?}"
+    );
 }

@@ -246,3 +246,69 @@ async fn a_removal_is_never_refused() {
     assert_eq!(send(&volume, source, delete(), 204).await, 204);
     assert_eq!(quota.usage(ANN).used, Amount::new(50, 6));
 }
+
+/// 1,000 bytes, sent as 1,100: by its head, or without a length.
+#[tokio::test]
+async fn an_aws_chunked_body_that_fits_exactly_is_stored() {
+    for room in [1_000, 999] {
+        for has_length in [true, false] {
+            let (volume, quota) = (Disk::new(room).volume(), quota());
+            quota.set_limits(ANN, Limits::bytes(1_000));
+            let layer = StorageGuardLayer::new(volume.clone())
+                .quota(quota.clone())
+                .patience(Duration::from_millis(20))
+                .scope_by(|_| ANN)
+                .decodes_aws_chunked();
+            let upload = Request::put("/")
+                .header("content-encoding", "aws-chunked")
+                .header("x-amz-decoded-content-length", "1000");
+            let upload = match has_length {
+                true => upload.header("content-length", "1100"),
+                false => upload,
+            };
+            let upload = upload.body(chunked(11, 100)).unwrap();
+            let answer = layer
+                .layer(service_fn(read_all))
+                .oneshot(upload)
+                .await
+                .unwrap();
+            let stored = room == 1_000;
+            assert_eq!(
+                answer.status(),
+                if stored { 201 } else { 507 },
+                "{room} {has_length}"
+            );
+            let used = if stored {
+                Amount::new(1_000, 1)
+            } else {
+                Amount::ZERO
+            };
+            assert_eq!(quota.usage(ANN).used, used, "{room} {has_length}");
+            Disk::until_settled(&volume).await;
+        }
+    }
+}
+
+/// A client that declares less than it sends, by more than any framing, is cut.
+#[tokio::test]
+async fn framing_is_bounded() {
+    let (volume, quota) = (Disk::new(5_000).volume(), quota());
+    quota.set_limits(ANN, Limits::bytes(2_000));
+    let layer = StorageGuardLayer::new(volume.clone())
+        .quota(quota.clone())
+        .patience(Duration::from_millis(20))
+        .scope_by(|_| ANN)
+        .decodes_aws_chunked();
+    let upload = Request::put("/")
+        .header("content-encoding", "aws-chunked")
+        .header("x-amz-decoded-content-length", "10")
+        .body(chunked(80, 100))
+        .unwrap();
+    let answer = layer
+        .layer(service_fn(read_all))
+        .oneshot(upload)
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 507);
+    assert_eq!(quota.usage(ANN).used, Amount::ZERO);
+}

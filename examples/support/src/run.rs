@@ -54,6 +54,8 @@ async fn start(
 
 /// Listens, and prints the address.
 pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
+    #[cfg(unix)]
+    survive_limit_of_files()?;
     let listener = TcpListener::bind(at)
         .await
         .map_err(|error| format!("cannot listen on {at}: {error}"))?;
@@ -61,6 +63,15 @@ pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
     writeln!(out, "listening on http://{}", listener.local_addr()?)?;
     out.flush()?;
     Ok(listener)
+}
+
+/// A write beyond the process's limit on the size of a file (`ulimit -f`) raises SIGXFSZ, which ends a process that does not handle
+/// it. With a handler the write fails, with EFBIG.
+#[cfg(unix)]
+fn survive_limit_of_files() -> io::Result<()> {
+    let too_large = rustix::process::Signal::XFSZ.as_raw();
+    // The handler stays when this is dropped.
+    signal::unix::signal(signal::unix::SignalKind::from_raw(too_large)).map(drop)
 }
 
 /// Serves until the process is asked to stop, and then for as long as the requests under way take: ten seconds at most.

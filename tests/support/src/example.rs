@@ -121,7 +121,6 @@ impl Server {
         }
     }
 
-    /// Sends SIGTERM.
     /// The memory that it has, in bytes.
     #[cfg(target_os = "linux")]
     pub fn memory(&self) -> usize {
@@ -138,6 +137,12 @@ impl Server {
         threads.unwrap().count()
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         signal(self.child.id(), "TERM");
     }
