@@ -32,6 +32,8 @@ pub(crate) struct Reach {
     percent: u32,
     /// Bytes that already have blocks of their own there.
     in_place: u64,
+    /// Whether these are freed before they are written again.
+    is_truncated: bool,
 }
 
 impl Demand {
@@ -132,7 +134,8 @@ impl Demand {
     /// Sets what is overwritten in place: no object is created, and both the scopes and the volume are only asked for
     /// the difference.
     ///
-    /// Use it for a file that is opened and overwritten, not for one that is renamed over another. The volume only
+    /// Use it for a file that is opened and overwritten, not for one that is renamed over another; if it is truncated first, see
+    /// [`InPlace::truncated`]. The volume only
     /// gives credit if its filesystem writes in place: ext4 and tmpfs (feature `inodes`). A copy-on-write filesystem
     /// such as btrfs needs new blocks for the same content, and an unknown filesystem is treated like one.
     ///
@@ -151,6 +154,7 @@ impl Demand {
         self.objects = 0;
         self.replaced = Amount::bytes(old.content);
         self.reach.in_place = old.allocated;
+        self.reach.is_truncated = old.is_truncated;
         self
     }
 
@@ -258,7 +262,21 @@ impl Reach {
     pub(crate) const PLAIN: Self = Self {
         percent: 100,
         in_place: 0,
+        is_truncated: false,
     };
+
+    /// What has to be claimed beside what is needed, as it will be free for a moment.
+    pub(crate) const fn freed(self) -> u64 {
+        if self.is_truncated { self.in_place } else { 0 }
+    }
+
+    /// The same once that is claimed.
+    pub(crate) const fn with_freed(mut self) -> Self {
+        if self.is_truncated {
+            self.in_place = 0;
+        }
+        self
+    }
 
     /// The bytes on the volume for this many stored bytes. Never too few.
     #[inline]
@@ -301,6 +319,7 @@ impl Reach {
 pub struct InPlace {
     content: u64,
     allocated: u64,
+    is_truncated: bool,
 }
 
 impl InPlace {
@@ -309,7 +328,18 @@ impl InPlace {
         Self {
             content: old.len(),
             allocated: allocated(old).min(old.len()),
+            is_truncated: false,
         }
+    }
+
+    /// Says that the file is truncated before it is written, as by [`File::create`](std::fs::File::create).
+    ///
+    /// Its blocks are free for a moment then. They are claimed until the request has ended, so that no other request gets them in
+    /// between. Where little is free, other requests find no room until the file is truncated.
+    #[must_use]
+    pub const fn truncated(mut self) -> Self {
+        self.is_truncated = true;
+        self
     }
 
     /// A range of a file, in bytes. The part after the file's end does not exist. If the file has holes, it is
@@ -320,6 +350,7 @@ impl InPlace {
         Self {
             content,
             allocated: if has_holes { 0 } else { content },
+            is_truncated: false,
         }
     }
 }
@@ -355,7 +386,11 @@ mod tests {
                     .map_or(Demand::unknown(), Demand::known)
                     .expecting(expected);
                 let content = allocated;
-                let demand = demand.in_place(InPlace { content, allocated });
+                let demand = demand.in_place(InPlace {
+                    content,
+                    allocated,
+                    is_truncated: false,
+                });
                 demand.with_objects(objects).volume_percent(percent)
             })
     }
@@ -366,7 +401,7 @@ mod tests {
         fn bytes_reach_the_volume_and_back(
             stored in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>(), room in any::<u64>()
         ) {
-            let reach = Reach { percent, in_place };
+            let reach = Reach { percent, in_place, is_truncated: false };
             let exact = (u128::from(stored) * u128::from(percent)).div_ceil(100);
             let needed = exact.saturating_sub(in_place.into());
             // Beyond the numeric range it saturates, and fits nowhere.
@@ -395,7 +430,7 @@ mod tests {
         /// Storing more never takes less.
         #[test]
         fn a_growth_never_shrinks_the_claim(less in any::<u64>(), more in any::<u64>(), percent in 0u32..1_000, in_place in any::<u64>()) {
-            let reach = Reach { percent, in_place };
+            let reach = Reach { percent, in_place, is_truncated: false };
             prop_assert!(reach.on_volume(less.min(more)) <= reach.on_volume(less.max(more)));
         }
     }
@@ -412,7 +447,8 @@ mod tests {
             InPlace::whole(&dense),
             InPlace {
                 content: 10_000,
-                allocated: 10_000
+                allocated: 10_000,
+                is_truncated: false
             }
         );
         let range = InPlace::range(&dense, 9_000..12_000);
@@ -420,7 +456,8 @@ mod tests {
             range,
             InPlace {
                 content: 1_000,
-                allocated: 1_000
+                allocated: 1_000,
+                is_truncated: false
             }
         );
         assert_eq!(InPlace::range(&dense, 20_000..30_000).content, 0);
@@ -438,6 +475,7 @@ mod tests {
         let old = InPlace {
             content: 100,
             allocated: 60,
+            is_truncated: false,
         };
         let demand = Demand::known(100).in_place(old);
         assert_eq!(
@@ -446,5 +484,20 @@ mod tests {
         );
         assert_eq!(demand.reach(true).on_volume(100), 40);
         assert_eq!(demand.reach(false).on_volume(100), 100);
+    }
+
+    #[test]
+    fn what_is_truncated_is_claimed_as_a_whole_though_only_the_rest_is_needed() {
+        let old = InPlace {
+            content: 100,
+            allocated: 60,
+            is_truncated: false,
+        };
+        let demand = Demand::known(150).in_place(old.truncated());
+        let reach = demand.reach(true);
+        assert_eq!((reach.on_volume(150), reach.freed()), (90, 60));
+        assert_eq!(reach.with_freed().on_volume(150), 150);
+        let elsewhere = demand.reach(false);
+        assert_eq!((elsewhere.on_volume(150), elsewhere.freed()), (150, 0));
     }
 }

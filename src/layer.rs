@@ -18,9 +18,10 @@ use crate::{
     price::Price,
     quota::{NoQuota, QuotaSource},
     refusal::{Answers, Asked, Dialect, Http, Refusal},
+    reservation::BoxFuture,
     scope::Scopes,
     service::StorageGuard,
-    settings::{HttpSettings, PriceBy, Priced, Settings},
+    settings::{HttpSettings, PriceBy, Priced, ScopeBy, Settings},
     setup::{ByHead, Charges, Scoped, Unscoped},
 };
 
@@ -154,7 +155,53 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
         F: Fn(&request::Parts) -> T + Send + Sync + 'static,
         T: Into<Scopes>,
     {
-        self.set(|settings| settings.scopes = Some(Arc::new(move |head| scopes(head).into())))
+        let scopes = move |head: &request::Parts| scopes(head).into();
+        self.set(|settings| settings.scopes = Some(ScopeBy::At(Arc::new(scopes))))
+            .set_up()
+    }
+
+    /// As [`Self::scope_by`], where it has to ask: the session store for the user of a token, say. The function runs at once, the
+    /// future it returns is awaited, before that of [`Self::price_by_async`].
+    ///
+    /// Where the caller may be a stranger that the handler refuses, or the answer may not be known, use `price_by_async` beside
+    /// this, which says so: [`Price::free`] lets the request pass to the handler, so that it is answered 401 and not 507, and
+    /// [`Price::unavailable`] is answered 503.
+    ///
+    /// ```
+    /// use http::header::AUTHORIZATION;
+    /// use tower_storage_guard::{Price, Scopes, StorageGuardLayer, quota::{Limits, MemoryQuota}};
+    ///
+    /// # #[derive(Clone)] struct Sessions;
+    /// # impl Sessions { async fn user(&self, _: Option<http::HeaderValue>) -> std::io::Result<Option<String>> { Ok(None) } }
+    /// # let sessions = Sessions;
+    /// let guard = StorageGuardLayer::quota_only(MemoryQuota::new(Limits::bytes(1 << 30)))
+    ///     // The price names them.
+    ///     .scope_by(|_| Scopes::NONE)
+    ///     .price_by_async(move |head, demand| {
+    ///         let (sessions, token) = (sessions.clone(), head.headers.get(AUTHORIZATION).cloned());
+    ///         async move {
+    ///             match sessions.user(token).await {
+    ///                 Ok(Some(user)) => Price::from(demand).charged_to(user),
+    ///                 Ok(None) => Price::free(),
+    ///                 Err(_) => Price::unavailable(),
+    ///             }
+    ///         }
+    ///     });
+    /// ```
+    ///
+    /// Where only the handler knows, it reserves by itself, with a [`Guard`]: see there.
+    ///
+    /// It is dropped as the future of `price_by_async` is, while the probe of the volume hangs.
+    pub fn scope_by_async<F, T>(self, scopes: F) -> StorageGuardLayer<Q, Scoped>
+    where
+        F: Fn(&request::Parts) -> T + Send + Sync + 'static,
+        T: Future<Output: Into<Scopes>> + Send + 'static,
+    {
+        let scopes = move |head: &request::Parts| -> BoxFuture<Scopes> {
+            let scopes = scopes(head);
+            Box::pin(async { scopes.await.into() })
+        };
+        self.set(|settings| settings.scopes = Some(ScopeBy::Later(Arc::new(scopes))))
             .set_up()
     }
 

@@ -1,6 +1,6 @@
 //! The settings of a layer: its guard, and how it applies to HTTP.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use http::{request, response};
 
@@ -13,6 +13,7 @@ use crate::{
     price::Price,
     protocol::Select,
     refusal::Asked,
+    reservation::BoxFuture,
     scope::Scopes,
     steps::Steps,
     volume::Volume,
@@ -25,7 +26,7 @@ type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 /// Prices a request, given the demand that its head declares.
 type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
 /// A price that is computed asynchronously.
-pub(crate) type Priced = Pin<Box<dyn Future<Output = Price> + Send>>;
+pub(crate) type Priced = BoxFuture<Price>;
 
 /// The settings of a layer: its guard, and how it applies to HTTP.
 pub(crate) struct Settings<Q> {
@@ -52,7 +53,7 @@ impl<Q> Settings<Q> {
 /// The settings that only concern HTTP.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
-    pub(crate) scopes: Option<Choose<Scopes>>,
+    pub(crate) scopes: Option<ScopeBy>,
     pub(crate) applies: Applies,
     pub(crate) price: Option<PriceBy>,
     pub(crate) hints: Hints,
@@ -105,6 +106,13 @@ impl Applies {
         let guards = self.selects.iter().filter_map(|select| select.guards(head));
         guards.reduce(|one, other| one || other)
     }
+}
+
+/// Which scopes a request is charged to.
+#[derive(Clone)]
+pub(crate) enum ScopeBy {
+    At(Choose<Scopes>),
+    Later(Choose<BoxFuture<Scopes>>),
 }
 
 /// How a request is priced if its headers do not decide.

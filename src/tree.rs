@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeSet,
     fmt, fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use crate::amount::Amount;
+use crate::{amount::Amount, demand::InPlace};
 
 /// The depth of a measurement (RFC 4918, section 10.2).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -104,17 +105,39 @@ pub trait Tree: Send + Sync + 'static {
     /// If the size cannot be determined. The request is then answered 503, or 400 if the error is
     /// [`InvalidInput`](io::ErrorKind::InvalidInput): what is at the path is not the tree's to measure.
     fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>>;
+
+    /// Returns which part of the file at a path is overwritten in place by a write to this range of bytes. None if there is no
+    /// file, or it is not known where it lies.
+    ///
+    /// Only asked for [`WebDav::overwrites_in_place`](crate::dav::WebDav::overwrites_in_place). May block, as
+    /// [`measure`](Self::measure).
+    ///
+    /// # Errors
+    ///
+    /// As for [`measure`](Self::measure).
+    fn in_place(&self, path: &Path, range: Range<u64>) -> io::Result<Option<InPlace>> {
+        let _ = (path, range);
+        Ok(None)
+    }
 }
 
 impl<T: Tree + ?Sized> Tree for Arc<T> {
     fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
         T::measure(self, path, depth, walk)
     }
+
+    fn in_place(&self, path: &Path, range: Range<u64>) -> io::Result<Option<InPlace>> {
+        T::in_place(self, path, range)
+    }
 }
 
 impl<T: Tree + ?Sized> Tree for Box<T> {
     fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>> {
         T::measure(self, path, depth, walk)
+    }
+
+    fn in_place(&self, path: &Path, range: Range<u64>) -> io::Result<Option<InPlace>> {
+        T::in_place(self, path, range)
     }
 }
 
@@ -188,6 +211,14 @@ impl Tree for Folder {
             }
         }
         Ok(Some(amount))
+    }
+
+    fn in_place(&self, path: &Path, range: Range<u64>) -> io::Result<Option<InPlace>> {
+        let file = self.find(path)?.filter(fs::Metadata::is_file);
+        Ok(file.map(|file| match range {
+            Range { start: 0, end } if end >= file.len() => InPlace::whole(&file),
+            range => InPlace::range(&file, range),
+        }))
     }
 }
 

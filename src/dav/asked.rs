@@ -35,16 +35,30 @@ const UPDATE_RANGE: HeaderName = HeaderName::from_static("x-update-range");
 enum Verb {
     /// Replaces the target: PUT.
     Put,
-    /// Writes from an offset on: PUT with `Content-Range`, and PATCH. What it replaces is unknown.
-    Part {
-        first: u64,
-    },
+    /// Writes from an offset on: PUT with `Content-Range`, and PATCH.
+    Part(Part),
     Copy,
     Move,
     Delete,
     Lock,
     /// Costs what its head declares: MKCOL, PROPPATCH and others.
     Other,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Part {
+    /// Its first byte, in the file as it will be.
+    first: u64,
+    /// Whether the head says so. Otherwise it may be anywhere behind that, such as at the end.
+    is_exact: bool,
+}
+
+impl Part {
+    const ANYWHERE: Self = Self {
+        first: 0,
+        is_exact: false,
+    };
 }
 
 /// A path, and the scopes that it is charged to.
@@ -59,6 +73,7 @@ pub(super) struct Asked {
     depth: Depth,
     /// Whether its body is stored, where that is not plain.
     stores_body: bool,
+    overwrites_in_place: bool,
     target: Place,
     /// Of COPY and MOVE. None if it is outside of the tree.
     destination: Option<Place>,
@@ -82,15 +97,10 @@ impl Asked {
         if dav.prefix.is_plainly_outside(head.uri.path()) {
             return Ok(None);
         }
-        let first = first_of_part(&head.headers)?;
+        let part = part(&head.headers)?;
         let verb = match head.method.as_str() {
-            "PUT" => match first {
-                Some(first) => Verb::Part { first },
-                None => Verb::Put,
-            },
-            "PATCH" => Verb::Part {
-                first: first.unwrap_or(0),
-            },
+            "PUT" => part.map_or(Verb::Put, Verb::Part),
+            "PATCH" => Verb::Part(part.unwrap_or(Part::ANYWHERE)),
             "COPY" => Verb::Copy,
             "MOVE" => Verb::Move,
             "DELETE" => Verb::Delete,
@@ -129,6 +139,7 @@ impl Asked {
                 verb,
                 depth,
                 stores_body: (dav.stores_body)(head),
+                overwrites_in_place: dav.overwrites_in_place,
                 target,
                 destination: destination.flatten(),
             })),
@@ -146,7 +157,7 @@ impl Asked {
     /// not include.
     pub(super) fn touched(&self) -> Vec<(PathBuf, After)> {
         let (at_target, at_destination) = match self.verb {
-            Verb::Put | Verb::Part { .. } | Verb::Lock | Verb::Other => {
+            Verb::Put | Verb::Part(_) | Verb::Lock | Verb::Other => {
                 (After::Nothing, After::Nothing)
             }
             Verb::Delete => (After::Rescan, After::Nothing),
@@ -186,23 +197,7 @@ impl Asked {
             Verb::Lock if tree.measure(path, Depth::Zero).await?.is_some() => Price::free(),
             // RFC 4918, section 9.10.4: it makes an empty resource.
             Verb::Lock => Price::from(by_body.with_objects(1)).charged_to(scopes),
-            Verb::Part { first } => {
-                // No other request gets the credit for the file while it changes.
-                let credit = credits.take(path);
-                // What lies between the end of the file and the part becomes content too.
-                let old = tree
-                    .measure(path, Depth::Zero)
-                    .await?
-                    .unwrap_or(Amount::ZERO);
-                let gap = Amount::bytes(first.saturating_sub(old.bytes));
-                let made = 1u64.saturating_sub(old.objects);
-                let price = Price::from(demand.with_objects(made).copying(gap));
-                return Ok(Priced::new(
-                    price.charged_to(scopes),
-                    [credit],
-                    Amount::ZERO,
-                ));
-            }
+            Verb::Part(part) => return self.price_of_part(tree, credits, demand, part).await,
             Verb::Put => {
                 let credit = credits.take(path);
                 let replaced = credit.measure(tree, Depth::Infinity).await?;
@@ -211,7 +206,14 @@ impl Asked {
                     let price = Price::from(demand).charged_to(scopes);
                     return Ok(Priced::new(price, [], Amount::ZERO));
                 }
-                let price = Price::from(demand.replacing(replaced)).charged_to(scopes);
+                let mut demand = demand.replacing(replaced);
+                if self.overwrites_in_place
+                    && credit.is_whole()
+                    && let Some(old) = tree.in_place(path, 0..u64::MAX).await?
+                {
+                    demand = demand.in_place(old.truncated());
+                }
+                let price = Price::from(demand).charged_to(scopes);
                 return Ok(Priced::new(price, [credit], replaced));
             }
             Verb::Delete => {
@@ -224,6 +226,37 @@ impl Asked {
             Verb::Move => return self.price_of_move(tree, credits).await,
         };
         Ok(Priced::new(price, [], Amount::ZERO))
+    }
+
+    async fn price_of_part(
+        self,
+        tree: &Arc<Measures>,
+        credits: &Arc<Credits>,
+        demand: Demand,
+        part: Part,
+    ) -> io::Result<Priced> {
+        let Place { path, scopes } = &self.target;
+        // No other request gets the credit for the file while it changes.
+        let credit = credits.take(path);
+        let old = tree.measure(path, Depth::Zero).await?;
+        let old = old.unwrap_or(Amount::ZERO);
+        // What lies between the end of the file and the part becomes content too.
+        let gap = Amount::bytes(part.first.saturating_sub(old.bytes));
+        let made = 1u64.saturating_sub(old.objects);
+        let mut price = demand;
+        // What it replaces is known only if its place is, and the file stays where it is.
+        if let Some(length) = demand.bytes()
+            && part.is_exact
+            && self.overwrites_in_place
+            && credit.is_whole()
+        {
+            let range = part.first..part.first.saturating_add(length);
+            if let Some(old) = tree.in_place(path, range).await? {
+                price = price.in_place(old);
+            }
+        }
+        let price = Price::from(price.with_objects(made).copying(gap)).charged_to(scopes);
+        Ok(Priced::new(price, [credit], Amount::ZERO))
     }
 
     // The declared length of COPY and MOVE is ignored. Nextcloud's MOVE that ends an upload announces its length.
@@ -301,29 +334,39 @@ impl Priced {
     }
 }
 
-/// Where a part of a file begins (RFC 9110, section 14.4). None if the request is about the whole file.
-fn first_of_part(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+/// The part of a file that is written (RFC 9110, section 14.4). None if the request is about the whole file.
+fn part(headers: &HeaderMap) -> Result<Option<Part>, Malformed> {
     let (content, update) = (
         only(headers, &CONTENT_RANGE)?,
         only(headers, &UPDATE_RANGE)?,
     );
-    let first = |value: &[u8], unit: &[u8]| match value.split_at_checked(unit.len()) {
+    let part = |value: &[u8], unit: &[u8]| match value.split_at_checked(unit.len()) {
         // Names of units are case-insensitive (RFC 9110, section 14.1).
         Some((start, range)) if start.eq_ignore_ascii_case(unit) => {
             match range.split(|byte| *byte == b'-').next() {
                 // The end of the file, or nothing that can be satisfied.
-                None | Some(b"" | [b'*', ..]) => Ok(0),
-                Some(first) => decimal(first).ok_or(Malformed),
+                None | Some(b"" | [b'*', ..]) => Ok(Part::ANYWHERE),
+                Some(first) => Ok(Part {
+                    first: decimal(first).ok_or(Malformed)?,
+                    is_exact: true,
+                }),
             }
         }
         _ => Err(Malformed),
     };
-    let content = content.map(|value| first(value, b"bytes ")).transpose()?;
+    let content = content.map(|value| part(value, b"bytes ")).transpose()?;
     let update = update.map(|value| match value {
-        b"append" => Ok(0),
-        value => first(value, b"bytes="),
+        b"append" => Ok(Part::ANYWHERE),
+        value => part(value, b"bytes="),
     });
-    Ok(content.max(update.transpose()?))
+    Ok(match (content, update.transpose()?) {
+        // A service goes by one of them.
+        (Some(one), Some(other)) if one != other => Some(Part {
+            first: one.first.max(other.first),
+            is_exact: false,
+        }),
+        (content, update) => content.or(update),
+    })
 }
 
 /// RFC 4918, section 10.2. Whatever is not plainly zero may be read as infinity, which is the default.

@@ -5,6 +5,7 @@ use std::{
     cell::Cell,
     collections::{BTreeSet, HashMap, hash_map::Entry},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,6 +19,7 @@ use tokio::{
 
 use crate::{
     amount::Amount,
+    demand::InPlace,
     tree::{Depth, Tree, Walk},
 };
 
@@ -77,6 +79,23 @@ impl Measures {
             Some(Err(error)) => Err(io::Error::new(error.kind(), Arc::clone(error))),
             None => Err(io::ErrorKind::Interrupted.into()),
         }
+    }
+
+    /// Which part of a file is overwritten in place by a write to this range.
+    pub(super) async fn in_place(
+        &self,
+        path: &Path,
+        range: Range<u64>,
+    ) -> io::Result<Option<InPlace>> {
+        let turn = self.turn().await.map_err(io::Error::other)?;
+        let (tree, path) = (Arc::clone(&self.tree), path.to_owned());
+        let look = move || {
+            let _turn = turn;
+            tree.in_place(&path, range)
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .map_err(io::Error::other)?
     }
 
     /// Joins the next measurement of a path.

@@ -78,6 +78,7 @@ pub struct WebDav {
     credits: Arc<Credits>,
     prefix: Prefix,
     stores_body: Arc<StoresBody>,
+    overwrites_in_place: bool,
     timeout: Duration,
 }
 
@@ -94,6 +95,7 @@ impl WebDav {
             credits: Arc::default(),
             prefix: Prefix::default(),
             stores_body: Arc::new(|head| head.method.as_str() != "LOCK"),
+            overwrites_in_place: false,
             timeout: Duration::from_secs(5),
         }
     }
@@ -141,6 +143,19 @@ impl WebDav {
         self
     }
 
+    /// Says that the service overwrites files in place: a PUT truncates the file and writes it, and a PATCH or a PUT with
+    /// `Content-Range` writes into it. Then the blocks that a file has need not be free once more.
+    ///
+    /// A service that writes a new file and renames it must not say so. See [`Demand::in_place`] for the filesystems on which it
+    /// matters.
+    ///
+    /// Defaults to new files.
+    #[must_use]
+    pub fn overwrites_in_place(mut self) -> Self {
+        self.overwrites_in_place = true;
+        self
+    }
+
     /// Sets the timeout for measuring the tree. If it takes longer, the request's cost is unknown, and the request is
     /// answered 503. A DELETE is admitted all the same.
     ///
@@ -156,14 +171,48 @@ impl WebDav {
         self
     }
 
+    /// Charges the collections that a path is in too, if `quota` is a [`CollectionQuota`], by itself or in an
+    /// [`AnyQuota`](crate::quota::AnyQuota). [`webdav`](StorageGuardLayer::webdav) does that with the quota of its layer.
+    #[must_use]
+    pub fn collections_of<Q: QuotaSource>(mut self, quota: &Q) -> Self {
+        self.collections = CollectionQuota::within(quota).cloned();
+        self
+    }
+
     /// Whether a request is priced: methods that write, and methods that remove.
-    fn applies(head: &request::Parts) -> bool {
+    ///
+    /// With [`price`](Self::price), this is [`webdav`](StorageGuardLayer::webdav) for a service that has other requests too:
+    ///
+    /// ```
+    /// use tower_storage_guard::{
+    ///     Demand, Price, Scopes, StorageGuardLayer, Volume,
+    ///     dav::{Folder, WebDav},
+    ///     refusal::Dav,
+    /// };
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let root = tempfile::tempdir()?;
+    /// # let root = root.path();
+    /// let dav = WebDav::new(Folder::new(root)).prefix("/dav");
+    /// let guard = StorageGuardLayer::new(Volume::open(root)?)
+    ///     .dialect(Dav::default())
+    ///     // A report only reads, although it is a POST.
+    ///     .applies_when(|head| WebDav::applies(head) && head.uri.path() != "/report")
+    ///     .price_by_async(move |head, demand| dav.price(head, demand));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn applies(head: &request::Parts) -> bool {
         let method = &head.method;
         is_write(method) || *method == Method::DELETE || is_overridden(&head.headers)
     }
 
-    /// What a request costs.
-    fn price(
+    /// Returns what a request costs, for [`price_by_async`](StorageGuardLayer::price_by_async): its [`Demand`], the scopes that it
+    /// is charged to, and what it gives back. The demand that its head declares is the price of a path that is not in the tree.
+    ///
+    /// Give each layer a `WebDav` of its own, and its clones to nothing else: what several requests remove at once is credited once
+    /// among those that share one.
+    pub fn price(
         &self,
         head: &request::Parts,
         demand: Demand,

@@ -27,7 +27,7 @@ use crate::{
     refused::Refused,
     reservation::{BoxFuture, Reservation, ReservationOps, Terms},
     scope::Scopes,
-    settings::{PriceBy, Priced, Settings},
+    settings::{PriceBy, Priced, ScopeBy, Settings},
     steps::{Draw, Visit},
     time::Bound,
 };
@@ -91,25 +91,52 @@ where
         let head = &held.head;
         let scopes = match &http.scopes {
             None => Scopes::NONE,
-            Some(scopes) => scopes(head),
-        };
-        let price = match &http.price {
-            None => demand.into(),
-            Some(PriceBy::At(price)) => price(head, demand),
-            // The function may look at the filesystem, and would hang with it.
-            Some(PriceBy::Later(_)) if settings.refuses_unseen() => price_in_doubt(&head.method),
-            Some(PriceBy::Later(price)) => {
-                let price = price(head, demand);
-                let patience = settings.guard.context.rules.patience;
-                return Self::door(Door::Price {
-                    price,
-                    look: Bound::new(patience.max(Duration::from_millis(50))),
-                    scopes,
-                    held: Some(held),
-                });
+            Some(ScopeBy::At(scopes)) => scopes(head),
+            Some(ScopeBy::Later(scopes)) => {
+                let scopes = scopes(head);
+                return Self::scoped_later(settings, held, demand, scopes);
             }
         };
-        Self::reserve(settings, held, scopes, price)
+        match price_of(settings, head, demand) {
+            Ok(price) => Self::reserve(settings, held, scopes, price),
+            Err(price) => Self::await_price(settings, held, scopes, price),
+        }
+    }
+
+    #[cold]
+    fn scoped_later(
+        settings: &Settings<Q>,
+        held: Held<S, B>,
+        demand: Demand,
+        scopes: BoxFuture<Scopes>,
+    ) -> Self {
+        let price = price_of(settings, &held.head, demand);
+        let both = Box::pin(async {
+            let scopes = scopes.await;
+            let mut price = match price {
+                Ok(price) => price,
+                Err(price) => price.await,
+            };
+            price.scopes.get_or_insert(scopes);
+            price
+        });
+        Self::await_price(settings, held, Scopes::NONE, both)
+    }
+
+    #[cold]
+    fn await_price(
+        settings: &Settings<Q>,
+        held: Held<S, B>,
+        scopes: Scopes,
+        price: Priced,
+    ) -> Self {
+        let patience = settings.guard.context.rules.patience;
+        Self::door(Door::Price {
+            price,
+            look: Bound::new(patience.max(Duration::from_millis(50))),
+            scopes,
+            held: Some(held),
+        })
     }
 
     #[inline]
@@ -309,6 +336,22 @@ where
                 }
             }
         })
+    }
+}
+
+/// The price of a request, or its future.
+#[inline(always)]
+fn price_of<Q>(
+    settings: &Settings<Q>,
+    head: &request::Parts,
+    demand: Demand,
+) -> Result<Price, Priced> {
+    match &settings.http.price {
+        None => Ok(demand.into()),
+        Some(PriceBy::At(price)) => Ok(price(head, demand)),
+        // The function may look at the filesystem, and would hang with it.
+        Some(PriceBy::Later(_)) if settings.refuses_unseen() => Ok(price_in_doubt(&head.method)),
+        Some(PriceBy::Later(price)) => Err(price(head, demand)),
     }
 }
 

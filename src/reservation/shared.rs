@@ -183,7 +183,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             bytes,
         } = pending;
         let (context, blocks) = claim.keep();
-        let reach = terms.reach(&context);
+        let reach = terms.reach(&context).with_freed();
         let demand = terms.demand;
         let tickets = demand
             .bytes()

@@ -89,7 +89,29 @@ impl Wanted {
         }
         let amount = Amount::new(self.reach.on_volume(bytes), self.objects);
         let blocks = volume.claim(amount, self.expected())?;
+        let freed = match self.reach.freed() {
+            0 => Amount::ZERO,
+            _ => self.claim_freed(volume, bytes, blocks)?,
+        };
+        let blocks = blocks + freed;
         Ok(Claimed { bytes, blocks })
+    }
+
+    /// Claims the blocks that will be freed and written again, which are in use now. Beside them so many are claimed already.
+    #[cold]
+    fn claim_freed(
+        &self,
+        volume: &Volume,
+        bytes: u64,
+        claimed: Amount,
+    ) -> Result<Amount, Shortfall> {
+        let whole = Amount::bytes(self.reach.with_freed().on_volume(bytes));
+        let freed = Amount::bytes(volume.in_blocks(whole).bytes.saturating_sub(claimed.bytes));
+        if volume.claim_anyway(freed) {
+            return Ok(freed);
+        }
+        volume.release(claimed);
+        Err(volume.full())
     }
 
     /// Reservations that wait to grow take precedence over new ones.

@@ -274,6 +274,11 @@ impl Volume {
         ))
     }
 
+    /// Claims blocks that are in use now. False if they cannot be counted.
+    pub(crate) fn claim_anyway(&self, blocks: Amount) -> bool {
+        self.filesystem().ledger.claim_anyway(blocks)
+    }
+
     /// What a decision goes by.
     #[inline]
     fn state(&self) -> VolumeState {

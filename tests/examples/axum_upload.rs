@@ -654,8 +654,43 @@ async fn of_sixteen_uploads_by_two_users_those_that_fit_are_stored() {
     }
 }
 
+/// The quotas are in SQLite on the disk that the files are on, and nothing is kept free: room for the quotas' own files is set aside
+/// first.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_stampede_on_the_disk_that_the_quotas_are_on() {
+    use test_support::mounts::{in_runtime, tmpfs, with_own_mounts};
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            for is_chunked in [true, false] {
+                let dir = tempfile::tempdir().unwrap();
+                // Eight files of 4 MiB, the journal, the quotas and their log: a ninth does not fit.
+                tmpfs(dir.path(), "size=38m");
+                let flags = [
+                    "--keep-free",
+                    "0",
+                    "--quota",
+                    "1GiB",
+                    "--quota-store",
+                    "sqlite:",
+                ];
+                let server = Server::start_in(dir, "axum-upload", &flags);
+                let stored = stampede_for(&server, &[""], is_chunked, "disk_full").await;
+                assert_eq!(stored, 8, "chunked: {is_chunked}");
+                server.until_nothing_is_left_behind().await;
+            }
+        });
+    });
+}
+
 /// Sixteen uploads of 4 MiB at once. Returns how many were acknowledged, which are all that are stored.
 async fn stampede(server: &Server, tokens: &[&str], is_chunked: bool) -> usize {
+    stampede_for(server, tokens, is_chunked, "quota_exceeded").await
+}
+
+async fn stampede_for(server: &Server, tokens: &[&str], is_chunked: bool, reason: &str) -> usize {
     let uploads = (0..16_usize).map(|i| async move {
         let (token, content) = (tokens[i % tokens.len()], vec![i as u8; 4 * MIB]);
         let path = format!("/files/{i:02}");
@@ -675,7 +710,7 @@ async fn stampede(server: &Server, tokens: &[&str], is_chunked: bool) -> usize {
         }
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
         let refusal: Value = answer.json().await.unwrap();
-        assert_eq!(refusal["reason"], "quota_exceeded");
+        assert_eq!(refusal["reason"], reason);
         false
     });
     let stored = join_all(uploads)

@@ -112,6 +112,43 @@ async fn a_full_sqlite_database() {
     assert!(fill(&server).await > 10);
 }
 
+/// The disk of SQLite: writes leave room for removals, and a program without a guard that takes all of it leaves the room that the
+/// log has.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn documents_are_removed_when_the_disk_of_sqlite_is_full() {
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            let dir = tempfile::tempdir().unwrap();
+            tmpfs(dir.path(), "size=24m");
+            let server = Server::start_in(dir, "documents", &["--keep-free", "12MiB"]);
+            let mut count = 0;
+            let reason = loop {
+                let answer = server.put(&format!("/documents/{count}"), document()).await;
+                if answer.status() != StatusCode::CREATED {
+                    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+                    break reason(answer).await;
+                }
+                count += 1;
+            };
+            assert_eq!(reason, "disk_full");
+            assert!(count > 100, "{count}");
+            for path in (0..count / 2).map(|n| format!("/documents/{n}")) {
+                assert_eq!(delete(&server, &path).await, StatusCode::NO_CONTENT);
+            }
+            // Another program takes the headroom too.
+            fill_but(server.dir.path(), 0);
+            for path in (count / 2..count).map(|n| format!("/documents/{n}")) {
+                assert_eq!(delete(&server, &path).await, StatusCode::NO_CONTENT);
+                assert_eq!(server.get(&path).await.status(), StatusCode::NOT_FOUND);
+            }
+        });
+    });
+}
+
 #[test]
 fn the_size_of_an_external_database_cannot_be_limited() {
     let (said, code) = complaint(

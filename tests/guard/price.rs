@@ -312,3 +312,52 @@ async fn framing_is_bounded() {
     assert_eq!(answer.status(), 507);
     assert_eq!(quota.usage(ANN).used, Amount::ZERO);
 }
+
+/// The scopes are looked up before the price, which goes without them for a stranger.
+#[tokio::test]
+async fn scopes_and_prices_may_be_looked_up() {
+    let quota = quota();
+    let layer = || {
+        StorageGuardLayer::quota_only(quota.clone()).scope_by_async(|head| {
+            let user = head.headers["user"].to_str().unwrap().to_owned();
+            async move {
+                tokio::task::yield_now().await;
+                user
+            }
+        })
+    };
+    let send = async |service, user: &str, bytes| {
+        let request = Request::put("/").header("user", user).body(full(bytes));
+        let service: tower::util::BoxCloneService<_, Response<_>, Infallible> = service;
+        service
+            .oneshot(request.unwrap())
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let boxed = |layer: StorageGuardLayer<MemoryQuota, _>| {
+        tower::util::BoxCloneService::new(layer.layer(service_fn(read_all)))
+    };
+    assert_eq!(send(boxed(layer()), ANN, 60).await, 201);
+    assert_eq!(send(boxed(layer()), ANN, 41).await, 507);
+    assert_eq!(send(boxed(layer()), BOB, 41).await, 201);
+    let halves = layer().price_by(|_, demand| Demand::known(demand.bytes().unwrap() / 2));
+    assert_eq!(send(boxed(halves), BOB, 10).await, 201);
+    let strangers = layer().price_by_async(|head, demand| {
+        let is_known = head.headers["user"] != "mallory";
+        async move {
+            match is_known {
+                true => Price::from(demand),
+                false => Price::free(),
+            }
+        }
+    });
+    assert_eq!(send(boxed(strangers.clone()), BOB, 100).await, 507);
+    // For the handler to refuse.
+    assert_eq!(send(boxed(strangers.clone()), "mallory", 1_000).await, 201);
+    assert_eq!(quota.usage("mallory").used, Amount::ZERO);
+    assert_eq!(quota.usage(ANN).used.bytes, 60);
+    // What is read counts, and not what was priced.
+    assert_eq!(quota.usage(BOB).used.bytes, 51);
+}

@@ -462,10 +462,12 @@ fn a_disk_that_is_full_takes_charges() {
                 return charge(&Folder(folder.into()), change.parse().unwrap()).await;
             }
             let temporary = tempfile::tempdir().unwrap();
-            let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=4m"));
+            let folder = Folder(tmpfs(&temporary.path().join("disk"), "size=6m"));
             drop(folder.journal());
             let store = Arc::new(folder.store());
             fill_but(&folder.0, 0);
+            // The store has room of its own.
+            super::sqlite::use_up(&store).await;
             for change in [7, 80, 900] {
                 let child = Process::start(
                     "journal::a_disk_that_is_full_takes_charges",

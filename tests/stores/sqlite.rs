@@ -10,8 +10,9 @@ use std::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tower_storage_guard::{
+    Amount,
     quota::QuotaError,
-    store::{HoldId, SqliteStore, Store, conformance},
+    store::{HoldId, Settlement, SqliteStore, Store, conformance},
 };
 
 use super::{
@@ -395,6 +396,20 @@ async fn many_open_a_new_file_at_the_same_time() {
     assert_eq!(figures(&file.open(), "user").await, (16, 0));
 }
 
+/// Charges new scopes with long names until the store has no room for one on its full disk.
+#[cfg(target_os = "linux")]
+pub(crate) async fn use_up(store: &SqliteStore) {
+    for number in 0..1_000 {
+        let scope = format!("{number}-{}", "long".repeat(10_000));
+        let change = Amount::bytes(1).into();
+        let settlement = Settlement::new(HoldId::unique(), scope, change);
+        if store.settle(&[settlement]).await.is_err() {
+            return;
+        }
+    }
+    panic!("the disk is not full");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
@@ -404,7 +419,7 @@ fn a_full_disk_is_an_outage_and_loses_no_charge() {
         mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
     };
     use tower_storage_guard::{
-        Amount, Scopes,
+        Scopes,
         quota::{Limits, QuotaHold, QuotaSource},
         store::StoredQuota,
     };
@@ -412,7 +427,7 @@ fn a_full_disk_is_an_outage_and_loses_no_charge() {
     with_own_mounts(|| {
         in_runtime(async {
             let folder = tempfile::tempdir().unwrap();
-            let disk = tmpfs(&folder.path().join("disk"), "size=1m");
+            let disk = tmpfs(&folder.path().join("disk"), "size=4m");
             let store = Arc::new(SqliteStore::open(disk.join("quota.db")).unwrap());
             let quota = StoredQuota::new(Arc::clone(&store), Limits::UNLIMITED);
             // Longer than the free part of any page.
@@ -422,6 +437,12 @@ fn a_full_disk_is_an_outage_and_loses_no_charge() {
                 .await
                 .unwrap();
             fill_but(&disk, 0);
+            // Room was set aside in the file and in its log, and serves again once it was written back.
+            for _ in 0..1_000 {
+                settle(&store, HoldId::unique(), "short", 1).await;
+            }
+            assert_eq!(figures(&*store, "short").await, (1_000, 0));
+            use_up(&store).await;
             let charge = hold.commit(Amount::bytes(7).into());
             sql::is_away(&*store).await;
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -27,7 +27,9 @@ use sqlx::{
     PgPool, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
-use tower_storage_guard::{BoxError, StorageGuardLayer, axum::Failure, quota::NoQuota};
+use tower_storage_guard::{
+    BoxError, Headroom, StorageGuardLayer, Volume, axum::Failure, quota::NoQuota,
+};
 
 use example_support::{
     claim::Claim,
@@ -52,6 +54,15 @@ struct Flags {
     /// How large the database of SQLite may become
     #[arg(long, value_name = "SIZE")]
     max_size: Option<ByteSize>,
+
+    /// What writes leave free on the disk of SQLite, so that documents can be removed: a removal is written to the log first
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "16MiB",
+        conflicts_with = "database_url"
+    )]
+    keep_free: ByteSize,
 }
 
 #[tokio::main]
@@ -61,14 +72,27 @@ async fn main() -> ExitCode {
 
 async fn serve(flags: Flags) -> Result<(), BoxError> {
     let store = Store::open(&flags).await?;
-    let serving = axum::serve(listen(flags.listen).await?, app(store));
+    let guard = guard(&flags)?;
+    let serving = axum::serve(listen(flags.listen).await?, app(store, guard));
     until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
-fn app(store: Store) -> Router {
-    // Only the database knows how much room it has. So nothing is reserved: the guard recognises the errors that
-    // report a full database.
-    let guard = StorageGuardLayer::quota_only(NoQuota);
+/// How many bytes reach the disk for each hundred of a document: SQLite writes each page to its log, and then to the file.
+const WRITTEN: u32 = 210;
+
+/// Recognises the errors that report a full database. Only PostgreSQL knows how much room it has, so nothing is reserved there.
+/// Of the disk that SQLite is on, a part stays free.
+fn guard(flags: &Flags) -> Result<StorageGuardLayer, BoxError> {
+    if flags.database_url.is_some() {
+        return Ok(StorageGuardLayer::quota_only(NoQuota));
+    }
+    let volume = Volume::open(&flags.dir)?;
+    let keep_free = Headroom::bytes(flags.keep_free.as_u64());
+    Ok(StorageGuardLayer::new(volume.keep_free(keep_free)))
+}
+
+fn app(store: Store, guard: StorageGuardLayer) -> Router {
+    let guard = guard.price_by(|_, demand| demand.with_objects(0).volume_percent(WRITTEN));
     let document = get(read).put(write).delete(delete);
     Router::new()
         .route("/documents/{id}", document)

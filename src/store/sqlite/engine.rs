@@ -17,6 +17,13 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema, which is kept in the file.
 const VERSION: i64 = 2;
 
+/// How much of the disk is set aside in the file, and in its log: the file cannot grow on a full disk.
+const ROOM: i64 = 1 << 20;
+/// The log is written back to the file when it has this many pages, of 4 KiB each. It then begins again in the blocks that it has.
+const MOST_IN_LOG: i64 = 250;
+/// After this many steps that write, the room is looked after.
+const STEPS: u32 = 1_000;
+
 /// A larger difference between the machine's clock and a process's monotonic clock means that the former was set. In
 /// milliseconds.
 const SLACK: u64 = 1_000;
@@ -38,6 +45,8 @@ pub(super) struct Engine {
     open: Option<Open>,
     /// The file's time at the last step, and when that was by the monotonic clock.
     last: Option<(Instant, i64)>,
+    /// Steps that have written.
+    steps: u32,
 }
 
 struct Open {
@@ -51,6 +60,7 @@ impl Engine {
             path,
             open: None,
             last: None,
+            steps: 0,
         };
         engine.connection(deadline)?;
         Ok(engine)
@@ -100,6 +110,15 @@ impl Engine {
         let output = work(&transaction, now)?;
         transaction.commit()?;
         self.last = Some((Instant::now(), now));
+        if kind != StepKind::Read {
+            self.steps = self.steps.wrapping_add(1);
+            if self.steps.is_multiple_of(STEPS)
+                && let Some(open) = &mut self.open
+            {
+                // The step is done, whatever becomes of this.
+                let _ = set_room_aside(&mut open.connection);
+            }
+        }
         Ok(output)
     }
 
@@ -219,7 +238,36 @@ fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()?;
+    connection.pragma_update(None, "wal_autocheckpoint", MOST_IN_LOG)?;
+    set_room_aside(&mut connection)?;
     Ok(connection)
+}
+
+/// Makes pages that are free in the file, and lets the log grow by as much. On a disk that is full already there is what there
+/// is.
+fn set_room_aside(connection: &mut Connection) -> rusqlite::Result<()> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let free = pragma("page_size")?.saturating_mul(pragma("freelist_count")?);
+    let path = connection.path().map(|path| format!("{path}-wal"));
+    let log = path.and_then(|path| fs::metadata(path).ok());
+    if free >= ROOM / 2 && log.is_some_and(|log| log.len() >= ROOM as u64) {
+        return Ok(());
+    }
+    let grown = grow(connection);
+    match grown.as_ref().map_err(rusqlite::Error::sqlite_error_code) {
+        Err(Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy)) => Ok(()),
+        _ => grown,
+    }
+}
+
+fn grow(connection: &mut Connection) -> rusqlite::Result<()> {
+    // What it has written is dropped again, and a crash of the machine may take it.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let filled = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    filled.execute_batch("CREATE TABLE room (content BLOB NOT NULL)")?;
+    filled.execute("INSERT INTO room VALUES (zeroblob(?1))", [ROOM])?;
+    filled.execute_batch("DROP TABLE room")?;
+    filled.commit()
 }
 
 fn rest(deadline: Instant) -> Duration {

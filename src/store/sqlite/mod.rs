@@ -59,6 +59,10 @@ const GRACE: Duration = Duration::from_millis(500);
 /// the index of the log (`-wal` and `-shm`) lie beside it, and the three belong together. Missing tables are created. A
 /// file that was deleted is created again by the next call, empty.
 ///
+/// On a full disk neither of the two can grow. So when the file is opened, room for about a thousand steps is set aside: a
+/// megabyte in the file, and one in the log. Open the file before the [`Volume`](crate::Volume) that it is on, so that the room is
+/// not promised to requests. Copy-on-write filesystems such as btrfs and ZFS may have no room for a write all the same.
+///
 /// # Durability
 ///
 /// A crash of the process loses nothing. A crash of the machine may lose holds, whose requests are lost with it, and no
