@@ -128,7 +128,7 @@ pub fn reservation<T>(request: &Request<T>) -> Result<Reservation, Status> {
     reservation.ok_or_else(|| Status::internal("the call is not guarded"))
 }
 
-#[cfg(all(test, feature = "anyhow", feature = "eyre"))]
+#[cfg(all(test, feature = "anyhow1", feature = "eyre06"))]
 mod tests {
     use std::io;
 

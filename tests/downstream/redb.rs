@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use super::redb::{self, Database, TableDefinition};
+#[allow(unused_imports, reason = "traits that not every version has")]
+use super::*;
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 

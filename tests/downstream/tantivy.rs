@@ -2,8 +2,8 @@
 
 use std::{path::Path, thread::sleep, time::Duration};
 
-use tantivy::{
-    Index, IndexWriter, TantivyDocument,
+use super::tantivy::{
+    self, Index, IndexWriter, TantivyDocument,
     schema::{Field, Schema, TEXT},
 };
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
