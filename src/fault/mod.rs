@@ -158,6 +158,7 @@ mod sqlite_codes;
 mod sqlstate;
 #[cfg(any(feature = "sqlx08", feature = "sqlx09"))]
 mod sqlx;
+mod suspect;
 #[cfg(any(feature = "tantivy025", feature = "tantivy026", feature = "tantivy027"))]
 mod tantivy;
 #[cfg(any(feature = "tiberius012", feature = "tiberius013"))]

@@ -99,7 +99,7 @@ pub fn status_by(classifier: &Classifier, error: impl Into<BoxError> + 'static) 
     let error: Arc<dyn Error + Send + Sync> = error.into();
     let refusal = fault::find::<Refused>(&*error)
         .map(|refused| Refusal::from(refused.clone()))
-        .or_else(|| classifier.classify(&*error).map(Refusal::from));
+        .or_else(|| classifier.classify_unreported(&*error).map(Refusal::from));
     let mut status = match refusal {
         Some(refusal) => refusal::status(&refusal, None),
         None => fault::find::<Status>(&*error)
