@@ -138,7 +138,7 @@
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
-//! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
+//! | `sqlx09`, `sqlx08`, `redis1` and others | the library of that name, in that version | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 // See clippy.toml for the limits. Tests may be longer.
