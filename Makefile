@@ -100,7 +100,7 @@ LIBRARIES = anyhow1 async-nats051 aws-smithy-types1 clickhouse015 diesel2 eyre06
 # Their older versions, which are compiled from the same source.
 OLDER = async-nats046 async-nats049 clickhouse013 clickhouse014 fjall2 heed020 heed021 heed022 mongodb2 mysql_async036 \
 	object_store012 object_store013 opendal054 opendal055 redb2 redb3 redis027 redis029 redis032 sea-orm1 sqlx08 \
-	tantivy025 tantivy026 tiberius012
+	tantivy025 tiberius012
 # What brings more than a classifier.
 MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 

@@ -71,7 +71,7 @@ use tower::BoxError;
 
 /// An error of a handler.
 ///
-/// `?` converts every error into it, and with the features `anyhow` and `eyre` their reports. The answer has no content, and
+/// `?` converts every error into it, and with the features `anyhow1` and `eyre06` their reports. The answer has no content, and
 /// this status:
 ///
 /// | error | answer |

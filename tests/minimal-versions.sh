@@ -11,7 +11,7 @@ libraries='async-nats046 async-nats049 async-nats051 aws-smithy-types aws-smithy
 diesel diesel2 fjall2 fjall3 heed020 heed021 heed022 heed023 lettre lettre011 mongodb2 mongodb3 mysql_async036
 mysql_async037 object_store012 object_store013 object_store014 opendal054 opendal055 opendal059 redb2 redb3 redb4
 redis redis027 redis029 redis032 redis1 rusqlite scylla scylla1 sea-orm1 sea-orm2 sqlx sqlx08 sqlx09 tantivy-fst
-tantivy025 tantivy026 tantivy027 tiberius012 tiberius013 tokio-postgres tokio-postgres07'
+tantivy025 tantivy027 tiberius012 tiberius013 tokio-postgres tokio-postgres07'
 awk -v left_out="$libraries store-postgres store-redis store-sqlite" '
     BEGIN { split(left_out, names); for (i in names) is_out["" names[i]] = 1 }
     # A table, up to the next one.

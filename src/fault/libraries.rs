@@ -85,8 +85,6 @@ pub(super) const LIBRARIES: &[Library] = &[
     super::sqlx::sqlx09::LIBRARY,
     #[cfg(feature = "tantivy025")]
     super::tantivy::tantivy025::LIBRARY,
-    #[cfg(feature = "tantivy026")]
-    super::tantivy::tantivy026::LIBRARY,
     #[cfg(feature = "tantivy027")]
     super::tantivy::tantivy027::LIBRARY,
     #[cfg(feature = "tiberius012")]

@@ -42,7 +42,6 @@ pub(super) fn held<'a, E: Error + 'static>(
     feature = "redb3",
     feature = "redb4",
     feature = "tantivy025",
-    feature = "tantivy026",
     feature = "tantivy027"
 ))]
 pub(super) fn undecided(_: &(dyn Error + 'static)) -> Option<Verdict> {

@@ -159,7 +159,7 @@ mod sqlstate;
 #[cfg(any(feature = "sqlx08", feature = "sqlx09"))]
 mod sqlx;
 mod suspect;
-#[cfg(any(feature = "tantivy025", feature = "tantivy026", feature = "tantivy027"))]
+#[cfg(any(feature = "tantivy025", feature = "tantivy027"))]
 mod tantivy;
 #[cfg(any(feature = "tiberius012", feature = "tiberius013"))]
 mod tiberius;

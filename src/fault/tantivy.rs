@@ -170,11 +170,6 @@ pub(super) mod tantivy025 {
     version!(tantivy025);
 }
 
-#[cfg(feature = "tantivy026")]
-pub(super) mod tantivy026 {
-    version!(tantivy026);
-}
-
 #[cfg(feature = "tantivy027")]
 pub(super) mod tantivy027 {
     version!(tantivy027);

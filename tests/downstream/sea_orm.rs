@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use super::{
+    held,
     sea_orm::{DbErr, RuntimeErr, TransactionError},
     sqlx::{Connection, PgConnection},
 };
@@ -19,7 +20,7 @@ async fn runtime_error(code: &str) -> RuntimeErr {
     let port = fake_servers::postgres(code, "No space left on device").await;
     let url = format!("postgres://a@127.0.0.1:{port}/a?sslmode=disable");
     let error = PgConnection::connect(&url).await.unwrap_err();
-    RuntimeErr::SqlxError(error.into())
+    RuntimeErr::SqlxError(held(error))
 }
 
 const KINDS: [fn(RuntimeErr) -> DbErr; 3] = [DbErr::Conn, DbErr::Exec, DbErr::Query];

@@ -16,7 +16,7 @@ mod async_nats049 {
 }
 #[path = "."]
 mod async_nats051 {
-    use async_nats;
+    use ::async_nats;
     #[path = "async_nats.rs"]
     mod tests;
 }
@@ -220,7 +220,8 @@ mod mongodb2 {
     }
 
     /// It has none.
-    const BULK_WRITE: Option<fn(Collection<Document>) -> std::future::Ready<Result<()>>> = None;
+    const BULK_WRITE: Option<BulkWrite> = None;
+    type BulkWrite = fn(Collection<Document>) -> std::future::Ready<Result<()>>;
 
     #[path = "mongodb.rs"]
     mod tests;
@@ -258,8 +259,8 @@ mod mongodb3 {
         documents.client().bulk_write([insert]).await.map(drop)
     }
 
-    const BULK_WRITE: Option<fn(Collection<Document>) -> BoxFuture<'static, Result<()>>> =
-        Some(|documents| Box::pin(bulk_write(documents)));
+    const BULK_WRITE: Option<BulkWrite> = Some(|documents| Box::pin(bulk_write(documents)));
+    type BulkWrite = fn(Collection<Document>) -> BoxFuture<'static, Result<()>>;
 
     #[path = "mongodb.rs"]
     mod tests;
@@ -267,6 +268,7 @@ mod mongodb3 {
 
 #[cfg(target_os = "linux")]
 #[path = "."]
+#[allow(clippy::result_large_err, reason = "the size is that of its own error")]
 mod redb2 {
     use redb2 as redb;
     #[path = "redb.rs"]
@@ -320,7 +322,7 @@ mod redis032 {
 #[cfg(target_os = "linux")]
 #[path = "."]
 mod redis1 {
-    use redis;
+    use ::redis;
     fn patience(time: std::time::Duration) -> Option<std::time::Duration> {
         Some(time)
     }
@@ -332,13 +334,19 @@ mod redis1 {
 mod sea_orm1 {
     use sea_orm1 as sea_orm;
     use sqlx08 as sqlx;
+    fn held(error: sqlx::Error) -> sqlx::Error {
+        error
+    }
     #[path = "sea_orm.rs"]
     mod tests;
 }
 #[path = "."]
 mod sea_orm2 {
-    use sea_orm;
-    use sqlx;
+    use ::sea_orm;
+    use ::sqlx;
+    fn held(error: sqlx::Error) -> std::sync::Arc<sqlx::Error> {
+        error.into()
+    }
     #[path = "sea_orm.rs"]
     mod tests;
 }
@@ -351,7 +359,7 @@ mod sqlx08 {
 }
 #[path = "."]
 mod sqlx09 {
-    use sqlx;
+    use ::sqlx;
     #[path = "sqlx_sqlite.rs"]
     mod sqlite;
     #[path = "sqlx.rs"]
@@ -367,15 +375,8 @@ mod tantivy025 {
 }
 #[cfg(target_os = "linux")]
 #[path = "."]
-mod tantivy026 {
-    use tantivy026 as tantivy;
-    #[path = "tantivy.rs"]
-    mod tests;
-}
-#[cfg(target_os = "linux")]
-#[path = "."]
 mod tantivy027 {
-    use tantivy;
+    use ::tantivy;
     #[path = "tantivy.rs"]
     mod tests;
 }
@@ -388,7 +389,7 @@ mod tiberius012 {
 }
 #[path = "."]
 mod tiberius013 {
-    use tiberius;
+    use ::tiberius;
     #[path = "tiberius.rs"]
     mod tests;
 }

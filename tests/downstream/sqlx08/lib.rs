@@ -3,7 +3,7 @@
 
 #[path = "."]
 mod sqlx08 {
-    use sqlx;
+    use ::sqlx;
     #[path = "../sqlx_sqlite.rs"]
     mod errors;
 }
