@@ -16,7 +16,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 ALL = --workspace --all-features
 # Packages with a lock file of their own.
-APART = tests/downstream/newest-rusqlite tests/downstream/rdkafka tests/downstream/rocksdb
+APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
+# Of these, the ones that link another SQLite than the workspace.
+LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
 .PHONY: test tools clients lint unit fuzz plain apart features features-alone package soak bench
 
@@ -87,11 +89,18 @@ plain:
 
 # What cannot be in the workspace, each against its own lock file.
 apart:
-	$(CARGO) test --target-dir $(TARGET) --manifest-path tests/downstream/newest-rusqlite/Cargo.toml
+	for package in $(LINKED); do \
+		$(CARGO) test --target-dir $(TARGET) --manifest-path $$package/Cargo.toml -- --include-ignored || exit 1; \
+	done
 
-# Libraries whose errors are classified, each behind a feature of its name.
-LIBRARIES = anyhow async-nats aws-smithy-types clickhouse diesel eyre fjall heed lettre mongodb mysql_async object_store opendal \
-	redb redis rusqlite scylla sea-orm sqlx tantivy tiberius tokio-postgres
+# Libraries whose errors are classified, each behind a feature of its name and version.
+LIBRARIES = anyhow1 async-nats051 aws-smithy-types1 clickhouse015 diesel2 eyre06 fjall3 heed023 lettre011 mongodb3 \
+	mysql_async037 object_store014 opendal059 redb4 redis1 rusqlite scylla1 sea-orm2 sqlx09 tantivy027 tiberius013 \
+	tokio-postgres07
+# Their older versions, which are compiled from the same source.
+OLDER = async-nats046 async-nats049 clickhouse013 clickhouse014 fjall2 heed020 heed021 heed022 mongodb2 mysql_async036 \
+	object_store012 object_store013 opendal054 opendal055 redb2 redb3 redis027 redis029 redis032 sea-orm1 sqlx08 \
+	tantivy025 tiberius012
 # What brings more than a classifier.
 MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
 
@@ -100,18 +109,20 @@ MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-r
 SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
 # No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`, so rustc alone
-# does here, which takes two thirds of the time. It builds, because `check` has no use for what was built for the tests.
+# does here, which takes two thirds of the time. It builds, because `check` has no use for what was built for the tests. The
+# older versions are built in one run: each is its newest one's source with other names, and `features-alone` builds each.
 ALONE = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/wrappers/rustc $(CARGO) build --lib --no-default-features
 features:
 	$(ALONE) -p tower-storage-guard -p test-features
 	for feature in $(MECHANISMS) $(LIBRARIES); do \
 		$(ALONE) -p tower-storage-guard -p test-features --features tower-storage-guard/$$feature || exit 1; \
 	done
+	$(ALONE) -p tower-storage-guard -p test-features --features "$(OLDER:%=tower-storage-guard/%)"
 	$(CARGO) check -p axum-upload
 
 # The same, where no package brings what another needs: each run compiles the dependencies again.
 features-alone:
-	for feature in $(MECHANISMS) $(LIBRARIES); do \
+	for feature in $(MECHANISMS) $(LIBRARIES) $(OLDER); do \
 		$(ALONE) --features $$feature || exit 1; \
 	done
 	for package in $(SERVERS); do $(CARGO) check -p $$package || exit 1; done

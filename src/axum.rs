@@ -28,6 +28,71 @@
 //! # }
 //! ```
 //!
+//! # A handler that reserves by itself
+//!
+//! The layer decides before the handler runs. Where only the handler knows who is charged, or what is overwritten, let it reserve
+//! with a [`Guard`](crate::Guard), and let the layer apply to no request: it still answers what the handler's `?` returns. So a stranger
+//! is answered 401 on a full disk, and an upload that only overwrites a file is not refused.
+//!
+//! ```
+//! use axum::{
+//!     Router,
+//!     body::{Body, Bytes},
+//!     extract::State,
+//!     http::{HeaderMap, Request, StatusCode, header::AUTHORIZATION},
+//!     routing::put,
+//! };
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{
+//!     Demand, Guard, InPlace, StorageGuardLayer, Volume,
+//!     axum::Failure,
+//!     quota::{Limits, MemoryQuota},
+//! };
+//!
+//! async fn upload(
+//!     State(guard): State<Guard<MemoryQuota>>,
+//!     headers: HeaderMap,
+//!     content: Bytes,
+//! ) -> Result<StatusCode, Failure> {
+//!     let Some(user) = headers.get(AUTHORIZATION) else {
+//!         return Ok(StatusCode::UNAUTHORIZED);
+//!     };
+//!     let path = std::env::temp_dir().join("tower-storage-guard-example");
+//!     let mut demand = Demand::known(content.len() as u64);
+//!     if let Ok(old) = std::fs::metadata(&path) {
+//!         // `write` truncates it, and its blocks are used again.
+//!         demand = demand.in_place(InPlace::whole(&old).truncated());
+//!     }
+//!     let reservation = guard.reserve(user.to_str()?, demand).await?;
+//!     std::fs::write(&path, &content)?;
+//!     reservation.commit().await;
+//! #   std::fs::remove_file(&path)?;
+//!     Ok(StatusCode::CREATED)
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let quota = MemoryQuota::new(Limits::bytes(10));
+//! let guard = Guard::new(Volume::open(std::env::temp_dir())?).quota(quota);
+//! let answers = StorageGuardLayer::new(guard.clone())
+//!     .scope_by(|_| tower_storage_guard::Scopes::NONE)
+//!     .applies_when(|_| false);
+//! let app = Router::new().route("/", put(upload)).layer(answers).with_state(guard);
+//!
+//! let ask = async |user: Option<&str>, content: &'static str| {
+//!     let mut request = Request::put("/").body(Body::from(content)).unwrap();
+//!     if let Some(user) = user {
+//!         request.headers_mut().insert(AUTHORIZATION, user.parse().unwrap());
+//!     }
+//!     app.clone().oneshot(request).await.unwrap().status()
+//! };
+//! assert_eq!(ask(None, "more than ten bytes").await, StatusCode::UNAUTHORIZED);
+//! assert_eq!(ask(Some("ann"), "more than ten bytes").await, StatusCode::INSUFFICIENT_STORAGE);
+//! assert_eq!(ask(Some("ann"), "ten bytes.").await, StatusCode::CREATED);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # A route that says whether writes are taken
 //!
 //! For a load balancer that asks before it sends writes here. See [`Readiness`] for when to use it.
@@ -71,7 +136,7 @@ use tower::BoxError;
 
 /// An error of a handler.
 ///
-/// `?` converts every error into it, and with the features `anyhow` and `eyre` their reports. The answer has no content, and
+/// `?` converts every error into it, and with the features `anyhow1` and `eyre06` their reports. The answer has no content, and
 /// this status:
 ///
 /// | error | answer |

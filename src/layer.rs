@@ -189,7 +189,7 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     ///     });
     /// ```
     ///
-    /// Where only the handler knows, it reserves by itself, with a [`Guard`]: see there.
+    /// Where only the handler knows, it reserves by itself, with a [`Guard`]: the module `axum` has an example.
     ///
     /// It is dropped as the future of `price_by_async` is, while the probe of the volume hangs.
     pub fn scope_by_async<F, T>(self, scopes: F) -> StorageGuardLayer<Q, Scoped>

@@ -138,7 +138,7 @@
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
-//! | `sqlx`, `redis` and others | the library of that name | its storage errors, see [`fault`] |
+//! | `sqlx09`, `sqlx08`, `redis1` and others | the library of that name, in that version | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 // WebDAV is the only caller of some hooks of the core, and the core does not name it. With all features, dead code is found.

@@ -24,80 +24,94 @@
 
 use std::error::Error;
 
-use async_nats::jetstream::{
-    self,
-    context::{CreateStreamError, CreateStreamErrorKind, PublishError},
-    stream::{
-        ConsumerCreateStrictError, ConsumerCreateStrictErrorKind, ConsumerError, ConsumerErrorKind,
-        ConsumerUpdateError, ConsumerUpdateErrorKind,
-    },
-};
-
 use super::{
     Cause, Fault, Resource, Verdict,
     library::{Library, of_type},
 };
 
-pub(super) const LIBRARY: Library = Library {
-    look,
-    // The inner errors can only be obtained by copying them out: `look` opens them.
-    inside: |_| None,
-    types: &[
-        of_type::<PublishError>,
-        of_type::<CreateStreamError>,
-        of_type::<ConsumerError>,
-        of_type::<jetstream::Error>,
-    ],
-};
+/// Judges the errors of one version.
+macro_rules! version {
+    ($async_nats:ident) => {
+        use super::*;
 
-fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
-    if let Some(error) = error.downcast_ref::<PublishError>() {
-        let refused: &jetstream::Error = error.source()?.downcast_ref()?;
-        judge(&refused.to_string(), Of::Publish)
-    } else if let Some(refused) = error.downcast_ref::<jetstream::Error>() {
-        judge(&refused.to_string(), Of::Anything)
-    } else if let Some(refused) = hidden(error) {
-        judge(&refused.to_string(), Of::Anything)
-    } else {
-        in_object_store(error)
-    }
-}
+        use ::$async_nats::jetstream::{
+            self,
+            context::{CreateStreamError, CreateStreamErrorKind, PublishError},
+            stream::{
+                ConsumerCreateStrictError, ConsumerCreateStrictErrorKind, ConsumerError,
+                ConsumerErrorKind, ConsumerUpdateError, ConsumerUpdateErrorKind,
+            },
+        };
 
-/// The server's error in an error kind that `source()` does not lead to.
-fn hidden(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
-    if let Some(error) = error.downcast_ref::<CreateStreamError>()
-        && let CreateStreamErrorKind::JetStream(refused) = error.kind()
-    {
-        Some(refused)
-    } else if let Some(error) = error.downcast_ref::<ConsumerError>()
-        && let ConsumerErrorKind::JetStream(refused) = error.kind()
-    {
-        Some(refused)
-    } else if let Some(error) = error.downcast_ref::<ConsumerCreateStrictError>()
-        && let ConsumerCreateStrictErrorKind::JetStream(refused) = error.kind()
-    {
-        Some(refused)
-    } else if let Some(error) = error.downcast_ref::<ConsumerUpdateError>()
-        && let ConsumerUpdateErrorKind::JetStream(refused) = error.kind()
-    {
-        Some(refused)
-    } else {
-        None
-    }
-}
+        pub(in crate::fault) const LIBRARY: Library = Library {
+            look,
+            // The inner errors can only be obtained by copying them out: `look` opens them.
+            inside: |_| None,
+            types: &[
+                of_type::<PublishError>,
+                of_type::<CreateStreamError>,
+                of_type::<ConsumerError>,
+                of_type::<jetstream::Error>,
+            ],
+        };
 
-/// When an object is put, only the text of a failed publish is kept, in an error without a type of its own.
-/// (Naming the type around it needs a feature of `async-nats` that selects a cryptography backend, which this crate
-/// must not select for its users.)
-fn in_object_store(error: &(dyn Error + 'static)) -> Option<Verdict> {
-    if error.source().is_some() {
-        return None;
-    }
-    let text = error.to_string();
-    let refused = text
-        .strip_prefix("failed getting chunk ack: publish failed: ")
-        .or_else(|| text.strip_prefix("failed ack from metadata publish: publish failed: "))?;
-    judge(refused, Of::Publish)
+        fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+            if let Some(error) = error.downcast_ref::<PublishError>() {
+                let refused: &jetstream::Error = error.source()?.downcast_ref()?;
+                judge(&refused.to_string(), Of::Publish)
+            } else if let Some(refused) = error.downcast_ref::<jetstream::Error>() {
+                judge(&refused.to_string(), Of::Anything)
+            } else if let Some(refused) = hidden(error) {
+                judge(&refused.to_string(), Of::Anything)
+            } else {
+                in_object_store(error)
+            }
+        }
+
+        /// The server's error in an error kind that `source()` does not lead to.
+        fn hidden(error: &(dyn Error + 'static)) -> Option<jetstream::Error> {
+            if let Some(error) = error.downcast_ref::<CreateStreamError>()
+                && let CreateStreamErrorKind::JetStream(refused) = error.kind()
+            {
+                Some(refused)
+            } else if let Some(error) = error.downcast_ref::<ConsumerError>()
+                && let ConsumerErrorKind::JetStream(refused) = error.kind()
+            {
+                Some(refused)
+            } else if let Some(error) = error.downcast_ref::<ConsumerCreateStrictError>()
+                && let ConsumerCreateStrictErrorKind::JetStream(refused) = error.kind()
+            {
+                Some(refused)
+            } else if let Some(error) = error.downcast_ref::<ConsumerUpdateError>()
+                && let ConsumerUpdateErrorKind::JetStream(refused) = error.kind()
+            {
+                Some(refused)
+            } else {
+                None
+            }
+        }
+
+        /// When an object is put, only the text of a failed publish is kept, in an error without a type of its own.
+        /// (Naming the type around it needs a feature of `async-nats` that selects a cryptography backend, which this crate
+        /// must not select for its users.)
+        fn in_object_store(error: &(dyn Error + 'static)) -> Option<Verdict> {
+            if error.source().is_some() {
+                return None;
+            }
+            let text = error.to_string();
+            let refused = text
+                .strip_prefix("failed getting chunk ack: publish failed: ")
+                .or_else(|| {
+                    text.strip_prefix("failed ack from metadata publish: publish failed: ")
+                })?;
+            judge(refused, Of::Publish)
+        }
+
+        #[cfg(test)]
+        mod tests {
+            tests!($async_nats);
+        }
+    };
 }
 
 /// The operation that the server refused.
@@ -140,117 +154,134 @@ const fn stream_full(resource: Resource) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use async_nats::jetstream::context::PublishErrorKind;
+macro_rules! tests {
+    ($async_nats:ident) => {
+        use ::$async_nats::jetstream::context::PublishErrorKind;
 
-    use super::*;
+        use super::*;
 
-    /// Formatted as the server sends it.
-    fn refused(code: u64, description: &str) -> jetstream::Error {
-        serde_json::from_value(
-            serde_json::json!({ "code": 503, "err_code": code, "description": description }),
-        )
-        .unwrap()
-    }
+        /// Formatted as the server sends it.
+        fn refused(code: u64, description: &str) -> jetstream::Error {
+            serde_json::from_value(
+                serde_json::json!({ "code": 503, "err_code": code, "description": description }),
+            )
+            .unwrap()
+        }
 
-    fn publish(code: u64, description: &str) -> PublishError {
-        PublishError::with_source(PublishErrorKind::Other, refused(code, description))
-    }
+        fn publish(code: u64, description: &str) -> PublishError {
+            PublishError::with_source(PublishErrorKind::Other, refused(code, description))
+        }
 
-    const DISK_FULL: Verdict = Verdict::Fault(Fault::DISK_FULL);
+        const DISK_FULL: Verdict = Verdict::Fault(Fault::DISK_FULL);
 
-    #[test]
-    fn codes_and_descriptions_decide() {
-        let on_disk = |errno| format!("write /data/streams/s/msgs/1.blk: {errno}");
-        for (code, description, verdict) in [
-            (
-                10002,
-                "resource limits exceeded for account",
-                Some(QUOTA_EXCEEDED),
-            ),
-            (
-                10047,
-                "insufficient storage resources available",
-                Some(STORE_FULL),
-            ),
-            (
-                10077,
-                "maximum bytes exceeded",
-                Some(stream_full(Resource::Bytes)),
-            ),
-            (
-                10077,
-                "maximum messages exceeded",
-                Some(stream_full(Resource::Objects)),
-            ),
-            (10077, &on_disk("no space left on device"), Some(DISK_FULL)),
-            (10104, &on_disk("no space left on device"), Some(DISK_FULL)),
-            (10077, &on_disk("disk quota exceeded"), Some(QUOTA_EXCEEDED)),
-            (10077, &on_disk("permission denied"), None),
-            (10077, "maximum messages per subject exceeded", None),
-            (10077, "no space left on device: not so", None),
-            (10012, "error creating store for consumer", None),
-            (10028, "insufficient memory resources available", None),
-            (10054, "message size exceeds maximum allowed", None),
-            (
-                10122,
-                "stream max bytes exceeds account limit max stream bytes",
-                None,
-            ),
-            // The description of another code.
-            (10052, &on_disk("no space left on device"), None),
-            (10060, "maximum bytes exceeded", None),
-        ] {
-            for error in [
-                &refused(code, description) as &(dyn Error + 'static),
-                &publish(code, description),
-                &CreateStreamError::new(CreateStreamErrorKind::JetStream(refused(
-                    code,
-                    description,
-                ))),
-                &ConsumerError::new(ConsumerErrorKind::JetStream(refused(code, description))),
+        #[test]
+        fn codes_and_descriptions_decide() {
+            let on_disk = |errno| format!("write /data/streams/s/msgs/1.blk: {errno}");
+            for (code, description, verdict) in [
+                (
+                    10002,
+                    "resource limits exceeded for account",
+                    Some(QUOTA_EXCEEDED),
+                ),
+                (
+                    10047,
+                    "insufficient storage resources available",
+                    Some(STORE_FULL),
+                ),
+                (
+                    10077,
+                    "maximum bytes exceeded",
+                    Some(stream_full(Resource::Bytes)),
+                ),
+                (
+                    10077,
+                    "maximum messages exceeded",
+                    Some(stream_full(Resource::Objects)),
+                ),
+                (10077, &on_disk("no space left on device"), Some(DISK_FULL)),
+                (10104, &on_disk("no space left on device"), Some(DISK_FULL)),
+                (10077, &on_disk("disk quota exceeded"), Some(QUOTA_EXCEEDED)),
+                (10077, &on_disk("permission denied"), None),
+                (10077, "maximum messages per subject exceeded", None),
+                (10077, "no space left on device: not so", None),
+                (10012, "error creating store for consumer", None),
+                (10028, "insufficient memory resources available", None),
+                (10054, "message size exceeds maximum allowed", None),
+                (
+                    10122,
+                    "stream max bytes exceeds account limit max stream bytes",
+                    None,
+                ),
+                // The description of another code.
+                (10052, &on_disk("no space left on device"), None),
+                (10060, "maximum bytes exceeded", None),
             ] {
-                assert_eq!(look(error), verdict, "{error}");
+                for error in [
+                    &refused(code, description) as &(dyn Error + 'static),
+                    &publish(code, description),
+                    &CreateStreamError::new(CreateStreamErrorKind::JetStream(refused(
+                        code,
+                        description,
+                    ))),
+                    &ConsumerError::new(ConsumerErrorKind::JetStream(refused(code, description))),
+                ] {
+                    assert_eq!(look(error), verdict, "{error}");
+                }
             }
         }
-    }
 
-    #[test]
-    fn too_few_resources_are_a_fault_of_a_publish_alone() {
-        let description = "insufficient resources";
-        assert_eq!(look(&publish(10023, description)), Some(STORE_FULL));
-        assert_eq!(look(&refused(10023, description)), None);
-        let stream = CreateStreamErrorKind::JetStream(refused(10023, description));
-        assert_eq!(look(&CreateStreamError::new(stream)), None);
-    }
+        #[test]
+        fn too_few_resources_are_a_fault_of_a_publish_alone() {
+            let description = "insufficient resources";
+            assert_eq!(look(&publish(10023, description)), Some(STORE_FULL));
+            assert_eq!(look(&refused(10023, description)), None);
+            let stream = CreateStreamErrorKind::JetStream(refused(10023, description));
+            assert_eq!(look(&CreateStreamError::new(stream)), None);
+        }
 
-    #[test]
-    fn the_text_of_an_object_store_is_matched_completely() {
-        let says = |text: &str| {
-            let error: tower::BoxError = text.into();
-            look(&*error)
-        };
-        let why = "maximum bytes exceeded (code 503, error code 10077)";
-        let full = Some(stream_full(Resource::Bytes));
-        assert_eq!(
-            says(&format!("failed getting chunk ack: publish failed: {why}")),
-            full
-        );
-        assert_eq!(
-            says(&format!(
-                "failed ack from metadata publish: publish failed: {why}"
-            )),
-            full
-        );
-        assert_eq!(says(why), None);
-        assert_eq!(says(&format!("publish failed: {why}")), None);
-        assert_eq!(
-            says(&format!("failed getting chunk ack: publish failed: {why}.")),
-            None
-        );
-        assert_eq!(
-            says("failed getting chunk ack: publish failed: timed out"),
-            None
-        );
-    }
+        #[test]
+        fn the_text_of_an_object_store_is_matched_completely() {
+            let says = |text: &str| {
+                let error: tower::BoxError = text.into();
+                look(&*error)
+            };
+            let why = "maximum bytes exceeded (code 503, error code 10077)";
+            let full = Some(stream_full(Resource::Bytes));
+            assert_eq!(
+                says(&format!("failed getting chunk ack: publish failed: {why}")),
+                full
+            );
+            assert_eq!(
+                says(&format!(
+                    "failed ack from metadata publish: publish failed: {why}"
+                )),
+                full
+            );
+            assert_eq!(says(why), None);
+            assert_eq!(says(&format!("publish failed: {why}")), None);
+            assert_eq!(
+                says(&format!("failed getting chunk ack: publish failed: {why}.")),
+                None
+            );
+            assert_eq!(
+                says("failed getting chunk ack: publish failed: timed out"),
+                None
+            );
+        }
+    };
+}
+
+#[cfg(feature = "async-nats049")]
+pub(super) mod async_nats049 {
+    version!(async_nats049);
+}
+
+#[cfg(feature = "async-nats046")]
+pub(super) mod async_nats046 {
+    version!(async_nats046);
+}
+
+#[cfg(feature = "async-nats051")]
+pub(super) mod async_nats051 {
+    version!(async_nats051);
 }

@@ -11,6 +11,7 @@ use super::{
     libraries::{LIBRARIES, STICKY},
     library::{Library, OfType, of_type},
     memory::{Memory, Said, Sticky},
+    suspect::names_full_storage,
     verdict::Verdict,
 };
 use crate::{cause::Fault, quota::QuotaError};
@@ -50,7 +51,7 @@ use crate::{cause::Fault, quota::QuotaError};
 ///
 /// # Panics
 ///
-/// A panic in a function of your own is not caught.
+/// A panic in a function of your own is not caught, and neither is one in a callback of [`on_suspect`](Self::on_suspect).
 #[derive(Clone)]
 pub struct Classifier {
     inner: Arc<Inner>,
@@ -62,8 +63,12 @@ struct Inner {
     custom: Vec<Arc<Custom>>,
     built_in: &'static [Library],
     types: Vec<OfType>,
+    /// Oldest first.
+    on_suspect: Vec<Arc<OnSuspect>>,
     memory: Arc<Memory>,
 }
+
+type OnSuspect = dyn Fn(&(dyn Error + 'static)) + Send + Sync;
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 
@@ -136,6 +141,56 @@ impl Classifier {
         self
     }
 
+    /// Calls `report` with each error that no function has classified, although its text names a full disk or an exceeded
+    /// quota.
+    ///
+    /// Such an error may come from a library, or a version of one, whose feature is not enabled. The request is answered
+    /// as without the callback, which is 500 in most services: a text may repeat what a client has sent, so it decides
+    /// nothing.
+    ///
+    /// `report` is called once for each error, with the outermost one. The text of every error in the chain is searched,
+    /// in upper and lower case, for: `no space left on`, `ENOSPC`, `os error 28`, `errno 28`, `errno: 28`, `errcode: 28`,
+    /// `disk quota exceeded`, `disc quota exceeded`, `EDQUOT`, `there is not enough space on the disk`, `disk full`, `disk
+    /// is full`, `insufficient disk space`, `not enough disk space`, `out of disk space`, `insufficient storage`, `storage
+    /// full`, `storage is full`, `StorageFull`, `storage quota`, `space quota`, `MDB_MAP_FULL`. The list may grow.
+    ///
+    /// It is not called:
+    ///
+    /// - for an error that any function has judged, [`Verdict::NotOurs`] included;
+    /// - for a service's error whose type the classifier does not [know](Self::error_type);
+    /// - by `tonic::status_by`. The guard classifies that status again when the response passes it, and calls `report`
+    ///   then. It does not see a status that ends a stream.
+    ///
+    /// Several callbacks are called in the order in which they were added. They run on the request's task, and no lock is
+    /// held. Without a callback, no error is formatted. A panic in a callback is not caught.
+    ///
+    /// ```
+    /// use std::{io, sync::{Arc, atomic::{AtomicU32, Ordering}}};
+    ///
+    /// use tower_storage_guard::fault::Classifier;
+    ///
+    /// let suspects = Arc::new(AtomicU32::new(0));
+    /// let counted = suspects.clone();
+    /// let classifier = Classifier::default().on_suspect(move |error| {
+    ///     eprintln!("not classified: {error}");
+    ///     counted.fetch_add(1, Ordering::Relaxed);
+    /// });
+    ///
+    /// let unknown = io::Error::other("ENOSPC: no space left on device, write");
+    /// assert_eq!(classifier.classify(&unknown), None);
+    /// assert_eq!(suspects.load(Ordering::Relaxed), 1);
+    /// ```
+    #[must_use]
+    pub fn on_suspect<F>(mut self, report: F) -> Self
+    where
+        F: Fn(&(dyn Error + 'static)) + Send + Sync + 'static,
+    {
+        Arc::make_mut(&mut self.inner)
+            .on_suspect
+            .push(Arc::new(report));
+        self
+    }
+
     /// The storage failure in `error`, or none.
     ///
     /// ```
@@ -157,6 +212,15 @@ impl Classifier {
 
     /// Like [`classify`](Self::classify), with the verdicts that are no faults.
     pub(crate) fn judge(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+        let verdict = self.judge_unreported(error);
+        if verdict.is_none() {
+            self.report_suspect(error);
+        }
+        verdict
+    }
+
+    /// Like [`judge`](Self::judge), for an error that the guard will judge again.
+    pub(crate) fn judge_unreported(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
         let mut failing = None;
         let verdict = walk(error).find_map(|error| {
             let said = self.inner.memory.said(error);
@@ -174,6 +238,16 @@ impl Classifier {
         verdict
     }
 
+    fn report_suspect(&self, error: &(dyn Error + 'static)) {
+        let reports = &self.inner.on_suspect;
+        if reports.is_empty() || !walk(error).any(|error| names_full_storage(&error.to_string())) {
+            return;
+        }
+        for report in reports {
+            report(error);
+        }
+    }
+
     /// The error in a value that may not implement `Error`: `S::Error`.
     pub(crate) fn open<'a>(&self, error: &'a dyn Any) -> Option<&'a (dyn Error + 'static)> {
         TYPES
@@ -189,12 +263,12 @@ impl Classifier {
     }
 
     fn of(built_in: &'static [Library], sticky: &[Sticky]) -> Self {
-        let (custom, types) = (Vec::new(), Vec::new());
         Self {
             inner: Arc::new(Inner {
-                custom,
+                custom: Vec::new(),
                 built_in,
-                types,
+                types: Vec::new(),
+                on_suspect: Vec::new(),
                 memory: Arc::new(Memory::of(sticky)),
             }),
         }
@@ -229,12 +303,14 @@ impl fmt::Debug for Classifier {
             custom,
             built_in,
             types,
+            on_suspect,
             memory: _,
         } = &*self.inner;
         f.debug_struct("Classifier")
             .field("custom", &custom.len())
             .field("built_in", &built_in.len())
             .field("types", &types.len())
+            .field("on_suspect", &on_suspect.len())
             .finish()
     }
 }
@@ -652,6 +728,98 @@ mod tests {
         assert_eq!(classifier.classify(&EngineError::Before), None);
     }
 
+    /// The texts that a callback is called with, for an error that the classifier of `made_of` judges.
+    fn suspects(
+        made_of: impl FnOnce(Classifier) -> Classifier,
+        errors: &[&(dyn Error + 'static)],
+    ) -> Vec<String> {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let classifier = made_of(Classifier::default())
+            .on_suspect(move |error| log.lock().unwrap().push(error.to_string()));
+        for error in errors {
+            classifier.classify(*error);
+        }
+        let seen = seen.lock().unwrap();
+        seen.clone()
+    }
+
+    #[test]
+    fn a_text_that_names_a_full_disk_is_reported_once_and_decides_nothing() {
+        let unknown = || io::Error::other("No space left on device (os error 28)");
+        assert_eq!(classify(&unknown()), None);
+        // Each error of the chain has the text.
+        let deep = context(context(io::Error::other(unknown())));
+        let missing = io_error(io::ErrorKind::NotFound);
+        let reported = suspects(|it| it, &[&unknown(), &deep, &missing]);
+        assert_eq!(
+            reported,
+            ["No space left on device (os error 28)", "while storing"]
+        );
+    }
+
+    #[test]
+    fn an_error_that_was_judged_is_no_suspect() {
+        let of_text = |kind| io::Error::new(kind, "No space left on device");
+        let outage = context(QuotaError::Unavailable("disk quota exceeded".into()));
+        let judged: [&(dyn Error + 'static); 5] = [
+            &of_text(io::ErrorKind::StorageFull),
+            &of_text(io::ErrorKind::FileTooLarge),
+            &context(of_text(io::ErrorKind::FileTooLarge)),
+            &DISK_FULL,
+            &outage,
+        ];
+        assert!(suspects(|it| it, &judged).is_empty());
+        let of_others = context(io::Error::other("disk full"));
+        let not_ours =
+            |it: Classifier| it.with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
+        assert!(suspects(not_ours, &[&of_others]).is_empty());
+        assert_eq!(suspects(|it| it.with(|_| None), &[&of_others]).len(), 1);
+    }
+
+    #[test]
+    fn every_callback_is_called_and_a_clone_keeps_its_own() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = |name| {
+            let seen = seen.clone();
+            move |_: &(dyn Error + 'static)| seen.lock().unwrap().push(name)
+        };
+        let first = Classifier::empty().on_suspect(log("first"));
+        let second = first.clone().on_suspect(log("second"));
+        let full = io::Error::other("disk is full");
+        second.classify(&full);
+        first.classify(&full);
+        assert_eq!(second.classify_any(&"disk is full"), None);
+        second.classify_any(&full);
+        assert_eq!(
+            *seen.lock().unwrap(),
+            ["first", "second", "first", "first", "second"]
+        );
+    }
+
+    /// Counts how often it is formatted.
+    #[derive(Debug)]
+    struct Counted(Arc<Mutex<u32>>);
+
+    impl fmt::Display for Counted {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            *self.0.lock().unwrap() += 1;
+            f.write_str("disk full")
+        }
+    }
+
+    impl Error for Counted {}
+
+    #[test]
+    fn nothing_is_formatted_without_a_callback() {
+        let formatted = Arc::new(Mutex::new(0));
+        let error = Counted(formatted.clone());
+        assert_eq!(Classifier::empty().classify(&error), None);
+        assert_eq!(*formatted.lock().unwrap(), 0);
+        Classifier::empty().on_suspect(|_| {}).classify(&error);
+        assert_eq!(*formatted.lock().unwrap(), 1);
+    }
+
     #[test]
     fn debug_counts() {
         let classifier = Classifier::default()
@@ -660,7 +828,7 @@ mod tests {
         assert_eq!(
             format!("{classifier:?}"),
             format!(
-                "Classifier {{ custom: 1, built_in: {}, types: 1 }}",
+                "Classifier {{ custom: 1, built_in: {}, types: 1, on_suspect: 0 }}",
                 LIBRARIES.len()
             )
         );

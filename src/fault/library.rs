@@ -35,7 +35,15 @@ pub(super) fn held<'a, E: Error + 'static>(
 }
 
 /// For [`Library::look`], where only the inner errors of a library decide.
-#[cfg(any(feature = "fjall", feature = "redb", feature = "tantivy"))]
+#[cfg(any(
+    feature = "fjall2",
+    feature = "fjall3",
+    feature = "redb2",
+    feature = "redb3",
+    feature = "redb4",
+    feature = "tantivy025",
+    feature = "tantivy027"
+))]
 pub(super) fn undecided(_: &(dyn Error + 'static)) -> Option<Verdict> {
     None
 }

@@ -17,7 +17,14 @@ pub(super) type Sticky = fn(&(dyn Error + 'static)) -> Option<Said>;
 /// The state that an engine reports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[cfg_attr(
-    not(any(test, feature = "fjall", feature = "redb")),
+    not(any(
+        test,
+        feature = "fjall2",
+        feature = "fjall3",
+        feature = "redb2",
+        feature = "redb3",
+        feature = "redb4"
+    )),
     expect(dead_code, reason = "no engine here says anything")
 )]
 pub(super) enum Said {

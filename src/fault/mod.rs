@@ -62,66 +62,109 @@
 //! assert_eq!(classifier.classify(&error).unwrap().cause, Cause::DiskFull);
 //! ```
 
-#[cfg(feature = "async-nats")]
+#[cfg(any(
+    feature = "async-nats049",
+    feature = "async-nats046",
+    feature = "async-nats051"
+))]
 mod async_nats;
-#[cfg(feature = "aws-smithy-types")]
+#[cfg(feature = "aws-smithy-types1")]
 mod aws_smithy_types;
 mod classifier;
-#[cfg(feature = "clickhouse")]
+#[cfg(any(
+    feature = "clickhouse013",
+    feature = "clickhouse014",
+    feature = "clickhouse015"
+))]
 mod clickhouse;
-#[cfg(feature = "diesel")]
+#[cfg(feature = "diesel2")]
 mod diesel;
-#[cfg(feature = "fjall")]
+#[cfg(any(feature = "fjall2", feature = "fjall3"))]
 mod fjall;
-#[cfg(feature = "heed")]
+#[cfg(any(
+    feature = "heed020",
+    feature = "heed021",
+    feature = "heed022",
+    feature = "heed023"
+))]
 mod heed;
 mod io;
-#[cfg(feature = "lettre")]
+#[cfg(feature = "lettre011")]
 mod lettre;
 mod libraries;
 mod library;
 mod memory;
-#[cfg(feature = "mongodb")]
+#[cfg(any(feature = "mongodb2", feature = "mongodb3"))]
 mod mongodb;
-#[cfg(feature = "mysql_async")]
+#[cfg(any(feature = "mysql_async036", feature = "mysql_async037"))]
 mod mysql_async;
-#[cfg(any(feature = "diesel", feature = "mysql_async", feature = "sqlx"))]
+#[cfg(any(
+    feature = "diesel2",
+    feature = "mysql_async036",
+    feature = "mysql_async037",
+    feature = "sqlx08",
+    feature = "sqlx09"
+))]
 mod mysql_codes;
-#[cfg(feature = "object_store")]
+#[cfg(any(
+    feature = "object_store012",
+    feature = "object_store013",
+    feature = "object_store014"
+))]
 mod object_store;
-#[cfg(feature = "opendal")]
+#[cfg(any(feature = "opendal054", feature = "opendal055", feature = "opendal059"))]
 mod opendal;
-#[cfg(feature = "redb")]
+#[cfg(any(feature = "redb2", feature = "redb3", feature = "redb4"))]
 mod redb;
-#[cfg(feature = "redis")]
+#[cfg(any(
+    feature = "redis027",
+    feature = "redis029",
+    feature = "redis032",
+    feature = "redis1"
+))]
 mod redis;
-#[cfg(any(feature = "anyhow", feature = "eyre"))]
+#[cfg(any(feature = "anyhow1", feature = "eyre06"))]
 mod report;
 mod rocksdb;
 #[cfg(feature = "rusqlite")]
 mod rusqlite;
 #[cfg(any(
-    feature = "aws-smithy-types",
-    feature = "object_store",
-    feature = "opendal"
+    feature = "aws-smithy-types1",
+    feature = "object_store012",
+    feature = "object_store013",
+    feature = "object_store014",
+    feature = "opendal054",
+    feature = "opendal055",
+    feature = "opendal059"
 ))]
 mod s3_codes;
-#[cfg(feature = "scylla")]
+#[cfg(feature = "scylla1")]
 mod scylla;
-#[cfg(feature = "sea-orm")]
+#[cfg(any(feature = "sea-orm1", feature = "sea-orm2"))]
 mod sea_orm;
 mod source;
-#[cfg(any(feature = "diesel", feature = "rusqlite", feature = "sqlx"))]
+#[cfg(any(
+    feature = "diesel2",
+    feature = "rusqlite",
+    feature = "sqlx08",
+    feature = "sqlx09"
+))]
 mod sqlite_codes;
-#[cfg(any(feature = "diesel", feature = "sqlx", feature = "tokio-postgres"))]
+#[cfg(any(
+    feature = "diesel2",
+    feature = "sqlx08",
+    feature = "sqlx09",
+    feature = "tokio-postgres07"
+))]
 mod sqlstate;
-#[cfg(feature = "sqlx")]
+#[cfg(any(feature = "sqlx08", feature = "sqlx09"))]
 mod sqlx;
-#[cfg(feature = "tantivy")]
+mod suspect;
+#[cfg(any(feature = "tantivy025", feature = "tantivy027"))]
 mod tantivy;
-#[cfg(feature = "tiberius")]
+#[cfg(any(feature = "tiberius012", feature = "tiberius013"))]
 mod tiberius;
-#[cfg(feature = "tokio-postgres")]
+#[cfg(feature = "tokio-postgres07")]
 mod tokio_postgres;
 mod verdict;
 

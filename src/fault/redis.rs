@@ -28,39 +28,77 @@
 
 use std::error::Error;
 
-use redis::{RedisError, ServerError, ServerErrorKind};
-
 use super::{
     Cause, Fault, Resource, Verdict,
     library::{Library, of_type},
 };
 
-pub(super) const LIBRARY: Library = Library {
-    look,
-    // `source()` leads to an `io::Error`, in an `Arc` that the walk opens.
-    inside: |_| None,
-    types: &[of_type::<RedisError>, of_type::<ServerError>],
-};
+/// Judges the errors of a version before 1.0, which know one error of a pipeline: the first.
+macro_rules! version_0 {
+    ($redis:ident, tests: [$($of_io:ident)?]) => {
+        use super::*;
 
-fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
-    if let Some(error) = error.downcast_ref::<ServerError>() {
-        return server_error(error);
-    }
-    // A pipeline has one error for each failed command, and no source. They are shared: this copies none.
-    let error = error.downcast_ref::<RedisError>()?;
-    let errors = error.clone().into_server_errors()?;
-    errors.iter().find_map(|(_, error)| server_error(error))
+        use ::$redis::RedisError;
+
+        pub(in crate::fault) const LIBRARY: Library = Library {
+            look,
+            inside: |_| None,
+            types: &[of_type::<RedisError>],
+        };
+
+        fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+            let error = error.downcast_ref::<RedisError>()?;
+            server_error(error.code()?, error.detail()?)
+        }
+
+        #[cfg(test)]
+        mod tests {
+            tests!($redis, ClientError);
+            $($of_io!($redis);)?
+        }
+    };
 }
 
-fn server_error(error: &ServerError) -> Option<Verdict> {
-    let text = error.details()?;
-    match error.kind() {
-        Some(ServerErrorKind::ExecAbort) => {
-            reply(text.strip_prefix("Transaction discarded because of: ")?)
+/// Judges the errors of a version since 1.0.
+macro_rules! version {
+    ($redis:ident) => {
+        use super::*;
+
+        use ::$redis::{RedisError, ServerError};
+
+        pub(in crate::fault) const LIBRARY: Library = Library {
+            look,
+            // `source()` leads to an `io::Error`, in an `Arc` that the walk opens.
+            inside: |_| None,
+            types: &[of_type::<RedisError>, of_type::<ServerError>],
+        };
+
+        fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+            let judge = |error: &ServerError| server_error(error.code(), error.details()?);
+            if let Some(error) = error.downcast_ref::<ServerError>() {
+                return judge(error);
+            }
+            // A pipeline has one error for each failed command, and no source. They are shared: this copies none.
+            let error = error.downcast_ref::<RedisError>()?;
+            let errors = error.clone().into_server_errors()?;
+            errors.iter().find_map(|(_, error)| judge(error))
         }
-        Some(ServerErrorKind::ResponseError) => reply(raised_in_script(text)?),
-        Some(_) => None,
-        None => code(error.code(), text),
+
+        #[cfg(test)]
+        mod tests {
+            tests!($redis, Client);
+            tests_of_io!($redis);
+            tests_of_server_errors!($redis);
+        }
+    };
+}
+
+/// An error that the server has answered with, by the code before its text.
+fn server_error(name: &str, text: &str) -> Option<Verdict> {
+    match name {
+        "EXECABORT" => reply(text.strip_prefix("Transaction discarded because of: ")?),
+        "ERR" => reply(raised_in_script(text)?),
+        _ => code(name, text),
     }
 }
 
@@ -126,148 +164,198 @@ fn append(reason: &str) -> Option<Cause> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io;
+macro_rules! tests {
+    ($redis:ident, $client:ident) => {
+        use std::io;
 
-    use redis::{ErrorKind, Value, parse_redis_value};
+        use ::$redis::{ErrorKind, parse_redis_value};
 
-    use super::*;
-    use crate::fault::{Classifier, classify};
+        use super::*;
+        use crate::fault::{Classifier, classify};
 
-    const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
-    const SNAPSHOT: &str = "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to \
-        disk. Commands that may modify the data set are disabled";
-    const APPEND: &str = "MISCONF Errors writing to the AOF file: ";
+        const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
+        const SNAPSHOT: &str = "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to \
+            disk. Commands that may modify the data set are disabled";
+        const APPEND: &str = "MISCONF Errors writing to the AOF file: ";
 
-    /// The error that the library makes of a server's reply.
-    fn error(reply: &str) -> RedisError {
-        let value = parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
-        value.extract_error().unwrap_err()
-    }
-
-    fn cause(reply: &str) -> Option<Cause> {
-        let error = error(reply);
-        let server: ServerError = error.clone().try_into().unwrap();
-        let found = classify(&error);
-        assert_eq!(classify(&server), found, "{reply}");
-        assert_eq!(classify(&io::Error::other(error)), found, "{reply}");
-        found.map(|fault| fault.cause)
-    }
-
-    #[test]
-    fn a_data_set_at_its_limit() {
-        assert_eq!(cause(OOM), Some(Cause::DatabaseFull));
-        let script = "OOM allow-oom flag is not set on the script, can not run it when used memory > 'maxmemory'";
-        assert_eq!(cause(script), Some(Cause::DatabaseFull));
-        let called = format!("{OOM} script: 9b1f, on @user_script:1.");
-        assert_eq!(cause(&called), Some(Cause::DatabaseFull));
-    }
-
-    #[test]
-    fn persistence_that_fails() {
-        assert_eq!(cause(SNAPSHOT), Some(Cause::DatabaseFull));
-        let valkey = SNAPSHOT.replace("Redis", "Valkey");
-        assert_eq!(cause(&valkey), Some(Cause::DatabaseFull));
-        for (reason, expected) in [
-            ("No space left on device", Some(Cause::DiskFull)),
-            (
-                "No space left on device script: 9b1f, on @user_script:1.",
-                Some(Cause::DiskFull),
-            ),
-            ("Disk quota exceeded", Some(Cause::QuotaExceeded)),
-            ("Disc quota exceeded", Some(Cause::QuotaExceeded)),
-            ("Quota exceeded", Some(Cause::QuotaExceeded)),
-            ("File too large", None),
-            ("Permission denied", None),
-            ("Input/output error", None),
-            ("Read-only file system", None),
-        ] {
-            assert_eq!(cause(&format!("{APPEND}{reason}")), expected, "{reason}");
-            let script = "MISCONF Redis is configured to persist data to AOF, but it's currently unable to persist to \
-                disk. Writable scripts are blocked. AOF error: ";
-            assert_eq!(cause(&format!("{script}{reason}")), expected, "{reason}");
+        /// The error that the library makes of a server's reply.
+        fn error(reply: &str) -> RedisError {
+            let value = parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+            value.extract_error().unwrap_err()
         }
-    }
 
-    #[test]
-    fn the_reason_of_an_aborted_transaction() {
-        let aborted = |reason: &str| cause(&format!("EXECABORT Transaction discarded {reason}"));
-        assert_eq!(
-            aborted(&format!("because of: {OOM}")),
-            Some(Cause::DatabaseFull)
-        );
-        assert_eq!(
-            aborted(&format!("because of: {APPEND}No space left on device")),
-            Some(Cause::DiskFull)
-        );
-        assert_eq!(aborted("because of: NOAUTH Authentication required."), None);
-        assert_eq!(aborted("because of previous errors."), None);
-    }
-
-    #[test]
-    fn a_script_of_redis_6() {
-        let script = |text: &str| {
-            cause(&format!(
-                "ERR Error running script (call to f_9b1f): {text}"
-            ))
-        };
-        let raised = |reply: &str| script(&format!("@user_script:1: @user_script: 12: -{reply} "));
-        assert_eq!(raised(OOM), Some(Cause::DatabaseFull));
-        assert_eq!(raised(SNAPSHOT), Some(Cause::DatabaseFull));
-        assert_eq!(
-            raised("NOREPLICAS Not enough good replicas to write."),
-            None
-        );
-        // Raised by the script itself.
-        assert_eq!(
-            script(&format!("@user_script:1: user_script:1: -{OOM}")),
-            None
-        );
-        let pretended = format!("@user_script:1: user_script:1: a: @user_script: 1: -{OOM}");
-        assert_eq!(script(&pretended), None);
-        assert_eq!(cause(&format!("ERR -{OOM}")), None);
-    }
-
-    #[test]
-    fn what_is_not_storage() {
-        for reply in [
-            "OOM Not enough memory available to execute the query",
-            "MISCONF",
-            "MISCONF something else",
-            "MISCONF Redis is configured to do something else, but it can't",
-            "WRONGTYPE Operation against a key holding the wrong kind of value",
-            "ERR max number of clients reached",
-            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
-            "ERR OOM command not allowed when used memory > 'maxmemory'.",
-            "BUSY Redis is busy running a script.",
-            "LOADING Redis is loading the dataset in memory",
-            "READONLY You can't write against a read only replica.",
-            "CLUSTERDOWN The cluster is down",
-            "NOREPLICAS Not enough good replicas to write.",
-        ] {
-            assert_eq!(cause(reply), None, "{reply}");
+        fn cause(reply: &str) -> Option<Cause> {
+            let error = error(reply);
+            let found = classify(&error);
+            assert_eq!(classify(&io::Error::other(error)), found, "{reply}");
+            found.map(|fault| fault.cause)
         }
-        let named = (ErrorKind::Client, "OOM", OOM.to_owned());
-        assert_eq!(classify(&RedisError::from(named)), None);
-    }
 
-    #[test]
-    fn an_io_error_within_is_reached() {
-        let full = io::Error::from(io::ErrorKind::StorageFull);
-        assert_eq!(classify(&RedisError::from(full)), Some(Fault::DISK_FULL));
-        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
-        assert_eq!(classify(&RedisError::from(reset)), None);
-    }
+        #[test]
+        fn a_data_set_at_its_limit() {
+            assert_eq!(cause(OOM), Some(Cause::DatabaseFull));
+            let script = "OOM allow-oom flag is not set on the script, can not run it when used memory > 'maxmemory'";
+            assert_eq!(cause(script), Some(Cause::DatabaseFull));
+            let called = format!("{OOM} script: 9b1f, on @user_script:1.");
+            assert_eq!(cause(&called), Some(Cause::DatabaseFull));
+        }
 
-    #[test]
-    fn a_service_may_fail_with_it() {
-        let full = Fault::new(Cause::DatabaseFull, Resource::Bytes);
-        let classifier = Classifier::default();
-        assert_eq!(classifier.classify_any(&error(OOM)), Some(full));
-        let value = parse_redis_value(format!("-{OOM}\r\n").as_bytes()).unwrap();
-        let Value::ServerError(error) = value else {
-            panic!("{value:?}")
-        };
-        assert_eq!(classifier.classify_any(&error), Some(full));
-    }
+        #[test]
+        fn persistence_that_fails() {
+            assert_eq!(cause(SNAPSHOT), Some(Cause::DatabaseFull));
+            let valkey = SNAPSHOT.replace("Redis", "Valkey");
+            assert_eq!(cause(&valkey), Some(Cause::DatabaseFull));
+            for (reason, expected) in [
+                ("No space left on device", Some(Cause::DiskFull)),
+                (
+                    "No space left on device script: 9b1f, on @user_script:1.",
+                    Some(Cause::DiskFull),
+                ),
+                ("Disk quota exceeded", Some(Cause::QuotaExceeded)),
+                ("Disc quota exceeded", Some(Cause::QuotaExceeded)),
+                ("Quota exceeded", Some(Cause::QuotaExceeded)),
+                ("File too large", None),
+                ("Permission denied", None),
+                ("Input/output error", None),
+                ("Read-only file system", None),
+            ] {
+                assert_eq!(cause(&format!("{APPEND}{reason}")), expected, "{reason}");
+                let script = "MISCONF Redis is configured to persist data to AOF, but it's currently unable to persist to \
+                    disk. Writable scripts are blocked. AOF error: ";
+                assert_eq!(cause(&format!("{script}{reason}")), expected, "{reason}");
+            }
+        }
+
+        #[test]
+        fn the_reason_of_an_aborted_transaction() {
+            let aborted = |reason: &str| cause(&format!("EXECABORT Transaction discarded {reason}"));
+            assert_eq!(
+                aborted(&format!("because of: {OOM}")),
+                Some(Cause::DatabaseFull)
+            );
+            assert_eq!(
+                aborted(&format!("because of: {APPEND}No space left on device")),
+                Some(Cause::DiskFull)
+            );
+            assert_eq!(aborted("because of: NOAUTH Authentication required."), None);
+            assert_eq!(aborted("because of previous errors."), None);
+        }
+
+        #[test]
+        fn a_script_of_redis_6() {
+            let script = |text: &str| {
+                cause(&format!(
+                    "ERR Error running script (call to f_9b1f): {text}"
+                ))
+            };
+            let raised = |reply: &str| script(&format!("@user_script:1: @user_script: 12: -{reply} "));
+            assert_eq!(raised(OOM), Some(Cause::DatabaseFull));
+            assert_eq!(raised(SNAPSHOT), Some(Cause::DatabaseFull));
+            assert_eq!(
+                raised("NOREPLICAS Not enough good replicas to write."),
+                None
+            );
+            // Raised by the script itself.
+            assert_eq!(
+                script(&format!("@user_script:1: user_script:1: -{OOM}")),
+                None
+            );
+            let pretended = format!("@user_script:1: user_script:1: a: @user_script: 1: -{OOM}");
+            assert_eq!(script(&pretended), None);
+            assert_eq!(cause(&format!("ERR -{OOM}")), None);
+        }
+
+        #[test]
+        fn what_is_not_storage() {
+            for reply in [
+                "OOM Not enough memory available to execute the query",
+                "MISCONF",
+                "MISCONF something else",
+                "MISCONF Redis is configured to do something else, but it can't",
+                "WRONGTYPE Operation against a key holding the wrong kind of value",
+                "ERR max number of clients reached",
+                "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+                "ERR OOM command not allowed when used memory > 'maxmemory'.",
+                "BUSY Redis is busy running a script.",
+                "LOADING Redis is loading the dataset in memory",
+                "READONLY You can't write against a read only replica.",
+                "CLUSTERDOWN The cluster is down",
+                "NOREPLICAS Not enough good replicas to write.",
+            ] {
+                assert_eq!(cause(reply), None, "{reply}");
+            }
+            let named = (ErrorKind::$client, "OOM", OOM.to_owned());
+            assert_eq!(classify(&RedisError::from(named)), None);
+        }
+
+        #[test]
+        fn a_service_may_fail_with_it() {
+            let full = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+            let classifier = Classifier::default();
+            assert_eq!(classifier.classify_any(&error(OOM)), Some(full));
+        }
+    };
+}
+
+/// Versions before 0.32 do not show it.
+#[cfg(test)]
+macro_rules! tests_of_io {
+    ($redis:ident) => {
+        #[test]
+        fn an_io_error_within_is_reached() {
+            let full = io::Error::from(io::ErrorKind::StorageFull);
+            assert_eq!(classify(&RedisError::from(full)), Some(Fault::DISK_FULL));
+            let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+            assert_eq!(classify(&RedisError::from(reset)), None);
+        }
+    };
+}
+
+#[cfg(test)]
+macro_rules! tests_of_server_errors {
+    ($redis:ident) => {
+        #[test]
+        fn an_error_of_the_server_alone() {
+            let full = Fault::new(Cause::DatabaseFull, Resource::Bytes);
+            let aborted = format!("EXECABORT Transaction discarded because of: {OOM}");
+            for (reply, expected) in [
+                (OOM, Some(full)),
+                (SNAPSHOT, Some(full)),
+                (&aborted, Some(full)),
+                ("BUSY Redis is busy running a script.", None),
+                (
+                    "EXECABORT Transaction discarded because of previous errors.",
+                    None,
+                ),
+            ] {
+                let of_server: ServerError = error(reply).try_into().unwrap();
+                assert_eq!(classify(&of_server), expected, "{reply}");
+                assert_eq!(
+                    Classifier::default().classify_any(&of_server),
+                    expected,
+                    "{reply}"
+                );
+            }
+        }
+    };
+}
+
+#[cfg(feature = "redis027")]
+pub(super) mod redis027 {
+    version_0!(redis027, tests: []);
+}
+
+#[cfg(feature = "redis029")]
+pub(super) mod redis029 {
+    version_0!(redis029, tests: []);
+}
+
+#[cfg(feature = "redis032")]
+pub(super) mod redis032 {
+    version_0!(redis032, tests: [tests_of_io]);
+}
+
+#[cfg(feature = "redis1")]
+pub(super) mod redis1 {
+    version!(redis);
 }

@@ -16,9 +16,9 @@ pub(super) const LIBRARY: Library = Library {
 };
 
 const TYPES: &[OfType] = &[
-    #[cfg(feature = "anyhow")]
+    #[cfg(feature = "anyhow1")]
     first_in::<anyhow::Error>,
-    #[cfg(feature = "eyre")]
+    #[cfg(feature = "eyre06")]
     first_in::<eyre::Report>,
 ];
 
@@ -35,11 +35,11 @@ fn first_in<R: AsRef<AnyError> + 'static>(error: &dyn Any) -> Option<&(dyn Error
 pub(crate) fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
     let mut error = Some(error);
     let any: &mut dyn Any = &mut error;
-    #[cfg(feature = "anyhow")]
+    #[cfg(feature = "anyhow1")]
     if let Some(report) = any.downcast_mut::<Option<anyhow::Error>>() {
         return Report(report.take().expect(ONCE)).into();
     }
-    #[cfg(feature = "eyre")]
+    #[cfg(feature = "eyre06")]
     if let Some(report) = any.downcast_mut::<Option<eyre::Report>>() {
         return Report(report.take().expect(ONCE)).into();
     }

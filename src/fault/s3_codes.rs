@@ -30,7 +30,14 @@ pub(super) fn verdict(code: &str) -> Option<Verdict> {
 }
 
 /// The verdict for an answer: by its code if it is known, or else by its status.
-#[cfg(any(feature = "object_store", feature = "opendal"))]
+#[cfg(any(
+    feature = "object_store012",
+    feature = "object_store013",
+    feature = "object_store014",
+    feature = "opendal054",
+    feature = "opendal055",
+    feature = "opendal059"
+))]
 pub(super) fn of_answer(is_507: bool, code: Option<&str>) -> Option<Verdict> {
     code.and_then(verdict)
         .or_else(|| is_507.then_some(Verdict::Fault(Fault::DISK_FULL)))
@@ -62,7 +69,14 @@ mod tests {
     }
 
     #[test]
-    #[cfg(any(feature = "object_store", feature = "opendal"))]
+    #[cfg(any(
+        feature = "object_store012",
+        feature = "object_store013",
+        feature = "object_store014",
+        feature = "opendal054",
+        feature = "opendal055",
+        feature = "opendal059"
+    ))]
     fn the_code_comes_before_the_status() {
         assert_eq!(of_answer(true, Some("QuotaExceeded")), Some(QUOTA_EXCEEDED));
         assert_eq!(of_answer(true, Some("SlowDown")), Some(DISK_FULL));

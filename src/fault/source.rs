@@ -3,7 +3,7 @@ use std::{any::Any, error::Error, fmt, io, sync::Arc};
 use http::Extensions;
 use tower::BoxError;
 
-#[cfg(any(feature = "anyhow", feature = "eyre"))]
+#[cfg(any(feature = "anyhow1", feature = "eyre06"))]
 pub(crate) use super::report::boxed;
 
 /// The error behind a response, kept in the response's extensions for the guard to classify.
@@ -28,7 +28,7 @@ pub struct Source(Arc<dyn Error + Send + Sync>);
 impl Source {
     /// Wraps an error.
     ///
-    /// With the feature `anyhow` or `eyre`, a report of that crate is kept with the error that it was made of.
+    /// With the feature `anyhow1` or `eyre06`, a report of that crate is kept with the error that it was made of.
     pub fn new(error: impl Into<BoxError> + 'static) -> Self {
         Self(boxed(error).into())
     }
@@ -39,7 +39,7 @@ impl Source {
     }
 }
 
-#[cfg(not(any(feature = "anyhow", feature = "eyre")))]
+#[cfg(not(any(feature = "anyhow1", feature = "eyre06")))]
 pub(crate) fn boxed(error: impl Into<BoxError>) -> BoxError {
     error.into()
 }

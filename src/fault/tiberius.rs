@@ -18,21 +18,33 @@
 
 use std::error::Error;
 
-use tiberius::error::Error as TiberiusError;
-
 use super::{
     Cause, Fault, Resource, Verdict,
     library::{Library, of_type},
 };
 
-pub(super) const LIBRARY: Library = Library {
-    look,
-    inside: |_| None,
-    types: &[of_type::<TiberiusError>],
-};
+/// Judges the errors of one version.
+macro_rules! version {
+    ($tiberius:ident) => {
+        use super::*;
 
-fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
-    judge(error.downcast_ref::<TiberiusError>()?.code()?)
+        use ::$tiberius::error::Error as TiberiusError;
+
+        pub(in crate::fault) const LIBRARY: Library = Library {
+            look,
+            inside: |_| None,
+            types: &[of_type::<TiberiusError>],
+        };
+
+        fn look(error: &(dyn Error + 'static)) -> Option<Verdict> {
+            judge(error.downcast_ref::<TiberiusError>()?.code()?)
+        }
+
+        #[cfg(test)]
+        mod tests {
+            tests!($tiberius);
+        }
+    };
 }
 
 fn judge(code: u32) -> Option<Verdict> {
@@ -46,36 +58,48 @@ fn judge(code: u32) -> Option<Verdict> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+macro_rules! tests {
+    ($tiberius:ident) => {
+        use super::*;
 
-    /// The library has no constructor for such an error: see the downstream tests.
-    #[test]
-    fn codes_decide() {
-        for (codes, cause) in [
-            (
-                &[1101, 1105, 1827, 3959, 3966, 3967, 9002][..],
-                Cause::DatabaseFull,
-            ),
-            (&[1132, 40544], Cause::QuotaExceeded),
-            (&[3257], Cause::DiskFull),
-        ] {
-            for &code in codes {
-                let fault = Fault::new(cause, Resource::Bytes);
-                assert_eq!(judge(code), Some(Verdict::Fault(fault)), "{code}");
+        /// The library has no constructor for such an error: see the downstream tests.
+        #[test]
+        fn codes_decide() {
+            for (codes, cause) in [
+                (
+                    &[1101, 1105, 1827, 3959, 3966, 3967, 9002][..],
+                    Cause::DatabaseFull,
+                ),
+                (&[1132, 40544], Cause::QuotaExceeded),
+                (&[3257], Cause::DiskFull),
+            ] {
+                for &code in codes {
+                    let fault = Fault::new(cause, Resource::Bytes);
+                    assert_eq!(judge(code), Some(Verdict::Fault(fault)), "{code}");
+                }
+            }
+            for code in [
+                0, 701, 802, 1100, 1106, 1204, 1205, 2601, 2627, 3958, 5144, 5145, 8645, 8651,
+                9001, 10928, 40549, 40552, 41805, 41823, 41840,
+            ] {
+                assert_eq!(judge(code), None, "{code}");
             }
         }
-        for code in [
-            0, 701, 802, 1100, 1106, 1204, 1205, 2601, 2627, 3958, 5144, 5145, 8645, 8651, 9001,
-            10928, 40549, 40552, 41805, 41823, 41840,
-        ] {
-            assert_eq!(judge(code), None, "{code}");
-        }
-    }
 
-    #[test]
-    fn only_server_errors_are_examined() {
-        assert_eq!(look(&TiberiusError::Protocol("1105".into())), None);
-        assert_eq!(look(&std::io::Error::other("1105")), None);
-    }
+        #[test]
+        fn only_server_errors_are_examined() {
+            assert_eq!(look(&TiberiusError::Protocol("1105".into())), None);
+            assert_eq!(look(&std::io::Error::other("1105")), None);
+        }
+    };
+}
+
+#[cfg(feature = "tiberius012")]
+pub(super) mod tiberius012 {
+    version!(tiberius012);
+}
+
+#[cfg(feature = "tiberius013")]
+pub(super) mod tiberius013 {
+    version!(tiberius013);
 }

@@ -100,7 +100,7 @@ pub fn status_by(classifier: &Classifier, error: impl Into<BoxError> + 'static) 
     let error: Arc<dyn Error + Send + Sync> = error.into();
     let refusal = fault::find::<Refused>(&*error)
         .map(|refused| Refusal::from(refused.clone()))
-        .or_else(|| Refusal::of_verdict(classifier.judge(&*error)?));
+        .or_else(|| Refusal::of_verdict(classifier.judge_unreported(&*error)?));
     let mut status = match refusal {
         Some(refusal) => refusal::status(&refusal, None),
         None => fault::find::<Status>(&*error)
@@ -129,7 +129,7 @@ pub fn reservation<T>(request: &Request<T>) -> Result<Reservation, Status> {
     reservation.ok_or_else(|| Status::internal("the call is not guarded"))
 }
 
-#[cfg(all(test, feature = "anyhow", feature = "eyre"))]
+#[cfg(all(test, feature = "anyhow1", feature = "eyre06"))]
 mod tests {
     use std::io;
 

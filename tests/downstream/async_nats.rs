@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use async_nats::{
+use super::async_nats::{
     ConnectOptions,
     jetstream::{
         self, Context,

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use super::{
+    AFTER_A_FAILURE, Database, Keyspace, MISUSED,
+    fjall::{self, PersistMode},
+    keyspace, misuse, open,
+};
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
 use crate::shared::{Engine, limit_files, noise_of};
-use crate::support::{assert_not_refused, assert_refused};
+use crate::support::{assert_not_refused, assert_refused, assert_too_large};
 
 struct Store {
     items: Keyspace,
@@ -16,8 +20,8 @@ struct Store {
 
 impl Store {
     fn open(folder: &Path) -> fjall::Result<Self> {
-        let db = Database::builder(folder.join("fjall")).open()?;
-        let items = db.keyspace("items", KeyspaceCreateOptions::default)?;
+        let db = open(&folder.join("fjall"))?;
+        let items = keyspace(&db)?;
         Ok(Self { items, db })
     }
 
@@ -43,10 +47,10 @@ fn a_full_disk_until_there_is_room_and_the_database_is_reopened() {
             assert_refused(Cause::DiskFull, put.clone()).await;
             let errors = store.errors();
             assert!(errors[0].contains("StorageFull"), "{errors:?}");
-            assert_eq!(errors[1], "Poisoned");
+            assert!(errors[1].starts_with(AFTER_A_FAILURE), "{errors:?}");
 
             std::fs::remove_file(disk.join("filler")).unwrap();
-            assert!(put().await.is_err());
+            assert_eq!(put().await.is_err(), AFTER_A_FAILURE == "Poisoned");
             store.close();
             let store = Store::open(&disk).unwrap();
             store.put("large", 4 << 20).unwrap();
@@ -65,19 +69,19 @@ fn a_limit_of_the_process_is_no_fault_and_neither_is_what_follows() {
             limit_files("unlimited");
             let store = Engine::new(Store::open(folder.path()).unwrap());
             limit_files("4096");
-            assert_not_refused(store.each_time(|store| store.put("large", 4 << 20))).await;
+            assert_too_large(true, store.each_time(|store| store.put("large", 4 << 20))).await;
             let errors = store.errors();
             assert!(errors[0].contains("FileTooLarge"), "{errors:?}");
-            assert_eq!(errors[1], "Poisoned");
+            assert!(errors[1].starts_with(AFTER_A_FAILURE), "{errors:?}");
         });
     });
 }
 
 #[tokio::test]
-async fn a_database_that_is_open_already_is_no_fault() {
+async fn a_usage_error_is_no_fault() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_path_buf();
-    let store = Engine::new(Store::open(&path).unwrap());
-    assert_not_refused(store.each_time(move |_| Store::open(&path).map(drop))).await;
-    assert_eq!(store.errors()[0], "Locked");
+    let path = folder.path().join("fjall");
+    let store = Engine::new(Store::open(folder.path()).unwrap());
+    assert_not_refused(store.each_time(move |store| misuse(&store.db, &path))).await;
+    assert_eq!(store.errors()[0], MISUSED);
 }

@@ -2,31 +2,26 @@
 
 use std::path::Path;
 
-use heed::{
-    CommitOrAbort, Database, Env, EnvOpenOptions, PutFlags,
-    types::{Bytes, Str},
+use super::{
+    Items, create,
+    heed::{self, Env, EnvOpenOptions, PutFlags},
 };
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
 use crate::shared::{Engine, limit_files};
-use crate::support::{FORMS, assert_not_refused, assert_refused};
+use crate::support::{FORMS, assert_not_refused, assert_refused, assert_too_large};
 
 struct Store {
     env: Env,
-    items: Database<'static, Str, Bytes>,
+    items: Items,
 }
 
 impl Store {
     fn open(folder: &Path, map_size: usize) -> Self {
         // SAFETY: the files are in a temporary folder of this process, and no other process writes to them.
         let env = unsafe { EnvOpenOptions::new().map_size(map_size).open(folder) }.unwrap();
-        let write = env.write_txn().unwrap();
-        let items: heed::Result<_> = env.create_databases_and_commit(write, |opener, write| {
-            let items = opener.create_database(write, None)?;
-            Ok(CommitOrAbort::<_, ()>::Commit(items))
-        });
-        let items = items.unwrap().unwrap_commit();
+        let items = create(&env);
         Self { env, items }
     }
 
@@ -89,7 +84,7 @@ fn a_limit_of_the_process_is_no_fault() {
             let folder = tempfile::tempdir().unwrap();
             let store = Engine::new(Store::open(folder.path(), 1 << 30));
             limit_files("4096");
-            assert_not_refused(store.each_time(|store| store.put("large", 1 << 20))).await;
+            assert_too_large(false, store.each_time(|store| store.put("large", 1 << 20))).await;
             let errors = store.errors();
             assert!(errors[0].contains("FileTooLarge"), "{errors:?}");
         });

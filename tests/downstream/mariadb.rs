@@ -6,7 +6,10 @@ use tempfile::TempDir;
 use test_support::mounts::{fill_but, in_runtime, run, tmpfs, with_own_mounts};
 use tower_storage_guard::fault::Cause;
 
-use crate::sql::{Failing, assert_answer, diesel_mysql, mysql_async, sea_orm, sqlx_mysql};
+use crate::sql::{
+    Failing, assert_answer, diesel_mysql, mysql_async, mysql_async036, sea_orm, sea_orm1,
+    sqlx_mysql, sqlx08_mysql,
+};
 use crate::support::{Running, free_port, listens};
 
 /// A server with a folder of its own, and in it an empty database `test`. Killed when dropped.
@@ -78,8 +81,11 @@ impl MariaDb {
     async fn assert_by_all(&self, expected: Option<Cause>, failing: Failing) {
         let url = self.url();
         assert_answer(expected, failing, &url, sqlx_mysql).await;
+        assert_answer(expected, failing, &url, sqlx08_mysql).await;
         assert_answer(expected, failing, &url, sea_orm).await;
+        assert_answer(expected, failing, &url, sea_orm1).await;
         assert_answer(expected, failing, &url, mysql_async).await;
+        assert_answer(expected, failing, &url, mysql_async036).await;
         assert_answer(expected, failing, &url, diesel_mysql).await;
     }
 }

@@ -30,7 +30,7 @@ use opendal::{Buffer, HttpBody, HttpTransport, HttpTransporter, OperationContext
 use tokio::task::JoinHandle;
 use tower_storage_guard::fault::Cause;
 
-use crate::support::{assert_becomes, assert_not_refused, assert_refused};
+use crate::support::{assert_becomes, assert_not_refused, assert_refused, with};
 
 /// The requests for writing an object, as a whole or in parts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -206,6 +206,73 @@ mod by_object_store {
     }
 }
 
+/// By a version of `object_store` before 0.14, with its own client.
+macro_rules! by_older_object_store {
+    ($name:ident, $object_store:ident $(, $Ext:ident)?) => {
+        mod $name {
+            use std::sync::Arc;
+
+            use ::$object_store::{
+                MultipartUpload as _, ObjectStore, $($Ext as _,)? Result, RetryConfig,
+                aws::{AmazonS3, AmazonS3Builder},
+                local::LocalFileSystem,
+                path::Path as Key,
+            };
+
+            fn client(url: &str) -> AmazonS3 {
+                let retry = RetryConfig {
+                    max_retries: 0,
+                    ..RetryConfig::default()
+                };
+                AmazonS3Builder::new()
+                    .with_endpoint(url)
+                    .with_allow_http(true)
+                    .with_region("us-east-1")
+                    .with_bucket_name("bucket")
+                    .with_access_key_id("a")
+                    .with_secret_access_key("b")
+                    .with_retry(retry)
+                    .build()
+                    .unwrap()
+            }
+
+            pub(super) async fn put(url: Arc<str>) -> Result<()> {
+                put_into(&client(&url), 1).await
+            }
+
+            pub(super) async fn upload(url: Arc<str>) -> Result<()> {
+                by_parts(&client(&url)).await
+            }
+
+            pub(super) async fn put_locally(folder: Arc<str>) -> Result<()> {
+                put_into(&LocalFileSystem::new_with_prefix(&*folder)?, 1 << 20).await
+            }
+
+            pub(super) async fn upload_locally(folder: Arc<str>) -> Result<()> {
+                by_parts(&LocalFileSystem::new_with_prefix(&*folder)?).await
+            }
+
+            pub(super) async fn get_locally(folder: Arc<str>) -> Result<()> {
+                let store = LocalFileSystem::new_with_prefix(&*folder)?;
+                store.get(&Key::from("nothing")).await.map(drop)
+            }
+
+            async fn put_into(store: &dyn ObjectStore, bytes: usize) -> Result<()> {
+                let content = vec![b'x'; bytes];
+                store.put(&Key::from("key"), content.into()).await.map(drop)
+            }
+
+            async fn by_parts(store: &dyn ObjectStore) -> Result<()> {
+                let mut upload = store.put_multipart(&Key::from("key")).await?;
+                upload.put_part(vec![b'x'; 1 << 20].into()).await?;
+                upload.complete().await.map(drop)
+            }
+        }
+    };
+}
+by_older_object_store!(by_object_store012, object_store012);
+by_older_object_store!(by_object_store013, object_store013, ObjectStoreExt);
+
 async fn by_parts(store: &dyn ObjectStore) -> object_store::Result<()> {
     let mut upload = store.put_multipart(&Key::from("key")).await?;
     upload.put_part(vec![b'x'; 1 << 20].into()).await?;
@@ -268,6 +335,57 @@ mod by_opendal {
     }
 }
 
+/// By a version of `opendal` before 0.56, with its own client.
+macro_rules! by_older_opendal {
+    ($name:ident, $opendal:ident) => {
+        mod $name {
+            use std::sync::Arc;
+
+            use ::$opendal::{
+                Operator, Result,
+                services::{Fs, S3},
+            };
+
+            fn client(url: &str) -> Operator {
+                let s3 = S3::default()
+                    .endpoint(url)
+                    .region("us-east-1")
+                    .bucket("bucket")
+                    .access_key_id("a")
+                    .secret_access_key("b")
+                    .disable_config_load();
+                Operator::new(s3).unwrap().finish()
+            }
+
+            fn local(folder: &str) -> Operator {
+                Operator::new(Fs::default().root(folder)).unwrap().finish()
+            }
+
+            pub(super) async fn put(url: Arc<str>) -> Result<()> {
+                client(&url).write("key", "content").await.map(drop)
+            }
+
+            pub(super) async fn upload(url: Arc<str>) -> Result<()> {
+                let part = 5 << 20;
+                let mut writer = client(&url).writer_with("key").chunk(part).await?;
+                writer.write(vec![b'x'; part + 1]).await?;
+                writer.close().await.map(drop)
+            }
+
+            pub(super) async fn put_locally(folder: Arc<str>) -> Result<()> {
+                let content = vec![b'x'; 1 << 20];
+                local(&folder).write("key", content).await.map(drop)
+            }
+
+            pub(super) async fn get_locally(folder: Arc<str>) -> Result<()> {
+                local(&folder).read("nothing").await.map(drop)
+            }
+        }
+    };
+}
+by_older_opendal!(by_opendal054, opendal054);
+by_older_opendal!(by_opendal055, opendal055);
+
 /// By `aws-sdk-s3`.
 mod by_aws_sdk {
     use aws_sdk_s3::{Client, Config, error::SdkError, operation::put_object::PutObjectError};
@@ -323,12 +441,20 @@ mod by_aws_sdk {
 async fn becomes(answer: Answer, cause: Option<Cause>) {
     let store = Store::start(Operation::Put, answer).await;
     assert_becomes(cause, store.work(by_object_store::put)).await;
+    assert_becomes(cause, store.work(by_object_store012::put)).await;
+    assert_becomes(cause, store.work(by_object_store013::put)).await;
     assert_becomes(cause, store.work(by_opendal::put)).await;
+    assert_becomes(cause, store.work(by_opendal054::put)).await;
+    assert_becomes(cause, store.work(by_opendal055::put)).await;
     assert_becomes(cause, store.work(by_aws_sdk::put)).await;
     for operation in [Operation::Create, Operation::Part, Operation::Complete] {
         let store = Store::start(operation, answer).await;
         assert_becomes(cause, store.work(by_object_store::upload)).await;
+        assert_becomes(cause, store.work(by_object_store012::upload)).await;
+        assert_becomes(cause, store.work(by_object_store013::upload)).await;
         assert_becomes(cause, store.work(by_opendal::upload)).await;
+        assert_becomes(cause, store.work(by_opendal054::upload)).await;
+        assert_becomes(cause, store.work(by_opendal055::upload)).await;
         assert_becomes(cause, store.work(by_aws_sdk::upload)).await;
     }
 }
@@ -369,7 +495,11 @@ async fn a_507_without_content() {
     };
     let store = Store::start(Operation::Put, answer).await;
     assert_refused(Cause::DiskFull, store.work(by_object_store::put)).await;
+    assert_refused(Cause::DiskFull, store.work(by_object_store012::put)).await;
+    assert_refused(Cause::DiskFull, store.work(by_object_store013::put)).await;
     assert_refused(Cause::DiskFull, store.work(by_opendal::put)).await;
+    assert_refused(Cause::DiskFull, store.work(by_opendal054::put)).await;
+    assert_refused(Cause::DiskFull, store.work(by_opendal055::put)).await;
     assert_not_refused(store.work(by_aws_sdk::put)).await;
 }
 
@@ -382,6 +512,8 @@ async fn an_error_in_an_answer_of_success() {
     };
     let store = Store::start(Operation::Complete, answer).await;
     assert_refused(Cause::DiskFull, store.work(by_opendal::upload)).await;
+    assert_refused(Cause::DiskFull, store.work(by_opendal054::upload)).await;
+    assert_refused(Cause::DiskFull, store.work(by_opendal055::upload)).await;
     assert_refused(Cause::DiskFull, store.work(by_aws_sdk::upload)).await;
     assert_not_refused(store.work(by_object_store::upload)).await;
 }
@@ -456,6 +588,33 @@ fn a_full_local_filesystem() {
                 async move { operator.read("nothing").await }
             };
             assert_not_refused(missing).await;
+        });
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "mounts filesystems"]
+fn a_full_local_filesystem_by_older_versions() {
+    use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts};
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = tmpfs(folder.path(), "size=2m");
+            fill_but(&disk, 64 << 10);
+            let disk: Arc<str> = disk.to_str().unwrap().into();
+            let full = Cause::DiskFull;
+            assert_refused(full, with(&disk, by_object_store012::put_locally)).await;
+            assert_refused(full, with(&disk, by_object_store012::upload_locally)).await;
+            assert_not_refused(with(&disk, by_object_store012::get_locally)).await;
+            assert_refused(full, with(&disk, by_object_store013::put_locally)).await;
+            assert_refused(full, with(&disk, by_object_store013::upload_locally)).await;
+            assert_not_refused(with(&disk, by_object_store013::get_locally)).await;
+            assert_refused(full, with(&disk, by_opendal054::put_locally)).await;
+            assert_not_refused(with(&disk, by_opendal054::get_locally)).await;
+            assert_refused(full, with(&disk, by_opendal055::put_locally)).await;
+            assert_not_refused(with(&disk, by_opendal055::get_locally)).await;
         });
     });
 }

@@ -4,7 +4,10 @@ use test_support::mounts::{in_runtime, with_own_mounts};
 use test_support::postgres::Server;
 use tower_storage_guard::fault::Cause;
 
-use crate::sql::{Failing, assert_answer, diesel_postgres, sea_orm, sqlx_postgres, tokio_postgres};
+use crate::sql::{
+    Failing, assert_answer, diesel_postgres, sea_orm, sea_orm1, sqlx_postgres, sqlx08_postgres,
+    tokio_postgres,
+};
 
 /// A server on which every driver fails.
 pub(crate) struct Postgres(Server);
@@ -40,7 +43,9 @@ impl Postgres {
     async fn assert_by_all_with_codes(&self, expected: Option<Cause>, failing: Failing) {
         let url = self.url();
         assert_answer(expected, failing, &url, sqlx_postgres).await;
+        assert_answer(expected, failing, &url, sqlx08_postgres).await;
         assert_answer(expected, failing, &url, sea_orm).await;
+        assert_answer(expected, failing, &url, sea_orm1).await;
         assert_answer(expected, failing, &url, tokio_postgres).await;
     }
 }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use super::redb::{self, Database, TableDefinition};
+#[allow(unused_imports, reason = "traits that not every version has")]
+use super::*;
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
 use crate::shared::{Engine, limit_files};
-use crate::support::{assert_not_refused, assert_refused};
+use crate::support::{assert_not_refused, assert_refused, assert_too_large};
 
 const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("table");
 
@@ -64,7 +66,7 @@ fn a_limit_of_the_process_is_no_fault_and_neither_is_what_follows() {
             limit_files("unlimited");
             let db = Engine::new(open(folder.path()));
             limit_files("4096");
-            assert_not_refused(db.each_time(|db| put(db, 1, 4 << 20))).await;
+            assert_too_large(true, db.each_time(|db| put(db, 1, 4 << 20))).await;
             let errors = db.errors();
             assert!(errors[0].contains("FileTooLarge"), "{errors:?}");
             assert_eq!(errors[1], "PreviousIo");

@@ -2,46 +2,49 @@
 
 use std::error::Error;
 
-use sea_orm::{DbErr, RuntimeErr, TransactionError};
-use sqlx::{Connection, Executor, SqliteConnection};
-
+use super::{
+    held,
+    sea_orm::{DbErr, RuntimeErr, TransactionError},
+    sqlx::{Connection, PgConnection},
+};
 use tower_storage_guard::fault::{Cause, classify};
+
+use crate::fake_servers;
 
 fn cause(error: &(dyn Error + 'static)) -> Option<Cause> {
     classify(error).map(|fault| fault.cause)
 }
 
-async fn runtime_error(sql: &'static str) -> RuntimeErr {
-    let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-    let error = connection.execute(sql).await.unwrap_err();
-    RuntimeErr::SqlxError(error.into())
+/// The error of a server that refuses with this code.
+async fn runtime_error(code: &str) -> RuntimeErr {
+    let port = fake_servers::postgres(code, "No space left on device").await;
+    let url = format!("postgres://a@127.0.0.1:{port}/a?sslmode=disable");
+    let error = PgConnection::connect(&url).await.unwrap_err();
+    RuntimeErr::SqlxError(held(error))
 }
+
+const KINDS: [fn(RuntimeErr) -> DbErr; 3] = [DbErr::Conn, DbErr::Exec, DbErr::Query];
 
 #[tokio::test]
 async fn the_error_of_sqlx_is_found() {
-    let full = runtime_error(
-        "PRAGMA max_page_count = 2; CREATE TABLE a (x); CREATE TABLE b (x); CREATE TABLE c (x)",
-    )
-    .await;
+    let full = async || runtime_error("53100").await;
     let expected = Some(Cause::DatabaseFull);
-    assert_eq!(cause(&full), expected);
-    for error in [
-        DbErr::Conn(full.clone()),
-        DbErr::Exec(full.clone()),
-        DbErr::Query(full.clone()),
-    ] {
-        assert_eq!(cause(&error), expected);
+    assert_eq!(cause(&full().await), expected);
+    for kind in KINDS {
+        let error = async || kind(full().await);
+        assert_eq!(cause(&error().await), expected);
+        let connection = TransactionError::<DbErr>::Connection(error().await);
+        assert_eq!(cause(&connection), expected);
         assert_eq!(
-            cause(&TransactionError::<DbErr>::Connection(error.clone())),
+            cause(&TransactionError::Transaction(error().await)),
             expected
         );
-        assert_eq!(cause(&TransactionError::Transaction(error)), expected);
     }
 }
 
 #[tokio::test]
 async fn other_errors_say_nothing() {
-    let unknown = runtime_error("SELECT * FROM a").await;
+    let unknown = runtime_error("42P01").await;
     for error in [
         DbErr::Query(unknown),
         DbErr::Exec(RuntimeErr::Internal("database or disk is full".into())),

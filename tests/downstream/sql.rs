@@ -5,9 +5,6 @@ use std::error::Error;
 use diesel_async::{
     AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection,
 };
-use mysql_async::prelude::Queryable;
-use sea_orm::{ConnectOptions, ConnectionTrait, Database};
-use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
 use tower_storage_guard::fault::Cause;
 
 use crate::support::{assert_not_refused, assert_refused};
@@ -47,33 +44,37 @@ pub(crate) async fn assert_answer<E, Fut>(
     }
 }
 
-pub(crate) async fn sqlx_postgres(url: String, sql: &'static str) -> sqlx::Result<()> {
-    let mut connection = PgConnection::connect(&url).await?;
-    sqlx::raw_sql(sql).execute(&mut connection).await?;
-    Ok(())
+/// The drivers of one version of sqlx.
+macro_rules! sqlx {
+    ($sqlx:ident: $($driver:ident by $Connection:ident),*) => {
+        $(pub(crate) async fn $driver(url: String, sql: &'static str) -> ::$sqlx::Result<()> {
+            let connected = <::$sqlx::$Connection as ::$sqlx::Connection>::connect(&url).await;
+            ::$sqlx::Executor::execute(&mut connected?, ::$sqlx::raw_sql(sql)).await?;
+            Ok(())
+        })*
+    };
 }
+sqlx!(sqlx: sqlx_postgres by PgConnection, sqlx_mysql by MySqlConnection, sqlx_sqlite by SqliteConnection);
+sqlx!(sqlx08: sqlx08_postgres by PgConnection, sqlx08_mysql by MySqlConnection);
 
-pub(crate) async fn sqlx_mysql(url: String, sql: &'static str) -> sqlx::Result<()> {
-    let mut connection = MySqlConnection::connect(&url).await?;
-    sqlx::raw_sql(sql).execute(&mut connection).await?;
-    Ok(())
-}
+/// One version of SeaORM.
+macro_rules! sea_orm {
+    ($sea_orm:ident: $orm:ident) => {
+        pub(crate) async fn $orm(url: String, sql: &'static str) -> Result<(), ::$sea_orm::DbErr> {
+            use ::$sea_orm::ConnectionTrait as _;
 
-pub(crate) async fn sqlx_sqlite(url: String, sql: &'static str) -> sqlx::Result<()> {
-    let mut connection = SqliteConnection::connect(&url).await?;
-    sqlx::raw_sql(sql).execute(&mut connection).await?;
-    Ok(())
+            let mut options = ::$sea_orm::ConnectOptions::new(url);
+            options.max_connections(1);
+            let connection = ::$sea_orm::Database::connect(options).await?;
+            let done = connection.execute_unprepared(sql).await;
+            connection.close().await?;
+            done?;
+            Ok(())
+        }
+    };
 }
-
-pub(crate) async fn sea_orm(url: String, sql: &'static str) -> Result<(), sea_orm::DbErr> {
-    let mut options = ConnectOptions::new(url);
-    options.max_connections(1);
-    let connection = Database::connect(options).await?;
-    let done = connection.execute_unprepared(sql).await;
-    connection.close().await?;
-    done?;
-    Ok(())
-}
+sea_orm!(sea_orm: sea_orm);
+sea_orm!(sea_orm1: sea_orm1);
 
 pub(crate) async fn tokio_postgres(
     url: String,
@@ -84,12 +85,21 @@ pub(crate) async fn tokio_postgres(
     client.batch_execute(sql).await
 }
 
-pub(crate) async fn mysql_async(url: String, sql: &'static str) -> mysql_async::Result<()> {
-    let mut connection = mysql_async::Conn::from_url(url).await?;
-    let done = connection.query_drop(sql).await;
-    connection.disconnect().await?;
-    done
+/// One version of mysql_async.
+macro_rules! mysql_async {
+    ($mysql_async:ident: $driver:ident) => {
+        pub(crate) async fn $driver(url: String, sql: &'static str) -> ::$mysql_async::Result<()> {
+            use ::$mysql_async::prelude::Queryable as _;
+
+            let mut connection = ::$mysql_async::Conn::from_url(url).await?;
+            let done = connection.query_drop(sql).await;
+            connection.disconnect().await?;
+            done
+        }
+    };
 }
+mysql_async!(mysql_async: mysql_async);
+mysql_async!(mysql_async036: mysql_async036);
 
 pub(crate) async fn diesel_postgres(
     url: String,

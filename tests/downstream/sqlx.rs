@@ -1,4 +1,4 @@
-//! The errors of sqlx, one by one.
+//! The errors of sqlx, one by one. Those of SQLite are in `sqlx_sqlite.rs`.
 
 use std::{
     borrow::Cow,
@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use sqlx::{
-    Connection, Executor, SqliteConnection,
+use super::sqlx::{
+    self, Connection,
     error::{DatabaseError, ErrorKind},
     mysql::MySqlConnection,
     postgres::PgConnection,
@@ -32,11 +32,6 @@ async fn of_mysql(number: u16, message: &str) -> sqlx::Error {
     let port = fake_servers::mysql(number, message).await;
     let url = format!("mysql://a@127.0.0.1:{port}/a?ssl-mode=disabled");
     MySqlConnection::connect(&url).await.unwrap_err()
-}
-
-async fn of_sqlite(sql: &'static str) -> sqlx::Error {
-    let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-    connection.execute(sql).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -70,26 +65,6 @@ async fn numbers_of_mysql() {
         let error = of_mysql(number, "(code: 13) 53100 (errno: 28 )").await;
         assert_eq!(cause(&error), expected, "{number}");
     }
-}
-
-#[tokio::test]
-async fn a_full_sqlite_database_is_a_fault() {
-    let error = of_sqlite(
-        "PRAGMA max_page_count = 2; CREATE TABLE a (x); CREATE TABLE b (x); CREATE TABLE c (x)",
-    )
-    .await;
-    assert_eq!(cause(&error), Some(Cause::DatabaseFull));
-    assert_eq!(
-        cause(&sqlx::Error::Database(error.into_database_error().unwrap())),
-        Some(Cause::DatabaseFull)
-    );
-}
-
-#[tokio::test]
-async fn a_value_too_big_for_sqlite_is_no_fault() {
-    let error = of_sqlite("SELECT zeroblob(2000000000)").await;
-    assert_eq!(cause(&error), None, "{error:?}");
-    assert_eq!(classify(error.source().unwrap()), None);
 }
 
 #[tokio::test]

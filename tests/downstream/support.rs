@@ -73,7 +73,29 @@ pub(crate) async fn assert_not_refused_by<T, E, Fut>(
     }
 }
 
-/// Asserts either of the two above. Without a cause, that it is not a refusal.
+/// Asserts that a handler whose `work` writes more than a file may have is answered 413. An engine that stays failed says
+/// afterwards only that, which is 500.
+pub(crate) async fn assert_too_large<T, E, Fut>(
+    stays_failed: bool,
+    work: impl Fn() -> Fut + Clone + Send + Sync + 'static,
+) where
+    T: Send,
+    E: Error + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    let too_large = (StatusCode::PAYLOAD_TOO_LARGE, Some("file_too_large".into()));
+    let [first, later @ ..] = answers(Classifier::default(), work).await;
+    assert_eq!(first, too_large);
+    let expected = match stays_failed {
+        true => (StatusCode::INTERNAL_SERVER_ERROR, None),
+        false => too_large,
+    };
+    for answer in later {
+        assert_eq!(answer, expected);
+    }
+}
+
+/// Asserts [`assert_refused`], or without a cause [`assert_not_refused`].
 pub(crate) async fn assert_becomes<T, E, Fut>(
     cause: Option<Cause>,
     work: impl Fn() -> Fut + Clone + Send + Sync + 'static,

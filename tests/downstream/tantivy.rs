@@ -2,15 +2,15 @@
 
 use std::{path::Path, thread::sleep, time::Duration};
 
-use tantivy::{
-    Index, IndexWriter, TantivyDocument,
+use super::tantivy::{
+    self, Index, IndexWriter, TantivyDocument,
     schema::{Field, Schema, TEXT},
 };
 use test_support::mounts::{fill_but, in_runtime, tmpfs, with_own_mounts, with_small_files};
 use tower_storage_guard::fault::Cause;
 
 use crate::shared::{Engine, limit_files, noise};
-use crate::support::{assert_not_refused, assert_refused};
+use crate::support::{assert_not_refused, assert_refused, assert_too_large};
 
 /// Enough for files that are larger than the buffers.
 const LARGE: usize = 1 << 20;
@@ -107,7 +107,7 @@ fn a_limit_of_the_process_is_no_fault() {
             let folder = tempfile::tempdir().unwrap();
             let store = Engine::new(Store::create(folder.path()));
             limit_files("65536");
-            assert_not_refused(store.each_time(|store| store.put(LARGE))).await;
+            assert_too_large(false, store.each_time(|store| store.put(LARGE))).await;
             let errors = store.errors();
             assert!(errors[0].contains("FileTooLarge"), "{errors:?}");
         });

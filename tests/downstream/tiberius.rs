@@ -1,6 +1,6 @@
 //! SQL Server: it is not installed here, so a minimal server speaks its protocol.
 
-use tiberius::{AuthMethod, Client, Config, EncryptionLevel, error::Error};
+use super::tiberius::{AuthMethod, Client, Config, EncryptionLevel, error::Error};
 use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncWriteCompatExt as _;
 use tower_storage_guard::fault::Cause;

@@ -1,6 +1,10 @@
 //! What a handler's `?` is answered: the client's errors are not the server's.
 
-use std::io;
+use std::{
+    future::ready,
+    io,
+    sync::{Arc, Mutex},
+};
 
 use axum::{
     Router,
@@ -19,7 +23,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_storage_guard::{
     Amount, BoxError, Internal, MeteredBody, Scope, StorageGuardLayer,
     axum::Failure,
-    fault::Classifier,
+    fault::{Classifier, Source},
     quota::{Limits, MemoryQuota, NoQuota, Quota, quota_fn},
     refusal::Refusal,
 };
@@ -248,4 +252,78 @@ async fn layers_outside_see_why_a_quota_source_could_not_decide() {
         texts.contains(&"cannot write /srv/files".to_owned()),
         "{texts:?}"
     );
+}
+
+/// An error of a library that no feature is on for.
+fn unknown() -> io::Error {
+    io::Error::other("write failed: no space left on device")
+}
+
+/// A classifier that logs suspects.
+fn suspicious() -> (Classifier, Arc<Mutex<Vec<String>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let classifier =
+        Classifier::default().on_suspect(move |error| log.lock().unwrap().push(error.to_string()));
+    (classifier, seen)
+}
+
+#[tokio::test]
+async fn a_handlers_suspect_is_reported_once_and_answered_as_before() {
+    let (classifier, seen) = suspicious();
+    let by_source = || {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+        response.extensions_mut().insert(Source::new(unknown()));
+        response
+    };
+    let full = || Failure::from(io::Error::from(io::ErrorKind::StorageFull));
+    let too_large = || Failure::from(io::Error::new(io::ErrorKind::FileTooLarge, "disk full"));
+    let app = Router::new()
+        .route(
+            "/failure",
+            post(async || Err::<(), _>(Failure::from(unknown()))),
+        )
+        .route("/source", post(async move || by_source()))
+        .route("/full", post(async move || Err::<(), _>(full())))
+        .route("/too-large", post(async move || Err::<(), _>(too_large())))
+        .layer(guard().classifier(classifier));
+    for (path, expected, reported) in [
+        ("/failure", 500, 1),
+        ("/source", 502, 2),
+        ("/full", 507, 2),
+        ("/too-large", 413, 2),
+    ] {
+        assert_eq!(status(&app, path, "").await, expected, "{path}");
+        assert_eq!(seen.lock().unwrap().len(), reported, "{path}");
+    }
+    assert_eq!(seen.lock().unwrap()[0], unknown().to_string());
+}
+
+#[tokio::test]
+async fn a_services_suspect_is_reported_once_and_passed_on() {
+    let (classifier, seen) = suspicious();
+    let failing =
+        service_fn(|_: Request<MeteredBody<Body>>| ready(Err::<Response<Body>, _>(unknown())));
+    let service = guard().classifier(classifier).layer(failing);
+    let request = Request::post("/").body(Body::empty()).unwrap();
+    let error = service.oneshot(request).await.unwrap_err();
+    assert_eq!(error.to_string(), unknown().to_string());
+    assert_eq!(*seen.lock().unwrap(), [unknown().to_string()]);
+}
+
+#[cfg(feature = "tonic")]
+#[tokio::test]
+async fn a_calls_suspect_is_reported_once() {
+    let (classifier, seen) = suspicious();
+    let calls = classifier.clone();
+    let failing = service_fn(move |_: Request<MeteredBody<Body>>| {
+        let status = tower_storage_guard::tonic::status_by(&calls, unknown());
+        ready(Ok::<_, io::Error>(status.into_http::<Body>()))
+    });
+    let service = guard().classifier(classifier).layer(failing);
+    let request = Request::post("/service/Call").body(Body::empty()).unwrap();
+    let answer = service.oneshot(request).await.unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "13");
+    assert_eq!(seen.lock().unwrap().len(), 1);
 }
