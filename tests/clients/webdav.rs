@@ -316,17 +316,22 @@ fn davfs2_maps_the_refusal_to_enospc() {
             let work = move || {
                 let error = File::create(mount.path("more")).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::StorageFull);
-                fs::write(mount.path("before"), "y").unwrap();
                 mount
             };
             let mount = spawn_blocking(work).await.unwrap();
-            assert_eq!(send(&server, "DELETE", "/0", &[]).await, 204);
-            eventually("the upload", || {
-                files(&server)
-                    .get("before")
-                    .is_some_and(|file| file == b"y")
-            })
-            .await;
+            for number in 0..4 {
+                assert_eq!(
+                    send(&server, "DELETE", &format!("/{number}"), &[]).await,
+                    204
+                );
+            }
+            let work = move || {
+                fs::write(mount.path("after"), "x").unwrap();
+                mount
+            };
+            let mount = spawn_blocking(work).await.unwrap();
+            let is_there = || files(&server).get("after").is_some_and(|file| file == b"x");
+            eventually("the upload", is_there).await;
             assert!(!files(&server).contains_key("more"));
             spawn_blocking(|| drop(mount)).await.unwrap();
         });

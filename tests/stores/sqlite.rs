@@ -10,7 +10,7 @@ use std::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tower_storage_guard::{
-    Amount,
+    Amount, Scopes,
     quota::QuotaError,
     store::{HoldId, Settlement, SqliteStore, Store, conformance},
 };
@@ -396,18 +396,27 @@ async fn many_open_a_new_file_at_the_same_time() {
     assert_eq!(figures(&file.open(), "user").await, (16, 0));
 }
 
-/// Charges new scopes with long names until the store has no room for one on its full disk.
+/// Charges new scopes until the store has no room for one more on its full disk: with long names, and then with shorter ones.
 #[cfg(target_os = "linux")]
 pub(crate) async fn use_up(store: &SqliteStore) {
-    for number in 0..1_000 {
-        let scope = format!("{number}-{}", "long".repeat(10_000));
-        let change = Amount::bytes(1).into();
-        let settlement = Settlement::new(HoldId::unique(), scope, change);
-        if store.settle(&[settlement]).await.is_err() {
-            return;
+    for times in [10_000, 1_000, 100, 10, 1] {
+        let mut number = 0;
+        loop {
+            let scope = Scopes::from(format!("{number}-{}", "long".repeat(times)));
+            let change = Amount::bytes(1).into();
+            let settlement = Settlement::new(HoldId::unique(), scope.clone(), change);
+            let charged = store.settle(&[settlement]).await.is_ok();
+            let held = store
+                .reserve(&reserve(HoldId::unique(), scope, 1, 1))
+                .await
+                .is_ok();
+            if !charged && !held {
+                break;
+            }
+            number += 1;
+            assert!(number < 20_000, "the disk is not full");
         }
     }
-    panic!("the disk is not full");
 }
 
 #[cfg(target_os = "linux")]
@@ -419,7 +428,6 @@ fn a_full_disk_is_an_outage_and_loses_no_charge() {
         mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
     };
     use tower_storage_guard::{
-        Scopes,
         quota::{Limits, QuotaHold, QuotaSource},
         store::StoredQuota,
     };

@@ -7,9 +7,9 @@ pub const LAYERS: &[&[&str]] = &[
     // The vocabulary.
     &["amount", "atomic"],
     &["cause", "config", "outage", "scope", "time"],
-    &["decide", "demand", "refused", "tree"],
+    &["decide", "demand", "refused"],
     // The core: reservable resources, and reservations.
-    &["offers"],
+    &["offers", "tree"],
     &["wait_queue"],
     &["quota"],
     &["volume"],
