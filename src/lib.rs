@@ -197,7 +197,7 @@ pub use self::{
     outage::Outage,
     price::Price,
     refused::{Figures, Reason, Refused},
-    reservation::Reservation,
+    reservation::{AsyncReportingWriter, ReportingWriter, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,
     volume::{Headroom, Probe, Readiness, Reading, Volume},

@@ -31,3 +31,4 @@ mod soak;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;
+mod writers;
