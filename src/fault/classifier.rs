@@ -63,7 +63,10 @@ struct Inner {
     built_in: &'static [Library],
     types: Vec<OfType>,
     memory: Arc<Memory>,
+    on_fault: Vec<Arc<OnFault>>,
 }
+
+type OnFault = dyn Fn(&(dyn Error + 'static), Fault) + Send + Sync;
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 
@@ -136,6 +139,39 @@ impl Classifier {
         self
     }
 
+    /// Adds a hook that is called with each error in which a fault was found, and with that fault.
+    ///
+    /// Use it for what has to happen once storage has failed: an alarm, a connection to close, an engine to open again. The layer
+    /// calls it for the errors of its service and for those behind answers (`axum::Failure`, [`Source`](super::Source), `tonic::status`),
+    /// before the answer is sent; [`classify`](Self::classify) calls it for its callers. One failure may be classified more than once, and
+    /// the handler that met it has returned by then. Not called for a `Fault` that a handler puts into the extensions of its answer.
+    ///
+    /// It must not block. All hooks are called, the oldest first.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// use tower_storage_guard::fault::Classifier;
+    ///
+    /// static FAULTS: AtomicU64 = AtomicU64::new(0);
+    ///
+    /// let classifier = Classifier::default().on_fault(|_, _| {
+    ///     FAULTS.fetch_add(1, Ordering::Relaxed);
+    /// });
+    /// classifier.classify(&io::Error::from(io::ErrorKind::StorageFull));
+    /// classifier.classify(&io::Error::from(io::ErrorKind::NotFound));
+    /// assert_eq!(FAULTS.load(Ordering::Relaxed), 1);
+    /// ```
+    #[must_use]
+    pub fn on_fault<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&(dyn Error + 'static), Fault) + Send + Sync + 'static,
+    {
+        Arc::make_mut(&mut self.inner).on_fault.push(Arc::new(hook));
+        self
+    }
+
     /// The storage failure in `error`, or none.
     ///
     /// ```
@@ -170,6 +206,12 @@ impl Classifier {
         if let Some(engine) = failing {
             engine.remember(fault);
         }
+        if let Some(fault) = fault {
+            self.inner
+                .on_fault
+                .iter()
+                .for_each(|hook| hook(error, fault));
+        }
         fault
     }
 
@@ -191,6 +233,7 @@ impl Classifier {
                 built_in,
                 types,
                 memory: Arc::new(Memory::of(sticky)),
+                on_fault: Vec::new(),
             }),
         }
     }
@@ -225,6 +268,7 @@ impl fmt::Debug for Classifier {
             built_in,
             types,
             memory: _,
+            on_fault: _,
         } = &*self.inner;
         f.debug_struct("Classifier")
             .field("custom", &custom.len())
@@ -564,6 +608,31 @@ mod tests {
         assert_eq!(classifier.classify_any(&HandlerError::NotFound), None);
         let missing = HandlerError::Store(io_error(io::ErrorKind::NotFound));
         assert_eq!(classifier.classify_any(&missing), None);
+    }
+
+    #[test]
+    fn hooks_hear_of_faults_and_of_nothing_else() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hook = |name: &'static str| {
+            let heard = Arc::clone(&heard);
+            move |error: &(dyn Error + 'static), fault: Fault| {
+                let is_outermost = error.is::<Context>();
+                heard.lock().unwrap().push((name, is_outermost, fault));
+            }
+        };
+        let silent = Classifier::default();
+        let classifier = silent.clone().on_fault(hook("a")).on_fault(hook("b"));
+        classifier.classify(&context(io_error(io::ErrorKind::NotFound)));
+        let full = context(io_error(io::ErrorKind::StorageFull));
+        silent.classify(&full);
+        assert_eq!(*heard.lock().unwrap(), []);
+        classifier.classify_any(&BoxError::from(full));
+        let expected = [("a", true, DISK_FULL), ("b", true, DISK_FULL)];
+        assert_eq!(*heard.lock().unwrap(), expected);
+        // A function of the user's own may say that it is none.
+        let not_ours = classifier.with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
+        not_ours.classify(&context(io_error(io::ErrorKind::StorageFull)));
+        assert_eq!(heard.lock().unwrap().len(), 2);
     }
 
     /// Errors of an engine that stays failed.

@@ -31,6 +31,8 @@ mod shared;
 mod sql;
 #[cfg(target_os = "linux")]
 mod sqlite;
+#[cfg(target_os = "linux")]
+mod sqlite_transactions;
 mod sqlx;
 mod support;
 #[cfg(target_os = "linux")]
