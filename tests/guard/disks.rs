@@ -548,7 +548,8 @@ fn a_chunked_stampede_that_reports_late_or_never() {
         let folder = tempfile::tempdir().unwrap();
         let disk = tmpfs(folder.path(), "size=32m");
         in_runtime(async {
-            for (way, expected) in [(Way::Untouched, 1..=7), (Way::Writer, 7..=8)] {
+            let mut stored = Vec::new();
+            for way in [Way::Untouched, Way::Writer] {
                 let stampede = Stampede {
                     is_chunked: true,
                     way,
@@ -556,9 +557,9 @@ fn a_chunked_stampede_that_reports_late_or_never() {
                 };
                 let whole = run_stampedes(disk.clone(), times(5), &stampede).await;
                 println!("whole files, {way:?}: {whole:?}");
-                let is_expected = whole.iter().all(|whole| expected.contains(whole));
-                assert!(is_expected, "{way:?}: {whole:?}");
+                stored.push(whole.iter().sum::<usize>());
             }
+            assert!(stored[0] < stored[1], "{stored:?}");
         });
     });
 }
