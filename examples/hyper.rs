@@ -13,9 +13,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tempfile::NamedTempFile;
-use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower::{Layer, service_fn};
-use tower_storage_guard::{BoxError, Headroom, MeteredBody, StorageGuardLayer, Volume};
+use tower_storage_guard::{BoxError, Headroom, MeteredBody};
+use tower_storage_guard::{Reservation, StorageGuardLayer, Volume};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -47,14 +48,14 @@ async fn put_file(request: Request<MeteredBody<Incoming>>, dir: PathBuf) -> PutR
     if head.method != Method::PUT || is_part || !is_plain {
         return respond(StatusCode::BAD_REQUEST);
     }
-    let (file, temporary) = NamedTempFile::new_in(&dir)?.into_parts();
-    let mut file = File::from_std(file);
+    let reservation: &Reservation = head.extensions.get().ok_or("the guard does not apply")?;
+    // Tells the guard what is on the disk already, so that it is not counted twice.
+    let mut file = reservation.async_writer(NamedTempFile::new_in(&dir)?);
     while let Some(frame) = body.frame().await {
         let data = frame?.into_data().unwrap_or_default();
         file.write_all(&data).await?;
     }
-    // `tokio::fs::File` writes in the background: only a flush reports that the disk was full.
-    file.flush().await?;
-    temporary.persist(dir.join(name))?;
+    // It writes in the background: only its end reports that the disk was full.
+    file.into_inner().await?.persist(dir.join(name))?;
     respond(StatusCode::CREATED)
 }

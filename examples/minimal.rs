@@ -13,8 +13,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Router, body::Body, routing::put};
 use futures_util::TryStreamExt;
 use tempfile::NamedTempFile;
-use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
-use tower_storage_guard::{BoxError, Headroom, StorageGuardLayer, Volume, fault::Source};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tower_storage_guard::fault::Source;
+use tower_storage_guard::{BoxError, Headroom, Reservation, StorageGuardLayer, Volume};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -37,6 +38,7 @@ type PutResult = Result<StatusCode, (StatusCode, Extension<Source>)>;
 async fn put_file(
     State(dir): State<PathBuf>,
     Path(name): Path<String>,
+    Extension(reservation): Extension<Reservation>,
     headers: HeaderMap,
     body: Body,
 ) -> PutResult {
@@ -46,21 +48,27 @@ async fn put_file(
     if !is_plain || headers.contains_key("content-range") {
         return Ok(StatusCode::BAD_REQUEST);
     }
-    store(body, dir, name).await.map_err(|error| {
+    let target = dir.join(name);
+    store(body, reservation, target).await.map_err(|error| {
         // The guard inspects the error in the response, and answers 507 if the disk was full.
         let source = Extension(Source::new(error));
         (StatusCode::INTERNAL_SERVER_ERROR, source)
     })
 }
 
-async fn store(body: Body, dir: PathBuf, name: String) -> Result<StatusCode, BoxError> {
-    let (file, temporary) = NamedTempFile::new_in(&dir)?.into_parts();
-    let (mut file, mut chunks) = (File::from_std(file), body.into_data_stream());
+async fn store(
+    body: Body,
+    reservation: Reservation,
+    target: PathBuf,
+) -> Result<StatusCode, BoxError> {
+    let file = NamedTempFile::new_in(target.parent().unwrap_or(&target))?;
+    // Tells the guard what is on the disk already, so that it is not counted twice.
+    let mut file = reservation.async_writer(file);
+    let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.try_next().await? {
         file.write_all(&chunk).await?;
     }
-    // `tokio::fs::File` writes in the background: only a flush reports that the disk was full.
-    file.flush().await?;
-    temporary.persist(dir.join(name))?;
+    // It writes in the background: only its end reports that the disk was full.
+    file.into_inner().await?.persist(target)?;
     Ok(StatusCode::CREATED)
 }

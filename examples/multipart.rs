@@ -10,7 +10,7 @@ use std::{env, fs, path::PathBuf};
 
 use axum::extract::{DefaultBodyLimit, Multipart, Path, State};
 use axum::{Router, http::StatusCode, response::Result, routing::post};
-use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_http::csrf::CsrfLayer;
 use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, Volume, axum::Failure};
 
@@ -51,14 +51,15 @@ async fn post_form(
         if name.starts_with('.') || name.contains(['/', '\\', ':', '\0']) || path.exists() {
             return Err(StatusCode::BAD_REQUEST.into());
         }
-        let mut file = File::create(path).await.map_err(Failure::from)?;
+        let file = fs::File::create(path).map_err(Failure::from)?;
+        // Tells the guard what is on the disk already, so that it is not counted twice.
+        let mut file = reservation.async_writer(file);
         while let Some(chunk) = field.chunk().await? {
             file.write_all(&chunk).await.map_err(Failure::from)?;
-            // `tokio::fs::File` writes in the background: the bytes are on the disk after a flush.
-            file.flush().await.map_err(Failure::from)?;
-            reservation.written(chunk.len() as u64);
             bytes += chunk.len() as u64;
         }
+        // It writes in the background: only a flush reports that the disk was full.
+        file.flush().await.map_err(Failure::from)?;
         files += 1;
     }
     fs::rename(folder.path(), target).map_err(Failure::from)?;

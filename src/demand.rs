@@ -161,6 +161,8 @@ impl Demand {
     /// Sets how many bytes reach the volume for each hundred that are stored: 210 if a write-ahead log holds each
     /// page once more, 300 for three replicas on the same volume. Scopes are charged without this factor.
     ///
+    /// The example `sqlite` in the repository uses it for a database with a write-ahead log.
+    ///
     /// Defaults to 100.
     #[must_use]
     pub const fn volume_percent(mut self, percent: u32) -> Self {

@@ -64,6 +64,48 @@
 //! # }
 //! ```
 //!
+//! # Naming what is guarded
+//!
+//! By default, every method is guarded but those that write nothing, and DELETE. A POST that stores nothing is guarded too: a login,
+//! the batch of Git LFS for a download, S3's `?delete`. When the disk is full it is refused, and users can neither log in nor make
+//! room. So name what stores something: put the layer around these routes alone, and where one route does both, tell
+//! requests apart with [`applies_when`](StorageGuardLayer::applies_when), which replaces the choice by method. It sees the head only:
+//! a request whose body says what it does has to be let through, and what it leads to is guarded.
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::{post, put}};
+//! use http::Method;
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{Headroom, StorageGuardLayer, Volume};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn done() -> StatusCode { StatusCode::OK }
+//! // Everything has to stay free here, so that nothing fits.
+//! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
+//! let guard = StorageGuardLayer::new(volume).applies_when(|head| {
+//!     let is_removal = head.uri.query() == Some("delete");
+//!     head.method == Method::PUT || head.method == Method::POST && !is_removal
+//! });
+//! let app = Router::new()
+//!     .route("/bucket/{name}", put(done))
+//!     .route("/bucket", post(done))
+//!     .layer(guard)
+//!     // axum's layers are around the routes that were added before them.
+//!     .route("/login", post(done));
+//!
+//! let status = async |request: http::request::Builder| {
+//!     let request = request.body(Body::from("content")).unwrap();
+//!     app.clone().oneshot(request).await.unwrap().status()
+//! };
+//! assert_eq!(status(Request::put("/bucket/a")).await, StatusCode::INSUFFICIENT_STORAGE);
+//! assert_eq!(status(Request::post("/bucket")).await, StatusCode::INSUFFICIENT_STORAGE);
+//! assert_eq!(status(Request::post("/bucket?delete")).await, StatusCode::OK);
+//! assert_eq!(status(Request::post("/login")).await, StatusCode::OK);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # When a request is admitted
 //!
 //! A request that [applies](StorageGuardLayer::applies_when) is answered 400 if its Content-Length is not a number, and 503 if
@@ -202,7 +244,7 @@ pub use self::{
     outage::Outage,
     price::Price,
     refused::{Figures, Internal, Reason, Refused},
-    reservation::Reservation,
+    reservation::{AsyncReportingWriter, ReportingWriter, Reservation},
     scope::{Scope, Scopes},
     service::StorageGuard,
     volume::{Headroom, Probe, Readiness, Reading, Volume},

@@ -66,9 +66,11 @@ struct Inner {
     /// Oldest first.
     on_suspect: Vec<Arc<OnSuspect>>,
     memory: Arc<Memory>,
+    on_fault: Vec<Arc<OnFault>>,
 }
 
 type OnSuspect = dyn Fn(&(dyn Error + 'static)) + Send + Sync;
+type OnFault = dyn Fn(&(dyn Error + 'static), Fault) + Send + Sync;
 
 type Custom = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 
@@ -191,6 +193,39 @@ impl Classifier {
         self
     }
 
+    /// Adds a hook that is called with each error in which a fault was found, and with that fault.
+    ///
+    /// Use it for what has to happen once storage has failed: an alarm, a connection to close, an engine to open again. The layer
+    /// calls it for the errors of its service and for those behind answers (`axum::Failure`, [`Source`](super::Source), `tonic::status`),
+    /// before the answer is sent; [`classify`](Self::classify) calls it for its callers. One failure may be classified more than once, and
+    /// the handler that met it has returned by then. Not called for a `Fault` that a handler puts into the extensions of its answer.
+    ///
+    /// It must not block. All hooks are called, the oldest first.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// use tower_storage_guard::fault::Classifier;
+    ///
+    /// static FAULTS: AtomicU64 = AtomicU64::new(0);
+    ///
+    /// let classifier = Classifier::default().on_fault(|_, _| {
+    ///     FAULTS.fetch_add(1, Ordering::Relaxed);
+    /// });
+    /// classifier.classify(&io::Error::from(io::ErrorKind::StorageFull));
+    /// classifier.classify(&io::Error::from(io::ErrorKind::NotFound));
+    /// assert_eq!(FAULTS.load(Ordering::Relaxed), 1);
+    /// ```
+    #[must_use]
+    pub fn on_fault<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&(dyn Error + 'static), Fault) + Send + Sync + 'static,
+    {
+        Arc::make_mut(&mut self.inner).on_fault.push(Arc::new(hook));
+        self
+    }
+
     /// The storage failure in `error`, or none.
     ///
     /// ```
@@ -213,8 +248,10 @@ impl Classifier {
     /// Like [`classify`](Self::classify), with the verdicts that are no faults.
     pub(crate) fn judge(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
         let verdict = self.judge_unreported(error);
-        if verdict.is_none() {
-            self.report_suspect(error);
+        match verdict {
+            Some(Verdict::Fault(fault)) => self.report_fault(error, fault),
+            Some(Verdict::TooLarge | Verdict::NotOurs) => {}
+            None => self.report_suspect(error),
         }
         verdict
     }
@@ -236,6 +273,12 @@ impl Classifier {
             engine.remember(verdict.and_then(Verdict::fault));
         }
         verdict
+    }
+
+    fn report_fault(&self, error: &(dyn Error + 'static), fault: Fault) {
+        for report in &self.inner.on_fault {
+            report(error, fault);
+        }
     }
 
     fn report_suspect(&self, error: &(dyn Error + 'static)) {
@@ -270,6 +313,7 @@ impl Classifier {
                 types: Vec::new(),
                 on_suspect: Vec::new(),
                 memory: Arc::new(Memory::of(sticky)),
+                on_fault: Vec::new(),
             }),
         }
     }
@@ -305,6 +349,7 @@ impl fmt::Debug for Classifier {
             types,
             on_suspect,
             memory: _,
+            on_fault: _,
         } = &*self.inner;
         f.debug_struct("Classifier")
             .field("custom", &custom.len())
@@ -645,6 +690,31 @@ mod tests {
         assert_eq!(classifier.classify_any(&HandlerError::NotFound), None);
         let missing = HandlerError::Store(io_error(io::ErrorKind::NotFound));
         assert_eq!(classifier.classify_any(&missing), None);
+    }
+
+    #[test]
+    fn hooks_hear_of_faults_and_of_nothing_else() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hook = |name: &'static str| {
+            let heard = Arc::clone(&heard);
+            move |error: &(dyn Error + 'static), fault: Fault| {
+                let is_outermost = error.is::<Context>();
+                heard.lock().unwrap().push((name, is_outermost, fault));
+            }
+        };
+        let silent = Classifier::default();
+        let classifier = silent.clone().on_fault(hook("a")).on_fault(hook("b"));
+        classifier.classify(&context(io_error(io::ErrorKind::NotFound)));
+        let full = context(io_error(io::ErrorKind::StorageFull));
+        silent.classify(&full);
+        assert_eq!(*heard.lock().unwrap(), []);
+        classifier.classify_any(&BoxError::from(full));
+        let expected = [("a", true, DISK_FULL), ("b", true, DISK_FULL)];
+        assert_eq!(*heard.lock().unwrap(), expected);
+        // A function of the user's own may say that it is none.
+        let not_ours = classifier.with(|error| error.is::<Context>().then_some(Verdict::NotOurs));
+        not_ours.classify(&context(io_error(io::ErrorKind::StorageFull)));
+        assert_eq!(heard.lock().unwrap().len(), 2);
     }
 
     /// Errors of an engine that stays failed.

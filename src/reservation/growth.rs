@@ -5,7 +5,10 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, MutexGuard},
+    sync::{
+        Arc, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     task::{Poll, Waker},
 };
 
@@ -102,7 +105,9 @@ where
             return self.try_claim(want).map_err(Refused::from);
         };
         let filesystem = volume.filesystem();
-        let begun = filesystem.begun();
+        // Probes begun before it is known what others have left on the disk.
+        let begun = AtomicU64::new(filesystem.begun());
+        let had_company = AtomicBool::new(false);
         let attempt = || async {
             // With little room left, use small grants, because other uploads need what one upload holds without using
             // it.
@@ -123,9 +128,14 @@ where
                 Shortfall::Full { is_hopeless, .. } => is_hopeless,
                 Shortfall::Unknown => true,
             };
-            // Other requests may give room back, and a later reading may show some.
-            let may_help = filesystem.published() <= begun
-                || ticket.has_company()
+            // Other requests may give room back, and a later reading may show some: what the last of them has removed from the
+            // disk only shows in a reading that begins after its end.
+            let has_company = ticket.has_company();
+            if had_company.swap(has_company, Ordering::Relaxed) && !has_company {
+                begun.store(filesystem.begun(), Ordering::Relaxed);
+            }
+            let may_help = filesystem.published() <= begun.load(Ordering::Relaxed)
+                || has_company
                 || self.could_claim(volume, need);
             Err(Short {
                 of: (may_help && !is_hopeless).then_some(None),

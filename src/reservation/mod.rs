@@ -1,5 +1,6 @@
 //! Reservations, from their making to their end.
 
+mod async_writer;
 mod context;
 mod growth;
 mod hooks;
@@ -9,9 +10,11 @@ mod pending;
 mod shared;
 mod silence;
 mod tickets;
+mod writer;
 
 use std::{fmt, iter, sync::Arc};
 
+pub use self::{async_writer::AsyncReportingWriter, writer::ReportingWriter};
 pub(crate) use self::{
     context::{Context, Grants, Rules, too_late},
     hooks::{EndHook, Outcome, StartHook},
@@ -33,7 +36,8 @@ use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 /// knows better says so:
 ///
 /// - [`written`](Self::written) as bytes reach the disk, so that a large upload in flight is not counted
-///   twice, on the disk and as claimed;
+///   twice, on the disk and as claimed; [`async_writer`](Self::async_writer) and [`writer`](Self::writer) do so for what is written
+///   through them;
 /// - [`stored`](Self::stored) when what it keeps is not what it read, for instance after compression;
 /// - [`replaces`](Self::replaces) when it overwrites;
 /// - [`grow`](Self::grow) before it writes more than was reserved.
@@ -88,7 +92,8 @@ impl Reservation {
 
     /// Reports that `bytes` more have reached the filesystem: a write of them has returned.
     ///
-    /// A buffered writer must be flushed first. `tokio::fs::File` is one.
+    /// A buffered writer must be flushed first. `tokio::fs::File` is one. [`Self::async_writer`] and [`Self::writer`] flush and report
+    /// by themselves.
     pub fn written(&self, bytes: u64) {
         // One write reaches one volume. Another may be guarded for the same request.
         let volume = self.chain().find_map(|ops| ops.volume());

@@ -44,6 +44,8 @@ impl Reading {
 }
 
 /// A source of readings. It is called on a thread of its own, and may block.
+///
+/// The example `sqlite` in the repository reads how much room an SQLite database has.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot say how full a store is",
     label = "not a `Probe`",

@@ -19,6 +19,8 @@ mod shared;
 mod sql;
 #[cfg(target_os = "linux")]
 mod sqlite;
+#[cfg(target_os = "linux")]
+mod sqlite_transactions;
 mod support;
 mod tokio_postgres;
 mod versions;

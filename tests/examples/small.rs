@@ -386,6 +386,100 @@ async fn without_a_layer_a_refusal_has_the_same_body() {
     assert_eq!(server.put("/", content(10)).await, StatusCode::CREATED);
 }
 
+/// What is free in the database of the example `sqlite`, in pages.
+fn free_pages(server: &Small) -> u64 {
+    let database = rusqlite::Connection::open(server.dir.path().join("items.db")).unwrap();
+    let count = |name| {
+        let count = database.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
+        u64::from(count.unwrap())
+    };
+    256 - count("page_count") + count("freelist_count")
+}
+
+#[tokio::test]
+async fn a_database_is_filled_to_its_last_page() {
+    let server = Small::start("sqlite");
+    let item = content(60_000);
+    let put = async |number: u32| {
+        let path = format!("/items/{number}");
+        server.put(&path, item.clone()).await
+    };
+    let mut stored = 0;
+    while put(stored).await == StatusCode::CREATED {
+        stored += 1;
+    }
+    // An item takes 15 pages, and four are reserved for the trees.
+    let free = free_pages(&server);
+    assert!(stored >= 14 && free <= 18, "{stored} stored, {free} free");
+
+    // It is refused at the door, with the guard's reason and not with that of SQLite, before any of it is sent.
+    let refused = server.request(Method::PUT, "/items/x").body(item.clone());
+    let said: Value = refused.send().await.unwrap().json().await.unwrap();
+    assert_eq!(said["reason"], "disk_full", "{said}");
+    let line = server.declare_too_much(Method::PUT, "/items/x").await;
+    assert_eq!(line, "HTTP/1.1 507 Insufficient Storage");
+    // What is small enough still fits.
+    let pages = free.saturating_sub(4) as usize;
+    assert_eq!(
+        server.put("/items/small", content(pages * 4000)).await,
+        StatusCode::CREATED
+    );
+
+    // The file does not become smaller, but its free pages count.
+    for number in [0, 1] {
+        let removed = server.request(Method::DELETE, &format!("/items/{number}"));
+        assert_eq!(
+            removed.send().await.unwrap().status(),
+            StatusCode::NO_CONTENT
+        );
+    }
+    assert_eq!(put(0).await, StatusCode::CREATED);
+    for number in (2..stored).chain([0]) {
+        let path = format!("/items/{number}");
+        let kept = server.request(Method::GET, &path).send().await.unwrap();
+        assert!(kept.bytes().await.unwrap() == item, "{path}");
+    }
+}
+
+/// The disk is smaller than the database may be.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn a_database_on_a_full_disk() {
+    use test_support::mounts::{in_runtime, tmpfs, with_own_mounts};
+
+    with_own_mounts(|| {
+        in_runtime(async {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = tmpfs(folder.path(), "size=1536k");
+            let server = Small::start_in(tempfile::tempdir_in(disk).unwrap(), "sqlite");
+            let item = content(60_000);
+            let put = async |number: u32| {
+                let request = server.request(Method::PUT, &format!("/items/{number}"));
+                request.body(item.clone()).send().await.unwrap()
+            };
+            let mut stored = 0;
+            let refused = loop {
+                let answer = put(stored).await;
+                if answer.status() != StatusCode::CREATED {
+                    break answer;
+                }
+                stored += 1;
+            };
+            assert!((6..14).contains(&stored), "{stored} stored");
+            let said: Value = refused.json().await.unwrap();
+            assert_eq!(said["reason"], "disk_full", "{said}");
+            for number in 0..stored {
+                let path = format!("/items/{number}");
+                let kept = server.request(Method::GET, &path).send().await.unwrap();
+                assert!(kept.bytes().await.unwrap() == item, "{path}");
+                let removed = server.request(Method::DELETE, &path).send().await;
+                assert_eq!(removed.unwrap().status(), StatusCode::NO_CONTENT, "{path}");
+            }
+        });
+    });
+}
+
 /// The command in each file's docs names the file, and the features that it needs.
 #[test]
 fn their_docs_say_how_to_run_them() {

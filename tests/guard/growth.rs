@@ -1,8 +1,12 @@
 //! How a reservation grows: several growths at once, waiting for room, grants, and corrections of what is replaced.
 
 use std::{
+    io,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -13,12 +17,13 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use test_support::{
     disk::Disk,
+    eventually,
     service::{USER, chunked, full, layer, put, read_all},
 };
 use tokio::{sync::oneshot, time::timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
-    Amount, Demand, Refused, Scope, Scopes, StorageGuardLayer, Volume,
+    Amount, Demand, Guard, Probe, Reading, Refused, Scope, Scopes, StorageGuardLayer, Volume,
     quota::{Limits, MemoryQuota},
     refusal::Refusal,
 };
@@ -468,4 +473,55 @@ async fn figures_state_what_is_known() {
         );
         assert!(figures.limit - figures.used < figures.required);
     }
+}
+
+/// A disk whose readings are counted.
+#[derive(Clone)]
+struct Watched {
+    available: Arc<AtomicU64>,
+    readings: Arc<AtomicU64>,
+}
+
+impl Probe for Watched {
+    fn read(&mut self) -> io::Result<Reading> {
+        self.readings.fetch_add(1, SeqCst);
+        Ok(Reading::new(self.available.load(SeqCst), 1 << 30))
+    }
+}
+
+/// What a request leaves on the disk only shows in a reading that begins after its end.
+#[tokio::test]
+async fn the_last_that_waits_gets_what_another_has_left() {
+    let disk = Watched {
+        available: Arc::new(1_000.into()),
+        readings: Arc::default(),
+    };
+    let volume = Volume::from_probe(disk.clone()).unwrap();
+    let guard = Guard::new(volume.clone()).patience(HOUR);
+    let reserve = || guard.try_reserve(Scopes::NONE, Demand::unknown());
+    let waiting = reserve().unwrap();
+    assert_eq!(waiting.reserved(), 1_000);
+    waiting.written(1_000);
+    disk.available.store(10, SeqCst);
+    Disk::until(&volume, |status| status.claimed == 0).await;
+    let other = reserve().unwrap();
+    other.written(other.reserved());
+    disk.available.store(0, SeqCst);
+    // All that is reserved is on the disk.
+    Disk::until(&volume, |status| status.claimed == 0).await;
+
+    let reservation = waiting.clone();
+    let growing = tokio::spawn(async move { reservation.grow(100).await });
+    let before = disk.readings.load(SeqCst);
+    eventually("readings without room", || {
+        volume.refresh();
+        disk.readings.load(SeqCst) >= before + 3
+    })
+    .await;
+    assert!(!growing.is_finished());
+    // The other has removed its file.
+    disk.available.store(500, SeqCst);
+    drop(other);
+    in_time(growing).await.unwrap().unwrap();
+    assert_eq!(waiting.reserved(), 1_000 + 100);
 }

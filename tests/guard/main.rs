@@ -34,3 +34,4 @@ mod store;
 mod volume;
 #[cfg(all(feature = "webdav", target_os = "linux"))]
 mod webdav;
+mod writers;

@@ -20,7 +20,10 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
+};
 use tower_storage_guard::{Reservation, StorageGuardLayer, axum::Failure};
 
 /// A server on a port of its own. Its files are in `folder`, without any others.
@@ -39,6 +42,12 @@ pub(crate) enum Way {
     Unchecked,
     /// Without a guard, with a common hand-written check.
     Usual,
+    /// Guarded, by a handler that reports nothing: it is as it was before the guard.
+    Untouched,
+    /// The same handler, through `Reservation::writer`.
+    Writer,
+    /// The same handler, through `Reservation::async_writer`.
+    AsyncWriter,
 }
 
 impl Store {
@@ -48,6 +57,12 @@ impl Store {
         let unchecked = layer.clone().applies_when(|_| false);
         let router = Router::new()
             .route(&at("unchecked"), put(upload).layer(unchecked))
+            .route(&at("untouched"), put(untouched).layer(layer.clone()))
+            .route(&at("writer"), put(by_writer).layer(layer.clone()))
+            .route(
+                &at("async-writer"),
+                put(by_async_writer).layer(layer.clone()),
+            )
             .route(&at("guarded"), put(upload).delete(delete).layer(layer))
             .route(&at("usual"), put(check_and_store))
             .with_state(folder.clone());
@@ -63,6 +78,9 @@ impl Store {
             Way::Guarded => "guarded",
             Way::Unchecked => "unchecked",
             Way::Usual => "usual",
+            Way::Untouched => "untouched",
+            Way::Writer => "writer",
+            Way::AsyncWriter => "async-writer",
         };
         let pause = upload.pause;
         let pieces = stream::iter(upload.pieces()).then(move |piece| async move {
@@ -265,6 +283,55 @@ async fn store(
     file.sync_all().await?;
     tokio::fs::rename(&part.0, folder.join(name)).await?;
     Ok(StatusCode::CREATED)
+}
+
+async fn untouched(
+    State(folder): State<PathBuf>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let part = Part(folder.join(format!("{name}.part")));
+    let file = tokio::fs::File::create(&part.0).await?;
+    receive(file, body).await?;
+    tokio::fs::rename(&part.0, folder.join(name)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+async fn by_writer(
+    State(folder): State<PathBuf>,
+    Path(name): Path<String>,
+    reservation: Reservation,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let part = Part(folder.join(format!("{name}.part")));
+    let file = reservation.writer(tokio::fs::File::create(&part.0).await?);
+    receive(file, body).await?;
+    tokio::fs::rename(&part.0, folder.join(name)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+async fn by_async_writer(
+    State(folder): State<PathBuf>,
+    Path(name): Path<String>,
+    reservation: Reservation,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let part = Part(folder.join(format!("{name}.part")));
+    let file = reservation.async_writer(std::fs::File::create(&part.0)?);
+    receive(file, body).await?;
+    tokio::fs::rename(&part.0, folder.join(name)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+/// Writes as most handlers do: it flushes once, at the end.
+async fn receive(mut file: impl AsyncWrite + Unpin, mut body: Body) -> Result<(), Failure> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            file.write_all(&data).await?;
+        }
+    }
+    file.flush().await?;
+    Ok(())
 }
 
 /// The check that the guard replaces: do not write it like this.

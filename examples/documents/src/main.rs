@@ -24,8 +24,8 @@ use bytesize::ByteSize;
 use clap::Parser;
 use serde::{Deserialize, de::IgnoredAny};
 use sqlx::{
-    PgPool, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+    Connection, PgPool, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
 };
 use tower_storage_guard::{
     BoxError, Headroom, StorageGuardLayer, Volume, axum::Failure, quota::NoQuota,
@@ -197,7 +197,14 @@ impl Store {
             Some(url) => Self::Postgres(PgPool::connect(url).await?),
             None => {
                 let _claim = Claim::of(&flags.dir)?;
-                let pool = SqlitePool::connect_with(sqlite(flags)).await?;
+                // Only needed for transactions: sqlx 0.9 loses what is committed on a connection after a rollback has failed.
+                let pool = SqlitePoolOptions::new().after_release(|connection, _| {
+                    Box::pin(async move {
+                        connection.ping().await?;
+                        Ok(!connection.is_in_transaction())
+                    })
+                });
+                let pool = pool.connect_with(sqlite(flags)).await?;
                 Self::Sqlite { pool, _claim }
             }
         };

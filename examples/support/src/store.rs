@@ -27,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower_storage_guard::{
-    Amount, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
+    Amount, AsyncReportingWriter, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
     quota::{Change, Limits},
 };
 
@@ -360,23 +360,23 @@ impl Folder {
         content: impl Stream<Item = Result<Bytes, E>>,
         fail: impl Fn(io::Error) -> E,
     ) -> Result<Upload, E> {
-        let mut upload = self.begin(name, reservation).await.map_err(&fail)?;
+        let mut uploading = self.begin(name, reservation).await.map_err(&fail)?;
         let mut content = pin!(content);
         let received = async {
             while let Some(chunk) = content.try_next().await? {
-                upload.write(&chunk).await.map_err(&fail)?;
+                uploading.write(&chunk).await.map_err(&fail)?;
             }
             Ok(())
         };
         if let Err(error) = received.await {
             // The room is free before the next request in the queue is notified.
-            upload.discard().await;
+            uploading.discard().await;
             return Err(error);
         }
-        upload.finish().await.map_err(&fail)
+        uploading.finish().await.map_err(&fail)
     }
 
-    async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Upload> {
+    async fn begin(&self, name: Name, reservation: &Reservation) -> io::Result<Uploading> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self
@@ -395,12 +395,14 @@ impl Folder {
             ))
         })
         .await??;
-        Ok(Upload {
-            name,
-            file: File::from_std(file),
-            temporary,
-            size: 0,
-            reservation: reservation.clone(),
+        Ok(Uploading {
+            // Tells the guard what is on the disk already, so that it is not counted twice.
+            file: reservation.async_writer(file),
+            upload: Upload {
+                name,
+                temporary,
+                size: 0,
+            },
         })
     }
 
@@ -517,42 +519,47 @@ impl Folder {
     }
 }
 
-/// A file that is being uploaded.
+/// A file that was uploaded.
 pub struct Upload {
     name: Name,
-    file: File,
     temporary: Temporary,
     size: u64,
-    reservation: Reservation,
 }
 
 impl Upload {
-    async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
-        self.file.write_all(chunk).await?;
-        // tokio's files write in the background: only a flush reports whether the disk had room. Bytes that are
-        // reported late are counted twice until then, on the disk and as reserved.
-        self.file.flush().await?;
-        self.reservation.written(chunk.len() as u64);
-        self.size += chunk.len() as u64;
-        Ok(())
-    }
-
     fn entry(&self) -> Entry {
         Entry {
             name: self.name.0.clone(),
             size: self.size,
         }
     }
+}
+
+/// A file that is being uploaded.
+struct Uploading {
+    file: AsyncReportingWriter<fs::File>,
+    upload: Upload,
+}
+
+impl Uploading {
+    async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.file.write_all(chunk).await?;
+        self.upload.size += chunk.len() as u64;
+        Ok(())
+    }
 
     /// Syncs everything to the disk.
-    async fn finish(self) -> io::Result<Self> {
-        self.file.sync_all().await?;
-        Ok(self)
+    async fn finish(self) -> io::Result<Upload> {
+        let file = self.file.into_inner().await?;
+        spawn_blocking(move || file.sync_all()).await??;
+        Ok(self.upload)
     }
 
     /// Removes the partial file, and waits until it is gone. A drop does the same, but does not wait.
     async fn discard(mut self) {
-        if let Some(removed) = self.temporary.remove() {
+        // What is still being written would keep its room. An error changes nothing.
+        let _ = self.file.into_inner().await;
+        if let Some(removed) = self.upload.temporary.remove() {
             // It neither panics nor is cancelled.
             let _ = removed.await;
         }

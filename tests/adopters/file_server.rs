@@ -1,0 +1,163 @@
+//! A file server on plain hyper: it authenticates in its handler, and opens files so that they are truncated.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use reqwest::Client;
+use test_support::{
+    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    server::{Server, serve},
+};
+use tokio::{fs::File, io::AsyncWrite};
+use tokio_util::io::StreamReader;
+use tower::{Layer, service_fn};
+use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, Volume, fault::Source};
+
+use crate::clients::{
+    Left, assert_all_that_fit, assert_some_are_torn, content, left, settled, stampede, status_of,
+    with, write_old_files,
+};
+
+type Reply = Response<Full<Bytes>>;
+
+async fn handle<B>(folder: Arc<Path>, request: Request<B>) -> Result<Reply, Infallible>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let path = request.uri().path().rsplit('/').next().unwrap_or_default();
+    let path = folder.join(path);
+    let done = match *request.method() {
+        _ if !is_known(request.headers()) => Ok(StatusCode::UNAUTHORIZED),
+        Method::PUT => put(&path, request).await.map(|()| StatusCode::CREATED),
+        Method::DELETE => fs::remove_file(path).map(|()| StatusCode::NO_CONTENT),
+        _ => Ok(StatusCode::METHOD_NOT_ALLOWED),
+    };
+    let mut reply = Reply::default();
+    *reply.status_mut() = done.unwrap_or_else(|error| {
+        // For the guard, if there is one.
+        reply.extensions_mut().insert(Source::new(error));
+        StatusCode::INTERNAL_SERVER_ERROR
+    });
+    Ok(reply)
+}
+
+fn is_known(headers: &HeaderMap) -> bool {
+    headers
+        .get(AUTHORIZATION)
+        .is_some_and(|value| value == "Bearer secret")
+}
+
+async fn put<B>(path: &Path, request: Request<B>) -> io::Result<()>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let reservation: Option<Reservation> = request.extensions().get().cloned();
+    let file = File::create(path).await?;
+    let Some(reservation) = reservation else {
+        return receive(request.into_body(), file).await;
+    };
+    // What the guard takes: a line, and no torn file behind a body that was cut.
+    let received = receive(request.into_body(), reservation.writer(file)).await;
+    received.or_else(|error| fs::remove_file(path).and(Err(error)))
+}
+
+async fn receive<B>(body: B, mut file: impl AsyncWrite + Unpin) -> io::Result<()>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let content = body.into_data_stream().map_err(io::Error::other);
+    let mut content = std::pin::pin!(StreamReader::new(content));
+    tokio::io::copy(&mut content, &mut file).await?;
+    Ok(())
+}
+
+async fn unguarded(folder: &Path) -> Server {
+    let folder = Arc::<Path>::from(folder);
+    serve(service_fn(move |request| {
+        handle(Arc::clone(&folder), request)
+    }))
+    .await
+}
+
+async fn guarded(folder: &Path) -> (Volume, Server) {
+    let volume = Volume::open(folder).unwrap();
+    // The handler answers those that it does not know: they learn nothing about storage, and reserve nothing.
+    let guard = StorageGuardLayer::new(volume.clone())
+        .applies_when(|head| head.method == Method::PUT && is_known(&head.headers));
+    let folder = Arc::<Path>::from(folder);
+    let service = guard.layer(service_fn(move |request| {
+        handle(Arc::clone(&folder), request)
+    }));
+    (volume, serve(service).await)
+}
+
+fn on_a_small_disk<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = tmpfs(folder.path(), crate::clients::DISK);
+    write_old_files(&disk);
+    in_runtime(test(disk));
+}
+
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn before() {
+    with_own_mounts(|| {
+        for is_chunked in [false, true] {
+            on_a_small_disk(async |disk| {
+                let server = unguarded(&disk).await;
+                let answers = stampede(&server.url(), is_chunked).await;
+                assert_some_are_torn(&answers, &left(&disk));
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn after() {
+    with_own_mounts(|| {
+        for is_chunked in [false, true] {
+            on_a_small_disk(async |disk| {
+                let (_, server) = guarded(&disk).await;
+                let answers = stampede(&server.url(), is_chunked).await;
+                let left = left(&disk);
+                assert_all_that_fit(&answers, &left);
+                // Without a length, a file is truncated before it is known that the new content does not fit.
+                assert!(is_chunked || !left.contains(&Left::Nothing), "{left:?}");
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "mounts filesystems: run by `make test`"]
+fn strangers_learn_nothing_of_a_full_disk() {
+    with_own_mounts(|| {
+        on_a_small_disk(async |disk| {
+            fill_but(&disk, 0);
+            let (volume, server) = guarded(&disk).await;
+            let url = format!("{}/files/0", server.url());
+            let put = |token: &str| {
+                let request = Client::new().put(&url).bearer_auth(token);
+                with(request, content(0), false)
+            };
+            assert_eq!(status_of(put("guess")).await, Some(401));
+            assert_eq!(status_of(put("secret")).await, Some(507));
+            assert_eq!(fs::read(disk.join("0")).unwrap(), b"old");
+            // Room is made while the disk is full.
+            let delete = Client::new().delete(format!("{}/files/filler", server.url()));
+            assert_eq!(status_of(delete.bearer_auth("secret")).await, Some(204));
+            settled(&volume).await;
+            assert_eq!(status_of(put("secret")).await, Some(201));
+        });
+    });
+}
