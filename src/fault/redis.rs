@@ -34,6 +34,7 @@ use super::{
 };
 
 /// Judges the errors of a version before 1.0, which know one error of a pipeline: the first.
+#[cfg(any(feature = "redis027", feature = "redis029", feature = "redis032"))]
 macro_rules! version_0 {
     ($redis:ident, tests: [$($of_io:ident)?]) => {
         use super::*;
@@ -60,6 +61,7 @@ macro_rules! version_0 {
 }
 
 /// Judges the errors of a version since 1.0.
+#[cfg(feature = "redis1")]
 macro_rules! version {
     ($redis:ident) => {
         use super::*;
@@ -298,7 +300,7 @@ macro_rules! tests {
 }
 
 /// Versions before 0.32 do not show it.
-#[cfg(test)]
+#[cfg(all(test, any(feature = "redis032", feature = "redis1")))]
 macro_rules! tests_of_io {
     ($redis:ident) => {
         #[test]
@@ -311,7 +313,7 @@ macro_rules! tests_of_io {
     };
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "redis1"))]
 macro_rules! tests_of_server_errors {
     ($redis:ident) => {
         #[test]

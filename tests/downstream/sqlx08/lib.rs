@@ -27,7 +27,11 @@ const TWICE: &str = "INSERT INTO photos VALUES (1, ''), (1, '')";
 
 async fn execute(url: &str, sql: &str) -> sqlx::Result<()> {
     let mut connection = SqliteConnection::connect(url).await?;
-    sqlx::raw_sql(sql).execute(&mut connection).await.map(drop)
+    let done = sqlx::raw_sql(sql).execute(&mut connection).await;
+    // Otherwise a thread closes it later, and keeps the files that the next connection should find missing.
+    let closed = connection.close().await;
+    done?;
+    closed
 }
 
 /// The answer of a guarded service that fails with this error: its status and content. The error, if it is no fault.
