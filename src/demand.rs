@@ -20,8 +20,8 @@ pub struct Demand {
     copied: u64,
     moved: Amount,
     replaced: Amount,
-    stores_body: bool,
-    /// Bytes of the body that the service does not store, beside those that are known or expected.
+    /// Bytes of the body that the service does not store, beside those that are known or expected. The largest number if it stores
+    /// nothing of it: a demand is copied often, so that has no field of its own.
     framing: u64,
     reach: Reach,
 }
@@ -45,7 +45,6 @@ impl Demand {
             copied: 0,
             moved: Amount::ZERO,
             replaced: Amount::ZERO,
-            stores_body: true,
             framing: 0,
             reach: Reach::PLAIN,
         }
@@ -93,7 +92,7 @@ impl Demand {
     pub const fn without_body(mut self) -> Self {
         self.bytes = Some(self.copied);
         self.expected = self.copied;
-        self.stores_body = false;
+        self.framing = u64::MAX;
         self
     }
 
@@ -193,7 +192,7 @@ impl Demand {
 
     /// What a service stores of a body of which so much was read, with what it writes in addition.
     pub(crate) fn stored_of(&self, read: u64) -> u64 {
-        if !self.stores_body {
+        if !self.stores_body() {
             return self.copied;
         }
         let without_framing = match self.bytes {
@@ -221,7 +220,7 @@ impl Demand {
 
     /// Whether the body of the request is stored.
     pub const fn stores_body(&self) -> bool {
-        self.stores_body
+        self.framing < u64::MAX
     }
 
     /// What changes owners.

@@ -67,7 +67,15 @@ impl Lines {
         headers: &HeaderMap,
         body: &SizeHint,
     ) -> Result<Demand, InvalidLength> {
-        let demand = match self.length?.or(body.exact()) {
+        let mut length = self.length?.or(body.exact());
+        let mut framing = 0;
+        if self.decodes_aws_chunked
+            && let Some(decoded) = aws_decoded(headers, length)
+        {
+            length = Some(decoded.length);
+            framing = decoded.framing;
+        }
+        let demand = match length {
             Some(bytes) => Demand::known(bytes),
             None => Demand::unknown(),
         };
@@ -79,41 +87,44 @@ impl Lines {
             let others = overrides(headers).map(|method| objects_made_by(&method));
             objects = others.max().unwrap_or(0);
         }
-        let mut demand = demand;
-        if self.decodes_aws_chunked
-            && let Some(decoded) = aws_decoded(headers, demand.bytes())
-        {
-            demand = decoded;
-        }
-        Ok(demand.expecting(expected).with_objects(objects))
+        let demand = demand.expecting(expected).with_objects(objects);
+        Ok(demand.with_framing(framing))
     }
 }
 
 const AWS_DECODED_LENGTH: HeaderName = HeaderName::from_static("x-amz-decoded-content-length");
 const AWS_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
-/// The demand of a body in `aws-chunked` encoding ("Signature Version 4: transferring payload in multiple chunks"), of which so
-/// many bytes are sent. None if it is in another encoding, or what frames it is longer than any client's.
+/// A body in `aws-chunked` encoding.
+struct AwsDecoded {
+    length: u64,
+    /// How much longer it may be as it is sent.
+    framing: u64,
+}
+
+/// Reads what is declared of a body in `aws-chunked` encoding ("Signature Version 4: transferring payload in multiple chunks"), of
+/// which so many bytes are sent. None if it is in another encoding, or what frames it is longer than any client's.
 #[cold]
-fn aws_decoded(headers: &HeaderMap, sent: Option<u64>) -> Option<Demand> {
-    let is_chunked = |value: &HeaderValue| {
+fn aws_decoded(headers: &HeaderMap, sent: Option<u64>) -> Option<AwsDecoded> {
+    let is_chunked = |(name, value): (&HeaderName, &HeaderValue)| {
+        if *name == AWS_CONTENT_SHA256 {
+            return value.as_bytes().starts_with(b"STREAMING-");
+        }
         let mut codings = value.as_bytes().split(|byte| *byte == b',');
-        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"aws-chunked"))
+        *name == CONTENT_ENCODING
+            && codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"aws-chunked"))
     };
-    let is_signed = |value: &HeaderValue| value.as_bytes().starts_with(b"STREAMING-");
-    if !headers.get_all(CONTENT_ENCODING).iter().any(is_chunked)
-        && !headers.get(AWS_CONTENT_SHA256).is_some_and(is_signed)
-    {
+    if !headers.iter().any(is_chunked) {
         return None;
     }
-    let decoded = number(headers, AWS_DECODED_LENGTH).ok()??;
+    let length = number(headers, &AWS_DECODED_LENGTH).ok()??;
     // At most about a hundred bytes for each chunk, of 8 KiB at least, and the trailers.
-    let most = 4096 + decoded / 64;
+    let most = 4096 + length / 64;
     let framing = match sent {
-        Some(sent) => sent.checked_sub(decoded)?,
+        Some(sent) => sent.checked_sub(length)?,
         None => most,
     };
-    (framing <= most).then(|| Demand::known(decoded).with_framing(framing))
+    (framing <= most).then_some(AwsDecoded { length, framing })
 }
 
 /// Whether a method is guarded by default: every method that may write.

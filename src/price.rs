@@ -66,6 +66,7 @@ impl Price {
     /// [`Demand::without_body`].
     pub fn free() -> Self {
         Self {
+            scopes: Some(Scopes::NONE),
             kind: Kind::Free,
             ..Demand::nothing().into()
         }
@@ -104,7 +105,9 @@ impl Price {
     /// Sets the scopes to charge, instead of those of the [layer](crate::StorageGuardLayer::scope_by).
     #[must_use]
     pub fn charged_to(mut self, scopes: impl Into<Scopes>) -> Self {
-        self.scopes = Some(scopes.into());
+        if self.kind != Kind::Free {
+            self.scopes = Some(scopes.into());
+        }
         self
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, SizeHint};
 use tower::{BoxError, Service};
 
 use crate::{
@@ -93,6 +93,7 @@ where
         let clone = self.inner.clone();
         let service = mem::replace(&mut self.inner, clone);
         let lines = Lines::read(&head.headers, &http.hints);
+        let length = body.size_hint();
         let held = Held {
             service,
             drain: WhenDropped::of(head.version, lines.expects_continue),
@@ -103,7 +104,7 @@ where
             visit: None,
             may_be_empty: false,
         };
-        begin(settings, asked, held, &lines, step)
+        begin(settings, asked, held, &lines, &length, step)
     }
 }
 
@@ -114,6 +115,7 @@ fn begin<S, B, Q>(
     mut asked: Asked,
     mut held: Held<S, B>,
     lines: &Lines,
+    length: &SizeHint,
     step: Option<Box<dyn FoundStep>>,
 ) -> ResponseFuture<S, B, Q>
 where
@@ -122,8 +124,7 @@ where
     Q: QuotaSource,
 {
     let head = &held.head;
-    let length = held.body.as_ref().map(|body| body.size_hint());
-    let demand = lines.demand(&head.method, &head.headers, &length.unwrap_or_default());
+    let demand = lines.demand(&head.method, &head.headers, length);
     let Ok(mut demand) = demand else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };

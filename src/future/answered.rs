@@ -52,8 +52,7 @@ where
         // Handlers may map a body error to any response, so a cut is detected through the reservation, not the response.
         let cut = guarded
             .as_ref()
-            .and_then(|guarded| guarded.reservation.why_cut())
-            .map(Refusal::from);
+            .and_then(|guarded| guarded.reservation.why_cut());
         let fail = |guarded: Option<&Guarded<Q>>, refusal: Refusal, headers: HeaderMap| {
             let reservation = guarded.map(|guarded| &guarded.reservation);
             Next::Wait(Self::failed(settings, reservation, refusal, headers))
@@ -61,12 +60,14 @@ where
         let mut response = match answered {
             Ok(response) => response,
             Err(error) => {
-                return match cut.map_or_else(|| of_error(settings, error), Ok) {
+                let cut = cut.map(|refused| Ok(refused.into()));
+                return match cut.unwrap_or_else(|| of_error(settings, error)) {
                     Ok(refusal) => fail(guarded.as_ref(), refusal, HeaderMap::new()),
                     Err(error) => Next::Done(Err(error)),
                 };
             }
         };
+        let cut = cut.map(Refusal::from);
         if let Some(refusal) = cut.or_else(|| of_response(settings, &response)) {
             return fail(guarded.as_ref(), refusal, without_body(response));
         }

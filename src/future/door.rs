@@ -97,9 +97,12 @@ where
                 return Self::scoped_later(settings, held, demand, scopes);
             }
         };
-        match price_of(settings, head, demand) {
-            Ok(price) => Self::reserve(settings, held, scopes, price),
-            Err(price) => Self::await_price(settings, held, scopes, price),
+        match &http.price {
+            None => Self::reserve(settings, held, scopes, demand.into()),
+            Some(_) => match price_of(settings, head, demand) {
+                Ok(price) => Self::reserve(settings, held, scopes, price),
+                Err(price) => Self::await_price(settings, held, scopes, price),
+            },
         }
     }
 
@@ -139,7 +142,7 @@ where
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn reserve(settings: &Settings<Q>, mut held: Held<S, B>, scopes: Scopes, price: Price) -> Self {
         let claim = match price.kind {
             Kind::Unknown => return Self::refused(held, Refused::unavailable().into()),
@@ -154,10 +157,7 @@ where
         let outer = held.head.extensions.get::<Reservation>();
         let terms = Terms {
             demand,
-            scopes: match price.kind {
-                Kind::Free => Scopes::NONE,
-                _ => price.scopes.unwrap_or(scopes),
-            },
+            scopes: price.scopes.unwrap_or(scopes),
             gives_back: price.gives_back,
             on_start: price.on_start,
             outer: outer.map(|outer| outer.around(context.volume.as_ref(), &demand)),
@@ -223,8 +223,13 @@ where
         let head = &held.head;
         let lines = Lines::read(&head.headers, &settings.http.hints);
         match lines.demand(&head.method, &head.headers, &SizeHint::with_exact(0)) {
-            Ok(demand) if held.visit.is_some() => Self::drawn(settings, held, demand),
-            Ok(demand) => Self::priced(settings, held, demand),
+            Ok(demand) => match &held.visit {
+                Some(visit) => match visit.whole(demand) {
+                    Some(whole) => Self::priced(settings, held, whole),
+                    None => Self::drawn(settings, held, demand),
+                },
+                None => Self::priced(settings, held, demand),
+            },
             Err(_) => Self::refused(held, Refusal::invalid_length()),
         }
     }
@@ -340,7 +345,6 @@ where
 }
 
 /// The price of a request, or its future.
-#[inline(always)]
 fn price_of<Q>(
     settings: &Settings<Q>,
     head: &request::Parts,

@@ -32,16 +32,21 @@ impl FirstData {
         body: &mut Option<Pin<Box<B>>>,
     ) -> Poll<Option<Refused>> {
         let mut arrived = 0;
-        while let Some(reading) = body {
+        loop {
+            // It was found empty before.
+            let Some(reading) = body else {
+                return Poll::Ready(None);
+            };
             match reading.as_mut().poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.data_ref().map(Buf::remaining) {
                     Some(0) => continue,
                     length => arrived = length.unwrap_or(0),
                 },
-                Poll::Ready(Some(Err(_))) => *body = None,
+                // The client is gone.
+                Poll::Ready(Some(Err(_))) => {}
                 Poll::Ready(None) => {
                     *body = None;
-                    return Poll::Ready(None);
+                    continue;
                 }
                 Poll::Pending => ready!(self.patience.poll(cx)),
             }

@@ -75,6 +75,10 @@ impl Answers {
 
     /// The index of the first dialect that accepts the request, of those that were added.
     pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
+        // Called for every request, and most layers have none.
+        if self.dialects.is_empty() && self.last_dialect.is_none() {
+            return None;
+        }
         (0..)
             .zip(self.added())
             .find(|(_, dialect)| dialect.hears(head))

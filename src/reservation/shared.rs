@@ -331,15 +331,22 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             hook(end.outcome);
         }
         drop(tickets);
-        if success && hold.is_none() && !self.scopes.is_empty() && end.change != Change::ZERO {
-            // It was admitted without one.
-            self.context.quota.charge(&self.scopes, end.change);
+        if !self.scopes.is_empty() && hold.is_none() && success {
+            self.charge_without_hold(end.change);
         }
         let hold = hold.filter(|_| success);
         if hold.is_none() {
             self.context.rules.quota_queue.notify();
         }
         Ended::Now(hold.map(|hold| (hold, end.change)))
+    }
+
+    /// Charges what was admitted without a hold.
+    #[cold]
+    fn charge_without_hold(&self, change: Change) {
+        if change != Change::ZERO {
+            self.context.quota.charge(&self.scopes, change);
+        }
     }
 
     /// What a reservation leaves after such an end.

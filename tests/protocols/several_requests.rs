@@ -341,6 +341,27 @@ async fn an_upload_of_unknown_length_grows_with_its_parts() {
     assert_eq!((site.used(), site.held()), (90, 0));
 }
 
+/// Where no byte is left, a step whose body has no length and is empty needs none.
+#[tokio::test]
+async fn empty_steps_of_unknown_length_fit() {
+    let site = Site::new(1_000, 100);
+    let create = |content| {
+        let request = tus("POST", "/files").header("upload-defer-length", "1");
+        request.body(content).unwrap()
+    };
+    let answer = site.send(create(full(0))).await;
+    let file = place_of(&answer);
+    assert_eq!(site.patch(&file, 0, full(100)).await, 204);
+    assert_eq!((site.used(), site.held()), (0, 100));
+    for (content, status) in [(chunked(0, 1), 201), (chunked(5, 1), 507)] {
+        assert_eq!(site.status(create(content)).await, status);
+    }
+    for (content, status) in [(chunked(0, 1), 204), (chunked(5, 1), 507)] {
+        assert_eq!(site.patch(&file, 100, content).await, status);
+    }
+    assert_eq!((site.used(), site.held()), (0, 100));
+}
+
 #[tokio::test]
 async fn a_body_of_unknown_length_draws_as_it_comes() {
     let site = Site::new(100, 100);
