@@ -186,19 +186,27 @@ async fn can_checkpoint(disk: &Path) -> bool {
 fn before() {
     with_own_mounts(|| {
         for is_chunked in [false, true] {
-            in_runtime(async {
-                let folder = tempfile::tempdir().unwrap();
-                let disk = tmpfs(folder.path(), "size=8m");
-                let server = unguarded(&disk).await;
-                let answers = stampede(&server, is_chunked).await;
-                let (acknowledged, kept) = stored(&disk, &answers).await;
-                // sqlx loses some of what was acknowledged, and the disk is so full that nothing can be deleted.
-                assert!(kept < acknowledged, "all {kept} were stored");
-                assert!(answers.iter().any(|(_, answer)| *answer == Some(500)));
-                assert!(!can_checkpoint(&disk).await);
-            });
+            // Which requests fail is up to the machine, so one of three runs has to show it: sqlx loses some of what was
+            // acknowledged, and the disk is so full that nothing can be deleted.
+            let mut runs = (0..3).map(|_| without_a_guard(is_chunked));
+            assert!(runs.any(|(is_lost, is_stuck)| is_lost && is_stuck));
         }
     });
+}
+
+/// Whether something was lost that had been acknowledged, and whether the log could not be moved to the database.
+fn without_a_guard(is_chunked: bool) -> (bool, bool) {
+    let mut found = (false, false);
+    in_runtime(async {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = tmpfs(folder.path(), "size=8m");
+        let server = unguarded(&disk).await;
+        let answers = stampede(&server, is_chunked).await;
+        let (acknowledged, kept) = stored(&disk, &answers).await;
+        assert!(answers.iter().any(|(_, answer)| *answer == Some(500)));
+        found = (kept < acknowledged, !can_checkpoint(&disk).await);
+    });
+    found
 }
 
 #[test]
