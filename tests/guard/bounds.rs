@@ -18,7 +18,6 @@ use tower_http::{
 use tower_storage_guard::{
     Amount, Guard, MeteredBody, Probe, Refused, Reservation, ResponseBody, Scope, Scopes,
     StorageGuard, StorageGuardLayer, Volume,
-    dav::Tree,
     quota::{Limits, MemoryQuota, NoQuota, QuotaSource},
     refusal::{Asked, Dialect, Refusal},
     upload::Protocol,
@@ -28,15 +27,14 @@ use tower_storage_guard::{
 const _: () = {
     const fn dialect<T: Dialect>() {}
     const fn protocol<T: Protocol>() {}
-    const fn tree<T: Tree>() {}
     const fn probe<T: Probe>() {}
 
     dialect::<Box<dyn Dialect>>();
     dialect::<Arc<dyn Dialect>>();
     protocol::<Box<dyn Protocol>>();
     protocol::<Arc<dyn Protocol>>();
-    tree::<Box<dyn Tree>>();
-    tree::<Arc<dyn Tree>>();
+    #[cfg(feature = "webdav")]
+    trees();
     probe::<Box<dyn Probe>>();
 };
 
@@ -72,6 +70,16 @@ where
     is_send::<ResponseBody<S>>();
     is_send_and_sync::<MeteredBody<B>>();
     is_send_and_sync::<ResponseBody<B>>();
+}
+
+#[cfg(feature = "webdav")]
+const fn trees() {
+    use tower_storage_guard::dav::Tree;
+
+    const fn tree<T: Tree>() {}
+
+    tree::<Box<dyn Tree>>();
+    tree::<Arc<dyn Tree>>();
 }
 
 /// The future is `Send` where the inner service's is, and does not ask its body to be `Sync`.

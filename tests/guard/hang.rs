@@ -16,7 +16,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use test_support::{
     eventually,
-    mounts::{in_runtime, unmount, with_own_mounts},
+    mounts::{unmount, with_own_mounts},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{Layer, ServiceExt, service_fn};
@@ -313,6 +313,8 @@ mod under_webdav {
         quota::NoQuota,
         setup::Charges,
     };
+
+    use test_support::mounts::in_runtime;
 
     use super::*;
 
