@@ -273,8 +273,9 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     /// `x-amz-decoded-content-length` is the length that counts, and an object that fits exactly is not refused for the signatures
     /// that are sent between its chunks.
     ///
-    /// A service that stores such a body as it is sent must not say so: its requests would store up to 1.6 % and 4 KiB more than
-    /// is reserved. A body with more framing than that counts as it is sent.
+    /// The service has to refuse a body whose decoded length is another. One that does not, or that stores the body as it is sent, must
+    /// not say so: its requests would store up to 1.6 % and 4 KiB more than is reserved. A body with more framing than that counts as
+    /// it is sent.
     ///
     /// Defaults to counting what is sent.
     pub fn decodes_aws_chunked(self) -> Self {

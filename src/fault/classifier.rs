@@ -51,7 +51,8 @@ use crate::{cause::Fault, quota::QuotaError};
 ///
 /// # Panics
 ///
-/// A panic in a function of your own is not caught, and neither is one in a callback of [`on_suspect`](Self::on_suspect).
+/// A panic in a function of your own is not caught, and neither is one in a callback of [`on_suspect`](Self::on_suspect) or
+/// [`on_fault`](Self::on_fault).
 #[derive(Clone)]
 pub struct Classifier {
     inner: Arc<Inner>,

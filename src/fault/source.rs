@@ -55,8 +55,8 @@ pub(crate) fn error_behind(extensions: &Extensions) -> Option<Arc<dyn Error + Se
     source
 }
 
-/// Keeps a service's error, which may be of any type. `error` is what it has been opened as: of a type that is not known here, the
-/// texts are kept.
+/// Keeps a service's error, which may be of any type. Of a type that is not known here, the texts are kept; `opened` returns the error
+/// in such a value.
 pub(crate) fn kept<E: 'static>(
     value: E,
     opened: impl FnOnce(&E) -> Option<&(dyn Error + 'static)>,

@@ -8,7 +8,7 @@ use tower::Service;
 
 use super::{
     Guarded, State, close_after,
-    verdict::{look_at_head, of_error, of_response, success},
+    verdict::{look_at_head, of_error, refusal_of, success},
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
@@ -67,8 +67,7 @@ where
                 };
             }
         };
-        let cut = cut.map(Refusal::from);
-        if let Some(refusal) = cut.or_else(|| of_response(settings, &response)) {
+        if let Some(refusal) = refusal_of(settings, cut, &response) {
             return fail(guarded.as_ref(), refusal, without_body(response));
         }
         let Some(guarded) = guarded else {

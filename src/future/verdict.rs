@@ -27,8 +27,21 @@ pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: E) -> Resul
     })
 }
 
+/// The refusal of a request whose body was cut, or for an answer.
+#[inline(always)]
+pub(super) fn refusal_of<R, Q>(
+    settings: &Settings<Q>,
+    cut: Option<Refused>,
+    response: &Response<R>,
+) -> Option<Refusal> {
+    match cut {
+        Some(refused) => Some(refused.into()),
+        None => of_response(settings, response),
+    }
+}
+
 /// The refusal for an answer, unless the guard has made it.
-pub(super) fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
+fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<Refusal> {
     let is_507 = response.status() == StatusCode::INSUFFICIENT_STORAGE;
     if response.extensions().is_empty() && !is_507 {
         return None;

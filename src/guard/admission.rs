@@ -121,8 +121,11 @@ fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u6
         (Claim::Nothing, _) => (u64::MAX, 0, 0),
         (Claim::Covered { unclaimed, .. }, _) => (unclaimed, unclaimed, 0),
         (Claim::Demanded, Some(bytes)) => (bytes, bytes, demand.expected()),
-        // The minimum is unknown.
-        (Claim::Demanded, None) if demand.expected() == 0 => (rules.grants.first, 1, 0),
+        // The minimum is unknown. What a truncation frees is part of the first grant, as its blocks are claimed.
+        (Claim::Demanded, None) if demand.has_no_size() => {
+            let freed = terms.reach(context).freed();
+            (rules.grants.first.max(freed), 1, 0)
+        }
         (Claim::Demanded, None) => {
             let hinted = demand.expected().min(rules.hint_cap);
             (hinted, hinted, demand.expected())

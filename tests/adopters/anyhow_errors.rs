@@ -1,11 +1,6 @@
 //! A service whose error is `anyhow::Error`, made by a `?` deep in it, with no context.
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io::Write, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -13,15 +8,14 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use reqwest::Client;
 use test_support::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    mounts::{fill_but, with_own_mounts},
     server::{Server, serve},
 };
 use tower::{Layer, service_fn};
 use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, Volume};
 
 use crate::clients::{
-    DISK, Left, assert_all_that_fit, assert_some_are_torn, left, stampede, status_of,
-    write_old_files,
+    Left, assert_all_that_fit, assert_some_are_torn, left, on_a_small_disk, stampede, status_of,
 };
 
 type Reply = Response<Full<Bytes>>;
@@ -101,13 +95,6 @@ async fn guarded(folder: &Path) -> Server {
         handle(Arc::clone(&folder), request)
     })))
     .await
-}
-
-fn on_a_small_disk<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F) {
-    let folder = tempfile::tempdir().unwrap();
-    let disk = tmpfs(folder.path(), DISK);
-    write_old_files(&disk);
-    in_runtime(test(disk));
 }
 
 #[test]

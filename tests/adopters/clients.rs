@@ -1,19 +1,24 @@
 //! Eight clients at once, and what they leave.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use futures_util::{future::join_all, stream};
 use reqwest::{Body, Client, RequestBuilder};
-use test_support::eventually;
+use test_support::{
+    eventually,
+    mounts::{in_runtime, tmpfs},
+};
 use tower_storage_guard::Volume;
 
 pub(crate) const CLIENTS: u8 = 8;
 /// What each uploads, in bytes.
 pub(crate) const SIZE: usize = 2 << 20;
-/// Room for four uploads, and for the files that were there before.
-pub(crate) const DISK: &str = "size=8256k";
-pub(crate) const FIT: usize = 4;
+/// How many find room on the [small disk](on_a_small_disk), beside the files that were there before.
+const FIT: usize = 4;
 
 /// The content of files that were there before.
 pub(crate) const OLD: &[u8] = b"old";
@@ -54,11 +59,14 @@ pub(crate) async fn stampede(url: &str, is_chunked: bool) -> Vec<Option<u16>> {
     join_all(uploads).await
 }
 
-/// Writes a small file for each client.
-pub(crate) fn write_old_files(folder: &Path) {
+/// Runs a test on a disk with a small file for each client.
+pub(crate) fn on_a_small_disk<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = tmpfs(folder.path(), "size=8256k");
     for client in 0..CLIENTS {
-        fs::write(folder.join(client.to_string()), OLD).unwrap();
+        fs::write(disk.join(client.to_string()), OLD).unwrap();
     }
+    in_runtime(test(disk));
 }
 
 /// What a client's file is after a stampede.

@@ -14,7 +14,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use reqwest::Client;
 use test_support::{
-    mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    mounts::{fill_but, with_own_mounts},
     server::{Server, serve},
 };
 use tokio::{fs::File, io::AsyncWrite};
@@ -25,8 +25,8 @@ use tower_storage_guard::{
 };
 
 use crate::clients::{
-    Left, assert_all_that_fit, assert_some_are_torn, content, left, settled, stampede, status_of,
-    with, write_old_files,
+    Left, assert_all_that_fit, assert_some_are_torn, content, left, on_a_small_disk, settled,
+    stampede, status_of, with,
 };
 
 type Reply = Response<Full<Bytes>>;
@@ -113,13 +113,6 @@ async fn guarded(folder: &Path) -> (Volume, Server) {
     (volume, serve(service).await)
 }
 
-fn on_a_small_disk<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F) {
-    let folder = tempfile::tempdir().unwrap();
-    let disk = tmpfs(folder.path(), crate::clients::DISK);
-    write_old_files(&disk);
-    in_runtime(test(disk));
-}
-
 #[test]
 #[ignore = "mounts filesystems: run by `make test`"]
 fn before() {
@@ -165,8 +158,10 @@ fn a_file_is_overwritten_on_a_full_disk() {
                 let request = Client::new().put(url).bearer_auth("secret");
                 status_of(with(request, content(client), is_chunked))
             };
-            assert_eq!(put(0, false).await, Some(201));
-            assert_eq!(put(1, false).await, Some(507));
+            for is_chunked in [false, true] {
+                assert_eq!(put(0, is_chunked).await, Some(201), "{is_chunked}");
+                assert_eq!(put(1, false).await, Some(507));
+            }
             settled(&volume).await;
             assert_eq!(left(&disk)[..2], [Left::Whole, Left::Old]);
         });

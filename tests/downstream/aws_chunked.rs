@@ -2,11 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use aws_sdk_s3::{
-    Client, Config,
-    config::{BehaviorVersion, Credentials, Region, retry},
-    primitives::ByteStream,
-};
+use aws_sdk_s3::primitives::ByteStream;
 use axum::{
     Router,
     body::Bytes,
@@ -19,6 +15,8 @@ use tower_storage_guard::{
     quota::{Limits, MemoryQuota},
     setup::Scoped,
 };
+
+use crate::object_stores::by_aws_sdk::client;
 
 const ROOM: usize = 1 << 20;
 
@@ -62,20 +60,15 @@ async fn upload(guard: StorageGuardLayer<MemoryQuota, Scoped>, size: usize) -> O
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = tokio::spawn(async { axum::serve(listener, app).await });
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .endpoint_url(url)
-        .force_path_style(true)
-        .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new("a", "b", None, None, "test"))
-        .retry_config(retry::RetryConfig::disabled());
     let file = tempfile::NamedTempFile::new().unwrap();
     let content: Vec<_> = (0..size).map(|at| (at % 251) as u8).collect();
     std::fs::write(file.path(), &content).unwrap();
     let body = ByteStream::from_path(file.path()).await.unwrap();
-    let client = Client::from_conf(config.build());
-    let put = client.put_object().bucket("bucket").key("key").body(body);
+    let put = client(&url)
+        .put_object()
+        .bucket("bucket")
+        .key("key")
+        .body(body);
     let answer = put.send().await;
     server.abort();
     let (object, sent) = std::mem::take(&mut *stored.lock().unwrap());

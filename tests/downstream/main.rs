@@ -1,5 +1,6 @@
 //! Errors from full databases, stores, engines and brokers, through a guarded handler and HTTP.
 
+#[cfg(target_os = "linux")]
 mod aws_chunked;
 mod fake_servers;
 mod lettre;

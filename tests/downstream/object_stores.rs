@@ -387,12 +387,12 @@ by_older_opendal!(by_opendal054, opendal054);
 by_older_opendal!(by_opendal055, opendal055);
 
 /// By `aws-sdk-s3`.
-mod by_aws_sdk {
+pub(crate) mod by_aws_sdk {
     use aws_sdk_s3::{Client, Config, error::SdkError, operation::put_object::PutObjectError};
 
     use super::*;
 
-    fn client(url: &str) -> Client {
+    pub(crate) fn client(url: &str) -> Client {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(aws_smithy_http_client::Builder::new().build_http())
