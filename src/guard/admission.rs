@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use crate::{
     amount::Amount,
     outage::Outage,
-    quota::{QuotaError, QuotaSource},
+    quota::{Answer, QuotaError, QuotaSource},
     refused::Refused,
-    reservation::{Attachment, Context, Pending, Shared, Terms, too_late},
+    reservation::{Adapter, Context, Pending, Shared, Terms, too_late},
     time::Bound,
-    volume::{Claimed, WaitForRoom, Wanted},
+    volume::{Claimed, Shortfall, WaitForRoom, Wanted},
 };
 
 /// The pause before a quota source is asked again. A store hears a little later of what was given back.
@@ -38,8 +38,8 @@ pub(crate) enum Claim {
 }
 
 /// A decision: ready, or pending.
-pub(crate) enum Admit<Q: QuotaSource, X: Attachment> {
-    Now(Result<Arc<Shared<Q, X>>, Refused>),
+pub(crate) enum Admit<Q: QuotaSource, A: Adapter> {
+    Now(Result<Arc<Shared<Q, A>>, Refused>),
     Wait(Pin<Box<Admission<Q>>>),
 }
 
@@ -70,51 +70,62 @@ pin_project! {
     }
 }
 
-/// Reserves what `terms` say, as far as that can be decided at once.
-#[inline]
-pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
+/// Reserves what `terms` say, as far as that can be decided at once. The adapter is made for a reservation.
+#[inline(always)]
+pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
     context: &Arc<Context<Q>>,
     terms: Terms,
     claim: Claim,
-    charges_reserved: bool,
-) -> Admit<Q, X> {
-    let context = Arc::clone(context);
-    let (bytes, least, expected) = wanted(&context, &terms, claim);
-    let Some(volume) = terms.volume(&context).filter(|_| needs_claim(claim)) else {
+    adapter: impl FnOnce() -> A,
+) -> Admit<Q, A> {
+    let (bytes, least, expected) = wanted(context, &terms, claim);
+    let Some(volume) = terms.volume(context).filter(|_| needs_claim(claim)) else {
         let bytes = granted(claim, bytes);
         let unclaimed = Claimed {
             bytes,
             blocks: Amount::ZERO,
         };
-        let pending = Pending::new(context, terms, unclaimed);
+        let pending = Pending::new(Arc::clone(context), terms, unclaimed);
         if claim == Claim::Nothing {
-            return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
+            return Admit::Now(Ok(reservation(pending, None, adapter)));
         }
-        return ask_quota(pending, charges_reserved, None);
+        return ask_quota(pending, adapter, None);
     };
     let wanted = Wanted {
         bytes,
         least,
         expected,
         objects: terms.demand.objects(),
-        reach: terms.reach(&context),
+        reach: terms.reach(context),
     };
     // There is nearly always room, and then nothing has to wait.
     match wanted.claim(volume) {
-        Ok(claimed) => ask_quota(
-            pending_for(context, terms, claim, claimed),
-            charges_reserved,
-            None,
-        ),
-        Err(shortfall) => {
-            let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
-            let terms = Some((context, terms));
-            Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
+        Ok(claimed) => {
+            let pending = pending_for(Arc::clone(context), terms, claim, claimed);
+            ask_quota(pending, adapter, None)
         }
+        Err(shortfall) => wait_for_room(context, terms, claim, wanted, shortfall),
     }
 }
 
+#[cold]
+fn wait_for_room<Q: QuotaSource, A: Adapter>(
+    context: &Arc<Context<Q>>,
+    terms: Terms,
+    claim: Claim,
+    wanted: Wanted,
+    shortfall: Shortfall,
+) -> Admit<Q, A> {
+    let Some(volume) = terms.volume(context) else {
+        return Admit::Now(Err(shortfall.into()));
+    };
+    let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
+    let terms = Some((Arc::clone(context), terms));
+    Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
+}
+
 /// The bytes to claim, the smallest sufficient amount, and the amount that must fit in addition.
+#[inline(always)]
 fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u64) {
     let (demand, rules) = (&terms.demand, &context.rules);
     match (claim, demand.bytes()) {
@@ -149,6 +160,7 @@ fn granted(claim: Claim, wanted: u64) -> u64 {
     }
 }
 
+#[inline(always)]
 fn pending_for<Q>(
     context: Arc<Context<Q>>,
     terms: Terms,
@@ -159,67 +171,86 @@ fn pending_for<Q>(
     Pending::new(context, terms, Claimed { bytes, ..claimed })
 }
 
-fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
+#[inline(always)]
+fn ask_quota<Q: QuotaSource, A: Adapter>(
     pending: Pending<Q>,
-    charges_reserved: bool,
+    adapter: impl FnOnce() -> A,
     came_back: Option<CameBack>,
-) -> Admit<Q, X> {
+) -> Admit<Q, A> {
     if pending.scopes().is_empty() {
-        return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
+        return Admit::Now(Ok(reservation(pending, None, adapter)));
     }
     let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
-    let quota = &pending.context().quota;
-    match quota.reserve(scopes, asked, expected).now() {
-        Ok(answer) => by_quota(pending, answer, charges_reserved, came_back),
-        Err(hold) => Admit::Wait(Box::pin(Admission::Quota {
-            hold,
-            time: Bound::new(pending.context().rules.quota_timeout),
-            pending: Some(pending),
-            came_back,
-        })),
+    match pending.context().quota.reserve(scopes, asked, expected) {
+        Answer::Now(Ok(hold)) => Admit::Now(Ok(reservation(pending, Some(hold), adapter))),
+        Answer::Now(Err(error)) => refused_by_quota(pending, error, adapter, came_back),
+        Answer::Later(hold) => wait_for_quota(pending, hold, came_back),
     }
 }
 
-fn by_quota<Q: QuotaSource, X: Attachment + Default>(
-    mut pending: Pending<Q>,
-    answer: Result<Q::Hold, QuotaError>,
-    charges_reserved: bool,
+#[cold]
+fn wait_for_quota<Q: QuotaSource, A: Adapter>(
+    pending: Pending<Q>,
+    hold: Q::Future,
     came_back: Option<CameBack>,
-) -> Admit<Q, X> {
-    Admit::Now(match answer {
-        Ok(hold) => Ok(reservation(pending, Some(hold), charges_reserved)),
-        Err(QuotaError::Exceeded(mut exceeded)) => {
-            if pending.makes_do_with_less(&mut exceeded) {
-                return ask_quota(pending, charges_reserved, None);
-            }
-            let rules = &pending.context().rules;
-            if rules.takes_back(&exceeded) {
-                return ask_quota(pending, charges_reserved, Some(Instant::now()));
-            }
-            if came_back.is_some_and(|since| since.elapsed() < rules.patience) {
-                return Admit::Wait(Box::pin(Admission::Again {
-                    pause: Bound::new(PAUSE),
-                    pending: Some(pending),
-                    came_back,
-                }));
-            }
-            Err(Refused::from(&exceeded))
-        }
-        Err(QuotaError::Unavailable(_))
-            if pending.context().rules.quota_outage == Outage::Admit =>
-        {
-            Ok(reservation(pending, None, charges_reserved))
-        }
-        Err(error) => Err(error.into()),
-    })
+) -> Admit<Q, A> {
+    Admit::Wait(Box::pin(Admission::Quota {
+        hold,
+        time: Bound::new(pending.context().rules.quota_timeout),
+        pending: Some(pending),
+        came_back,
+    }))
 }
 
-fn reservation<Q: QuotaSource, X: Attachment + Default>(
+/// The quota source has no room, or does not answer.
+#[cold]
+fn refused_by_quota<Q: QuotaSource, A: Adapter>(
+    mut pending: Pending<Q>,
+    mut error: QuotaError,
+    adapter: impl FnOnce() -> A,
+    mut came_back: Option<CameBack>,
+) -> Admit<Q, A> {
+    loop {
+        let rules = &pending.context().rules;
+        let mut exceeded = match error {
+            QuotaError::Exceeded(exceeded) => exceeded,
+            QuotaError::Unavailable(_) if rules.quota_outage == Outage::Admit => {
+                return Admit::Now(Ok(reservation(pending, None, adapter)));
+            }
+            error => return Admit::Now(Err(error.into())),
+        };
+        if pending.makes_do_with_less(&mut exceeded) {
+            came_back = None;
+        } else if pending.context().rules.takes_back(&exceeded) {
+            came_back = Some(Instant::now());
+        } else if came_back.is_some_and(|since| since.elapsed() < pending.context().rules.patience)
+        {
+            return Admit::Wait(Box::pin(Admission::Again {
+                pause: Bound::new(PAUSE),
+                pending: Some(pending),
+                came_back,
+            }));
+        } else {
+            return Admit::Now(Err(Refused::from(&exceeded)));
+        }
+        let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
+        match pending.context().quota.reserve(scopes, asked, expected) {
+            Answer::Now(Ok(hold)) => {
+                return Admit::Now(Ok(reservation(pending, Some(hold), adapter)));
+            }
+            Answer::Now(Err(again)) => error = again,
+            Answer::Later(hold) => return wait_for_quota(pending, hold, came_back),
+        }
+    }
+}
+
+#[inline(always)]
+fn reservation<Q: QuotaSource, A: Adapter>(
     pending: Pending<Q>,
     hold: Option<Q::Hold>,
-    charges_reserved: bool,
-) -> Arc<Shared<Q, X>> {
-    Arc::new(Shared::new(pending, hold, X::default(), charges_reserved))
+    adapter: impl FnOnce() -> A,
+) -> Arc<Shared<Q, A>> {
+    Arc::new(Shared::new(pending, hold, adapter()))
 }
 
 impl<Q: QuotaSource> Admission<Q> {
@@ -236,11 +267,11 @@ impl<Q: QuotaSource> Admission<Q> {
     /// # Panics
     ///
     /// If it is polled after it was ready.
-    pub(crate) fn poll<X: Attachment + Default>(
+    pub(crate) fn poll<A: Adapter>(
         self: &mut Pin<Box<Self>>,
         cx: &mut TaskContext<'_>,
-        charges_reserved: bool,
-    ) -> Poll<Result<Arc<Shared<Q, X>>, Refused>> {
+        adapter: impl Fn() -> A,
+    ) -> Poll<Result<Arc<Shared<Q, A>>, Refused>> {
         loop {
             let decided = match self.as_mut().project() {
                 AdmissionProj::Volume { room, terms, claim } => {
@@ -253,7 +284,7 @@ impl<Q: QuotaSource> Admission<Q> {
                     match claimed {
                         Ok(claimed) => {
                             let pending = pending_for(context, terms, *claim, claimed);
-                            ask_quota(pending, charges_reserved, None)
+                            ask_quota(pending, &adapter, None)
                         }
                         Err(shortfall) => Admit::Now(Err(shortfall.into())),
                     }
@@ -272,7 +303,10 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     let pending = pending.take().expect(NOT_READY);
-                    by_quota(pending, answer, charges_reserved, *came_back)
+                    match answer {
+                        Ok(hold) => Admit::Now(Ok(reservation(pending, Some(hold), &adapter))),
+                        Err(error) => refused_by_quota(pending, error, &adapter, *came_back),
+                    }
                 }
                 AdmissionProj::Again {
                     pause,
@@ -281,7 +315,7 @@ impl<Q: QuotaSource> Admission<Q> {
                 } => {
                     ready!(pause.poll(cx));
                     let pending = pending.take().expect(NOT_READY);
-                    ask_quota(pending, charges_reserved, *came_back)
+                    ask_quota(pending, &adapter, *came_back)
                 }
             };
             match decided {

@@ -190,10 +190,10 @@ impl QuotaHold for MemoryHold {
         self.leave(to, Change::ZERO);
     }
 
-    fn commit(mut self, change: Change) -> Self::Commit {
+    fn commit(mut self, change: Change) -> Answer<Self::Commit> {
         // Zero is left, so that the drop finds nothing to release.
         self.leave(Amount::ZERO, change);
-        ready(())
+        Answer::Now(())
     }
 }
 
@@ -451,7 +451,7 @@ mod tests {
     }
 
     fn commit(hold: MemoryHold, change: impl Into<Change>) {
-        let () = hold.commit(change.into()).into_inner();
+        assert!(matches!(hold.commit(change.into()), Answer::Now(())));
     }
 
     fn accounts(quota: &MemoryQuota) -> usize {

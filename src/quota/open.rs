@@ -162,7 +162,7 @@ impl<H: QuotaHold> QuotaHold for OpenHold<H> {
     }
 
     /// Only the other source charges.
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         self.inner.commit(change)
     }
 }

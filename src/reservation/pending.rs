@@ -16,6 +16,13 @@ use crate::{
 pub(crate) struct Terms {
     pub(crate) demand: Demand,
     pub(crate) scopes: Scopes,
+    /// Boxed, because terms are moved often.
+    pub(crate) rare: Option<Box<RareTerms>>,
+}
+
+/// What few demands have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RareTerms {
     /// What other scopes get back when it has succeeded.
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) on_start: Option<StartHook>,
@@ -27,15 +34,17 @@ impl Terms {
         Self {
             demand,
             scopes,
-            gives_back: Vec::new(),
-            on_start: None,
-            outer: None,
+            rare: None,
         }
+    }
+
+    fn outer(&self) -> Option<&Outer> {
+        self.rare.as_ref()?.outer.as_ref()
     }
 
     /// The volume that a claim is made on. None if an outer reservation holds it.
     pub(crate) fn volume<'a, Q>(&self, context: &'a Context<Q>) -> Option<&'a Volume> {
-        match &self.outer {
+        match self.outer() {
             Some(outer) if outer.holds_claim => None,
             _ => context.volume.as_ref(),
         }
