@@ -118,7 +118,7 @@ where
         let attempt = || async {
             // With little room left, use small grants, because other uploads need what one upload holds without using
             // it.
-            let room = self.reach.stored_in(volume.room() / 8);
+            let room = self.reach(volume).stored_in(volume.room() / 8);
             let want = want.min(room).max(need);
             let shortfall = loop {
                 if ticket.yields(&[None]) {

@@ -49,9 +49,8 @@ pub(crate) struct Shared<Q: QuotaSource, A: Adapter = ()> {
     pub(super) context: Arc<Context<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
-    pub(super) reach: Reach,
     pub(super) meter: Meter,
-    outer: Option<Outer>,
+    outer: Option<Box<Outer>>,
     pub(crate) adapter: A,
     state: Mutex<State<Q::Hold, A>>,
 }
@@ -88,6 +87,8 @@ pub(crate) struct Rare<A: Adapter> {
     /// Bytes that are reserved for what the handler writes beside the body.
     pub(super) by_handler: u64,
     report: Report,
+    /// Why the body was cut. It stays when the reservation has ended.
+    refused: Option<Refused>,
     /// What other scopes get back when it has succeeded.
     gives_back: Vec<(Scopes, Amount)>,
     hook: Option<EndHook>,
@@ -106,6 +107,7 @@ impl<A: Adapter> Default for Rare<A> {
             offers: Vec::new(),
             by_handler: 0,
             report: Report::default(),
+            refused: None,
             gives_back: Vec::new(),
             hook: None,
             adapter: A::Rare::default(),
@@ -114,12 +116,13 @@ impl<A: Adapter> Default for Rare<A> {
 }
 
 /// The state of a reservation.
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Lifecycle {
     Open,
     /// The body was cut, so that nothing is charged.
-    Cut(Refused),
-    /// It was committed or released, with the reason of the cut if it was cut.
-    Ended(Option<Refused>),
+    Cut,
+    /// It was committed or released.
+    Ended,
 }
 
 /// The result of ending a reservation.
@@ -141,24 +144,30 @@ impl<H> Ended<H> {
 
 impl<H, A: Adapter> State<H, A> {
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.lifecycle, Lifecycle::Ended(_))
+        self.lifecycle == Lifecycle::Ended
     }
 
     /// Why the body was cut, if it was.
     pub(crate) fn refused(&self) -> Option<&Refused> {
-        match &self.lifecycle {
-            Lifecycle::Cut(refused) | Lifecycle::Ended(Some(refused)) => Some(refused),
-            Lifecycle::Open | Lifecycle::Ended(None) => None,
-        }
+        self.rare()?.refused.as_ref()
     }
 
     /// Cuts the body, unless the reservation has ended. The first reason is kept.
     pub(crate) fn cut(&mut self, refused: &Refused) {
-        match &mut self.lifecycle {
-            open @ Lifecycle::Open => *open = Lifecycle::Cut(refused.clone()),
-            Lifecycle::Ended(reason @ None) => *reason = Some(refused.clone()),
-            Lifecycle::Cut(_) | Lifecycle::Ended(Some(_)) => {}
+        if self.lifecycle == Lifecycle::Open {
+            self.lifecycle = Lifecycle::Cut;
         }
+        let reason = &mut self.rare_mut().refused;
+        reason.get_or_insert_with(|| refused.clone());
+    }
+
+    /// Keeps only why the body was cut, and returns the rest.
+    #[cold]
+    fn keep_reason(&mut self, mut rare: Box<Rare<A>>) -> Box<Rare<A>> {
+        if let Some(refused) = rare.refused.take() {
+            self.rare_mut().refused = Some(refused);
+        }
+        rare
     }
 
     /// Nothing is given back, because an unknown part of the request has failed.
@@ -207,7 +216,6 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
             bytes,
         } = pending;
         let (context, blocks) = claim.keep();
-        let reach = terms.reach(&context).with_freed();
         let demand = terms.demand;
         let tickets = match demand.bytes() {
             Some(_) => None,
@@ -224,7 +232,6 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
             context,
             scopes: terms.scopes,
             demand,
-            reach,
             meter: Meter::new(bytes),
             outer,
             adapter,
@@ -240,13 +247,13 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     }
 
     #[cold]
-    fn rare_of(terms: RareTerms) -> (Option<Outer>, Option<Box<Rare<A>>>) {
+    fn rare_of(terms: RareTerms) -> (Option<Box<Outer>>, Option<Box<Rare<A>>>) {
         let rare = Rare {
             gives_back: terms.gives_back,
             hook: terms.on_start.map(|start| start.start()),
             ..Rare::default()
         };
-        (terms.outer, Some(Box::new(rare)))
+        (terms.outer.map(Box::new), Some(Box::new(rare)))
     }
 
     /// The volume that the claim is on. None if an outer reservation holds it.
@@ -257,9 +264,15 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
         }
     }
 
+    /// How bytes reach the volume that the claim is on.
+    #[inline]
+    pub(super) fn reach(&self, volume: &Volume) -> Reach {
+        self.demand.reach(volume.writes_in_place()).with_freed()
+    }
+
     /// The whole blocks of the volume that this many stored bytes take.
     pub(super) fn in_blocks(&self, volume: &Volume, stored: u64) -> u64 {
-        let bytes = self.reach.on_volume(stored);
+        let bytes = self.reach(volume).on_volume(stored);
         volume.in_blocks(Amount::bytes(bytes)).bytes
     }
 
@@ -315,19 +328,16 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
         success: bool,
     ) -> Ended<Q::Hold> {
         // A cut reservation is never charged.
-        let success = match &mut state.lifecycle {
-            Lifecycle::Open => {
-                state.lifecycle = Lifecycle::Ended(None);
-                success
-            }
-            Lifecycle::Cut(refused) => {
-                state.lifecycle = Lifecycle::Ended(Some(refused.clone()));
-                false
-            }
-            Lifecycle::Ended(_) => return Ended::Before,
+        let success = match mem::replace(&mut state.lifecycle, Lifecycle::Ended) {
+            Lifecycle::Open => success,
+            Lifecycle::Cut => false,
+            Lifecycle::Ended => return Ended::Before,
         };
         self.meter.end();
-        let rare = state.rare.take();
+        let rare = match state.rare.take() {
+            None => None,
+            Some(rare) => Some(state.keep_reason(rare)),
+        };
         let (hold, tickets) = (state.hold.take(), state.tickets.take());
         let blocks = mem::replace(&mut state.blocks, Amount::ZERO);
         drop(state);
@@ -502,7 +512,7 @@ where
     }
 
     fn outer(&self) -> Option<&Outer> {
-        self.outer.as_ref()
+        self.outer.as_deref()
     }
 
     fn written(&self, bytes: u64) {
@@ -573,7 +583,7 @@ where
 
     fn commit(self: Arc<Self>) -> BoxFuture<bool> {
         let state = self.state();
-        if !matches!(state.lifecycle, Lifecycle::Open) {
+        if state.lifecycle != Lifecycle::Open {
             return Box::pin(std::future::ready(false));
         }
         let commit = self.end_in(state, true).into_commit();

@@ -71,7 +71,7 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
         };
         if let Some(volume) = self.claimed_on() {
             let claimed = state.blocks.bytes.saturating_sub(state.settled());
-            let bytes = self.reach.on_volume(bytes).min(claimed);
+            let bytes = self.reach(volume).on_volume(bytes).min(claimed);
             offer(&volume.filesystem().queue, None, bytes);
         }
         let held = bytes.min(state.held.bytes);
