@@ -64,47 +64,16 @@
 //! # }
 //! ```
 //!
-//! # Naming what is guarded
+//! # Which requests are guarded
 //!
-//! By default, every method is guarded but those that write nothing, and DELETE. A POST that stores nothing is guarded too: a login,
-//! the batch of Git LFS for a download, S3's `?delete`. When the disk is full it is refused, and users can neither log in nor make
-//! room. So name what stores something: put the layer around these routes alone, and where one route does both, tell
-//! requests apart with [`applies_when`](StorageGuardLayer::applies_when), which replaces the choice by method. It sees the head only:
-//! a request whose body says what it does has to be let through, and what it leads to is guarded.
+//! By default, every method is guarded except those that write nothing, and DELETE. A POST that stores nothing is guarded too: a
+//! login, for example, which is refused when the disk is full. So put the layer around the routes that store something, or tell
+//! requests apart with [`applies_when`](StorageGuardLayer::applies_when). The guide [`routes`](guide::routes) has an example.
 //!
-//! ```
-//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::{post, put}};
-//! use http::Method;
-//! use tower::ServiceExt;
-//! use tower_storage_guard::{Headroom, StorageGuardLayer, Volume};
+//! # Guides
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # async fn done() -> StatusCode { StatusCode::OK }
-//! // Everything has to stay free here, so that nothing fits.
-//! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
-//! let guard = StorageGuardLayer::new(volume).applies_when(|head| {
-//!     let is_removal = head.uri.query() == Some("delete");
-//!     head.method == Method::PUT || head.method == Method::POST && !is_removal
-//! });
-//! let app = Router::new()
-//!     .route("/bucket/{name}", put(done))
-//!     .route("/bucket", post(done))
-//!     .layer(guard)
-//!     // axum's layers are around the routes that were added before them.
-//!     .route("/login", post(done));
-//!
-//! let status = async |request: http::request::Builder| {
-//!     let request = request.body(Body::from("content")).unwrap();
-//!     app.clone().oneshot(request).await.unwrap().status()
-//! };
-//! assert_eq!(status(Request::put("/bucket/a")).await, StatusCode::INSUFFICIENT_STORAGE);
-//! assert_eq!(status(Request::post("/bucket")).await, StatusCode::INSUFFICIENT_STORAGE);
-//! assert_eq!(status(Request::post("/bucket?delete")).await, StatusCode::OK);
-//! assert_eq!(status(Request::post("/login")).await, StatusCode::OK);
-//! # Ok(())
-//! # }
-//! ```
+//! The module [`guide`] has a page for each task: charging users, the order of layers, errors, forms, jobs, stores, proxies,
+//! tests and more.
 //!
 //! # When a request is admitted
 //!
@@ -154,8 +123,8 @@
 //!   They answer 413, whatever is free. Both go well with this crate.
 //! - To limit the rate of requests, use a rate limit. That is 429.
 //! - A service that stores nothing needs no guard.
-//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section
-//!   8.1), and inside whatever adds headers for browsers (CORS), so that its refusals have them.
+//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section 8.1), and
+//!   inside CORS, so that its refusals have the headers that browsers need: see [`guide::order`].
 //!
 //! # Runtime
 //!
@@ -206,6 +175,8 @@ mod demand;
 pub mod fault;
 mod future;
 mod guard;
+#[cfg(doc)]
+pub mod guide;
 mod head;
 mod layer;
 mod offers;
