@@ -1,10 +1,10 @@
-//! Tower middleware for HTTP 507 Insufficient Storage: a request is admitted only with space reserved for
-//! it, and what cannot be kept is refused at the door, in words that its client understands.
+//! Tower middleware that reserves storage for a request before it admits it, and answers HTTP 507 Insufficient Storage
+//! when there is no room.
 //!
-//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that
-//! come at once all see the same 32 MiB free, and all fail in the middle. [`StorageGuardLayer`] makes a
-//! promise instead. It reserves before the inner service is called, keeps count while the body streams,
-//! settles when the answer is known, and turns storage errors from downstream into the same one refusal.
+//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that arrive together
+//! all see the same 32 MiB free, and most of them fail in the middle. [`StorageGuardLayer`] reserves before the inner
+//! service is called, counts while the body streams, settles when the answer is known, and turns storage errors from
+//! downstream into the same refusal.
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
@@ -18,15 +18,15 @@
 //!     .route("/files/{name}", put(|body: String| async move { StatusCode::CREATED }))
 //!     .layer(StorageGuardLayer::new(volume));
 //!
-//! // Everything has to stay free here, so that nothing fits.
+//! // Everything has to stay free here, so nothing fits.
 //! let answer = app.oneshot(Request::put("/files/a").body(Body::from("content"))?).await?;
 //! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! One line guards the disk; each further line adds one thing. Here a quota for each user, an overwrite
-//! charged for its difference, and a status that S3-style clients expect:
+//! One line guards the disk, and each further line adds one thing. This example adds a quota for each user, charges an
+//! overwrite for the difference, and answers with a status that clients of S3 expect:
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
@@ -101,28 +101,27 @@
 //!
 //! # When it is settled
 //!
-//! A success (2xx, or 303) is charged for what was read, or what the handler
-//! [reports](Reservation). Everything else releases: another status, an error, a panic, a cancelled future,
-//! a client that went away.
+//! A success (2xx, or 303) is charged for what was read of the body, or what the handler [reports](Reservation). Everything
+//! else releases: another status, an error, a panic, a cancelled future, a client that has disconnected.
 //!
 //! # What the inner service sees
 //!
-//! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. Both axum and tonic take any
-//! body, so that nothing changes for them.
+//! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. axum and tonic accept any body, so handlers
+//! need no change.
 //!
 //! # Remote procedure calls
 //!
-//! Calls of gRPC, gRPC-Web and Connect are answered in their own words: RESOURCE_EXHAUSTED instead of 507.
-//! Each of them is a POST, so name [those that write](StorageGuardLayer::calls), and the others are never
-//! refused. None of them has a Content-Length, so they draw grants; a client can announce a length in
-//! metadata, as `x-upload-length`. See [`refusal::Grpc`], and the module `tonic`.
+//! Calls of gRPC, gRPC-Web and Connect are answered in their own format: RESOURCE_EXHAUSTED instead of 507. Each of them
+//! is a POST, so name [those that write](StorageGuardLayer::calls); the others are never refused. gRPC calls have no
+//! Content-Length, so they draw grants. A client can announce a length in metadata, as `x-upload-length`. See
+//! [`refusal::Grpc`], and the module `tonic`.
 //!
 //! # When to use this, and when not
 //!
-//! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`.
-//!   They answer 413, whatever is free. Both go well with this crate.
-//! - To limit the rate of requests, use a rate limit. That is 429.
-//! - A service that stores nothing needs no guard.
+//! - Use it where requests store something on a disk or under a quota that they share.
+//! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`. They answer 413,
+//!   however much is free, and can be combined with this crate.
+//! - To limit the rate of requests, use a rate limit (429).
 //! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section 8.1), and
 //!   inside CORS, so that its refusals have the headers that browsers need: see [`guide::order`].
 //!
@@ -223,3 +222,8 @@ pub use self::{
 /// Any error, as Tower passes it on.
 #[doc(no_inline)]
 pub use tower::BoxError;
+
+/// The example of README, which uses the feature `axum`.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
