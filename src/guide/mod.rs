@@ -24,46 +24,57 @@
 //! shown.
 
 /// Charging the user, the team or the tenant that stores.
+///
 #[doc = include_str!("charging.md")]
 pub mod charging {}
 
 /// Guarding some routes, and letting the others pass.
+///
 #[doc = include_str!("routes.md")]
 pub mod routes {}
 
 /// The order of layers around the guard.
+///
 #[doc = include_str!("order.md")]
 pub mod order {}
 
 /// Changing the status or the body of a refusal.
+///
 #[doc = include_str!("answers.md")]
 pub mod answers {}
 
 /// Keeping an error type of your own.
+///
 #[doc = include_str!("errors.md")]
 pub mod errors {}
 
 /// Logging and counting refusals.
+///
 #[doc = include_str!("observing.md")]
 pub mod observing {}
 
 /// Reporting what is written, so that as many uploads as possible fit.
+///
 #[doc = include_str!("writing.md")]
 pub mod writing {}
 
 /// Storing the files of a form. The example needs the feature `axum`.
+///
 #[cfg_attr(feature = "axum", doc = include_str!("multipart.md"))]
 pub mod multipart {}
 
 /// Charging what is kept after compression or deduplication.
+///
 #[doc = include_str!("compression.md")]
 pub mod compression {}
 
 /// Reserving for background jobs.
+///
 #[doc = include_str!("jobs.md")]
 pub mod jobs {}
 
 /// Quotas in SQLite, PostgreSQL or Redis. The examples need the features of the stores.
+///
 #[cfg_attr(
     all(feature = "store-sqlite", feature = "store-postgres", feature = "store-redis"),
     doc = include_str!("stores.md")
@@ -71,17 +82,21 @@ pub mod jobs {}
 pub mod stores {}
 
 /// Guarding the volume of a database.
+///
 #[doc = include_str!("databases.md")]
 pub mod databases {}
 
 /// Guarding hyper 1 without a framework.
+///
 #[doc = include_str!("hyper.md")]
 pub mod hyper {}
 
 /// Running behind nginx or haproxy.
+///
 #[doc = include_str!("proxies.md")]
 pub mod proxies {}
 
 /// Testing your own 507.
+///
 #[doc = include_str!("testing.md")]
 pub mod testing {}
