@@ -87,7 +87,7 @@
 //!    [`Headroom`]. An exact fit is admitted. A volume that waits to [resume](Volume::resume_at) admits no bytes. Otherwise:
 //!    507 `disk_full`.
 //! 4. The same fits into each of its [`Scopes`], less what is replaced, beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](dav::CollectionQuota) that is full.
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full (`dav::CollectionQuota`).
 //!
 //! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait to
 //! grow. Where the quota source does not answer, [`Guard::quota_outage`] decides.
