@@ -22,8 +22,8 @@ use crate::{amount::Amount, scope::Scopes};
 /// any other for want of quota.
 ///
 /// The objects of its [`Limits`] are the number of reservations. It counts in this process alone. A
-/// [`CollectionQuota`](crate::dav::CollectionQuota) under it is not found by
-/// [`webdav`](crate::StorageGuardLayer::webdav): give that a layer of its own.
+/// `CollectionQuota` under it is not found by
+/// `StorageGuardLayer::webdav`: give that a layer of its own.
 ///
 /// ```
 /// use tower_storage_guard::{
