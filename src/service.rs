@@ -15,8 +15,8 @@ use tower::{BoxError, Service};
 use crate::{
     body::{MeteredBody, ResponseBody, WhenDropped},
     demand::Demand,
-    future::{Declared, Held, ResponseFuture, admitted, known_terms},
-    guard::{Admit, Guard, admit},
+    future::{Declared, Held, ResponseFuture, admitted, plain_terms},
+    guard::{Admit, Claim, Guard, admit},
     head::{InvalidLength, Lines},
     layer::StorageGuardLayer,
     quota::{NoQuota, QuotaSource},
@@ -96,21 +96,20 @@ where
             let response = self.inner.call(request);
             return ResponseFuture::open(self.settings(), asked, response);
         }
+        let demand = lines.demand(&head.method, || body.size_hint().exact());
         let declared = Declared {
-            demand: lines.demand(&head.method, || body.size_hint().exact()),
             drain: WhenDropped::of(head.version, lines.expects_continue()),
             is_named_call: http.applies.is_named_call(&head, &asked),
             protocol: asked.protocol(),
         };
         let body = Box::pin(body);
         // Nearly always it is decided at once, and needs no clone of the service.
-        if let (None, Ok(demand)) = (&step, declared.demand)
-            && let Some(terms) = known_terms(&self.settings, &head, demand)
+        if let (None, Ok(demand)) = (&step, &demand)
+            && let Some(terms) = plain_terms(&self.settings, &head, *demand)
         {
             let context = &self.settings.guard.context;
             let transfer = || declared.transfer(&self.settings);
-            let may_be_empty = terms.may_be_empty();
-            let admit = admit(context, terms.terms, terms.claim, transfer);
+            let admit = admit(context, terms, Claim::Demanded, transfer);
             if let Admit::Now(Ok(reservation)) = admit {
                 let settings = self.settings();
                 let request = admitted(&reservation, head, body, declared.drain);
@@ -124,11 +123,11 @@ where
                 );
             }
             let mut held = self.hold(head, body, &declared);
-            held.may_be_empty = may_be_empty;
+            held.may_be_empty = demand.has_no_size();
             return ResponseFuture::undecided(self.settings(), asked, held, admit);
         }
         let held = self.hold(head, body, &declared);
-        begin(self.settings(), asked, held, declared.demand, step)
+        begin(self.settings(), asked, held, demand, step)
     }
 }
 

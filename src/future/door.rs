@@ -19,7 +19,7 @@ use crate::{
     cause::Resource,
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
-    head::{InvalidLength, Lines},
+    head::Lines,
     price::{Kind, Price},
     protocol::Protocol,
     quota::QuotaSource,
@@ -80,7 +80,6 @@ pub(crate) struct Held<S, B> {
 
 /// What a request's head declares.
 pub(crate) struct Declared {
-    pub(crate) demand: Result<Demand, InvalidLength>,
     pub(crate) drain: WhenDropped,
     pub(crate) is_named_call: bool,
     pub(crate) protocol: Option<&'static dyn Protocol>,
@@ -93,18 +92,17 @@ impl Declared {
 }
 
 /// What a request reserves, and from what.
-pub(crate) struct Priced {
-    pub(crate) terms: Terms,
-    pub(crate) claim: Claim,
+struct Priced {
+    terms: Terms,
+    claim: Claim,
 }
 
 impl Priced {
     /// Whether the size of the body is not known, and nothing else decides what is reserved for it.
-    pub(crate) const fn may_be_empty(&self) -> bool {
+    const fn may_be_empty(&self) -> bool {
         matches!(self.claim, Claim::Demanded) && self.terms.demand.has_no_size()
     }
 
-    #[inline(always)]
     fn new<Q>(
         settings: &Settings<Q>,
         head: &request::Parts,
@@ -144,13 +142,13 @@ fn inside_of<Q>(
     rare
 }
 
-/// The price of a request whose scopes and price are known at once. None if they are not, or if it is to be refused.
+/// What a request reserves that costs what its head declares. None if a price, or its scopes, have to be computed.
 #[inline(always)]
-pub(crate) fn known_terms<Q>(
+pub(crate) fn plain_terms<Q>(
     settings: &Settings<Q>,
     head: &request::Parts,
     demand: Demand,
-) -> Option<Priced> {
+) -> Option<Terms> {
     let http = &settings.http;
     if http.price.is_some() {
         return None;
@@ -160,7 +158,15 @@ pub(crate) fn known_terms<Q>(
         Some(ScopeBy::At(scopes)) => scopes(head),
         Some(ScopeBy::Later(_)) => return None,
     };
-    Priced::new(settings, head, scopes, demand.into()).ok()
+    let rare = match head.extensions.get::<Reservation>() {
+        Some(outer) => Some(inside_of(settings, outer, demand, None)),
+        None => None,
+    };
+    Some(Terms {
+        demand,
+        scopes,
+        rare,
+    })
 }
 
 fn transfer<Q>(

@@ -18,7 +18,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-pub(crate) use self::door::{Declared, Held, admitted, known_terms};
+pub(crate) use self::door::{Declared, Held, admitted, plain_terms};
 use self::{answered::Next, door::Door, verdict::plain_status};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Transfer, Unread, WhenDropped},

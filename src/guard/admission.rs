@@ -15,7 +15,7 @@ use crate::{
     outage::Outage,
     quota::{Answer, QuotaError, QuotaSource},
     refused::Refused,
-    reservation::{Adapter, Context, Pending, Shared, Terms, too_late},
+    reservation::{Adapter, Context, Pending, Shared, Terms, Unkept, too_late},
     time::Bound,
     volume::{Claimed, Shortfall, WaitForRoom, Wanted},
 };
@@ -79,33 +79,52 @@ pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
     adapter: impl FnOnce() -> A,
 ) -> Admit<Q, A> {
     let (bytes, least, expected) = wanted(context, &terms, claim);
-    let Some(volume) = terms.volume(context).filter(|_| needs_claim(claim)) else {
-        let bytes = granted(claim, bytes);
-        let unclaimed = Claimed {
-            bytes,
-            blocks: Amount::ZERO,
-        };
-        let pending = Pending::new(Arc::clone(context), terms, unclaimed);
-        if claim == Claim::Nothing {
-            return Admit::Now(Ok(reservation(pending, None, adapter)));
-        }
-        return ask_quota(pending, adapter, None);
-    };
-    let wanted = Wanted {
+    let mut claimed = Claimed {
         bytes,
-        least,
-        expected,
-        objects: terms.demand.objects(),
-        reach: terms.reach(context),
+        blocks: Amount::ZERO,
     };
-    // There is nearly always room, and then nothing has to wait.
-    match wanted.claim(volume) {
-        Ok(claimed) => {
-            let pending = pending_for(Arc::clone(context), terms, claim, claimed);
-            ask_quota(pending, adapter, None)
-        }
-        Err(shortfall) => wait_for_room(context, terms, claim, wanted, shortfall),
+    if let Some(volume) = terms.volume(context).filter(|_| needs_claim(claim)) {
+        let wanted = Wanted {
+            bytes,
+            least,
+            expected,
+            objects: terms.demand.objects(),
+            reach: terms.reach(context),
+        };
+        // There is nearly always room, and then nothing has to wait.
+        claimed = match wanted.claim(volume) {
+            Ok(claimed) => claimed,
+            Err(shortfall) => return wait_for_room(context, terms, claim, wanted, shortfall),
+        };
     }
+    claimed.bytes = granted(claim, claimed.bytes);
+    if terms.scopes.is_empty() || claim == Claim::Nothing {
+        return Admit::Now(Ok(make(context, terms, claimed, None, adapter)));
+    }
+    // The source is foreign code, and may panic.
+    let unkept = Unkept::new(context.volume.as_ref(), claimed.blocks);
+    let (asked, expected) = (terms.asked(claimed.bytes), terms.expected(claimed.bytes));
+    let answer = context.quota.reserve(&terms.scopes, asked, expected);
+    unkept.keep();
+    match answer {
+        Answer::Now(Ok(hold)) => Admit::Now(Ok(make(context, terms, claimed, Some(hold), adapter))),
+        answer => {
+            let pending = Pending::new(Arc::clone(context), terms, claimed);
+            by_answer(pending, answer, adapter, None)
+        }
+    }
+}
+
+#[inline(always)]
+fn make<Q: QuotaSource, A: Adapter>(
+    context: &Arc<Context<Q>>,
+    terms: Terms,
+    claimed: Claimed,
+    hold: Option<Q::Hold>,
+    adapter: impl FnOnce() -> A,
+) -> Arc<Shared<Q, A>> {
+    let context = Arc::clone(context);
+    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
 }
 
 #[cold]
@@ -160,18 +179,7 @@ fn granted(claim: Claim, wanted: u64) -> u64 {
     }
 }
 
-#[inline(always)]
-fn pending_for<Q>(
-    context: Arc<Context<Q>>,
-    terms: Terms,
-    claim: Claim,
-    claimed: Claimed,
-) -> Pending<Q> {
-    let bytes = granted(claim, claimed.bytes);
-    Pending::new(context, terms, Claimed { bytes, ..claimed })
-}
-
-#[inline(always)]
+/// Asks the quota source, for a demand that had to wait.
 fn ask_quota<Q: QuotaSource, A: Adapter>(
     pending: Pending<Q>,
     adapter: impl FnOnce() -> A,
@@ -180,77 +188,62 @@ fn ask_quota<Q: QuotaSource, A: Adapter>(
     if pending.scopes().is_empty() {
         return Admit::Now(Ok(reservation(pending, None, adapter)));
     }
-    let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
-    match pending.context().quota.reserve(scopes, asked, expected) {
-        Answer::Now(Ok(hold)) => Admit::Now(Ok(reservation(pending, Some(hold), adapter))),
-        Answer::Now(Err(error)) => refused_by_quota(pending, error, adapter, came_back),
-        Answer::Later(hold) => wait_for_quota(pending, hold, came_back),
-    }
+    let answer = pending.ask();
+    by_answer(pending, answer, adapter, came_back)
 }
 
 #[cold]
-fn wait_for_quota<Q: QuotaSource, A: Adapter>(
-    pending: Pending<Q>,
-    hold: Q::Future,
+fn by_answer<Q: QuotaSource, A: Adapter>(
+    mut pending: Pending<Q>,
+    answer: Answer<Q::Future>,
+    adapter: impl FnOnce() -> A,
     came_back: Option<CameBack>,
 ) -> Admit<Q, A> {
-    Admit::Wait(Box::pin(Admission::Quota {
-        hold,
-        time: Bound::new(pending.context().rules.quota_timeout),
-        pending: Some(pending),
-        came_back,
-    }))
-}
-
-/// The quota source has no room, or does not answer.
-#[cold]
-fn refused_by_quota<Q: QuotaSource, A: Adapter>(
-    mut pending: Pending<Q>,
-    mut error: QuotaError,
-    adapter: impl FnOnce() -> A,
-    mut came_back: Option<CameBack>,
-) -> Admit<Q, A> {
-    loop {
-        let rules = &pending.context().rules;
-        let mut exceeded = match error {
-            QuotaError::Exceeded(exceeded) => exceeded,
-            QuotaError::Unavailable(_) if rules.quota_outage == Outage::Admit => {
-                return Admit::Now(Ok(reservation(pending, None, adapter)));
-            }
-            error => return Admit::Now(Err(error.into())),
-        };
-        if pending.makes_do_with_less(&mut exceeded) {
-            came_back = None;
-        } else if pending.context().rules.takes_back(&exceeded) {
-            came_back = Some(Instant::now());
-        } else if came_back.is_some_and(|since| since.elapsed() < pending.context().rules.patience)
-        {
-            return Admit::Wait(Box::pin(Admission::Again {
-                pause: Bound::new(PAUSE),
+    let error = match answer {
+        Answer::Now(Ok(hold)) => {
+            return Admit::Now(Ok(reservation(pending, Some(hold), adapter)));
+        }
+        Answer::Now(Err(error)) => error,
+        Answer::Later(hold) => {
+            return Admit::Wait(Box::pin(Admission::Quota {
+                hold,
+                time: Bound::new(pending.context().rules.quota_timeout),
                 pending: Some(pending),
                 came_back,
             }));
-        } else {
-            return Admit::Now(Err(Refused::from(&exceeded)));
         }
-        let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
-        match pending.context().quota.reserve(scopes, asked, expected) {
-            Answer::Now(Ok(hold)) => {
-                return Admit::Now(Ok(reservation(pending, Some(hold), adapter)));
-            }
-            Answer::Now(Err(again)) => error = again,
-            Answer::Later(hold) => return wait_for_quota(pending, hold, came_back),
+    };
+    let mut exceeded = match error {
+        QuotaError::Exceeded(exceeded) => exceeded,
+        QuotaError::Unavailable(_) if pending.context().rules.quota_outage == Outage::Admit => {
+            return Admit::Now(Ok(reservation(pending, None, adapter)));
         }
+        error => return Admit::Now(Err(error.into())),
+    };
+    if pending.makes_do_with_less(&mut exceeded) {
+        return ask_quota(pending, adapter, None);
     }
+    let rules = &pending.context().rules;
+    if rules.takes_back(&exceeded) {
+        return ask_quota(pending, adapter, Some(Instant::now()));
+    }
+    if came_back.is_some_and(|since| since.elapsed() < rules.patience) {
+        return Admit::Wait(Box::pin(Admission::Again {
+            pause: Bound::new(PAUSE),
+            pending: Some(pending),
+            came_back,
+        }));
+    }
+    Admit::Now(Err(Refused::from(&exceeded)))
 }
 
-#[inline(always)]
 fn reservation<Q: QuotaSource, A: Adapter>(
     pending: Pending<Q>,
     hold: Option<Q::Hold>,
     adapter: impl FnOnce() -> A,
 ) -> Arc<Shared<Q, A>> {
-    Arc::new(Shared::new(pending, hold, adapter()))
+    let (context, terms, claimed) = pending.keep();
+    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
 }
 
 impl<Q: QuotaSource> Admission<Q> {
@@ -282,9 +275,9 @@ impl<Q: QuotaSource> Admission<Q> {
                     };
                     let (context, terms) = terms.take().expect(NOT_READY);
                     match claimed {
-                        Ok(claimed) => {
-                            let pending = pending_for(context, terms, *claim, claimed);
-                            ask_quota(pending, &adapter, None)
+                        Ok(mut claimed) => {
+                            claimed.bytes = granted(*claim, claimed.bytes);
+                            ask_quota(Pending::new(context, terms, claimed), &adapter, None)
                         }
                         Err(shortfall) => Admit::Now(Err(shortfall.into())),
                     }
@@ -303,10 +296,7 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     let pending = pending.take().expect(NOT_READY);
-                    match answer {
-                        Ok(hold) => Admit::Now(Ok(reservation(pending, Some(hold), &adapter))),
-                        Err(error) => refused_by_quota(pending, error, &adapter, *came_back),
-                    }
+                    by_answer(pending, Answer::Now(answer), &adapter, *came_back)
                 }
                 AdmissionProj::Again {
                     pause,

@@ -20,7 +20,7 @@ pub(crate) use self::{
     hooks::{EndHook, Outcome, StartHook},
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
-    pending::{Pending, RareTerms, Terms},
+    pending::{Pending, RareTerms, Terms, Unkept},
     shared::{Adapter, Ended, Shared},
 };
 use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};

@@ -13,7 +13,7 @@ use super::{
     hooks::{EndHook, Outcome},
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
-    pending::{self, Pending, RareTerms},
+    pending::{self, RareTerms, Terms},
     tickets::Tickets,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     refused::Refused,
     scope::Scopes,
     time::within,
-    volume::Volume,
+    volume::{Claimed, Volume},
 };
 
 /// What an adapter keeps beside a reservation.
@@ -205,17 +205,18 @@ impl<H, A: Adapter> State<H, A> {
 impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     /// The reservation for what is claimed on the volume, and for the hold in the scopes if there is one.
     #[inline(always)]
-    pub(crate) fn new(pending: Pending<Q>, hold: Option<Q::Hold>, adapter: A) -> Self {
+    pub(crate) fn new(
+        context: Arc<Context<Q>>,
+        terms: Terms,
+        claimed: Claimed,
+        hold: Option<Q::Hold>,
+        adapter: A,
+    ) -> Self {
+        let Claimed { bytes, blocks } = claimed;
         let held = match hold {
-            Some(_) => pending.asked(),
+            Some(_) => terms.asked(bytes),
             None => Amount::ZERO,
         };
-        let Pending {
-            claim,
-            terms,
-            bytes,
-        } = pending;
-        let (context, blocks) = claim.keep();
         let demand = terms.demand;
         let tickets = match demand.bytes() {
             Some(_) => None,
