@@ -186,6 +186,7 @@ impl Demand {
     }
 
     /// The bytes of the body that the service does not store.
+    #[cfg(test)]
     pub(crate) const fn framing(&self) -> u64 {
         self.framing
     }
@@ -201,6 +202,17 @@ impl Demand {
         };
         let body = read.saturating_sub(self.framing).max(without_framing);
         body.saturating_add(self.copied)
+    }
+
+    /// How much of what is reserved is for the body, with what frames it. The service copies the rest.
+    #[inline]
+    pub(crate) const fn room_for_body(&self, reserved: u64) -> u64 {
+        if !self.stores_body() {
+            return u64::MAX;
+        }
+        reserved
+            .saturating_sub(self.copied)
+            .saturating_add(self.framing)
     }
 
     /// Whether neither the length nor the announced size is known.

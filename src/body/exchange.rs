@@ -116,6 +116,12 @@ impl<Q: QuotaSource> HttpReservation<Q> {
         Some(self.end_in(state, true))
     }
 
+    /// The bytes that are reserved for the body.
+    #[inline]
+    pub(crate) fn room_for_body(&self) -> u64 {
+        self.demand.room_for_body(self.meter.reserved())
+    }
+
     /// Whether the request has not ended.
     pub(crate) fn is_unfinished(&self) -> bool {
         let closes = || {

@@ -136,11 +136,12 @@ impl<B: Body> MeteredBody<B> {
         }
     }
 
-    /// Wraps a body that is metered. None if it has ended already.
+    /// Wraps a body that is metered, with room for so many bytes at first. None if it has ended already.
     #[inline]
     pub(crate) fn new(
         body: Option<Pin<Box<B>>>,
         exchange: Arc<dyn Exchange>,
+        room: u64,
         drain: WhenDropped,
     ) -> Self
     where
@@ -150,8 +151,7 @@ impl<B: Body> MeteredBody<B> {
         let mut metered = Metered {
             body,
             received: 0,
-            // Asked for at the first data.
-            reserved: 0,
+            reserved: room,
             exchange,
             rare: None,
             drain,
@@ -220,10 +220,22 @@ where
         if meter.is_closed() {
             return Poll::Ready(Some(Err(self.closed())));
         }
-        match body.as_mut().poll_frame(cx) {
-            Poll::Ready(frame) => self.take(frame, cx),
-            Poll::Pending => self.poll_silence(cx),
+        let frame = match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(rest) => return self.take(rest, cx),
+            Poll::Pending => return self.poll_silence(cx),
+        };
+        let received = self.received.saturating_add(length(&frame));
+        if received > self.reserved {
+            return self.take(Some(Ok(frame)), cx);
         }
+        self.received = received;
+        meter.set_received(received);
+        // A consumer may stop here and never poll again.
+        if body.is_end_stream() {
+            self.end(None);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     /// Like [`Self::poll_frame`], with what few bodies have.
@@ -262,7 +274,7 @@ where
     }
 
     /// Counts what was read, and passes it on if there is room for it.
-    #[inline(always)]
+    #[cold]
     fn take(
         &mut self,
         frame: Option<Result<Frame<B::Data>, B::Error>>,
@@ -308,16 +320,11 @@ where
     /// How much of what is reserved is for the body. The service copies the rest.
     fn room(&self) -> u64 {
         let demand = self.exchange.demand();
-        if !demand.stores_body() {
-            return u64::MAX;
-        }
-        if self.may_lack() {
+        if self.may_lack() && demand.stores_body() {
             // Without what the handler has reserved by itself, which was not taken back.
             return self.received.saturating_add(self.exchange.unread());
         }
-        let reserved = self.exchange.meter().reserved();
-        let for_body = reserved.saturating_sub(demand.copied());
-        for_body.saturating_add(demand.framing())
+        demand.room_for_body(self.exchange.meter().reserved())
     }
 
     /// Waits for the client, which has sent nothing more.

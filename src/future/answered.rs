@@ -24,11 +24,6 @@ where
     Q: QuotaSource,
 {
     Wait(State<S, B, Q>),
-    /// What was stored is charged.
-    Commit {
-        commit: <Q::Hold as QuotaHold>::Commit,
-        response: Response<R>,
-    },
     Done(Result<Response<ResponseBody<R>>, S::Error>),
 }
 
@@ -123,7 +118,9 @@ where
             .into_commit()
             .map(|(hold, change)| hold.commit(change));
         match (commit, settled) {
-            (Some(Answer::Later(commit)), _) => Next::Commit { commit, response },
+            (Some(Answer::Later(commit)), _) => {
+                Next::Wait(Self::commit(settings, commit, Some(response)))
+            }
             (Some(Answer::Now(())), _) => {
                 settings.guard.context.rules.quota_queue.notify();
                 as_it_is(response)

@@ -158,10 +158,8 @@ pub(crate) fn plain_terms<Q>(
         Some(ScopeBy::At(scopes)) => scopes(head),
         Some(ScopeBy::Later(_)) => return None,
     };
-    let rare = match head.extensions.get::<Reservation>() {
-        Some(outer) => Some(inside_of(settings, outer, demand, None)),
-        None => None,
-    };
+    let outer = head.extensions.get::<Reservation>();
+    let rare = outer.map(|outer| inside_of(settings, outer, demand, None));
     Some(Terms {
         demand,
         scopes,
@@ -195,7 +193,8 @@ where
 {
     let handle: Arc<dyn ReservationOps> = reservation.clone();
     head.extensions.insert(Reservation::new(handle));
-    let body = MeteredBody::new(Some(body), reservation.clone(), drain);
+    let room = reservation.room_for_body();
+    let body = MeteredBody::new(Some(body), reservation.clone(), room, drain);
     Request::from_parts(head, body)
 }
 
@@ -376,7 +375,8 @@ where
             visit,
             ..
         } = held;
-        let body = MeteredBody::new(body, Arc::clone(&exchange), drain);
+        let room = exchange.demand().room_for_body(exchange.meter().reserved());
+        let body = MeteredBody::new(body, Arc::clone(&exchange), room, drain);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
         let response = service.call(Request::from_parts(head, body));

@@ -294,83 +294,100 @@ where
 {
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let settings = &*this.settings;
         loop {
-            match this.state.as_mut().project() {
-                StateProj::Door { door } => {
-                    let next = ready!(door.as_mut().poll(cx, settings));
-                    this.state.set(next);
+            let StateProj::Inner { response, guarded } = this.state.as_mut().project() else {
+                match ready!(this.state.as_mut().poll_waiting(cx, settings, this.asked)) {
+                    Some(answer) => return Poll::Ready(Ok(answer)),
+                    None => continue,
                 }
-                StateProj::Refused { refused } => {
-                    let (refusal, held) = *refused.take().expect(ONCE);
-                    this.state.set(State::Done);
-                    let failed = Failed::at_the_door(refusal, held.unread());
-                    return Poll::Ready(Ok(answer(settings, this.asked, failed)));
-                }
-                StateProj::Inner { response, guarded } => {
-                    let answered = ready!(response.poll(cx));
-                    let guarded = guarded.take();
-                    // The inner future may still hold the request's body.
-                    this.state.set(State::Done);
-                    // Nearly every answer is a success, and nothing has to wait.
-                    if let Some(status) = plain_status(&answered) {
-                        let settled = match &guarded {
-                            None => Some(Answer::Now(())),
-                            Some(guarded) => guarded.settle_plainly(settings, this.asked, status),
-                        };
-                        match settled {
-                            Some(Answer::Now(())) => {
-                                return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
-                            }
-                            Some(Answer::Later(commit)) => {
-                                let response = answered.ok();
-                                this.state.set(State::commit(settings, commit, response));
-                                continue;
-                            }
-                            None => {}
-                        }
+            };
+            let answered = ready!(response.poll(cx));
+            let guarded = guarded.take();
+            // The inner future may still hold the request's body.
+            this.state.set(State::Done);
+            // Nearly every answer is a success, and nothing has to wait.
+            if let Some(status) = plain_status(&answered) {
+                let settled = match &guarded {
+                    None => Some(Answer::Now(())),
+                    Some(guarded) => guarded.settle_plainly(settings, this.asked, status),
+                };
+                match settled {
+                    Some(Answer::Now(())) => {
+                        return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
                     }
-                    match State::by_answer(settings, this.asked, guarded, answered) {
-                        Next::Wait(state) => this.state.set(state),
-                        Next::Commit { commit, response } => {
-                            let response = Some(response);
-                            this.state.set(State::commit(settings, commit, response));
-                        }
-                        Next::Done(response) => return Poll::Ready(response),
+                    Some(Answer::Later(commit)) => {
+                        let response = answered.ok();
+                        this.state.set(State::commit(settings, commit, response));
+                        continue;
                     }
+                    None => {}
                 }
-                StateProj::Commit {
-                    commit,
-                    time,
-                    response,
-                } => {
-                    // By its contract the source keeps the charge even if this future is dropped.
-                    if commit.poll(cx).is_pending() {
-                        ready!(time.poll(cx));
-                    }
-                    let response = response.take().expect(ONCE);
-                    this.state.set(State::Done);
-                    settings.guard.context.rules.quota_queue.notify();
-                    return Poll::Ready(Ok(response.map(ResponseBody::inner)));
-                }
-                StateProj::Complete { settled, response } => {
-                    ready!(settled.as_mut().poll(cx));
-                    let response = response.take().expect(ONCE);
-                    this.state.set(State::Done);
-                    return Poll::Ready(Ok(response.map(ResponseBody::inner)));
-                }
-                StateProj::Failed { failed } => {
-                    let volume = settings.guard.volume();
-                    ready!(failed.as_mut().expect(ONCE).poll_look(cx, volume));
-                    let failed = *failed.take().expect(ONCE);
-                    this.state.set(State::Done);
-                    return Poll::Ready(Ok(answer(settings, this.asked, failed)));
-                }
-                StateProj::Done => panic!("polled after it was ready"),
+            }
+            match State::by_answer(settings, this.asked, guarded, answered) {
+                Next::Wait(state) => this.state.set(state),
+                Next::Done(response) => return Poll::Ready(response),
             }
         }
+    }
+}
+
+impl<S, B, R, Q> State<S, B, Q>
+where
+    S: Service<Request<MeteredBody<B>>, Response = Response<R>>,
+    S::Error: 'static,
+    B: Body + Send + 'static,
+    R: Body,
+    Q: QuotaSource,
+{
+    /// Polls what is not in the inner service. Returns the answer, or none if another state follows.
+    #[cold]
+    fn poll_waiting(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        settings: &Settings<Q>,
+        asked: &Asked,
+    ) -> Poll<Option<Response<ResponseBody<R>>>> {
+        let response = match self.as_mut().project() {
+            StateProj::Door { door } => {
+                let next = ready!(door.as_mut().poll(cx, settings));
+                self.set(next);
+                return Poll::Ready(None);
+            }
+            StateProj::Refused { refused } => {
+                let (refusal, held) = *refused.take().expect(ONCE);
+                let failed = Failed::at_the_door(refusal, held.unread());
+                answer(settings, asked, failed)
+            }
+            StateProj::Commit {
+                commit,
+                time,
+                response,
+            } => {
+                // By its contract the source keeps the charge even if this future is dropped.
+                if commit.poll(cx).is_pending() {
+                    ready!(time.poll(cx));
+                }
+                settings.guard.context.rules.quota_queue.notify();
+                response.take().expect(ONCE).map(ResponseBody::inner)
+            }
+            StateProj::Complete { settled, response } => {
+                ready!(settled.as_mut().poll(cx));
+                response.take().expect(ONCE).map(ResponseBody::inner)
+            }
+            StateProj::Failed { failed } => {
+                let volume = settings.guard.volume();
+                ready!(failed.as_mut().expect(ONCE).poll_look(cx, volume));
+                answer(settings, asked, *failed.take().expect(ONCE))
+            }
+            StateProj::Inner { .. } => return Poll::Ready(None),
+            StateProj::Done => panic!("polled after it was ready"),
+        };
+        self.set(Self::Done);
+        Poll::Ready(Some(response))
     }
 }
 

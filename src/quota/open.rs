@@ -256,7 +256,10 @@ mod tests {
                 .is_ok()
         );
         // Nothing stays of what is stored.
-        drop(one.commit(Change::from(Amount::new(60, 1))));
+        assert!(matches!(
+            one.commit(Change::from(Amount::new(60, 1))),
+            Answer::Now(())
+        ));
         assert!(reserve(&quota, 100).is_ok());
     }
 

@@ -48,8 +48,8 @@ impl Adapter for () {
 pub(crate) struct Shared<Q: QuotaSource, A: Adapter = ()> {
     pub(super) context: Arc<Context<Q>>,
     pub(super) scopes: Scopes,
-    pub(super) demand: Demand,
-    pub(super) meter: Meter,
+    pub(crate) demand: Demand,
+    pub(crate) meter: Meter,
     outer: Option<Box<Outer>>,
     pub(crate) adapter: A,
     state: Mutex<State<Q::Hold, A>>,
@@ -335,10 +335,7 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
             Lifecycle::Ended => return Ended::Before,
         };
         self.meter.end();
-        let rare = match state.rare.take() {
-            None => None,
-            Some(rare) => Some(state.keep_reason(rare)),
-        };
+        let rare = state.rare.take().map(|rare| state.keep_reason(rare));
         let (hold, tickets) = (state.hold.take(), state.tickets.take());
         let blocks = mem::replace(&mut state.blocks, Amount::ZERO);
         drop(state);
