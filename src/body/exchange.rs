@@ -4,7 +4,7 @@ use std::{mem, sync::Arc, task::Waker};
 
 use tokio::time::Instant;
 
-use super::{ends::Ends, request::BodyRules, unread::Unread};
+use super::{ends::Ends, responder::BodyRules, unread::Unread};
 use crate::{
     quota::{QuotaHold, QuotaSource},
     refused::Refused,

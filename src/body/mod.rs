@@ -14,8 +14,7 @@ mod watch;
 pub(crate) use self::{
     ending::Ending,
     exchange::{BodyEnd, Exchange, HttpReservation, Transfer},
-    request::BodyRules,
-    responder::Responder,
+    responder::{BodyRules, Responder},
     silence::Silence,
     unread::{Unread, WhenDropped},
     watch::Watch,

@@ -14,11 +14,11 @@ use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    BodyEnd, Exchange, Responder,
+    BodyEnd, Exchange,
     silence::{Awaited, Event},
     unread::{Rest, Unread, WhenDropped},
 };
-use crate::{protocol::Protocol, refused::Refused, reservation::BoxFuture};
+use crate::{refused::Refused, reservation::BoxFuture};
 
 pin_project! {
     /// A request body that is counted as it is read, and cut when it exceeds the reserved size and the reservation
@@ -93,6 +93,8 @@ struct Metered<B: Body> {
     reserved: u64,
     /// Boxed, because bodies are moved often.
     rare: Option<Box<Rare<B>>>,
+    /// The next poll has more to do than to read a frame: one waits for room, or the client was awaited.
+    is_waiting: bool,
     drain: WhenDropped,
     /// Receives an unfinished body, for the code that answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
@@ -120,14 +122,6 @@ impl<B: Body> Default for Rare<B> {
 
 type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
 
-/// How a body is read.
-pub(crate) struct BodyRules {
-    pub(crate) responder: Arc<Responder>,
-    pub(crate) is_named_call: bool,
-    /// Set if the protocol defines how requests end, and the error of its bodies.
-    pub(crate) protocol: Option<&'static dyn Protocol>,
-}
-
 impl<B: Body> MeteredBody<B> {
     /// Wraps a body that is not metered.
     pub(crate) fn open(body: B) -> Self {
@@ -154,6 +148,7 @@ impl<B: Body> MeteredBody<B> {
             reserved: room,
             exchange,
             rare: None,
+            is_waiting: drain == WhenDropped::DrainOncePolled,
             drain,
             hand_on: |body| body,
         };
@@ -213,8 +208,8 @@ where
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        if self.rare.is_some() || self.drain == WhenDropped::DrainOncePolled {
-            return self.poll_rare(cx);
+        if self.is_waiting {
+            return self.poll_waiting(cx);
         }
         let meter = self.exchange.meter();
         if meter.is_closed() {
@@ -238,9 +233,9 @@ where
         Poll::Ready(Some(Ok(frame)))
     }
 
-    /// Like [`Self::poll_frame`], with what few bodies have.
+    /// Like [`Self::poll_frame`], for the first poll after a wait.
     #[cold]
-    fn poll_rare(
+    fn poll_waiting(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
@@ -263,10 +258,11 @@ where
         let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
             return self.poll_silence(cx);
         };
-        if let Some(rare) = &mut self.rare {
-            let is_empty = |frame: &Frame<B::Data>| frame.is_data() && length(frame) == 0;
-            let has_come = !matches!(&frame, Some(Ok(frame)) if is_empty(frame));
-            if has_come && rare.awaited.came() {
+        let is_empty = |frame: &Frame<B::Data>| frame.is_data() && length(frame) == 0;
+        let has_come = !matches!(&frame, Some(Ok(frame)) if is_empty(frame));
+        if has_come {
+            self.is_waiting = false;
+            if self.rare.as_mut().is_some_and(|rare| rare.awaited.came()) {
                 self.go_on();
             }
         }
@@ -332,6 +328,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        self.is_waiting = true;
         let rare = self.rare.get_or_insert_default();
         let rules = self.exchange.rules();
         let silence = rules.responder.silence(rules.is_named_call);
@@ -375,6 +372,7 @@ where
         let want = need.max(self.exchange.next_grant());
         let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
         self.rare.get_or_insert_default().growing = Some((frame, growth));
+        self.is_waiting = true;
         self.poll_growth(cx)
     }
 
@@ -394,6 +392,7 @@ where
         let Some((frame, _)) = rare.growing.take() else {
             return Poll::Ready(None);
         };
+        self.is_waiting = false;
         Poll::Ready(Some(match grown {
             Ok(_) => {
                 self.reserved = self.room();

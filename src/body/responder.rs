@@ -1,7 +1,9 @@
 //! The settings of a request's exchange: how refusals are answered, so that they arrive, and how long clients are awaited.
 
+use std::sync::Arc;
+
 use super::{Silence, drain::Drains, unread::Unread};
-use crate::refusal::Answers;
+use crate::{protocol::Protocol, refusal::Answers};
 
 /// The settings of a request's exchange.
 #[derive(Clone, Debug)]
@@ -11,6 +13,14 @@ pub(crate) struct Responder {
     silence: Silence,
     /// The same for calls that were named.
     silence_of_calls: Silence,
+}
+
+/// How a body is read.
+pub(crate) struct BodyRules {
+    pub(crate) responder: Arc<Responder>,
+    pub(crate) is_named_call: bool,
+    /// Set if the protocol defines how requests end, and the error of its bodies.
+    pub(crate) protocol: Option<&'static dyn Protocol>,
 }
 
 impl Default for Responder {
