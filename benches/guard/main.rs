@@ -1,4 +1,4 @@
-//! The cost of the guard, relative to a reference that is measured in the same run: `cargo bench --bench guard`.
+//! The cost of the guard, relative to a reference that is measured in the same run: `cargo bench -p bench-guard --bench guard`.
 //!
 //! A figure in nanoseconds depends on the machine and its other load as much as on the code. So every row is a
 //! difference or a ratio of cases that alternate in rounds of some microseconds, and the reported value is the median
@@ -8,17 +8,20 @@
 //! It prints two tables in Markdown after about a minute.
 
 mod cases;
+mod floor;
 mod grpc;
 mod quota;
 mod threads;
 
 /// The service of the gRPC example.
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod proto {
     include!("../../examples/tonic-upload/proto/upload.v1.rs");
 }
 
 use std::time::Instant;
+
+use bench_support::median;
 
 use self::{
     cases::{Case, FRAMES},
@@ -32,7 +35,6 @@ const BATCH: usize = 4;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
-        Some("--count") => count(&mut arguments),
         Some("--bench") => report(100_000, 10_000_000),
         // `cargo test --benches`: only checks that it runs.
         _ => report(2, 10_000),
@@ -234,16 +236,6 @@ impl Times {
     }
 }
 
-/// NaN if there is no value, for example if no two threads ran at once. No budget holds then.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    if values.is_empty() {
-        return f64::NAN;
-    }
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
-}
-
 /// Alternates the cases, each with `batch` requests at a time. The requests are made before the clock starts.
 fn measure<B: 'static, const N: usize>(
     mut cases: [Case<B>; N],
@@ -269,32 +261,4 @@ fn measure<B: 'static, const N: usize>(
         allocations: case.allocations,
         each: times.next().unwrap_or_default(),
     })
-}
-
-/// Serves requests of one case, for a tool that counts instructions: `--count <case> <requests>`.
-///
-/// Making them costs instructions too. `benches/instructions.sh` takes the difference of two counts.
-fn count(arguments: &mut impl Iterator<Item = String>) {
-    let name = arguments.next().unwrap_or_default();
-    let requests = arguments.next().and_then(|count| count.parse().ok());
-    let requests = requests.expect("a number of requests");
-    let (group, index) = name.split_once('/').expect("a group and an index");
-    let index: usize = index.parse().expect("an index");
-    match group {
-        "download" => serve(&mut cases::downloads()[index], requests),
-        "upload" => serve(&mut cases::uploads()[index], requests),
-        "long" => serve(&mut cases::long_uploads()[index], requests),
-        "call" => serve(&mut grpc::unary_calls()[index], requests),
-        "from" => serve(&mut grpc::client_streams()[index], requests),
-        "to" => serve(&mut grpc::server_streams()[index], requests),
-        _ => panic!("no such group"),
-    }
-}
-
-fn serve<B: 'static>(case: &mut Case<B>, requests: u32) {
-    let mut one = Vec::with_capacity(1);
-    for _ in 0..requests {
-        one.push((case.request)());
-        case.serve(&mut one);
-    }
 }

@@ -1,7 +1,7 @@
 //! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench --bench stores`.
 //!
-//! It runs real servers on this machine, on free ports and in temporary folders: `redis-server` and PostgreSQL have
-//! to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
+//! It runs real servers on this machine, on free ports and in temporary folders: `redis-server`, PostgreSQL and
+//! valgrind have to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
 //! reported value is the median over the rounds, and ratios are of the same round. So other load on the machine
 //! affects both.
 //!
@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench_support::callgrind;
 use tokio::time::interval;
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
@@ -47,15 +48,13 @@ const SEVERAL: usize = 16;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [count, quota, requests] = &*arguments
-        && count == "--count"
-    {
-        return self::count(quota, requests.parse().expect("a number of requests"));
+    if arguments == [callgrind::COUNTED] {
+        return count();
     }
     let missing = missing();
     if !missing.is_empty() {
         eprintln!(
-            "not installed, and needed here: {}. On Debian: apt-get install redis-server postgresql",
+            "not installed, and needed here: {}. On Debian: apt-get install redis-server postgresql valgrind",
             missing.join(" and "),
         );
         return ExitCode::FAILURE;
@@ -79,6 +78,9 @@ fn missing() -> Vec<&'static str> {
     }
     if test_support::postgres::find("postgres").is_none() {
         missing.push("postgresql");
+    }
+    if !callgrind::is_installed() {
+        missing.push("valgrind");
     }
     missing
 }
@@ -224,16 +226,34 @@ async fn report(plan: Plan) {
         ],
         &report.many,
     );
-    let row = |name, took, allocations| format!("| {name} | {} | {allocations} |", Took(took));
+    let counts = callgrind::count().expect("a run below valgrind");
+    let row = |name, took, key, allocations| {
+        let instructions = counts.of(key).instructions;
+        format!(
+            "| {name} | {} | {instructions:.0} | {allocations} |",
+            Took(took)
+        )
+    };
     table(
         &[
             "reserve and commit in memory, one thread",
             "takes",
+            "instructions",
             "allocations",
         ],
         &[
-            row("`MemoryQuota`", memory, memory::ALLOCATIONS_OF_MEMORY),
-            row("`LeasedQuota`", leased, memory::ALLOCATIONS_OF_LEASED),
+            row(
+                "`MemoryQuota`",
+                memory,
+                "memory",
+                memory::ALLOCATIONS_OF_MEMORY,
+            ),
+            row(
+                "`LeasedQuota`",
+                leased,
+                "leased",
+                memory::ALLOCATIONS_OF_LEASED,
+            ),
         ],
     );
     for note in report.notes {
@@ -566,26 +586,31 @@ fn batch(quota: &impl QuotaSource, scope: &Scopes, requests: u32) -> Option<f64>
     is_in_memory.then(|| begin.elapsed().as_nanos() as f64 / f64::from(requests))
 }
 
-/// Serves requests for a tool that counts instructions: `--count memory|leased <requests>`.
-///
-/// `benches/instructions.sh` takes the difference of two counts.
-fn count(quota: &str, requests: u32) -> ExitCode {
+/// Reserves and commits for `callgrind`.
+fn count() -> ExitCode {
+    const REQUESTS: u32 = 100;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.expect("a runtime");
     let folder = tempfile::tempdir().expect("a folder");
     // Only this thread runs meanwhile, and it does not wait.
-    let took = runtime.block_on(async {
-        let leased = memory::leased(folder.path()).await;
-        match quota {
-            "memory" => batch(&memory::memory(), &memory::scope(), requests),
-            "leased" => batch(&leased, &memory::scope(), requests),
-            _ => panic!("no such quota"),
-        }
+    runtime.block_on(async {
+        let (memory, leased) = (memory::memory(), memory::leased(folder.path()).await);
+        let scope = memory::scope();
+        count_batch("memory", REQUESTS, || batch(&memory, &scope, REQUESTS));
+        count_batch("leased", REQUESTS, || batch(&leased, &scope, REQUESTS));
     });
-    took.expect("all is decided in memory");
     ExitCode::SUCCESS
+}
+
+fn count_batch(name: &str, requests: u32, batch: impl Fn() -> Option<f64>) {
+    // What happens once in a process or a thread.
+    batch();
+    callgrind::counted(|| {
+        batch().expect("all is decided in memory");
+    });
+    callgrind::end_of_count(name, requests, 0);
 }
 
 /// Prints the progress.
