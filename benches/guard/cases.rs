@@ -320,10 +320,17 @@ pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota, Scoped> {
 }
 
 /// Requests that read, and are not guarded.
-pub(crate) fn downloads() -> [Case; 2] {
+pub(crate) fn downloads() -> [Case; 3] {
+    let limit = RequestBodyLimitLayer::new(1 << 20);
     [
         Case::new("bare service", 0, download, ignore()),
         Case::new("guard", 0, download, disk_guard().layer(ignore())),
+        Case::new(
+            "tower-http `RequestBodyLimit`",
+            0,
+            download,
+            limit.layer(ignore()),
+        ),
     ]
 }
 

@@ -14,7 +14,11 @@ pub(crate) struct Count {
     /// Per request, frame or message.
     pub(crate) each: Each,
     /// Not the guard's own, so it has no line in the file.
-    is_reference: bool,
+    pub(crate) is_reference: bool,
+    /// One of those that are compared with each other.
+    pub(crate) is_upload: bool,
+    /// The instructions that the design allows.
+    budget: Option<f64>,
 }
 
 impl Count {
@@ -23,13 +27,29 @@ impl Count {
             name,
             each,
             is_reference: false,
+            is_upload: false,
+            budget: None,
         }
     }
 
-    pub(crate) fn reference(name: &'static str, each: Each) -> Self {
+    pub(crate) fn upload(name: &'static str, each: Each) -> Self {
+        Self {
+            is_upload: true,
+            ..Self::new(name, each)
+        }
+    }
+
+    pub(crate) fn reference(self) -> Self {
         Self {
             is_reference: true,
-            ..Self::new(name, each)
+            ..self
+        }
+    }
+
+    pub(crate) fn at_most(self, instructions: f64) -> Self {
+        Self {
+            budget: Some(instructions),
+            ..self
         }
     }
 }
@@ -153,13 +173,22 @@ fn has_avx2() -> bool {
 
 /// The table of BENCHMARKS.md.
 pub(crate) fn table(counts: &[Count]) -> String {
-    let mut table =
-        "| over the bare service | instructions | allocations |\n|---|---|---|\n".to_owned();
-    for Count { name, each, .. } in counts {
+    let mut table = "| over the bare service | instructions | at most | holds | allocations |\n|---|---|---|---|---|\n".to_owned();
+    for count in counts {
+        let Each {
+            instructions,
+            allocations,
+        } = count.each;
+        let (budget, holds) = match count.budget {
+            None => (String::new(), ""),
+            Some(most) if instructions <= most => (most.to_string(), "yes"),
+            Some(most) => (most.to_string(), "**no**"),
+        };
         table += &format!(
-            "| {name} | {} | {} |\n",
-            Short(each.instructions),
-            Short(each.allocations)
+            "| {} | {} | {budget} | {holds} | {} |\n",
+            count.name,
+            Short(instructions),
+            Short(allocations),
         );
     }
     table

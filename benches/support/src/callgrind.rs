@@ -5,10 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, fs,
+    io::{self, Read},
     ops::{Div, Sub},
-    path::Path,
-    process::{Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
 };
 
 use crate::median;
@@ -88,40 +88,49 @@ pub fn is_installed() -> bool {
     asked.is_ok_and(|status| status.success())
 }
 
-/// A command that runs this program with [`COUNTED`] below callgrind.
-pub fn command(folder: &Path) -> io::Result<Command> {
-    let mut command = Command::new("valgrind");
-    command
-        .env(TUNABLES.0, TUNABLES.1)
-        .args(["--tool=callgrind", "-q", "--combine-dumps=yes"])
-        .args(["--toggle-collect=bench_support_counted"])
-        .args(["--dump-before=bench_support_end_of_count"])
-        .arg(format!("--callgrind-out-file={}", out(folder)))
-        .arg(env::current_exe()?)
-        .arg(COUNTED);
-    Ok(command)
-}
-
-fn out(folder: &Path) -> String {
-    format!("{}/counts", folder.display())
-}
-
-/// Runs the command until its end, and reads its counts.
+/// Runs this program with [`COUNTED`] below callgrind until its end, and reads its counts.
 ///
 /// # Errors
 ///
 /// If the program cannot be run, fails, or leaves no counts.
 pub fn count() -> io::Result<Counts> {
+    count_while(|_| Ok(()))
+}
+
+/// As [`count`], while `client` asks the program for what it counts. It may read the beginning of the program's output.
+///
+/// # Errors
+///
+/// Those of `client`, too.
+pub fn count_while(client: impl FnOnce(&mut ChildStdout) -> io::Result<()>) -> io::Result<Counts> {
     let folder = env::temp_dir().join(format!("bench-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
-    let output = command(&folder)?.stderr(Stdio::inherit()).output()?;
-    let counts = fs::read_to_string(out(&folder));
-    fs::remove_dir_all(&folder)?;
-    if !output.status.success() {
-        let reason = format!("the counted program: {}", output.status);
-        return Err(io::Error::other(reason));
+    let file = folder.join("counts");
+    let mut program = Command::new("valgrind")
+        .env(TUNABLES.0, TUNABLES.1)
+        .args(["--tool=callgrind", "-q", "--combine-dumps=yes"])
+        .args(["--toggle-collect=bench_support_counted"])
+        .args(["--dump-before=bench_support_end_of_count"])
+        .arg(format!("--callgrind-out-file={}", file.display()))
+        .arg(env::current_exe()?)
+        .arg(COUNTED)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = program.stdout.take().expect("it is piped");
+    let asked = client(&mut output);
+    if asked.is_err() {
+        program.kill()?;
     }
-    read(&String::from_utf8_lossy(&output.stdout), &counts?)
+    let mut printed = String::new();
+    output.read_to_string(&mut printed)?;
+    let status = program.wait()?;
+    let counts = fs::read_to_string(file);
+    fs::remove_dir_all(&folder)?;
+    asked?;
+    if !status.success() {
+        return Err(io::Error::other(format!("the counted program: {status}")));
+    }
+    read(&printed, &counts?)
 }
 
 /// The program has printed a line for each count, and callgrind has written a total for each.
