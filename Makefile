@@ -153,7 +153,8 @@ soak: tools clients features-alone
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rocksdb/Cargo.toml -- --include-ignored
 
-# Each ends in tables that README shows. The second needs Debian's redis-server and postgresql.
-bench:
+# Each writes its sections of BENCHMARKS.md. They are built one by one: the first is about a guard without stores.
+bench: tools
 	$(CARGO) bench -p bench-guard
+	$(CARGO) bench -p bench-server
 	$(CARGO) bench -p bench-stores
