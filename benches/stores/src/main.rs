@@ -1,4 +1,4 @@
-//! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench --bench stores`.
+//! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench -p bench-stores`.
 //!
 //! It runs real servers on this machine, on free ports and in temporary folders: `redis-server`, PostgreSQL and
 //! valgrind have to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
@@ -8,7 +8,7 @@
 //! The engines wait for the disk as follows: SQLite at each charge but not for a hold, as the store configures it;
 //! PostgreSQL at each commit, by default; Redis never, because it has neither an append-only file nor snapshots here.
 //!
-//! It prints tables in Markdown after some minutes. With `-- --short` it finishes in seconds, and the figures are
+//! It writes its section of `BENCHMARKS.md`, and a plot, after some minutes. With `-- --short` it finishes in seconds, and the figures are
 //! meaningless.
 
 mod engines;
@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bench_support::callgrind;
+use bench_support::{Bar, Bars, callgrind, median, section};
 use tokio::time::interval;
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
@@ -35,7 +35,7 @@ use tower_storage_guard::{
 use self::{
     engines::{Engine, FEW, Postgres, Raw, Redis, Sqlite},
     line::Line,
-    load::{Dice, Times, Took, Turns, Work, median, take_turns},
+    load::{Dice, Times, Took, Turns, Work, take_turns},
     memory::{AMOUNT, LIMITS},
 };
 
@@ -64,7 +64,18 @@ fn main() -> ExitCode {
     let is_short = !is_timed || arguments.iter().any(|argument| argument == "--short");
     let plan = if is_short { Plan::SHORT } else { Plan::LONG };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(report(plan));
+    let (text, bars) = runtime.block_on(report(plan));
+    if is_short {
+        println!("{text}");
+    } else {
+        section("stores", &text);
+        let mut plot = Bars::new(
+            "Time to reserve and commit in a store, relative to two of the engine's own updates",
+            bars,
+        );
+        plot.mark(1.0);
+        bench_support::plot("stores", &plot);
+    }
     ExitCode::SUCCESS
 }
 
@@ -139,7 +150,7 @@ impl Plan {
     }
 }
 
-/// The rows of all tables, and the notes below them.
+/// The rows of all tables, the notes below them, and the bars of the plot.
 #[derive(Default)]
 struct Report {
     direct: Vec<String>,
@@ -148,9 +159,11 @@ struct Report {
     nodes: Vec<String>,
     many: Vec<String>,
     notes: Vec<String>,
+    bars: Vec<Bar>,
 }
 
-async fn report(plan: Plan) {
+/// The tables in Markdown, and what is plotted of them.
+async fn report(plan: Plan) -> (String, Vec<Bar>) {
     let mut report = Report::default();
     measure::<Sqlite>(plan, &mut report).await;
     measure::<Postgres>(plan, &mut report).await;
@@ -159,7 +172,7 @@ async fn report(plan: Plan) {
     let [memory, leased] = in_memory(plan).await;
 
     let many = plan.many;
-    table(
+    let mut text = table(
         &[
             "reserve and commit, 100 scopes",
             "at a time",
@@ -175,7 +188,7 @@ async fn report(plan: Plan) {
         ],
         &report.direct,
     );
-    table(
+    text += &table(
         &[
             "leased, one hot scope",
             "at a time",
@@ -190,7 +203,7 @@ async fn report(plan: Plan) {
         ],
         &report.leased,
     );
-    table(
+    text += &table(
         &[
             "leased, one hot scope: round trips per thousand",
             "250 requests per second",
@@ -198,7 +211,7 @@ async fn report(plan: Plan) {
         ],
         &report.paced,
     );
-    table(
+    text += &table(
         &[
             "four nodes, one hot scope, 16 at a time",
             "",
@@ -212,7 +225,7 @@ async fn report(plan: Plan) {
         ],
         &report.nodes,
     );
-    table(
+    text += &table(
         &[
             "reserve and commit, 16 at a time",
             "of 100 scopes: per second",
@@ -234,7 +247,7 @@ async fn report(plan: Plan) {
             Took(took)
         )
     };
-    table(
+    text += &table(
         &[
             "reserve and commit in memory, one thread",
             "takes",
@@ -257,15 +270,14 @@ async fn report(plan: Plan) {
         ],
     );
     for note in report.notes {
-        println!("\n{note}");
+        text += &format!("\n{note}\n");
     }
+    (text, report.bars)
 }
 
-fn table(head: &[&str], rows: &[String]) {
-    println!("\n| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()));
-    for row in rows {
-        println!("{row}");
-    }
+fn table(head: &[&str], rows: &[String]) -> String {
+    let line = "---|".repeat(head.len());
+    format!("| {} |\n|{line}\n{}\n\n", head.join(" | "), rows.join("\n"))
 }
 
 async fn measure<E: Engine>(plan: Plan, report: &mut Report) {
@@ -369,6 +381,10 @@ async fn direct<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
         let trips = per_thousand(line.trips() - before, ours.count());
         let tool = engine.by_its_own_tool(at_a_time, plan.is_short).await;
         let tool = tool.map_or("none here".into(), |rate| format!("{rate:.0}"));
+        let label = format!("{}, {at_a_time} at a time", E::NAME);
+        let quartiles = ours.quartiles_as_often(&theirs);
+        let bar = Bar::new(label, quartiles, format!("{:.2} x", quartiles[1]));
+        report.bars.push(bar);
         report.direct.push(format!(
             "| {} | {at_a_time} | {} | {trips} | {} | {:.2} x | {tool} |",
             E::NAME,
