@@ -45,7 +45,7 @@ impl QuotaHold for Hold {
     fn shrink_to(&mut self, to: Amount) {
         *TAKEN.lock().unwrap() -= (std::mem::replace(&mut self.0, to.bytes) - to.bytes) as i64;
     }
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         *TAKEN.lock().unwrap() += change.bytes;
         future::ready(()) // The drop gives back what was held.
     }

@@ -2,9 +2,8 @@
 
 use http::{
     HeaderMap, HeaderValue, Method,
-    header::{AsHeaderName, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderName},
+    header::{ACCEPT, AsHeaderName, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderName},
 };
-use http_body::SizeHint;
 
 use crate::demand::Demand;
 
@@ -21,56 +20,78 @@ const HINTS: [HeaderName; 5] = [
     HeaderName::from_static("x-upload-length"),
 ];
 
-/// The relevant headers of a request, read in one pass, because each lookup by name costs about as much.
-pub(crate) struct Lines {
-    /// Content-Length.
-    length: Result<Option<u64>, InvalidLength>,
-    /// The largest hint that is a number.
-    hint: Option<u64>,
-    /// The client waits for `100 Continue` (RFC 9110, section 10.1.1).
-    pub(crate) expects_continue: bool,
-    /// The service decodes `aws-chunked`.
-    decodes_aws_chunked: bool,
+/// The relevant headers of a request, found in one pass, because each lookup by name costs about as much.
+pub(crate) struct Lines<'a> {
+    headers: &'a HeaderMap,
+    hints: &'a Hints,
+    /// The first line of Content-Length.
+    length: Option<&'a HeaderValue>,
+    /// The first line of Accept, and how many there are.
+    pub(crate) accept: Option<&'a HeaderValue>,
+    pub(crate) accepts: usize,
+    /// Whether there is a second Content-Length, Expect or a hint, so that it needs a closer look.
+    is_unusual: bool,
 }
 
-impl Lines {
-    #[inline]
-    pub(crate) fn read(headers: &HeaderMap, hints: &Hints) -> Self {
-        let mut lines = Self {
-            length: Ok(None),
-            hint: None,
-            expects_continue: false,
-            decodes_aws_chunked: hints.decodes_aws_chunked,
-        };
+impl<'a> Lines<'a> {
+    #[inline(always)]
+    pub(crate) fn read(headers: &'a HeaderMap, hints: &'a Hints) -> Self {
+        let (mut length, mut accept, mut accepts, mut is_unusual) = (None, None, 0, false);
         for (name, value) in headers {
-            let bit = bit(name);
-            if bit & hints.lengths_of_all == 0 {
+            if bit(name) & hints.lengths == 0 {
                 continue;
             }
             if *name == CONTENT_LENGTH {
-                lines.length = content_length(lines.length, value);
-            } else if *name == EXPECT {
-                lines.expects_continue |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-            }
-            if bit & hints.lengths != 0 && hints.names.contains(name) {
-                lines.hint = lines.hint.max(decimal(value.as_bytes()));
+                is_unusual |= length.is_some();
+                length = length.or(Some(value));
+            } else if *name == ACCEPT {
+                accept = accept.or(Some(value));
+                accepts += 1;
+            } else {
+                is_unusual |= *name == EXPECT || hints.names.contains(name);
             }
         }
-        lines
+        Self {
+            headers,
+            hints,
+            length,
+            accept,
+            accepts,
+            is_unusual: is_unusual || hints.decodes_aws_chunked,
+        }
     }
 
-    /// The demand that these headers declare.
+    /// Whether the client waits for `100 Continue` (RFC 9110, section 10.1.1).
     #[inline]
+    pub(crate) fn expects_continue(&self) -> bool {
+        self.is_unusual && expects_continue(self.headers)
+    }
+
+    /// The demand that these headers declare, of a body that may know its exact length.
+    #[inline(always)]
     pub(crate) fn demand(
         &self,
         method: &Method,
-        headers: &HeaderMap,
-        body: &SizeHint,
+        exact: impl FnOnce() -> Option<u64>,
     ) -> Result<Demand, InvalidLength> {
-        let mut length = self.length?.or(body.exact());
+        let demand = match self.length.map(|line| digits(line.as_bytes())) {
+            Some(Some(bytes)) if !self.is_unusual => Demand::known(bytes),
+            _ => self.unusual_demand(exact())?,
+        };
+        let mut objects = objects_made_by(method);
+        if objects == 0 {
+            objects = objects_of_overrides(self.headers);
+        }
+        Ok(demand.with_objects(objects))
+    }
+
+    /// The demand of a body whose length is not one number, or that is announced by hints.
+    #[cold]
+    fn unusual_demand(&self, exact: Option<u64>) -> Result<Demand, InvalidLength> {
+        let mut length = content_length(self.headers)?.or(exact);
         let mut framing = 0;
-        if self.decodes_aws_chunked
-            && let Some(decoded) = aws_decoded(headers, length)
+        if self.hints.decodes_aws_chunked
+            && let Some(decoded) = aws_decoded(self.headers, length)
         {
             length = Some(decoded.length);
             framing = decoded.framing;
@@ -79,17 +100,18 @@ impl Lines {
             Some(bytes) => Demand::known(bytes),
             None => Demand::unknown(),
         };
-        let expected = self
-            .hint
-            .map_or(0, |hint| hint.saturating_sub(before(headers)));
-        let mut objects = objects_made_by(method);
-        if objects == 0 {
-            let others = overrides(headers).map(|method| objects_made_by(&method));
-            objects = others.max().unwrap_or(0);
-        }
-        let demand = demand.expecting(expected).with_objects(objects);
-        Ok(demand.with_framing(framing))
+        let hints = self.hints.names.iter();
+        let hints = hints.flat_map(|name| self.headers.get_all(name));
+        let hint = hints.filter_map(|value| decimal(value.as_bytes())).max();
+        let expected = hint.map_or(0, |hint| hint.saturating_sub(before(self.headers)));
+        Ok(demand.expecting(expected).with_framing(framing))
     }
+}
+
+#[cold]
+fn expects_continue(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(EXPECT).iter();
+    lines.any(|line| line.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 const AWS_DECODED_LENGTH: HeaderName = HeaderName::from_static("x-amz-decoded-content-length");
@@ -165,6 +187,13 @@ pub(crate) fn is_overridden(headers: &HeaderMap) -> bool {
     overrides(headers).any(|method| is_write(&method))
 }
 
+#[cold]
+fn objects_of_overrides(headers: &HeaderMap) -> u64 {
+    let others = overrides(headers).map(|method| objects_made_by(&method));
+    others.max().unwrap_or(0)
+}
+
+#[inline]
 fn objects_made_by(method: &Method) -> u64 {
     match *method {
         Method::PUT | Method::POST => 1,
@@ -180,16 +209,15 @@ fn objects_made_by(method: &Method) -> u64 {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct InvalidLength;
 
-/// Adds a line of Content-Length. A list of identical numbers counts as that number (RFC 9110, section 8.6).
-fn content_length(
-    known: Result<Option<u64>, InvalidLength>,
-    line: &HeaderValue,
-) -> Result<Option<u64>, InvalidLength> {
-    let mut length = known?;
-    for part in line.as_bytes().split(|byte| *byte == b',') {
-        let part = decimal(part).ok_or(InvalidLength)?;
-        if *length.get_or_insert(part) != part {
-            return Err(InvalidLength);
+/// Reads the lines of Content-Length. A list of identical numbers counts as that number (RFC 9110, section 8.6).
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidLength> {
+    let mut length = None;
+    for line in headers.get_all(CONTENT_LENGTH) {
+        for part in line.as_bytes().split(|byte| *byte == b',') {
+            let part = decimal(part).ok_or(InvalidLength)?;
+            if *length.get_or_insert(part) != part {
+                return Err(InvalidLength);
+            }
         }
     }
     Ok(length)
@@ -199,11 +227,8 @@ fn content_length(
 #[derive(Clone, Debug)]
 pub(crate) struct Hints {
     names: Vec<HeaderName>,
-    /// A bit for the length of each name, in bytes. Few requests have a hint, and this excludes most other headers
-    /// without comparing their names.
+    /// A bit for the length of each name that is read, in bytes. It excludes most other headers without comparing their names.
     lengths: u64,
-    /// The same, with the other headers that are read beside the hints.
-    lengths_of_all: u64,
     /// Whether the service decodes `aws-chunked`.
     pub(crate) decodes_aws_chunked: bool,
 }
@@ -211,11 +236,10 @@ pub(crate) struct Hints {
 impl Hints {
     pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
         let names: Vec<_> = names.into_iter().collect();
-        let lengths = names.iter().fold(0, |bits, name| bits | bit(name));
+        let read = names.iter().chain(&[CONTENT_LENGTH, ACCEPT, EXPECT]);
         Self {
+            lengths: read.fold(0, |bits, name| bits | bit(name)),
             names,
-            lengths,
-            lengths_of_all: lengths | bit(&CONTENT_LENGTH) | bit(&EXPECT),
             decodes_aws_chunked: false,
         }
     }
@@ -234,7 +258,8 @@ fn before(headers: &HeaderMap) -> u64 {
         .unwrap_or(0)
 }
 
-#[inline]
+// Not in line: then the table of standard names is, and costs the same wherever a service is compiled.
+#[inline(never)]
 fn bit(name: &HeaderName) -> u64 {
     1 << (name.as_str().len() % 64)
 }
@@ -272,6 +297,23 @@ pub(crate) fn number(
         .transpose()
 }
 
+/// A number of digits alone, as nearly all are. None for any other, and for one that may be too large.
+#[inline]
+fn digits(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 19 {
+        return None;
+    }
+    let mut number = 0;
+    for byte in value {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + u64::from(digit);
+    }
+    Some(number)
+}
+
 /// Digits only, with optional white space around them. A number that is too large saturates, and fits nowhere.
 pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
@@ -286,6 +328,7 @@ pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use http_body::SizeHint;
     use proptest::prelude::*;
 
     use super::*;
@@ -297,7 +340,7 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             map.append(name, HeaderValue::from_str(value).unwrap());
         }
-        Lines::read(&map, &Hints::default()).demand(&Method::PUT, &map, &body)
+        Lines::read(&map, &Hints::default()).demand(&Method::PUT, || body.exact())
     }
 
     fn bytes(headers: &[(&str, &str)]) -> Result<(Option<u64>, u64), InvalidLength> {
@@ -371,9 +414,7 @@ mod tests {
                 map.append(name, HeaderValue::from_str(value).unwrap());
             }
             let lines = Lines::read(&map, hints);
-            let demand = lines
-                .demand(&Method::PUT, &map, &SizeHint::default())
-                .unwrap();
+            let demand = lines.demand(&Method::PUT, || None).unwrap();
             (demand.bytes(), demand.expected(), demand.framing())
         };
         let length = ("content-length", "8388724");
@@ -450,8 +491,7 @@ mod tests {
             });
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_LENGTH, value);
-            let hint = SizeHint::default();
-            let demand = Lines::read(&headers, &Hints::default()).demand(&Method::PUT, &headers, &hint);
+            let demand = Lines::read(&headers, &Hints::default()).demand(&Method::PUT, || None);
             if !is_list {
                 prop_assert_eq!(demand, Err(InvalidLength));
             }

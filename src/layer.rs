@@ -21,7 +21,7 @@ use crate::{
     reservation::BoxFuture,
     scope::Scopes,
     service::StorageGuard,
-    settings::{HttpSettings, PriceBy, Priced, ScopeBy, Settings},
+    settings::{HttpSettings, PriceBy, ScopeBy, Settings},
     setup::{ByHead, Charges, Scoped, Unscoped},
 };
 
@@ -229,7 +229,7 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
         T: Future<Output: Into<Price>> + Send + 'static,
     {
-        let price = move |head: &request::Parts, demand| -> Priced {
+        let price = move |head: &request::Parts, demand| -> BoxFuture<Price> {
             let price = price(head, demand);
             Box::pin(async { price.await.into() })
         };

@@ -1,10 +1,10 @@
-//! Tower middleware for HTTP 507 Insufficient Storage: a request is admitted only with space reserved for
-//! it, and what cannot be kept is refused at the door, in words that its client understands.
+//! Tower middleware that reserves storage for a request before it admits it, and answers HTTP 507 Insufficient Storage
+//! when there is no room.
 //!
-//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that
-//! come at once all see the same 32 MiB free, and all fail in the middle. [`StorageGuardLayer`] makes a
-//! promise instead. It reserves before the inner service is called, keeps count while the body streams,
-//! settles when the answer is known, and turns storage errors from downstream into the same one refusal.
+//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that arrive together
+//! all see the same 32 MiB free, and most of them fail in the middle. [`StorageGuardLayer`] reserves before the inner
+//! service is called, counts while the body streams, settles when the answer is known, and turns storage errors from
+//! downstream into the same refusal.
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
@@ -18,15 +18,15 @@
 //!     .route("/files/{name}", put(|body: String| async move { StatusCode::CREATED }))
 //!     .layer(StorageGuardLayer::new(volume));
 //!
-//! // Everything has to stay free here, so that nothing fits.
+//! // Everything has to stay free here, so nothing fits.
 //! let answer = app.oneshot(Request::put("/files/a").body(Body::from("content"))?).await?;
 //! assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! One line guards the disk; each further line adds one thing. Here a quota for each user, an overwrite
-//! charged for its difference, and a status that S3-style clients expect:
+//! One line guards the disk, and each further line adds one thing. This example adds a quota for each user, charges an
+//! overwrite for the difference, and answers with a status that clients of S3 expect:
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
@@ -64,47 +64,16 @@
 //! # }
 //! ```
 //!
-//! # Naming what is guarded
+//! # Which requests are guarded
 //!
-//! By default, every method is guarded but those that write nothing, and DELETE. A POST that stores nothing is guarded too: a login,
-//! the batch of Git LFS for a download, S3's `?delete`. When the disk is full it is refused, and users can neither log in nor make
-//! room. So name what stores something: put the layer around these routes alone, and where one route does both, tell
-//! requests apart with [`applies_when`](StorageGuardLayer::applies_when), which replaces the choice by method. It sees the head only:
-//! a request whose body says what it does has to be let through, and what it leads to is guarded.
+//! By default, every method is guarded except those that write nothing, and DELETE. A POST that stores nothing is guarded too: a
+//! login, for example, which is refused when the disk is full. So put the layer around the routes that store something, or tell
+//! requests apart with [`applies_when`](StorageGuardLayer::applies_when). The guide [`routes`](guide::routes) has an example.
 //!
-//! ```
-//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::{post, put}};
-//! use http::Method;
-//! use tower::ServiceExt;
-//! use tower_storage_guard::{Headroom, StorageGuardLayer, Volume};
+//! # Guides
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # async fn done() -> StatusCode { StatusCode::OK }
-//! // Everything has to stay free here, so that nothing fits.
-//! let volume = Volume::open(std::env::temp_dir())?.keep_free(Headroom::percent(100));
-//! let guard = StorageGuardLayer::new(volume).applies_when(|head| {
-//!     let is_removal = head.uri.query() == Some("delete");
-//!     head.method == Method::PUT || head.method == Method::POST && !is_removal
-//! });
-//! let app = Router::new()
-//!     .route("/bucket/{name}", put(done))
-//!     .route("/bucket", post(done))
-//!     .layer(guard)
-//!     // axum's layers are around the routes that were added before them.
-//!     .route("/login", post(done));
-//!
-//! let status = async |request: http::request::Builder| {
-//!     let request = request.body(Body::from("content")).unwrap();
-//!     app.clone().oneshot(request).await.unwrap().status()
-//! };
-//! assert_eq!(status(Request::put("/bucket/a")).await, StatusCode::INSUFFICIENT_STORAGE);
-//! assert_eq!(status(Request::post("/bucket")).await, StatusCode::INSUFFICIENT_STORAGE);
-//! assert_eq!(status(Request::post("/bucket?delete")).await, StatusCode::OK);
-//! assert_eq!(status(Request::post("/login")).await, StatusCode::OK);
-//! # Ok(())
-//! # }
-//! ```
+//! The module [`guide`] has a page for each task: charging users, the order of layers, errors, forms, jobs, stores, proxies,
+//! tests and more.
 //!
 //! # When a request is admitted
 //!
@@ -118,7 +87,7 @@
 //!    [`Headroom`]. An exact fit is admitted. A volume that waits to [resume](Volume::resume_at) admits no bytes. Otherwise:
 //!    507 `disk_full`.
 //! 4. The same fits into each of its [`Scopes`], less what is replaced, beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`, or `collection_limit_reached` where it is a [directory](dav::CollectionQuota) that is full.
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full (`dav::CollectionQuota`).
 //!
 //! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait to
 //! grow. Where the quota source does not answer, [`Guard::quota_outage`] decides.
@@ -132,30 +101,29 @@
 //!
 //! # When it is settled
 //!
-//! A success (2xx, or 303) is charged for what was read, or what the handler
-//! [reports](Reservation). Everything else releases: another status, an error, a panic, a cancelled future,
-//! a client that went away.
+//! A success (2xx, or 303) is charged for what was read of the body, or what the handler [reports](Reservation). Everything
+//! else releases: another status, an error, a panic, a cancelled future, a client that has disconnected.
 //!
 //! # What the inner service sees
 //!
-//! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. Both axum and tonic take any
-//! body, so that nothing changes for them.
+//! `Request<`[`MeteredBody`]`<B>>`, and a [`Reservation`] in the extensions. axum and tonic accept any body, so handlers
+//! need no change.
 //!
 //! # Remote procedure calls
 //!
-//! Calls of gRPC, gRPC-Web and Connect are answered in their own words: RESOURCE_EXHAUSTED instead of 507.
-//! Each of them is a POST, so name [those that write](StorageGuardLayer::calls), and the others are never
-//! refused. None of them has a Content-Length, so they draw grants; a client can announce a length in
-//! metadata, as `x-upload-length`. See [`refusal::Grpc`], and the module `tonic`.
+//! Calls of gRPC, gRPC-Web and Connect are answered in their own format: RESOURCE_EXHAUSTED instead of 507. Each of them
+//! is a POST, so name [those that write](StorageGuardLayer::calls); the others are never refused. gRPC calls have no
+//! Content-Length, so they draw grants. A client can announce a length in metadata, as `x-upload-length`. See
+//! [`refusal::Grpc`], and the module `tonic`.
 //!
 //! # When to use this, and when not
 //!
-//! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`.
-//!   They answer 413, whatever is free. Both go well with this crate.
-//! - To limit the rate of requests, use a rate limit. That is 429.
-//! - A service that stores nothing needs no guard.
-//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section
-//!   8.1), and inside whatever adds headers for browsers (CORS), so that its refusals have them.
+//! - Use it where requests store something on a disk or under a quota that they share.
+//! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`. They answer 413,
+//!   however much is free, and can be combined with this crate.
+//! - To limit the rate of requests, use a rate limit (429).
+//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section 8.1), and
+//!   inside CORS, so that its refusals have the headers that browsers need: see [`guide::order`].
 //!
 //! # Runtime
 //!
@@ -206,6 +174,8 @@ mod demand;
 pub mod fault;
 mod future;
 mod guard;
+#[cfg(doc)]
+pub mod guide;
 mod head;
 mod layer;
 mod offers;
@@ -252,3 +222,8 @@ pub use self::{
 /// Any error, as Tower passes it on.
 #[doc(no_inline)]
 pub use tower::BoxError;
+
+/// The example of README, which uses the feature `axum`.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,11 @@
 //! The price of a request, and the scopes that are charged for it.
 
-use crate::{amount::Amount, demand::Demand, reservation::StartHook, scope::Scopes};
+use crate::{
+    amount::Amount,
+    demand::Demand,
+    reservation::{RareTerms, StartHook},
+    scope::Scopes,
+};
 
 /// The price of a request: its [`Demand`], and the scopes to charge if its head alone does not determine them.
 ///
@@ -19,9 +24,9 @@ use crate::{amount::Amount, demand::Demand, reservation::StartHook, scope::Scope
 pub struct Price {
     pub(crate) demand: Demand,
     pub(crate) scopes: Option<Scopes>,
-    pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) kind: Kind,
-    pub(crate) on_start: Option<StartHook>,
+    /// Boxed, because prices are moved often.
+    pub(crate) rare: Option<Box<RareTerms>>,
 }
 
 /// The value of a price.
@@ -113,7 +118,7 @@ impl Price {
 
     /// Sets a hook that runs when the request is admitted.
     pub(crate) fn on_start(mut self, hook: StartHook) -> Self {
-        self.on_start = Some(hook);
+        self.rare.get_or_insert_default().on_start = Some(hook);
         self
     }
 
@@ -123,7 +128,8 @@ impl Price {
     pub fn giving_back(mut self, scopes: impl Into<Scopes>, amount: Amount) -> Self {
         let scopes = scopes.into();
         if !scopes.is_empty() && !amount.is_zero() {
-            self.gives_back.push((scopes, amount));
+            let rare = self.rare.get_or_insert_default();
+            rare.gives_back.push((scopes, amount));
         }
         self
     }
@@ -134,9 +140,8 @@ impl From<Demand> for Price {
         Self {
             demand,
             scopes: None,
-            gives_back: Vec::new(),
             kind: Kind::Known,
-            on_start: None,
+            rare: None,
         }
     }
 }

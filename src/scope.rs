@@ -127,7 +127,17 @@ impl Eq for Scope {}
 
 impl PartialEq for Scope {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.as_bytes() == other.as_bytes()
+        self.hash == other.hash
+            && match (&self.name, &other.name) {
+                // The rest of both is zero.
+                (
+                    Name::Inline { len, bytes, .. },
+                    Name::Inline {
+                        len: l, bytes: b, ..
+                    },
+                ) => len == l && bytes == b,
+                _ => self.as_bytes() == other.as_bytes(),
+            }
     }
 }
 

@@ -2,20 +2,22 @@
 
 use std::{
     fmt, mem,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body, SizeHint};
+use http::{Request, Response, request::Parts};
+use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
     body::{MeteredBody, ResponseBody, WhenDropped},
-    future::{Held, ResponseFuture},
-    guard::Guard,
-    head::Lines,
+    demand::Demand,
+    future::{Declared, Held, ResponseFuture, admitted, plain_terms},
+    guard::{Admit, Claim, Guard, admit},
+    head::{InvalidLength, Lines},
     layer::StorageGuardLayer,
     quota::{NoQuota, QuotaSource},
     refusal::{Asked, Refusal},
@@ -38,6 +40,10 @@ impl<S, Q> StorageGuard<S, Q> {
 
     pub(crate) fn new(inner: S, settings: Arc<Settings<Q>>) -> Self {
         Self { inner, settings }
+    }
+
+    fn settings(&self) -> Arc<Settings<Q>> {
+        Arc::clone(&self.settings)
     }
 
     /// The guarded service.
@@ -74,48 +80,83 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let settings = Arc::clone(&self.settings);
-        let http = &settings.http;
+        let http = &self.settings.http;
         let (head, body) = request.into_parts();
-        let asked = Asked::hear(&head, &http.responder.answers);
+        let lines = Lines::read(&head.headers, &http.hints);
+        let asked = Asked::hear(&head, &lines, &http.responder.answers);
         let step = http.steps.as_ref().and_then(|steps| steps.find(&head));
         // Room is reserved for it already, whatever decides about other requests.
         let is_open = step.as_ref().is_some_and(|step| step.is_open());
         let writes = step.as_ref().is_some_and(|step| step.is_write());
         let has_content = || !body.is_end_stream();
-        let applies = is_open || http.applies.to(&head, &asked, writes, has_content);
-        if !applies {
+        if !is_open && !http.applies.to(&head, &asked, writes, has_content) {
             let request = Request::from_parts(head, MeteredBody::open(body));
-            return ResponseFuture::open(settings, asked, self.inner.call(request));
+            let response = self.inner.call(request);
+            return ResponseFuture::open(self.settings(), asked, response);
         }
-        // The clone may not be ready: it stays, and the one that is ready goes with the request.
-        let clone = self.inner.clone();
-        let service = mem::replace(&mut self.inner, clone);
-        let lines = Lines::read(&head.headers, &http.hints);
-        let length = body.size_hint();
-        let held = Held {
-            service,
-            drain: WhenDropped::of(head.version, lines.expects_continue),
+        let demand = lines.demand(&head.method, || body.size_hint().exact());
+        let declared = Declared {
+            drain: WhenDropped::of(head.version, lines.expects_continue()),
             is_named_call: http.applies.is_named_call(&head, &asked),
-            head,
-            body: Some(Box::pin(body)),
             protocol: asked.protocol(),
+        };
+        let body = Box::pin(body);
+        // Nearly always it is decided at once, and needs no clone of the service.
+        if let (None, Ok(demand)) = (&step, &demand)
+            && let Some(terms) = plain_terms(&self.settings, &head, *demand)
+        {
+            let context = &self.settings.guard.context;
+            let transfer = || declared.transfer(&self.settings);
+            let admit = admit(context, terms, Claim::Demanded, transfer);
+            if let Admit::Now(Ok(reservation)) = admit {
+                let settings = self.settings();
+                let request = admitted(&reservation, head, body, declared.drain);
+                let response = self.inner.call(request);
+                return ResponseFuture::inside(
+                    settings,
+                    asked,
+                    reservation,
+                    declared.drain,
+                    response,
+                );
+            }
+            let mut held = self.hold(head, body, &declared);
+            held.may_be_empty = demand.has_no_size();
+            return ResponseFuture::undecided(self.settings(), asked, held, admit);
+        }
+        let held = self.hold(head, body, &declared);
+        begin(self.settings(), asked, held, demand, step)
+    }
+}
+
+impl<S: Clone, Q> StorageGuard<S, Q> {
+    /// Holds a request until it is decided, with the service that is ready.
+    #[cold]
+    fn hold<B>(&mut self, head: Parts, body: Pin<Box<B>>, declared: &Declared) -> Held<S, B> {
+        // The clone may not be ready: it stays.
+        let clone = self.inner.clone();
+        Held {
+            service: mem::replace(&mut self.inner, clone),
+            drain: declared.drain,
+            is_named_call: declared.is_named_call,
+            head,
+            body: Some(body),
+            protocol: declared.protocol,
             visit: None,
             may_be_empty: false,
-        };
-        begin(settings, asked, held, &lines, &length, step)
+        }
     }
 }
 
 /// What the request wants, and who is charged for it.
-#[inline(always)]
+#[cold]
 fn begin<S, B, Q>(
     settings: Arc<Settings<Q>>,
     mut asked: Asked,
     mut held: Held<S, B>,
-    lines: &Lines,
-    length: &SizeHint,
+    demand: Result<Demand, InvalidLength>,
     step: Option<Box<dyn FoundStep>>,
 ) -> ResponseFuture<S, B, Q>
 where
@@ -123,8 +164,6 @@ where
     B: Body + Send + 'static,
     Q: QuotaSource,
 {
-    let head = &held.head;
-    let demand = lines.demand(&head.method, &head.headers, length);
     let Ok(mut demand) = demand else {
         return ResponseFuture::refused(settings, asked, held, Refusal::invalid_length());
     };

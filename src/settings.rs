@@ -25,8 +25,6 @@ type Choose<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
 type Judge = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 /// Prices a request, given the demand that its head declares.
 type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
-/// A price that is computed asynchronously.
-pub(crate) type Priced = BoxFuture<Price>;
 
 /// The settings of a layer: its guard, and how it applies to HTTP.
 pub(crate) struct Settings<Q> {
@@ -84,14 +82,17 @@ impl Applies {
     ) -> bool {
         match &self.chosen {
             Some(chosen) => chosen(head),
-            None => asked
-                .protocol()
-                .and_then(|_| self.select(head))
-                .unwrap_or_else(|| {
+            None => {
+                let selected = match asked.protocol() {
+                    Some(_) => self.select(head),
+                    None => None,
+                };
+                selected.unwrap_or_else(|| {
                     writes
                         || head::is_write(&head.method)
                         || has_content() && head::is_overridden(&head.headers)
-                }),
+                })
+            }
         }
     }
 
@@ -119,7 +120,7 @@ pub(crate) enum ScopeBy {
 #[derive(Clone)]
 pub(crate) enum PriceBy {
     At(Pricing<Price>),
-    Later(Pricing<Priced>),
+    Later(Pricing<BoxFuture<Price>>),
 }
 
 impl<Q> Clone for Settings<Q> {

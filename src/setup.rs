@@ -3,15 +3,14 @@
 //! They are named only in the type of a field, or of a function that takes a layer. They make three mistakes compile
 //! errors:
 //!
-//! - a quota that no request is charged to, because neither [`scope_by`] nor [`webdav`] says what to charge;
-//! - [`price_by`], [`scope_by`] or [`quota`] after [`webdav`], which prices and charges by itself;
-//! - [`webdav`] after any of the first two, which it would replace.
+//! - a quota that no request is charged to, because neither [`scope_by`] nor `webdav` says what to charge;
+//! - [`price_by`], [`scope_by`] or [`quota`] after `webdav`, which prices and charges by itself;
+//! - `webdav` after any of the first two, which it would replace.
 //!
 //! [`StorageGuardLayer`]: crate::StorageGuardLayer
 //! [`scope_by`]: crate::StorageGuardLayer::scope_by
 //! [`price_by`]: crate::StorageGuardLayer::price_by
 //! [`quota`]: crate::StorageGuardLayer::quota
-//! [`webdav`]: crate::StorageGuardLayer::webdav
 
 use crate::quota::NoQuota;
 

@@ -19,10 +19,7 @@ pub(crate) enum Ending {
         sent: u64,
     },
     /// The protocol sends it after the head.
-    Tail {
-        asked: Box<Asked>,
-        tail: Box<dyn Tail>,
-    },
+    Tail { asked: Asked, tail: Box<dyn Tail> },
 }
 
 /// A frame that was read.
@@ -46,7 +43,7 @@ impl Ending {
     /// it.
     pub(crate) fn of_protocol(asked: &Asked, head: &HeaderMap) -> Option<Self> {
         let tail = asked.protocol()?.tail(head)?;
-        let asked = Box::new(asked.clone());
+        let asked = asked.clone();
         Some(Self::Tail { asked, tail })
     }
 

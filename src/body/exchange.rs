@@ -1,50 +1,47 @@
 //! What the body, the handle and the answer of one request share: a reservation, and the progress of each.
 
-use std::{
-    mem,
-    sync::{Arc, MutexGuard},
-    task::Waker,
-};
+use std::{mem, sync::Arc, task::Waker};
 
 use tokio::time::Instant;
 
-use super::unread::Unread;
+use super::{ends::Ends, request::BodyRules, unread::Unread};
 use crate::{
     quota::{QuotaHold, QuotaSource},
     refused::Refused,
-    reservation::{Attachment, BoxFuture, Ended, ReservationOps, Shared, State},
+    reservation::{Adapter, BoxFuture, Ended, ReservationOps, Shared},
 };
 
 /// The reservation of a request.
-pub(crate) type HttpReservation<Q> = Shared<Q, Progress>;
+pub(crate) type HttpReservation<Q> = Shared<Q, Transfer>;
 
 /// The progress of a request's body and answer.
+pub(crate) struct Transfer {
+    pub(crate) rules: BodyRules,
+    ends: Ends,
+}
+
+impl Transfer {
+    pub(crate) fn new(rules: BodyRules) -> Self {
+        Self {
+            rules,
+            ends: Ends::default(),
+        }
+    }
+}
+
+impl Adapter for Transfer {
+    const CHARGES_RESERVED: bool = false;
+
+    type Rare = RareTransfer;
+}
+
+/// What few transfers have.
 #[derive(Default)]
-pub(crate) struct Progress {
-    body: BodyState,
+pub(crate) struct RareTransfer {
     /// The body to be drained, if any.
     unread: Option<Unread>,
-    /// The answer was a success, and was sent before the body ended.
-    is_answered: bool,
     /// Wakes the answer that is being sent when the body is cut.
     watcher: Option<Waker>,
-}
-
-#[derive(Clone, Copy, Default, Eq, PartialEq)]
-enum BodyState {
-    #[default]
-    Open,
-    Read,
-    /// The client disconnected, or violated the protocol.
-    Failed,
-}
-
-impl Attachment for Progress {
-    type Rest = (Option<Unread>, Option<Waker>);
-
-    fn take_rest(&mut self) -> Self::Rest {
-        (self.unread.take(), self.watcher.take())
-    }
 }
 
 /// How a body ended.
@@ -57,6 +54,8 @@ pub(crate) enum BodyEnd {
 
 /// The operations of body and answer on the reservation that they share, for any quota source.
 pub(crate) trait Exchange: ReservationOps {
+    /// How the body is read.
+    fn rules(&self) -> &BodyRules;
     /// The body was cut. The rest may have to be drained.
     fn cut(&self, refused: &Refused, unread: Option<Unread>);
     /// Returns the rest if the code that answers does not drain it.
@@ -91,30 +90,69 @@ impl<Q: QuotaSource> HttpReservation<Q> {
         unread: &mut Option<Unread>,
     ) -> Result<Option<Ended<Q::Hold>>, Refused> {
         let mut state = self.state();
-        match state.refused() {
-            Some(refused) => Err(refused.clone()),
-            None if state.attachment.body != BodyState::Open => {
-                if state.attachment.unread.is_some() {
-                    *unread = state.attachment.unread.take();
-                }
-                Ok(Some(self.end_in(state, true)))
-            }
-            None => Ok(None),
+        if let Some(refused) = state.refused() {
+            return Err(refused.clone());
         }
+        if !self.adapter.ends.now().has_body_ended() {
+            return Ok(None);
+        }
+        if let Some(rare) = state.any_rare_mut() {
+            *unread = rare.adapter.unread.take();
+        }
+        Ok(Some(self.end_in(state, true)))
+    }
+
+    /// Like [`Self::end_if_read`], if nothing was cut and nothing has to be drained. None if it is otherwise.
+    #[inline]
+    pub(crate) fn end_if_plain(&self) -> Option<Ended<Q::Hold>> {
+        if self.meter().is_closed() || !self.adapter.ends.now().has_body_ended() {
+            return None;
+        }
+        let state = self.state();
+        let unread = state.rare().and_then(|rare| rare.adapter.unread.as_ref());
+        if state.refused().is_some() || unread.is_some() {
+            return None;
+        }
+        Some(self.end_in(state, true))
     }
 
     /// Whether the request has not ended.
     pub(crate) fn is_unfinished(&self) -> bool {
-        let progress = &self.state().attachment;
-        progress.body == BodyState::Open || progress.unread.as_ref().is_some_and(Unread::closes)
+        let closes = || {
+            let state = self.state();
+            let unread = state.rare().and_then(|rare| rare.adapter.unread.as_ref());
+            unread.is_some_and(Unread::closes)
+        };
+        !self.adapter.ends.now().has_body_ended() || closes()
     }
 
     pub(crate) fn take_unread(&self) -> Option<Unread> {
-        self.state().attachment.unread.take()
+        self.state().any_rare_mut()?.adapter.unread.take()
     }
 
-    fn progress(&self) -> MutexGuard<'_, State<Q::Hold, Progress>> {
-        self.state()
+    /// The body has ended second.
+    #[cold]
+    fn end_after_answer(&self, success: bool) {
+        if let Some((hold, change)) = self.end(success).into_commit() {
+            drop(hold.commit(change));
+        }
+    }
+
+    /// The body has ended before its end. The code that answers drains the rest, or the caller if that has answered.
+    #[cold]
+    fn body_left(&self, unread: Unread) -> Option<Unread> {
+        // Set together: the code that answers sees both or none.
+        let mut state = self.state();
+        let is_answered = self.adapter.ends.end(Ends::READ).has(Ends::ANSWERED);
+        if !is_answered && !state.has_ended() {
+            state.rare_mut().adapter.unread = Some(unread);
+            return None;
+        }
+        drop(state);
+        if is_answered {
+            self.end_after_answer(true);
+        }
+        Some(unread)
     }
 }
 
@@ -122,16 +160,22 @@ impl<Q> Exchange for HttpReservation<Q>
 where
     Q: QuotaSource,
 {
+    fn rules(&self) -> &BodyRules {
+        &self.adapter.rules
+    }
+
     fn cut(&self, refused: &Refused, unread: Option<Unread>) {
         self.close();
-        let mut state = self.progress();
+        let mut state = self.state();
         state.cut(refused);
         // Set together with the refusal: another thread may see the refusal and send the answer at once.
-        let useless = match state.has_ended() {
+        let has_ended = state.has_ended();
+        let rare = &mut state.rare_mut().adapter;
+        let useless = match has_ended {
             true => unread,
-            false => mem::replace(&mut state.attachment.unread, unread),
+            false => mem::replace(&mut rare.unread, unread),
         };
-        let watcher = state.attachment.watcher.take();
+        let watcher = rare.watcher.take();
         drop(state);
         drop(useless);
         if let Some(watcher) = watcher {
@@ -139,30 +183,17 @@ where
         }
     }
 
+    #[inline]
     fn body_ended(&self, end: BodyEnd) -> Option<Unread> {
-        let mut state = self.progress();
-        let has_ended = state.has_ended();
-        let progress = &mut state.attachment;
-        let has_failed = matches!(end, BodyEnd::Failed);
-        progress.body = match has_failed {
-            true => BodyState::Failed,
-            false => BodyState::Read,
+        let by = match end {
+            BodyEnd::Read(None) => Ends::READ,
+            BodyEnd::Read(Some(unread)) => return self.body_left(unread),
+            BodyEnd::Failed => Ends::FAILED,
         };
-        let is_answered = progress.is_answered;
-        let unread = match end {
-            // The code that answers drains it.
-            BodyEnd::Read(unread @ Some(_)) if !is_answered && !has_ended => {
-                progress.unread = unread;
-                None
-            }
-            BodyEnd::Read(unread) => unread,
-            BodyEnd::Failed => None,
-        };
-        drop(state);
-        if is_answered && let Some((hold, change)) = self.end(!has_failed).into_commit() {
-            drop(hold.commit(change));
+        if self.adapter.ends.end(by).has(Ends::ANSWERED) {
+            self.end_after_answer(by == Ends::READ);
         }
-        unread
+        None
     }
 
     fn fall_silent(self: Arc<Self>, _: Instant) {
@@ -178,21 +209,22 @@ where
     }
 
     fn answer_ended(self: Arc<Self>, success: bool) -> BoxFuture<()> {
-        let mut state = self.progress();
-        let progress = &mut state.attachment;
-        progress.is_answered = success && progress.body == BodyState::Open;
-        if progress.is_answered {
-            drop(state);
-            return Box::pin(std::future::ready(()));
+        let mut has_failed = !success;
+        if success {
+            let before = self.adapter.ends.end(Ends::ANSWERED);
+            if !before.has_body_ended() {
+                return Box::pin(std::future::ready(()));
+            }
+            // The handler answered before it had read everything, so its answer cannot include the rest.
+            has_failed = before.has(Ends::FAILED);
         }
-        // The handler answered before it had read everything, so its answer cannot include the rest.
-        let success = success && progress.body != BodyState::Failed;
-        let commit = self.end_in(state, success).into_commit();
+        let commit = self.end(!has_failed).into_commit();
         self.settle(commit)
     }
 
     fn watch(&self, waker: &Waker) {
-        match &mut self.progress().attachment.watcher {
+        let mut state = self.state();
+        match &mut state.rare_mut().adapter.watcher {
             // Nearly always the same waker, so that nothing has to be cloned.
             Some(watcher) => watcher.clone_from(waker),
             none => *none = Some(waker.clone()),

@@ -2,6 +2,7 @@
 
 mod drain;
 mod ending;
+mod ends;
 mod exchange;
 mod request;
 mod responder;
@@ -12,7 +13,7 @@ mod watch;
 
 pub(crate) use self::{
     ending::Ending,
-    exchange::{BodyEnd, Exchange, HttpReservation},
+    exchange::{BodyEnd, Exchange, HttpReservation, Transfer},
     request::BodyRules,
     responder::Responder,
     silence::Silence,

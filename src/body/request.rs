@@ -91,15 +91,31 @@ struct Metered<B: Body> {
     received: u64,
     /// The limit of the meter when it was last read.
     reserved: u64,
-    /// A frame that waits for room. Boxed, because bodies are moved often, and frames rarely wait.
-    growing: Option<Box<(Frame<B::Data>, Growth)>>,
-    /// The wait for the client. Boxed, because bodies are moved often. None before the first.
-    awaited: Option<Box<Awaited>>,
-    /// Others may have taken back what was not delivered.
-    may_lack: bool,
-    rules: BodyRules,
+    /// Boxed, because bodies are moved often.
+    rare: Option<Box<Rare<B>>>,
+    drain: WhenDropped,
     /// Receives an unfinished body, for the code that answers to drain.
     hand_on: fn(Pin<Box<B>>) -> Rest,
+}
+
+/// What few bodies have.
+struct Rare<B: Body> {
+    /// A frame that waits for room.
+    growing: Option<(Frame<B::Data>, Growth)>,
+    /// The wait for the client.
+    awaited: Awaited,
+    /// Others may have taken back what was not delivered.
+    may_lack: bool,
+}
+
+impl<B: Body> Default for Rare<B> {
+    fn default() -> Self {
+        Self {
+            growing: None,
+            awaited: Awaited::default(),
+            may_lack: false,
+        }
+    }
 }
 
 type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
@@ -108,7 +124,6 @@ type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
 pub(crate) struct BodyRules {
     pub(crate) responder: Arc<Responder>,
     pub(crate) is_named_call: bool,
-    pub(crate) drain: WhenDropped,
     /// Set if the protocol defines how requests end, and the error of its bodies.
     pub(crate) protocol: Option<&'static dyn Protocol>,
 }
@@ -122,10 +137,11 @@ impl<B: Body> MeteredBody<B> {
     }
 
     /// Wraps a body that is metered. None if it has ended already.
+    #[inline]
     pub(crate) fn new(
         body: Option<Pin<Box<B>>>,
         exchange: Arc<dyn Exchange>,
-        rules: BodyRules,
+        drain: WhenDropped,
     ) -> Self
     where
         B: Send + 'static,
@@ -137,10 +153,8 @@ impl<B: Body> MeteredBody<B> {
             // Asked for at the first data.
             reserved: 0,
             exchange,
-            growing: None,
-            awaited: None,
-            may_lack: false,
-            rules,
+            rare: None,
+            drain,
             hand_on: |body| body,
         };
         if has_ended {
@@ -191,6 +205,7 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    #[inline]
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -198,76 +213,107 @@ where
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        if self.exchange.meter().is_closed() {
-            // The answer has ended first, and with it the reservation.
-            let refused = self.exchange.refused().unwrap_or_else(Refused::unavailable);
-            self.give_up();
-            return Poll::Ready(Some(Err(refused.into())));
+        if self.rare.is_some() || self.drain == WhenDropped::DrainOncePolled {
+            return self.poll_rare(cx);
         }
-        if self.growing.is_some() {
-            return self.poll_growth(cx);
+        let meter = self.exchange.meter();
+        if meter.is_closed() {
+            return Poll::Ready(Some(Err(self.closed())));
         }
-        if self.rules.drain == WhenDropped::DrainOncePolled {
-            self.rules.drain = WhenDropped::Drain;
-        }
-        let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
-            return self.poll_silence(cx);
-        };
-        if let Some(awaited) = &mut self.awaited {
-            let is_empty = |frame: &Frame<B::Data>| frame.is_data() && length(frame) == 0;
-            let has_come = !matches!(&frame, Some(Ok(frame)) if is_empty(frame));
-            if has_come && awaited.came() {
-                self.go_on();
-            }
-        }
-        match frame {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if self.has_room_for(&data) => Poll::Ready(Some(Ok(Frame::data(data)))),
-                Ok(data) => self.hold_back(Frame::data(data), cx),
-                Err(trailers) => {
-                    self.pass(self.received);
-                    Poll::Ready(Some(Ok(trailers)))
-                }
-            },
-            Some(Err(error)) => {
-                self.body = None;
-                self.exchange.body_ended(BodyEnd::Failed);
-                let error = error.into();
-                Poll::Ready(Some(Err(match self.rules.protocol {
-                    Some(protocol) => protocol.body_error(error),
-                    None => error,
-                })))
-            }
-            None => {
-                self.end(None);
-                Poll::Ready(None)
-            }
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => self.take(frame, cx),
+            Poll::Pending => self.poll_silence(cx),
         }
     }
 
-    /// Counts data, if there is room for them.
-    #[inline]
-    fn has_room_for(&mut self, data: &B::Data) -> bool {
-        let received = self.received.saturating_add(data.remaining() as u64);
+    /// Like [`Self::poll_frame`], with what few bodies have.
+    #[cold]
+    fn poll_rare(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        if self.exchange.meter().is_closed() {
+            return Poll::Ready(Some(Err(self.closed())));
+        }
+        if self
+            .rare
+            .as_ref()
+            .is_some_and(|rare| rare.growing.is_some())
+        {
+            return self.poll_growth(cx);
+        }
+        if self.drain == WhenDropped::DrainOncePolled {
+            self.drain = WhenDropped::Drain;
+        }
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+            return self.poll_silence(cx);
+        };
+        if let Some(rare) = &mut self.rare {
+            let is_empty = |frame: &Frame<B::Data>| frame.is_data() && length(frame) == 0;
+            let has_come = !matches!(&frame, Some(Ok(frame)) if is_empty(frame));
+            if has_come && rare.awaited.came() {
+                self.go_on();
+            }
+        }
+        self.take(frame, cx)
+    }
+
+    /// Counts what was read, and passes it on if there is room for it.
+    #[inline(always)]
+    fn take(
+        &mut self,
+        frame: Option<Result<Frame<B::Data>, B::Error>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(self.failed(error.into())))),
+            None => {
+                self.end(None);
+                return Poll::Ready(None);
+            }
+        };
+        let received = self.received.saturating_add(length(&frame));
         if received > self.reserved {
             self.reserved = self.room();
             if received > self.reserved {
-                return false;
+                return self.hold_back(frame, cx);
             }
         }
         self.pass(received);
-        true
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// The answer has ended first, and with it the reservation.
+    #[cold]
+    fn closed(&mut self) -> BoxError {
+        let refused = self.exchange.refused().unwrap_or_else(Refused::unavailable);
+        self.give_up();
+        refused.into()
+    }
+
+    #[cold]
+    fn failed(&mut self, error: BoxError) -> BoxError {
+        self.body = None;
+        self.exchange.body_ended(BodyEnd::Failed);
+        match self.exchange.rules().protocol {
+            Some(protocol) => protocol.body_error(error),
+            None => error,
+        }
     }
 
     /// How much of what is reserved is for the body. The service copies the rest.
     fn room(&self) -> u64 {
-        if self.may_lack && self.exchange.demand().stores_body() {
-            // Without what the handler has reserved by itself, which was not taken back.
-            return self.received.saturating_add(self.exchange.unread());
-        }
         let demand = self.exchange.demand();
         if !demand.stores_body() {
             return u64::MAX;
+        }
+        if self.may_lack() {
+            // Without what the handler has reserved by itself, which was not taken back.
+            return self.received.saturating_add(self.exchange.unread());
         }
         let reserved = self.exchange.meter().reserved();
         let for_body = reserved.saturating_sub(demand.copied());
@@ -279,10 +325,11 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let awaited = self.awaited.get_or_insert_default();
-        let silence = self.rules.responder.silence(self.rules.is_named_call);
+        let rare = self.rare.get_or_insert_default();
+        let rules = self.exchange.rules();
+        let silence = rules.responder.silence(rules.is_named_call);
         loop {
-            match ready!(awaited.poll(silence, self.received, cx)) {
+            match ready!(rare.awaited.poll(silence, self.received, cx)) {
                 Event::Silent(since) => Arc::clone(&self.exchange).fall_silent(since),
                 Event::Stalled => {
                     // The answer may take its time, and the room is not needed any more.
@@ -297,7 +344,9 @@ where
     #[cold]
     fn go_on(&mut self) {
         self.exchange.go_on();
-        self.may_lack = true;
+        if let Some(rare) = &mut self.rare {
+            rare.may_lack = true;
+        }
         self.reserved = self.room();
     }
 
@@ -309,7 +358,7 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let received = self.received.saturating_add(length(&frame));
         let mut all = received;
-        if self.may_lack {
+        if self.may_lack() {
             // Everything that is to come has to be reserved again, so that it is not cut later.
             let demand = self.exchange.demand();
             let declared = demand.bytes().unwrap_or(0).saturating_sub(demand.copied());
@@ -318,7 +367,7 @@ where
         let need = all - self.reserved;
         let want = need.max(self.exchange.next_grant());
         let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
-        self.growing = Some(Box::new((frame, growth)));
+        self.rare.get_or_insert_default().growing = Some((frame, growth));
         self.poll_growth(cx)
     }
 
@@ -328,14 +377,16 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let Some(mut growing) = self.growing.take() else {
+        let Some(rare) = &mut self.rare else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(grown) = Pin::new(&mut growing.1).poll(cx) else {
-            self.growing = Some(growing);
-            return Poll::Pending;
+        let Some((_, growth)) = &mut rare.growing else {
+            return Poll::Ready(None);
         };
-        let (frame, _) = *growing;
+        let grown = ready!(Pin::new(growth).poll(cx));
+        let Some((frame, _)) = rare.growing.take() else {
+            return Poll::Ready(None);
+        };
         Poll::Ready(Some(match grown {
             Ok(_) => {
                 self.reserved = self.room();
@@ -367,15 +418,28 @@ where
 }
 
 impl<B: Body> Metered<B> {
+    fn may_lack(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.may_lack)
+    }
+
     fn end(&mut self, unread: Option<Unread>) {
         self.body = None;
-        self.growing = None;
-        let left = self.exchange.body_ended(BodyEnd::Read(unread));
-        // The code that answers is done. Its answer may still be on its way.
-        self.rules.responder.drain(left.filter(Unread::closes));
+        self.rare = None;
+        if let Some(left) = self.exchange.body_ended(BodyEnd::Read(unread)) {
+            self.drain(left);
+        }
+    }
+
+    /// The code that answers is done. Its answer may still be on its way.
+    #[cold]
+    fn drain(&self, left: Unread) {
+        if left.closes() {
+            self.exchange.rules().responder.drain(Some(left));
+        }
     }
 
     /// Ends the body early. The rest is handed to the code that answers.
+    #[cold]
     fn give_up(&mut self) {
         let unread = self.take_rest();
         self.end(unread);
@@ -383,16 +447,17 @@ impl<B: Body> Metered<B> {
 
     fn take_rest(&mut self) -> Option<Unread> {
         let body = self.body.take()?;
-        Some(Unread::new((self.hand_on)(body), self.rules.drain))
+        Some(Unread::new((self.hand_on)(body), self.drain))
     }
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.body.as_ref().map(|body| body.size_hint());
-        let held = self
-            .growing
-            .as_ref()
-            .map_or(0, |growing| length(&growing.0));
-        rest.unwrap_or_else(|| SizeHint::with_exact(0)) + SizeHint::with_exact(held)
+        let rest = rest.unwrap_or_else(|| SizeHint::with_exact(0));
+        let growing = self.rare.as_ref().and_then(|rare| rare.growing.as_ref());
+        match growing {
+            Some((held, _)) => rest + SizeHint::with_exact(length(held)),
+            None => rest,
+        }
     }
 }
 
@@ -402,6 +467,7 @@ fn length<D: Buf>(frame: &Frame<D>) -> u64 {
 }
 
 impl<B: Body> Drop for Metered<B> {
+    #[inline]
     fn drop(&mut self) {
         if self.body.is_some() {
             self.give_up();

@@ -25,7 +25,8 @@ pin_project! {
     #[project = KindProj]
     enum Kind<B> {
         Inner { #[pin] body: B },
-        Watched { #[pin] body: B, watch: Watch },
+        // Boxed, because bodies are moved often.
+        Watched { #[pin] body: B, watch: Box<Watch> },
         Refusal { content: Bytes },
     }
 }
@@ -41,7 +42,10 @@ impl<B> ResponseBody<B> {
     /// The inner service's body, of an answer that is not known to be a success before it has ended.
     pub(crate) fn watched(body: B, watch: Watch) -> Self {
         Self {
-            kind: Kind::Watched { body, watch },
+            kind: Kind::Watched {
+                body,
+                watch: Box::new(watch),
+            },
         }
     }
 
@@ -70,6 +74,7 @@ where
     type Data = B::Data;
     type Error = BoxError;
 
+    #[inline]
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -12,7 +12,7 @@ use sync_wrapper::SyncFuture;
 use tower::BoxError;
 
 use super::{
-    Exchange, Responder,
+    Exchange,
     ending::{Ending, Read},
 };
 use crate::{protocol::Last, refused::Refused, reservation::BoxFuture};
@@ -20,7 +20,6 @@ use crate::{protocol::Last, refused::Refused, reservation::BoxFuture};
 /// Ends a reservation when both directions have ended.
 pub(crate) struct Watch {
     exchange: Arc<dyn Exchange>,
-    responder: Arc<Responder>,
     ending: Ending,
     state: State,
 }
@@ -39,14 +38,9 @@ enum State {
 
 impl Watch {
     /// Watches an answer with this kind of end.
-    pub(crate) fn new(
-        exchange: Arc<dyn Exchange>,
-        responder: Arc<Responder>,
-        ending: Ending,
-    ) -> Self {
+    pub(crate) fn new(exchange: Arc<dyn Exchange>, ending: Ending) -> Self {
         Self {
             exchange,
-            responder,
             ending,
             state: State::Open,
         }
@@ -157,12 +151,13 @@ impl Watch {
     /// The head was sent without the refusal. The answer has to end in the refusal if its protocol has a place for
     /// it, and in an error otherwise.
     fn cut<D: From<Bytes>>(&mut self, refused: Refused) -> Result<Frame<D>, BoxError> {
-        let Some(last) = self.ending.refusal(&self.responder.answers, &refused) else {
+        let responder = &self.exchange.rules().responder;
+        let Some(last) = self.ending.refusal(&responder.answers, &refused) else {
             self.settle_failed();
             return Err(refused.into());
         };
         // Settling drops the unread rest.
-        self.responder.drain(self.exchange.take_unread());
+        responder.drain(self.exchange.take_unread());
         self.settle_failed();
         Ok(last.into_frame())
     }

@@ -345,7 +345,7 @@ impl QuotaHold for CollectionHold {
         self.hold.shrink_to(to);
     }
 
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         let Self { hold, visit } = self;
         // Under the lock: no scan is adopted between the note and the change.
         let mut state = visit.shared.lock();

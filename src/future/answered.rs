@@ -1,7 +1,5 @@
 //! Handles the inner service's answer: a refusal, a commit, a watch over its body, or nothing more to do.
 
-use std::sync::Arc;
-
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body;
 use tower::Service;
@@ -12,7 +10,7 @@ use super::{
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
-    quota::{QuotaHold, QuotaSource},
+    quota::{Answer, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal},
     reservation::{BoxFuture, Ended},
     settings::Settings,
@@ -26,7 +24,7 @@ where
     Q: QuotaSource,
 {
     Wait(State<S, B, Q>),
-    /// What was stored is charged. Not a state yet: states are large, and this would be moved for each request.
+    /// What was stored is charged.
     Commit {
         commit: <Q::Hold as QuotaHold>::Commit,
         response: Response<R>,
@@ -42,7 +40,7 @@ where
     R: Body,
     Q: QuotaSource,
 {
-    #[inline]
+    #[cold]
     pub(super) fn by_answer(
         settings: &Settings<Q>,
         asked: &Asked,
@@ -93,7 +91,7 @@ where
             // A refusal instead of it would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
             close_after(&mut response, guarded.is_early());
-            return watched(settings, response, guarded, ending);
+            return watched(response, guarded, ending);
         }
         let mut unread = None;
         let ended = match guarded.reservation.end_if_read(&mut unread) {
@@ -105,27 +103,31 @@ where
             // The body is still being read while the answer is sent. Both have to end.
             close_after(&mut response, guarded.is_http_1);
             let ending = Ending::of_content(&response.body().size_hint());
-            return watched(settings, response, guarded, ending);
+            return watched(response, guarded, ending);
         };
         if let Some(unread) = unread {
             finish_early(settings, &mut response, unread);
         }
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
-        Self::after_end(ended, settled, response)
+        Self::after_end(settings, ended, settled, response)
     }
 
     /// A success whose reservation has ended: what it stored is charged before it is answered.
-    #[inline(always)]
     fn after_end(
+        settings: &Settings<Q>,
         ended: Ended<Q::Hold>,
         settled: Option<BoxFuture<bool>>,
         response: Response<R>,
     ) -> Next<S, B, Q, R> {
-        match (ended.into_commit(), settled) {
-            (Some((hold, change)), _) => Next::Commit {
-                commit: hold.commit(change),
-                response,
-            },
+        let commit = ended
+            .into_commit()
+            .map(|(hold, change)| hold.commit(change));
+        match (commit, settled) {
+            (Some(Answer::Later(commit)), _) => Next::Commit { commit, response },
+            (Some(Answer::Now(())), _) => {
+                settings.guard.context.rules.quota_queue.notify();
+                as_it_is(response)
+            }
             (None, Some(settled)) => Next::Wait(Self::Complete {
                 settled,
                 response: Some(response),
@@ -154,7 +156,6 @@ where
 }
 
 fn watched<S, B, R, Q>(
-    settings: &Settings<Q>,
     response: Response<R>,
     guarded: Guarded<Q>,
     ending: Ending,
@@ -164,8 +165,7 @@ where
     B: Body,
     Q: QuotaSource,
 {
-    let responder = Arc::clone(&settings.http.responder);
-    let watch = Watch::new(guarded.hand_on(), responder, ending);
+    let watch = Watch::new(guarded.hand_on(), ending);
     Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))
 }
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use http::{Method, Request, request};
-use http_body::{Body, SizeHint};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{Guarded, ONCE, State, empty::FirstData};
 use crate::{
-    body::{BodyRules, Exchange, HttpReservation, MeteredBody, Unread, WhenDropped},
+    body::{BodyRules, Exchange, HttpReservation, MeteredBody, Transfer, Unread, WhenDropped},
     cause::Resource,
     demand::Demand,
     guard::{Admission, Admit, Claim, admit},
@@ -25,9 +25,9 @@ use crate::{
     quota::QuotaSource,
     refusal::Refusal,
     refused::Refused,
-    reservation::{BoxFuture, Reservation, ReservationOps, Terms},
+    reservation::{BoxFuture, RareTerms, Reservation, ReservationOps, Terms},
     scope::Scopes,
-    settings::{PriceBy, Priced, ScopeBy, Settings},
+    settings::{PriceBy, ScopeBy, Settings},
     steps::{Draw, Visit},
     time::Bound,
 };
@@ -38,7 +38,7 @@ pin_project! {
     pub(super) enum Door<S, B, Q: QuotaSource> {
         /// For the user's own pricing, which is looked at again each time that the bound is over.
         Price {
-            price: Priced,
+            price: BoxFuture<Price>,
             look: Bound,
             scopes: Scopes,
             held: Option<Held<S, B>>,
@@ -78,6 +78,127 @@ pub(crate) struct Held<S, B> {
     pub(crate) may_be_empty: bool,
 }
 
+/// What a request's head declares.
+pub(crate) struct Declared {
+    pub(crate) drain: WhenDropped,
+    pub(crate) is_named_call: bool,
+    pub(crate) protocol: Option<&'static dyn Protocol>,
+}
+
+impl Declared {
+    pub(crate) fn transfer<Q>(&self, settings: &Settings<Q>) -> Transfer {
+        transfer(settings, self.is_named_call, self.protocol)
+    }
+}
+
+/// What a request reserves, and from what.
+struct Priced {
+    terms: Terms,
+    claim: Claim,
+}
+
+impl Priced {
+    /// Whether the size of the body is not known, and nothing else decides what is reserved for it.
+    const fn may_be_empty(&self) -> bool {
+        matches!(self.claim, Claim::Demanded) && self.terms.demand.has_no_size()
+    }
+
+    fn new<Q>(
+        settings: &Settings<Q>,
+        head: &request::Parts,
+        scopes: Scopes,
+        price: Price,
+    ) -> Result<Self, Refusal> {
+        let claim = match price.kind {
+            Kind::Known => Claim::Demanded,
+            Kind::Unknown => return Err(Refused::unavailable().into()),
+            Kind::Malformed => return Err(Refusal::malformed()),
+            Kind::Free | Kind::Counted => Claim::Nothing,
+            Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
+        };
+        let mut terms = Terms {
+            demand: price.demand,
+            scopes: price.scopes.unwrap_or(scopes),
+            rare: price.rare,
+        };
+        if let Some(outer) = head.extensions.get::<Reservation>() {
+            terms.rare = Some(inside_of(settings, outer, terms.demand, terms.rare));
+        }
+        Ok(Self { terms, claim })
+    }
+}
+
+/// Adds the outer reservation. By value: what is hot keeps the demand in registers.
+#[cold]
+fn inside_of<Q>(
+    settings: &Settings<Q>,
+    outer: &Reservation,
+    demand: Demand,
+    rare: Option<Box<RareTerms>>,
+) -> Box<RareTerms> {
+    let volume = settings.guard.context.volume.as_ref();
+    let mut rare = rare.unwrap_or_default();
+    rare.outer = Some(outer.around(volume, &demand));
+    rare
+}
+
+/// What a request reserves that costs what its head declares. None if a price, or its scopes, have to be computed.
+#[inline(always)]
+pub(crate) fn plain_terms<Q>(
+    settings: &Settings<Q>,
+    head: &request::Parts,
+    demand: Demand,
+) -> Option<Terms> {
+    let http = &settings.http;
+    if http.price.is_some() {
+        return None;
+    }
+    let scopes = match &http.scopes {
+        None => Scopes::NONE,
+        Some(ScopeBy::At(scopes)) => scopes(head),
+        Some(ScopeBy::Later(_)) => return None,
+    };
+    let rare = match head.extensions.get::<Reservation>() {
+        Some(outer) => Some(inside_of(settings, outer, demand, None)),
+        None => None,
+    };
+    Some(Terms {
+        demand,
+        scopes,
+        rare,
+    })
+}
+
+fn transfer<Q>(
+    settings: &Settings<Q>,
+    is_named_call: bool,
+    protocol: Option<&'static dyn Protocol>,
+) -> Transfer {
+    Transfer::new(BodyRules {
+        responder: Arc::clone(&settings.http.responder),
+        is_named_call,
+        protocol,
+    })
+}
+
+/// The request for the inner service, with everything reserved.
+#[inline(always)]
+pub(crate) fn admitted<B, Q>(
+    reservation: &Arc<HttpReservation<Q>>,
+    mut head: request::Parts,
+    body: Pin<Box<B>>,
+    drain: WhenDropped,
+) -> Request<MeteredBody<B>>
+where
+    B: Body + Send + 'static,
+    Q: QuotaSource,
+{
+    let handle: Arc<dyn ReservationOps> = reservation.clone();
+    head.extensions.insert(Reservation::new(handle));
+    let body = MeteredBody::new(Some(body), reservation.clone(), drain);
+    Request::from_parts(head, body)
+}
+
 impl<S, B, Q> State<S, B, Q>
 where
     S: Service<Request<MeteredBody<B>>>,
@@ -85,7 +206,7 @@ where
     Q: QuotaSource,
 {
     /// A request that costs what the user's own pricing says, or what its head declares.
-    #[inline(always)]
+    #[cold]
     pub(super) fn priced(settings: &Settings<Q>, held: Held<S, B>, demand: Demand) -> Self {
         let http = &settings.http;
         let head = &held.head;
@@ -97,12 +218,9 @@ where
                 return Self::scoped_later(settings, held, demand, scopes);
             }
         };
-        match &http.price {
-            None => Self::reserve(settings, held, scopes, demand.into()),
-            Some(_) => match price_of(settings, head, demand) {
-                Ok(price) => Self::reserve(settings, held, scopes, price),
-                Err(price) => Self::await_price(settings, held, scopes, price),
-            },
+        match price_of(settings, head, demand) {
+            Ok(price) => Self::reserve(settings, held, scopes, price),
+            Err(price) => Self::await_price(settings, held, scopes, price),
         }
     }
 
@@ -131,7 +249,7 @@ where
         settings: &Settings<Q>,
         held: Held<S, B>,
         scopes: Scopes,
-        price: Priced,
+        price: BoxFuture<Price>,
     ) -> Self {
         let patience = settings.guard.context.rules.patience;
         Self::door(Door::Price {
@@ -142,27 +260,26 @@ where
         })
     }
 
-    #[inline(always)]
     fn reserve(settings: &Settings<Q>, mut held: Held<S, B>, scopes: Scopes, price: Price) -> Self {
-        let claim = match price.kind {
-            Kind::Unknown => return Self::refused(held, Refused::unavailable().into()),
-            Kind::Malformed => return Self::refused(held, Refusal::malformed()),
-            Kind::Known => Claim::Demanded,
-            Kind::Free | Kind::Counted => Claim::Nothing,
-            Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
-        };
-        let context = &settings.guard.context;
-        let demand = price.demand;
-        held.may_be_empty = claim == Claim::Demanded && demand.has_no_size();
-        let outer = held.head.extensions.get::<Reservation>();
-        let terms = Terms {
-            demand,
-            scopes: price.scopes.unwrap_or(scopes),
-            gives_back: price.gives_back,
-            on_start: price.on_start,
-            outer: outer.map(|outer| outer.around(context.volume.as_ref(), &demand)),
-        };
-        match admit(context, terms, claim, false) {
+        match Priced::new(settings, &held.head, scopes, price) {
+            Ok(priced) => {
+                held.may_be_empty = priced.may_be_empty();
+                let context = &settings.guard.context;
+                let decided = admit(context, priced.terms, priced.claim, || {
+                    transfer(settings, held.is_named_call, held.protocol)
+                });
+                Self::by_decision(settings, held, decided)
+            }
+            Err(refusal) => Self::refused(held, refusal),
+        }
+    }
+
+    pub(super) fn by_decision(
+        settings: &Settings<Q>,
+        held: Held<S, B>,
+        decision: Admit<Q, Transfer>,
+    ) -> Self {
+        match decision {
             Admit::Now(decided) => Self::decided(settings, held, decided),
             Admit::Wait(admission) => Self::door(Door::Reserve {
                 admission,
@@ -191,7 +308,6 @@ where
         }
     }
 
-    #[inline(always)]
     fn decided(
         settings: &Settings<Q>,
         held: Held<S, B>,
@@ -222,7 +338,7 @@ where
     fn again(settings: &Settings<Q>, held: Held<S, B>) -> Self {
         let head = &held.head;
         let lines = Lines::read(&head.headers, &settings.http.hints);
-        match lines.demand(&head.method, &head.headers, &SizeHint::with_exact(0)) {
+        match lines.demand(&head.method, || Some(0)) {
             Ok(demand) => match &held.visit {
                 Some(visit) => match visit.whole(demand) {
                     Some(whole) => Self::priced(settings, held, whole),
@@ -235,7 +351,6 @@ where
     }
 
     /// Calls the inner service, with everything reserved.
-    #[inline(always)]
     fn inside(
         settings: &Settings<Q>,
         reservation: Arc<HttpReservation<Q>>,
@@ -258,29 +373,15 @@ where
             mut head,
             body,
             drain,
-            is_named_call,
-            protocol,
             visit,
-            may_be_empty: _,
+            ..
         } = held;
-        let rules = BodyRules {
-            responder: Arc::clone(&settings.http.responder),
-            is_named_call,
-            drain,
-            protocol,
-        };
-        let body = MeteredBody::new(body, Arc::clone(&exchange), rules);
+        let body = MeteredBody::new(body, Arc::clone(&exchange), drain);
         let handle: Arc<dyn ReservationOps> = exchange;
         head.extensions.insert(Reservation::new(handle));
-        Self::Inner {
-            response: service.call(Request::from_parts(head, body)),
-            guarded: Some(Guarded {
-                reservation,
-                visit,
-                is_http_1: drain != WhenDropped::Reset,
-                is_handed_on: false,
-            }),
-        }
+        let response = service.call(Request::from_parts(head, body));
+        let guarded = Some(Guarded::new(reservation, visit, drain));
+        Self::Inner { response, guarded }
     }
 }
 
@@ -316,7 +417,9 @@ where
                 State::reserve(settings, held.take().expect(ONCE), scopes, price)
             }
             DoorProj::Reserve { admission, held } => {
-                let decided = ready!(admission.poll(cx, false));
+                let of = held.as_ref().expect(ONCE);
+                let transfer = || transfer(settings, of.is_named_call, of.protocol);
+                let decided = ready!(admission.poll(cx, transfer));
                 State::decided(settings, held.take().expect(ONCE), decided)
             }
             DoorProj::Grow {
@@ -349,7 +452,7 @@ fn price_of<Q>(
     settings: &Settings<Q>,
     head: &request::Parts,
     demand: Demand,
-) -> Result<Price, Priced> {
+) -> Result<Price, BoxFuture<Price>> {
     match &settings.http.price {
         None => Ok(demand.into()),
         Some(PriceBy::At(price)) => Ok(price(head, demand)),

@@ -13,18 +13,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header::CONNECTION};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-pub(crate) use self::door::Held;
-use self::{answered::Next, door::Door};
+pub(crate) use self::door::{Declared, Held, admitted, plain_terms};
+use self::{answered::Next, door::Door, verdict::plain_status};
 use crate::{
-    body::{HttpReservation, MeteredBody, ResponseBody, Unread},
+    body::{HttpReservation, MeteredBody, ResponseBody, Transfer, Unread, WhenDropped},
     cause::{Cause, Fault, Resource},
     demand::Demand,
-    quota::{QuotaHold, QuotaSource},
+    guard::Admit,
+    quota::{Answer, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal, carry_over},
     reservation::BoxFuture,
     settings::Settings,
@@ -149,8 +150,39 @@ where
         Self::new(settings, asked, State::refused(held, refusal))
     }
 
-    /// A request that has to reserve storage.
+    /// A request that was admitted at once.
     #[inline(always)]
+    pub(crate) fn inside(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        reservation: Arc<HttpReservation<Q>>,
+        drain: WhenDropped,
+        response: S::Future,
+    ) -> Self {
+        let guarded = Some(Guarded::new(reservation, None, drain));
+        Self {
+            settings,
+            asked,
+            state: State::Inner { response, guarded },
+        }
+    }
+
+    /// A request that is refused, or has to wait.
+    #[cold]
+    pub(crate) fn undecided(
+        settings: Arc<Settings<Q>>,
+        asked: Asked,
+        held: Held<S, B>,
+        decision: Admit<Q, Transfer>,
+    ) -> Self
+    where
+        B: Send + 'static,
+    {
+        let state = State::by_decision(&settings, held, decision);
+        Self::new(settings, asked, state)
+    }
+
+    /// A request that has to reserve storage.
     pub(crate) fn priced(
         settings: Arc<Settings<Q>>,
         asked: Asked,
@@ -180,7 +212,6 @@ where
         Self::new(settings, asked, state)
     }
 
-    #[inline(always)]
     fn new(settings: Arc<Settings<Q>>, asked: Asked, state: State<S, B, Q>) -> Self {
         Self {
             settings,
@@ -231,6 +262,19 @@ where
         }
     }
 
+    fn commit(
+        settings: &Settings<Q>,
+        commit: <Q::Hold as QuotaHold>::Commit,
+        response: Option<S::Response>,
+    ) -> Self {
+        Self::Commit {
+            commit,
+            time: Bound::new(settings.guard.context.rules.quota_timeout),
+            response,
+        }
+    }
+
+    #[cold]
     fn refused(held: Held<S, B>, refusal: Refusal) -> Self {
         Self::Refused {
             refused: Some(Box::new((refusal, held))),
@@ -270,13 +314,30 @@ where
                     let guarded = guarded.take();
                     // The inner future may still hold the request's body.
                     this.state.set(State::Done);
+                    // Nearly every answer is a success, and nothing has to wait.
+                    if let Some(status) = plain_status(&answered) {
+                        let settled = match &guarded {
+                            None => Some(Answer::Now(())),
+                            Some(guarded) => guarded.settle_plainly(settings, this.asked, status),
+                        };
+                        match settled {
+                            Some(Answer::Now(())) => {
+                                return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
+                            }
+                            Some(Answer::Later(commit)) => {
+                                let response = answered.ok();
+                                this.state.set(State::commit(settings, commit, response));
+                                continue;
+                            }
+                            None => {}
+                        }
+                    }
                     match State::by_answer(settings, this.asked, guarded, answered) {
                         Next::Wait(state) => this.state.set(state),
-                        Next::Commit { commit, response } => this.state.set(State::Commit {
-                            commit,
-                            time: Bound::new(settings.guard.context.rules.quota_timeout),
-                            response: Some(response),
-                        }),
+                        Next::Commit { commit, response } => {
+                            let response = Some(response);
+                            this.state.set(State::commit(settings, commit, response));
+                        }
                         Next::Done(response) => return Poll::Ready(response),
                     }
                 }
@@ -317,6 +378,46 @@ where
 const ONCE: &str = "taken once, when the state is left";
 
 impl<Q: QuotaSource> Guarded<Q> {
+    #[inline]
+    fn new(
+        reservation: Arc<HttpReservation<Q>>,
+        visit: Option<Box<dyn Visit>>,
+        drain: WhenDropped,
+    ) -> Self {
+        Self {
+            reservation,
+            visit,
+            is_http_1: drain != WhenDropped::Reset,
+            is_handed_on: false,
+        }
+    }
+
+    /// Settles a request that has succeeded, and whose body was read: nearly every one. None where it is another; then nothing has
+    /// happened.
+    #[inline(always)]
+    fn settle_plainly(
+        &self,
+        settings: &Settings<Q>,
+        asked: &Asked,
+        status: StatusCode,
+    ) -> Option<Answer<<Q::Hold as QuotaHold>::Commit>> {
+        let is_success = status.is_success() && status != StatusCode::MULTI_STATUS
+            || status == StatusCode::SEE_OTHER;
+        let judges = settings.http.success.is_some() || asked.protocol().is_some();
+        if !is_success || judges || self.visit.is_some() {
+            return None;
+        }
+        let ended = self.reservation.end_if_plain()?;
+        let Some((hold, change)) = ended.into_commit() else {
+            return Some(Answer::Now(()));
+        };
+        let answer = hold.commit(change);
+        if let Answer::Now(()) = answer {
+            settings.guard.context.rules.quota_queue.notify();
+        }
+        Some(answer)
+    }
+
     /// Whether the answer comes before the end of the request, on a connection that others may use behind it (HTTP/1).
     fn is_early(&self) -> bool {
         self.is_http_1 && self.reservation.is_unfinished()

@@ -12,6 +12,15 @@ use crate::{
     settings::Settings,
 };
 
+/// The status of an answer that says nothing of a fault. None for any other, and for an error.
+#[inline]
+pub(super) fn plain_status<R, E>(answered: &Result<Response<R>, E>) -> Option<StatusCode> {
+    let response = answered.as_ref().ok()?;
+    let status = response.status();
+    let is_plain = response.extensions().is_empty() && status != StatusCode::INSUFFICIENT_STORAGE;
+    is_plain.then_some(status)
+}
+
 /// The refusal for a service's error, or the error itself.
 pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: E) -> Result<Refusal, E> {
     let classifier = &settings.http.classifier;
@@ -28,7 +37,6 @@ pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: E) -> Resul
 }
 
 /// The refusal of a request whose body was cut, or for an answer.
-#[inline(always)]
 pub(super) fn refusal_of<R, Q>(
     settings: &Settings<Q>,
     cut: Option<Refused>,
@@ -73,7 +81,6 @@ fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<R
 
 /// Whether a request with this answer was carried out. For a procedure call it only means that nothing has failed
 /// yet.
-#[inline]
 pub(super) fn success<R, Q>(
     settings: &Settings<Q>,
     asked: &Asked,

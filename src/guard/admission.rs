@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use crate::{
     amount::Amount,
     outage::Outage,
-    quota::{QuotaError, QuotaSource},
+    quota::{Answer, QuotaError, QuotaSource},
     refused::Refused,
-    reservation::{Attachment, Context, Pending, Shared, Terms, too_late},
+    reservation::{Adapter, Context, Pending, Shared, Terms, Unkept, too_late},
     time::Bound,
-    volume::{Claimed, WaitForRoom, Wanted},
+    volume::{Claimed, Shortfall, WaitForRoom, Wanted},
 };
 
 /// The pause before a quota source is asked again. A store hears a little later of what was given back.
@@ -38,8 +38,8 @@ pub(crate) enum Claim {
 }
 
 /// A decision: ready, or pending.
-pub(crate) enum Admit<Q: QuotaSource, X: Attachment> {
-    Now(Result<Arc<Shared<Q, X>>, Refused>),
+pub(crate) enum Admit<Q: QuotaSource, A: Adapter> {
+    Now(Result<Arc<Shared<Q, A>>, Refused>),
     Wait(Pin<Box<Admission<Q>>>),
 }
 
@@ -70,51 +70,81 @@ pin_project! {
     }
 }
 
-/// Reserves what `terms` say, as far as that can be decided at once.
-#[inline]
-pub(crate) fn admit<Q: QuotaSource, X: Attachment + Default>(
+/// Reserves what `terms` say, as far as that can be decided at once. The adapter is made for a reservation.
+#[inline(always)]
+pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
     context: &Arc<Context<Q>>,
     terms: Terms,
     claim: Claim,
-    charges_reserved: bool,
-) -> Admit<Q, X> {
-    let context = Arc::clone(context);
-    let (bytes, least, expected) = wanted(&context, &terms, claim);
-    let Some(volume) = terms.volume(&context).filter(|_| needs_claim(claim)) else {
-        let bytes = granted(claim, bytes);
-        let unclaimed = Claimed {
-            bytes,
-            blocks: Amount::ZERO,
-        };
-        let pending = Pending::new(context, terms, unclaimed);
-        if claim == Claim::Nothing {
-            return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
-        }
-        return ask_quota(pending, charges_reserved, None);
-    };
-    let wanted = Wanted {
+    adapter: impl FnOnce() -> A,
+) -> Admit<Q, A> {
+    let (bytes, least, expected) = wanted(context, &terms, claim);
+    let mut claimed = Claimed {
         bytes,
-        least,
-        expected,
-        objects: terms.demand.objects(),
-        reach: terms.reach(&context),
+        blocks: Amount::ZERO,
     };
-    // There is nearly always room, and then nothing has to wait.
-    match wanted.claim(volume) {
-        Ok(claimed) => ask_quota(
-            pending_for(context, terms, claim, claimed),
-            charges_reserved,
-            None,
-        ),
-        Err(shortfall) => {
-            let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
-            let terms = Some((context, terms));
-            Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
+    if let Some(volume) = terms.volume(context).filter(|_| needs_claim(claim)) {
+        let wanted = Wanted {
+            bytes,
+            least,
+            expected,
+            objects: terms.demand.objects(),
+            reach: terms.reach(context),
+        };
+        // There is nearly always room, and then nothing has to wait.
+        claimed = match wanted.claim(volume) {
+            Ok(claimed) => claimed,
+            Err(shortfall) => return wait_for_room(context, terms, claim, wanted, shortfall),
+        };
+    }
+    claimed.bytes = granted(claim, claimed.bytes);
+    if terms.scopes.is_empty() || claim == Claim::Nothing {
+        return Admit::Now(Ok(make(context, terms, claimed, None, adapter)));
+    }
+    // The source is foreign code, and may panic.
+    let unkept = Unkept::new(context.volume.as_ref(), claimed.blocks);
+    let (asked, expected) = (terms.asked(claimed.bytes), terms.expected(claimed.bytes));
+    let answer = context.quota.reserve(&terms.scopes, asked, expected);
+    unkept.keep();
+    match answer {
+        Answer::Now(Ok(hold)) => Admit::Now(Ok(make(context, terms, claimed, Some(hold), adapter))),
+        answer => {
+            let pending = Pending::new(Arc::clone(context), terms, claimed);
+            by_answer(pending, answer, adapter, None)
         }
     }
 }
 
+#[inline(always)]
+fn make<Q: QuotaSource, A: Adapter>(
+    context: &Arc<Context<Q>>,
+    terms: Terms,
+    claimed: Claimed,
+    hold: Option<Q::Hold>,
+    adapter: impl FnOnce() -> A,
+) -> Arc<Shared<Q, A>> {
+    let context = Arc::clone(context);
+    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
+}
+
+#[cold]
+fn wait_for_room<Q: QuotaSource, A: Adapter>(
+    context: &Arc<Context<Q>>,
+    terms: Terms,
+    claim: Claim,
+    wanted: Wanted,
+    shortfall: Shortfall,
+) -> Admit<Q, A> {
+    let Some(volume) = terms.volume(context) else {
+        return Admit::Now(Err(shortfall.into()));
+    };
+    let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
+    let terms = Some((Arc::clone(context), terms));
+    Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
+}
+
 /// The bytes to claim, the smallest sufficient amount, and the amount that must fit in addition.
+#[inline(always)]
 fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u64) {
     let (demand, rules) = (&terms.demand, &context.rules);
     match (claim, demand.bytes()) {
@@ -149,77 +179,71 @@ fn granted(claim: Claim, wanted: u64) -> u64 {
     }
 }
 
-fn pending_for<Q>(
-    context: Arc<Context<Q>>,
-    terms: Terms,
-    claim: Claim,
-    claimed: Claimed,
-) -> Pending<Q> {
-    let bytes = granted(claim, claimed.bytes);
-    Pending::new(context, terms, Claimed { bytes, ..claimed })
+/// Asks the quota source, for a demand that had to wait.
+fn ask_quota<Q: QuotaSource, A: Adapter>(
+    pending: Pending<Q>,
+    adapter: impl FnOnce() -> A,
+    came_back: Option<CameBack>,
+) -> Admit<Q, A> {
+    if pending.scopes().is_empty() {
+        return Admit::Now(Ok(reservation(pending, None, adapter)));
+    }
+    let answer = pending.ask();
+    by_answer(pending, answer, adapter, came_back)
 }
 
-fn ask_quota<Q: QuotaSource, X: Attachment + Default>(
-    pending: Pending<Q>,
-    charges_reserved: bool,
+#[cold]
+fn by_answer<Q: QuotaSource, A: Adapter>(
+    mut pending: Pending<Q>,
+    answer: Answer<Q::Future>,
+    adapter: impl FnOnce() -> A,
     came_back: Option<CameBack>,
-) -> Admit<Q, X> {
-    if pending.scopes().is_empty() {
-        return Admit::Now(Ok(reservation(pending, None, charges_reserved)));
+) -> Admit<Q, A> {
+    let error = match answer {
+        Answer::Now(Ok(hold)) => {
+            return Admit::Now(Ok(reservation(pending, Some(hold), adapter)));
+        }
+        Answer::Now(Err(error)) => error,
+        Answer::Later(hold) => {
+            return Admit::Wait(Box::pin(Admission::Quota {
+                hold,
+                time: Bound::new(pending.context().rules.quota_timeout),
+                pending: Some(pending),
+                came_back,
+            }));
+        }
+    };
+    let mut exceeded = match error {
+        QuotaError::Exceeded(exceeded) => exceeded,
+        QuotaError::Unavailable(_) if pending.context().rules.quota_outage == Outage::Admit => {
+            return Admit::Now(Ok(reservation(pending, None, adapter)));
+        }
+        error => return Admit::Now(Err(error.into())),
+    };
+    if pending.makes_do_with_less(&mut exceeded) {
+        return ask_quota(pending, adapter, None);
     }
-    let (scopes, asked, expected) = (pending.scopes(), pending.asked(), pending.expected());
-    let quota = &pending.context().quota;
-    match quota.reserve(scopes, asked, expected).now() {
-        Ok(answer) => by_quota(pending, answer, charges_reserved, came_back),
-        Err(hold) => Admit::Wait(Box::pin(Admission::Quota {
-            hold,
-            time: Bound::new(pending.context().rules.quota_timeout),
+    let rules = &pending.context().rules;
+    if rules.takes_back(&exceeded) {
+        return ask_quota(pending, adapter, Some(Instant::now()));
+    }
+    if came_back.is_some_and(|since| since.elapsed() < rules.patience) {
+        return Admit::Wait(Box::pin(Admission::Again {
+            pause: Bound::new(PAUSE),
             pending: Some(pending),
             came_back,
-        })),
+        }));
     }
+    Admit::Now(Err(Refused::from(&exceeded)))
 }
 
-fn by_quota<Q: QuotaSource, X: Attachment + Default>(
-    mut pending: Pending<Q>,
-    answer: Result<Q::Hold, QuotaError>,
-    charges_reserved: bool,
-    came_back: Option<CameBack>,
-) -> Admit<Q, X> {
-    Admit::Now(match answer {
-        Ok(hold) => Ok(reservation(pending, Some(hold), charges_reserved)),
-        Err(QuotaError::Exceeded(mut exceeded)) => {
-            if pending.makes_do_with_less(&mut exceeded) {
-                return ask_quota(pending, charges_reserved, None);
-            }
-            let rules = &pending.context().rules;
-            if rules.takes_back(&exceeded) {
-                return ask_quota(pending, charges_reserved, Some(Instant::now()));
-            }
-            if came_back.is_some_and(|since| since.elapsed() < rules.patience) {
-                return Admit::Wait(Box::pin(Admission::Again {
-                    pause: Bound::new(PAUSE),
-                    pending: Some(pending),
-                    came_back,
-                }));
-            }
-            Err(Refused::from(&exceeded))
-        }
-        Err(QuotaError::Unavailable(_))
-            if pending.context().rules.quota_outage == Outage::Admit =>
-        {
-            Ok(reservation(pending, None, charges_reserved))
-        }
-        Err(error) => Err(error.into()),
-    })
-}
-
-fn reservation<Q: QuotaSource, X: Attachment + Default>(
+fn reservation<Q: QuotaSource, A: Adapter>(
     pending: Pending<Q>,
     hold: Option<Q::Hold>,
-    charges_reserved: bool,
-) -> Arc<Shared<Q, X>> {
-    Arc::new(Shared::new(pending, hold, X::default(), charges_reserved))
+    adapter: impl FnOnce() -> A,
+) -> Arc<Shared<Q, A>> {
+    let (context, terms, claimed) = pending.keep();
+    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
 }
 
 impl<Q: QuotaSource> Admission<Q> {
@@ -236,11 +260,11 @@ impl<Q: QuotaSource> Admission<Q> {
     /// # Panics
     ///
     /// If it is polled after it was ready.
-    pub(crate) fn poll<X: Attachment + Default>(
+    pub(crate) fn poll<A: Adapter>(
         self: &mut Pin<Box<Self>>,
         cx: &mut TaskContext<'_>,
-        charges_reserved: bool,
-    ) -> Poll<Result<Arc<Shared<Q, X>>, Refused>> {
+        adapter: impl Fn() -> A,
+    ) -> Poll<Result<Arc<Shared<Q, A>>, Refused>> {
         loop {
             let decided = match self.as_mut().project() {
                 AdmissionProj::Volume { room, terms, claim } => {
@@ -251,9 +275,9 @@ impl<Q: QuotaSource> Admission<Q> {
                     };
                     let (context, terms) = terms.take().expect(NOT_READY);
                     match claimed {
-                        Ok(claimed) => {
-                            let pending = pending_for(context, terms, *claim, claimed);
-                            ask_quota(pending, charges_reserved, None)
+                        Ok(mut claimed) => {
+                            claimed.bytes = granted(*claim, claimed.bytes);
+                            ask_quota(Pending::new(context, terms, claimed), &adapter, None)
                         }
                         Err(shortfall) => Admit::Now(Err(shortfall.into())),
                     }
@@ -272,7 +296,7 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     let pending = pending.take().expect(NOT_READY);
-                    by_quota(pending, answer, charges_reserved, *came_back)
+                    by_answer(pending, Answer::Now(answer), &adapter, *came_back)
                 }
                 AdmissionProj::Again {
                     pause,
@@ -281,7 +305,7 @@ impl<Q: QuotaSource> Admission<Q> {
                 } => {
                     ready!(pause.poll(cx));
                     let pending = pending.take().expect(NOT_READY);
-                    ask_quota(pending, charges_reserved, *came_back)
+                    ask_quota(pending, &adapter, *came_back)
                 }
             };
             match decided {

@@ -159,9 +159,9 @@ impl<Q: QuotaSource> Guard<Q> {
         demand: Demand,
     ) -> Result<Reservation, Refused> {
         let terms = Terms::new(demand, scopes.into());
-        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
+        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, || ()) {
             Admit::Now(decided) => decided?,
-            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, true)).await?,
+            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, || ())).await?,
         };
         Ok(Reservation::new(reserved))
     }
@@ -178,7 +178,7 @@ impl<Q: QuotaSource> Guard<Q> {
         demand: Demand,
     ) -> Result<Reservation, TryReserveError> {
         let terms = Terms::new(demand, scopes.into());
-        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, true) {
+        let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, || ()) {
             Admit::Now(decided) => decided?,
             Admit::Wait(admission) => {
                 let refused = admission.why_not_now();

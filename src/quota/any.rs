@@ -75,7 +75,7 @@ impl QuotaHold for AnyHold {
         self.0.shrink_any(to);
     }
 
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         self.0.commit_any(change)
     }
 }
@@ -122,7 +122,7 @@ impl<Q: QuotaSource> AnySource for Q {
 trait AnyHeld: Send {
     fn grow_any(&mut self, more: Amount) -> BoxFuture<Result<(), QuotaError>>;
     fn shrink_any(&mut self, to: Amount);
-    fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()>;
+    fn commit_any(self: Box<Self>, change: Change) -> Answer<BoxFuture<()>>;
 }
 
 impl<H: QuotaHold> AnyHeld for H {
@@ -134,7 +134,10 @@ impl<H: QuotaHold> AnyHeld for H {
         self.shrink_to(to);
     }
 
-    fn commit_any(self: Box<Self>, change: Change) -> BoxFuture<()> {
-        Box::pin(self.commit(change))
+    fn commit_any(self: Box<Self>, change: Change) -> Answer<BoxFuture<()>> {
+        match self.commit(change) {
+            Answer::Now(()) => Answer::Now(()),
+            Answer::Later(commit) => Answer::Later(Box::pin(commit)),
+        }
     }
 }

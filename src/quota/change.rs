@@ -58,7 +58,12 @@ impl Change {
     }
 
     /// Stops it where it is as far below zero as `held` is above. Returns what was cut off.
+    #[inline]
     pub(crate) fn stop_below(&mut self, held: Amount) -> Amount {
+        // Nearly always it is not below zero.
+        if self.bytes | self.objects >= 0 {
+            return Amount::ZERO;
+        }
         let stop = |change: &mut i64, held: u64| {
             let stopped = (*change).max(0i64.saturating_sub_unsigned(held));
             stopped.abs_diff(mem::replace(change, stopped))
@@ -77,9 +82,12 @@ impl From<Amount> for Change {
     }
 }
 
+#[inline]
 fn difference(stored: u64, replaced: u64) -> i64 {
-    let exact = i128::from(stored) - i128::from(replaced);
-    exact.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    match stored.checked_sub(replaced) {
+        Some(more) => i64::try_from(more).unwrap_or(i64::MAX),
+        None => 0i64.saturating_sub_unsigned(replaced - stored),
+    }
 }
 
 fn gain(change: i64) -> u64 {

@@ -197,9 +197,9 @@ impl QuotaHold for FunctionHold {
         self.claim.settle(to, Change::ZERO);
     }
 
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         self.claim.settle(Amount::ZERO, change);
-        ready(())
+        Answer::Now(())
     }
 }
 
@@ -426,7 +426,10 @@ mod tests {
     }
 
     fn commit(hold: FunctionHold, bytes: u64) {
-        let () = hold.commit(Amount::bytes(bytes).into()).into_inner();
+        assert!(matches!(
+            hold.commit(Amount::bytes(bytes).into()),
+            Answer::Now(())
+        ));
     }
 
     /// A scope, and the channel for the answer.

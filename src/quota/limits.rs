@@ -3,6 +3,7 @@
 use super::Exceeded;
 use crate::{
     amount::Amount,
+    cause::Resource,
     decide::{Decision, Lack, Need, ScopeState, decide},
     scope::Scope,
 };
@@ -61,6 +62,7 @@ impl Ceiling {
     ///
     /// Even without a limit the sum must not overflow. So the figures of holds never saturate, and match when the
     /// holds are released.
+    #[inline]
     pub(crate) fn admit(
         self,
         scope: &Scope,
@@ -77,13 +79,24 @@ impl Ceiling {
         else {
             return Ok(());
         };
-        Err(Exceeded::new(
+        Err(self.exceeded(scope, resource, counted, need))
+    }
+
+    #[cold]
+    fn exceeded(
+        self,
+        scope: &Scope,
+        resource: Resource,
+        counted: Amount,
+        need: Amount,
+    ) -> Exceeded {
+        Exceeded::new(
             scope.clone(),
             resource,
-            resource.of(limit),
+            resource.of(self.0),
             resource.of(counted),
             resource.of(need),
-        ))
+        )
     }
 }
 
@@ -121,7 +134,6 @@ pub struct Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cause::Resource;
 
     fn admit(limits: Limits, counted: Amount, need: Amount) -> Result<(), Resource> {
         Ceiling::from(limits)

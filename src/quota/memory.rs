@@ -190,10 +190,10 @@ impl QuotaHold for MemoryHold {
         self.leave(to, Change::ZERO);
     }
 
-    fn commit(mut self, change: Change) -> Self::Commit {
+    fn commit(mut self, change: Change) -> Answer<Self::Commit> {
         // Zero is left, so that the drop finds nothing to release.
         self.leave(Amount::ZERO, change);
-        ready(())
+        Answer::Now(())
     }
 }
 
@@ -230,8 +230,11 @@ impl MemoryHold {
 }
 
 impl Drop for MemoryHold {
+    #[inline]
     fn drop(&mut self) {
-        self.leave(Amount::ZERO, Change::ZERO);
+        if !self.amount.is_zero() {
+            self.leave(Amount::ZERO, Change::ZERO);
+        }
     }
 }
 
@@ -289,6 +292,9 @@ impl Store {
             return Ok(());
         }
         let default = self.default();
+        if let [scope] = scopes.as_slice() {
+            return self.take_of_one(scope, default, need, required);
+        }
         let mut shards = self.lock_all(scopes);
         for scope in scopes {
             let account = shards.of(scope).get(scope).unwrap_or(&Account::EMPTY);
@@ -304,6 +310,36 @@ impl Store {
                 account.held = account.held + need
             });
         }
+        Ok(())
+    }
+
+    /// The same in one scope, which is looked up once.
+    #[inline]
+    fn take_of_one(
+        &self,
+        scope: &Scope,
+        default: Ceiling,
+        need: Amount,
+        required: Amount,
+    ) -> Result<(), QuotaError> {
+        let mut shard = self.lock(shard_of(scope));
+        let Some(account) = shard.get_mut(scope) else {
+            default.admit(scope, Amount::ZERO, required)?;
+            if !need.is_zero() {
+                let held = need;
+                shard.insert(
+                    scope.clone(),
+                    Account {
+                        held,
+                        ..Account::EMPTY
+                    },
+                );
+            }
+            return Ok(());
+        };
+        let counted = account.used.gain() + account.held;
+        account.ceiling(default).admit(scope, counted, required)?;
+        account.held = account.held + need;
         Ok(())
     }
 
@@ -338,21 +374,12 @@ impl Store {
     }
 
     fn lock_all(&self, scopes: &Scopes) -> Locked<'_> {
-        match scopes.as_slice() {
-            [scope] => Locked::One(self.lock(shard_of(scope))),
-            scopes => {
-                let mut places: Vec<usize> = scopes.iter().map(shard_of).collect();
-                // One order for all requests, so that two can never deadlock.
-                places.sort_unstable();
-                places.dedup();
-                Locked::Several(
-                    places
-                        .into_iter()
-                        .map(|place| (place, self.lock(place)))
-                        .collect(),
-                )
-            }
-        }
+        let mut places: Vec<usize> = scopes.iter().map(shard_of).collect();
+        // One order for all requests, so that two can never deadlock.
+        places.sort_unstable();
+        places.dedup();
+        let locked = places.into_iter().map(|place| (place, self.lock(place)));
+        Locked(locked.collect())
     }
 
     fn lock(&self, place: usize) -> MutexGuard<'_, Shard> {
@@ -364,21 +391,13 @@ impl Store {
 }
 
 /// The locked shards of one request.
-enum Locked<'a> {
-    One(MutexGuard<'a, Shard>),
-    Several(Vec<(usize, MutexGuard<'a, Shard>)>),
-}
+struct Locked<'a>(Vec<(usize, MutexGuard<'a, Shard>)>);
 
 impl Locked<'_> {
     /// The shard of a scope, which has to be among the locked ones.
     fn of(&mut self, scope: &Scope) -> &mut Shard {
-        match self {
-            Self::One(shard) => shard,
-            Self::Several(shards) => {
-                let found = shards.binary_search_by_key(&shard_of(scope), |(place, _)| *place);
-                &mut shards[found.expect("the shard of every scope was locked")].1
-            }
-        }
+        let found = (self.0).binary_search_by_key(&shard_of(scope), |(place, _)| *place);
+        &mut self.0[found.expect("the shard of every scope was locked")].1
     }
 }
 
@@ -451,7 +470,7 @@ mod tests {
     }
 
     fn commit(hold: MemoryHold, change: impl Into<Change>) {
-        let () = hold.commit(change.into()).into_inner();
+        assert!(matches!(hold.commit(change.into()), Answer::Now(())));
     }
 
     fn accounts(quota: &MemoryQuota) -> usize {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`NoQuota`] | nowhere; charges no scope | |
 //! | [`MemoryQuota`] | this process | all requests of this process |
-//! | [`CollectionQuota`](crate::collection::CollectionQuota) | this process; usage is counted in the directories | all requests of this process |
+//! | `dav::CollectionQuota` (feature `webdav`) | this process; usage is counted in the directories | all requests of this process |
 //! | [`quota_fn`], [`quota_future`] | your own database | all requests of this process |
 //! | `store::StoredQuota` | an SQLite file (feature `store-sqlite`), PostgreSQL (`store-postgres`), Redis or Valkey (`store-redis`), or your own store (`store`); they outlive the process | all requests of all processes |
 //! | [`AnyQuota`] | in any of these, chosen at run time | what that promises |

@@ -44,7 +44,7 @@ impl QuotaHold for () {
 
     fn shrink_to(&mut self, _: Amount) {}
 
-    fn commit(self, _: Change) -> Self::Commit {
-        ready(())
+    fn commit(self, _: Change) -> Answer<Self::Commit> {
+        Answer::Now(())
     }
 }

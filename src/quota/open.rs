@@ -22,8 +22,8 @@ use crate::{amount::Amount, scope::Scopes};
 /// any other for want of quota.
 ///
 /// The objects of its [`Limits`] are the number of reservations. It counts in this process alone. A
-/// [`CollectionQuota`](crate::dav::CollectionQuota) under it is not found by
-/// [`webdav`](crate::StorageGuardLayer::webdav): give that a layer of its own.
+/// `CollectionQuota` under it is not found by
+/// `StorageGuardLayer::webdav`: give that a layer of its own.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -162,7 +162,7 @@ impl<H: QuotaHold> QuotaHold for OpenHold<H> {
     }
 
     /// Only the other source charges.
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         self.inner.commit(change)
     }
 }

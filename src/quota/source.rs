@@ -58,7 +58,7 @@ pub trait QuotaSource: Send + Sync + 'static {
 pub trait QuotaHold: Send + 'static {
     /// Resolves once more is reserved.
     type Grow: Future<Output = Result<(), QuotaError>> + Send + 'static;
-    /// Resolves once the charge is recorded.
+    /// Resolves once the charge is recorded, if that is not done at once.
     type Commit: Future<Output = ()> + Send + 'static;
 
     /// Reserves `more` in every scope, or in none.
@@ -76,8 +76,8 @@ pub trait QuotaHold: Send + 'static {
     ///
     /// `change` is final. It is charged even if it exceeds what was held, because the content is already on the disk.
     /// The charge must not be lost when the returned future is dropped: record it before returning, or hand it to a
-    /// task.
-    fn commit(self, change: Change) -> Self::Commit;
+    /// task. A source that records it at once answers at once, so that the request is not suspended.
+    fn commit(self, change: Change) -> Answer<Self::Commit>;
 }
 
 impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {

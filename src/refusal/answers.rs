@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use super::{Asked, Dialect, Grpc, Http, Refusal};
-use crate::{cause::Cause, config::ConfigError};
+use crate::{cause::Cause, config::ConfigError, head::Lines};
 
 /// How refusals are answered: the settings, and the code that applies them.
 #[derive(Clone, Default)]
@@ -74,11 +74,17 @@ impl Answers {
     }
 
     /// The index of the first dialect that accepts the request, of those that were added.
+    #[inline]
     pub(super) fn dialect_for(&self, head: &Parts) -> Option<u32> {
         // Called for every request, and most layers have none.
         if self.dialects.is_empty() && self.last_dialect.is_none() {
             return None;
         }
+        self.added_dialect_for(head)
+    }
+
+    #[cold]
+    fn added_dialect_for(&self, head: &Parts) -> Option<u32> {
         (0..)
             .zip(self.added())
             .find(|(_, dialect)| dialect.hears(head))
@@ -158,12 +164,16 @@ impl Asked {
     /// Every request passes through here, and few are refused. So costly steps are deferred: `Accept` is not parsed,
     /// and the content type is not looked up for plain HTTP, which does not use it. The URI consists of several
     /// reference-counted parts, and only user-defined renderers can see it.
-    pub(crate) fn hear(head: &Parts, answers: &Answers) -> Self {
+    #[inline(always)]
+    pub(crate) fn hear(head: &Parts, lines: &Lines<'_>, answers: &Answers) -> Self {
         match answers.dialect_for(head) {
-            None if answers.has_renderer() => {
-                Self::keep(&head.method, head.version, &head.headers).with_uri(&head.uri)
+            None => {
+                let asked = Self::keep(&head.method, head.version, &head.headers, lines);
+                match answers.has_renderer() {
+                    false => asked,
+                    true => asked.with_uri(&head.uri),
+                }
             }
-            None => Self::keep(&head.method, head.version, &head.headers),
             dialect => Self::from(head).for_dialect(dialect),
         }
     }
@@ -189,6 +199,7 @@ mod tests {
     use super::*;
     use crate::{
         cause::{Fault, Resource},
+        head::Hints,
         refusal::RefusalKind,
     };
 
@@ -205,8 +216,13 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    fn hear(head: &Parts, answers: &Answers) -> Asked {
+        let hints = Hints::default();
+        Asked::hear(head, &Lines::read(&head.headers, &hints), answers)
+    }
+
     fn answer(answers: &Answers, refusal: Refusal) -> Response<Bytes> {
-        answers.answer(refusal, &Asked::hear(&ask("PUT"), answers))
+        answers.answer(refusal, &hear(&ask("PUT"), answers))
     }
 
     /// Accepts a method of its name, and answers with a status of its own.
@@ -339,7 +355,7 @@ mod tests {
         });
         answers.set_retry_after(Cause::DiskFull, Duration::from_secs(5));
 
-        let ask = |method: &str| answers.answer(disk_full(), &Asked::hear(&ask(method), &answers));
+        let ask = |method: &str| answers.answer(disk_full(), &hear(&ask(method), &answers));
         let dav = ask("MKCOL");
         assert_eq!(
             (dav.status().as_u16(), &dav.body()[..]),
@@ -408,7 +424,7 @@ mod tests {
             let mut head = ask(method.as_str());
             let html = HeaderValue::from_static("text/html");
             head.headers.insert("accept", html);
-            answers.answer(disk_full(), &Asked::hear(&head, &answers))
+            answers.answer(disk_full(), &hear(&head, &answers))
         };
         let (head, get) = (ask(Method::HEAD), ask(Method::GET));
         assert_eq!(head.status(), get.status());
@@ -428,7 +444,7 @@ mod tests {
         let mut head = ask("PUT");
         let problem = HeaderValue::from_static("application/problem+json");
         head.headers.insert("accept", problem);
-        let response = answers.answer(disk_full(), &Asked::hear(&head, &answers));
+        let response = answers.answer(disk_full(), &hear(&head, &answers));
         assert!(
             response
                 .body()

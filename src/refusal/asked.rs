@@ -1,4 +1,4 @@
-use std::{iter, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
@@ -8,7 +8,11 @@ use http::{
 };
 
 use super::Refusal;
-use crate::{protocol::Protocol, rpc::Rpc};
+use crate::{
+    head::{Hints, Lines},
+    protocol::Protocol,
+    rpc::Rpc,
+};
 
 /// A format in which a client is told that its request is refused.
 ///
@@ -182,36 +186,48 @@ impl Asked {
         self
     }
 
-    pub(super) fn keep(method: &Method, version: Version, headers: &HeaderMap) -> Self {
-        let (rpc, content_type) = Rpc::of(method, headers).unzip();
-        let (line, rare) = if rpc.is_some() {
-            (content_type, None)
-        } else {
-            let mut lines = headers.get_all(ACCEPT).iter();
-            let (accept, second) = (lines.next(), lines.next());
-            let rare = second.map(|second| {
-                Box::new(Rare {
-                    more_accept: iter::once(second).chain(lines).cloned().collect(),
-                    ..Rare::default()
-                })
-            });
-            // Alone it means the same as no `Accept` at all (RFC 9110, section 12.5.1), and most programs send it.
-            let accept = accept.filter(|line| rare.is_some() || *line != "*/*");
-            (accept, rare)
-        };
-        Self {
+    #[inline(always)]
+    pub(super) fn keep(
+        method: &Method,
+        version: Version,
+        headers: &HeaderMap,
+        lines: &Lines<'_>,
+    ) -> Self {
+        let mut asked = Self {
             method: method.clone(),
             version,
-            rpc,
+            rpc: None,
             dialect: None,
-            line: line.cloned(),
-            rare,
+            line: None,
+            rare: None,
+        };
+        if let Some((rpc, content_type)) = Rpc::of(method, headers) {
+            asked.rpc = Some(rpc);
+            asked.line = Some(content_type.clone());
+        } else if lines.accepts > 1 {
+            asked.keep_accept(headers);
+        } else if let Some(accept) = lines.accept
+            // Alone it means the same as no `Accept` at all (RFC 9110, section 12.5.1), and most programs send it.
+            && accept.as_bytes() != b"*/*"
+        {
+            asked.line = Some(accept.clone());
         }
+        asked
+    }
+
+    /// Keeps several lines.
+    #[cold]
+    fn keep_accept(&mut self, headers: &HeaderMap) {
+        let mut lines = headers.get_all(ACCEPT).iter().cloned();
+        self.line = lines.next();
+        self.rare.get_or_insert_default().more_accept = lines.collect();
     }
 
     /// Keeps everything that a user-defined dialect may read.
     fn keep_all(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> Self {
-        let mut asked = Self::keep(method, version, headers).with_uri(uri);
+        let hints = Hints::default();
+        let lines = Lines::read(headers, &hints);
+        let mut asked = Self::keep(method, version, headers, &lines).with_uri(uri);
         if asked.rpc.is_none()
             && let Some(content_type) = headers.get(CONTENT_TYPE)
         {
@@ -316,6 +332,11 @@ mod tests {
         head
     }
 
+    fn hear(head: &Parts, answers: &Answers) -> Asked {
+        let hints = Hints::default();
+        Asked::hear(head, &Lines::read(&head.headers, &hints), answers)
+    }
+
     struct Deaf;
 
     impl Dialect for Deaf {
@@ -331,7 +352,7 @@ mod tests {
     #[test]
     fn all_lines_of_accept_are_kept() {
         for lines in [&[][..], &["text/html"], &["text/html", "*/*;q=0.1", "a/b"]] {
-            let asked = Asked::hear(&head(lines), &Answers::default());
+            let asked = hear(&head(lines), &Answers::default());
             assert!(asked.accept().eq(lines), "{asked:?}");
             assert_eq!(asked.method(), Method::PUT);
             assert_eq!(asked.version(), Version::HTTP_11);
@@ -345,7 +366,11 @@ mod tests {
         for answers in [Answers::default(), deaf] {
             for lines in [&[][..], &["application/json"]] {
                 let head = head(lines);
-                let counted = allocation_counter::measure(|| drop(Asked::hear(&head, &answers)));
+                let hints = Hints::default();
+                let counted = allocation_counter::measure(|| {
+                    let lines = Lines::read(&head.headers, &hints);
+                    drop(Asked::hear(&head, &lines, &answers));
+                });
                 assert_eq!(counted.count_total, 0, "{lines:?}");
             }
         }
@@ -354,12 +379,12 @@ mod tests {
     #[test]
     fn the_content_type_is_kept_for_dialects_that_read_it() {
         let head = head(&[]);
-        assert_eq!(Asked::hear(&head, &Answers::default()).content_type(), None);
+        assert_eq!(hear(&head, &Answers::default()).content_type(), None);
         assert_eq!(Asked::from(&head).content_type().unwrap(), "image/png");
 
         let mut answers = Answers::default();
         answers.push_dialect(super::super::Http::default());
-        let asked = Asked::hear(&head, &answers);
+        let asked = hear(&head, &answers);
         assert_eq!(asked.content_type().unwrap(), "image/png");
     }
 
@@ -368,18 +393,18 @@ mod tests {
         let head = head(&[]);
         let uri = "/photos/1?draft";
         let mut answers = Answers::default();
-        assert_eq!(Asked::hear(&head, &answers).uri(), None);
+        assert_eq!(hear(&head, &answers).uri(), None);
         answers.push_dialect(Deaf);
-        assert_eq!(Asked::hear(&head, &answers).uri(), None);
+        assert_eq!(hear(&head, &answers).uri(), None);
 
         let mut rendered = answers.clone();
         rendered.set_renderer(|_, _| None);
-        let asked = Asked::hear(&head, &rendered);
+        let asked = hear(&head, &rendered);
         assert_eq!(asked.uri().unwrap(), uri);
         assert_eq!(asked.content_type(), None);
 
         answers.push_dialect(super::super::Http::default());
-        assert_eq!(Asked::hear(&head, &answers).uri().unwrap(), uri);
+        assert_eq!(hear(&head, &answers).uri().unwrap(), uri);
     }
 
     #[test]

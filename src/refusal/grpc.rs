@@ -171,7 +171,7 @@ mod tests {
             .unwrap();
         let answers = Answers::default();
         let (head, ()) = request.into_parts();
-        answers.answer(refusal.clone(), &Asked::hear(&head, &answers))
+        answers.answer(refusal.clone(), &Asked::from(&head))
     }
 
     #[test]

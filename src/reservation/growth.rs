@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    shared::{Attachment, Shared, State, VolumeClaim},
+    shared::{Adapter, Shared, State},
     tickets::Tickets,
 };
 use crate::{
@@ -28,10 +28,10 @@ use crate::{
     wait_queue::Short,
 };
 
-impl<Q, X> Shared<Q, X>
+impl<Q, A> Shared<Q, A>
 where
     Q: QuotaSource,
-    X: Attachment,
+    A: Adapter,
 {
     /// Reserves `want` bytes more, or at least `need`.
     pub(super) async fn set_more_aside(&self, need: u64, want: u64) -> Result<u64, Refused> {
@@ -49,38 +49,45 @@ where
         if state.has_ended() {
             return Err(has_ended());
         }
-        state.hold.replaced = replaced;
+        state.rare_mut().replaced = Some(replaced);
         Ok(())
     }
 
     /// Gives back what is set aside beyond what is reserved, and beyond growths in progress.
-    pub(super) fn set_less_aside(&self, mut state: MutexGuard<'_, State<Q::Hold, X>>) {
-        if state.has_ended() {
+    pub(super) fn set_less_aside(&self, mut locked: MutexGuard<'_, State<Q::Hold, A>>) {
+        if locked.has_ended() {
             // All of it has settled.
             return;
         }
-        let reserved = self.meter.reserved().saturating_add(state.claim.growing);
+        let state = &mut *locked;
+        let reserved = self.meter.reserved().saturating_add(state.growing());
         let claimed = self.claimed_on().map(|volume| {
             // Settled bytes are no longer claimed.
-            let needed = self.in_blocks(volume, reserved).max(state.claim.settled);
-            let spare = Amount::bytes(state.claim.blocks.bytes.saturating_sub(needed));
-            state.claim.blocks = state.claim.blocks - spare;
+            let needed = self.in_blocks(volume, reserved).max(state.settled());
+            let spare = Amount::bytes(state.blocks.bytes.saturating_sub(needed));
+            state.blocks = state.blocks - spare;
             (volume, spare)
         });
-        let hold = &mut state.hold;
-        let spare = hold.held - (self.in_scopes(reserved) - hold.replaced);
-        let is_held = !hold.is_asking && !spare.is_zero();
-        if let (true, Some(hold_in_scopes)) = (is_held, &mut hold.hold) {
-            hold.held = hold.held - spare;
-            hold_in_scopes.shrink_to(hold.held);
+        let spare = state.held - (self.in_scopes(reserved) - self.replaced_in(state));
+        let is_asking = state.rare().is_some_and(|rare| rare.is_asking);
+        let is_held = !is_asking && !spare.is_zero();
+        if let (true, Some(hold)) = (is_held, &mut state.hold) {
+            state.held = state.held - spare;
+            hold.shrink_to(state.held);
         }
-        drop(state);
+        drop(locked);
         if let Some((volume, spare)) = claimed {
             volume.release(spare);
         }
         if is_held {
             self.context.rules.quota_queue.notify();
         }
+    }
+
+    /// What replacing gives back to the scopes.
+    fn replaced_in(&self, state: &State<Q::Hold, A>) -> Amount {
+        let corrected = state.rare().and_then(|rare| rare.replaced);
+        corrected.unwrap_or(self.demand.replaced())
     }
 
     fn tickets(&self) -> Result<Arc<Tickets>, Refused> {
@@ -100,7 +107,7 @@ where
         tickets: &Tickets,
         need: u64,
         want: u64,
-    ) -> Result<Growing<'_, Q, X>, Refused> {
+    ) -> Result<Growing<'_, Q, A>, Refused> {
         let (Some(volume), Some(ticket)) = (self.claimed_on(), &tickets.volume) else {
             return self.try_claim(want).map_err(Refused::from);
         };
@@ -111,7 +118,7 @@ where
         let attempt = || async {
             // With little room left, use small grants, because other uploads need what one upload holds without using
             // it.
-            let room = self.reach.stored_in(volume.room() / 8);
+            let room = self.reach(volume).stored_in(volume.room() / 8);
             let want = want.min(room).max(need);
             let shortfall = loop {
                 if ticket.yields(&[None]) {
@@ -149,16 +156,17 @@ where
         })
     }
 
-    fn try_claim(&self, bytes: u64) -> Result<Growing<'_, Q, X>, Shortfall> {
+    fn try_claim(&self, bytes: u64) -> Result<Growing<'_, Q, A>, Shortfall> {
         let mut state = self.state();
         if state.has_ended() {
             return Err(Shortfall::Unknown);
         }
         if let Some(volume) = self.claimed_on() {
-            let more = self.more_blocks(volume, &state.claim, bytes);
-            state.claim.blocks = state.claim.blocks + volume.claim(more, 0)?;
+            let more = self.more_blocks(volume, &state, bytes);
+            state.blocks = state.blocks + volume.claim(more, 0)?;
         }
-        state.claim.growing = state.claim.growing.saturating_add(bytes);
+        let rare = state.rare_mut();
+        rare.growing = rare.growing.saturating_add(bytes);
         Ok(Growing {
             shared: self,
             bytes,
@@ -166,28 +174,28 @@ where
     }
 
     /// The blocks that `bytes` more take, in addition to the claimed ones.
-    fn more_blocks(&self, volume: &Volume, claim: &VolumeClaim, bytes: u64) -> Amount {
-        let reserved = self.meter.reserved().saturating_add(claim.growing);
+    fn more_blocks(&self, volume: &Volume, state: &State<Q::Hold, A>, bytes: u64) -> Amount {
+        let reserved = self.meter.reserved().saturating_add(state.growing());
         let blocks = self.in_blocks(volume, reserved.saturating_add(bytes));
-        Amount::bytes(blocks.saturating_sub(claim.blocks.bytes))
+        Amount::bytes(blocks.saturating_sub(state.blocks.bytes))
     }
 
     /// Takes back what silent clients do not use, if that makes room for `bytes` more.
     fn takes_back(&self, volume: &Volume, shortfall: Shortfall, bytes: u64) -> bool {
-        let more = self.more_blocks(volume, &self.state().claim, bytes);
+        let more = self.more_blocks(volume, &self.state(), bytes);
         volume.takes_back(shortfall, more.bytes)
     }
 
     /// Whether `bytes` more would fit if all other reservations released their claims.
     fn could_claim(&self, volume: &Volume, bytes: u64) -> bool {
-        let more = self.more_blocks(volume, &self.state().claim, bytes);
+        let more = self.more_blocks(volume, &self.state(), bytes);
         volume.could_have_room(more, 0, self.own_blocks())
     }
 
     /// What it has claimed on the volume, and not yet settled.
     fn own_blocks(&self) -> Amount {
-        let claim = &self.state().claim;
-        claim.blocks - Amount::bytes(claim.settled)
+        let state = self.state();
+        state.blocks - Amount::bytes(state.settled())
     }
 
     /// Grows the hold for `want` bytes that are claimed, or at least for `need`. Returns the number of bytes.
@@ -208,7 +216,7 @@ where
                 .turn()
                 .await
                 .map_err(|error| Short { of: None, error })?;
-            let replaced = self.state().hold.replaced;
+            let replaced = self.replaced_in(&self.state());
             let (mut bytes, mut came_back) = (want, false);
             let mut grown = self.grow_hold(replaced, 0).await;
             while let Err(QuotaError::Exceeded(exceeded)) = &grown {
@@ -244,14 +252,15 @@ where
 
     /// Waits until no other growth is asking the source, so that none counts on an amount that another has only asked
     /// for. The wait is bounded by the source's own timeout, because the other future may no longer be polled.
-    async fn turn(&self) -> Result<Turn<'_, Q, X>, Refused> {
+    async fn turn(&self) -> Result<Turn<'_, Q, A>, Refused> {
         let turn = poll_fn(|cx| {
             let mut state = self.state();
-            if state.hold.is_asking {
-                state.hold.askers.push(cx.waker().clone());
+            let rare = state.rare_mut();
+            if rare.is_asking {
+                rare.askers.push(cx.waker().clone());
                 return Poll::Pending;
             }
-            state.hold.is_asking = true;
+            rare.is_asking = true;
             Poll::Ready(Turn(self))
         });
         within(self.context.rules.quota_timeout, turn)
@@ -264,10 +273,10 @@ where
     async fn grow_hold(&self, replaced: Amount, spared: u64) -> Result<(), QuotaError> {
         let (growth, amount) = {
             let mut state = self.state();
-            let bytes = self.meter.reserved().saturating_add(state.claim.growing);
+            let bytes = self.meter.reserved().saturating_add(state.growing());
             let reserved = self.in_scopes(bytes.saturating_sub(spared));
-            let amount = (reserved - replaced) - state.hold.held;
-            match &mut state.hold.hold {
+            let amount = (reserved - replaced) - state.held;
+            match &mut state.hold {
                 Some(hold) if !amount.is_zero() => (hold.grow(amount), amount),
                 // The hold is sufficient, or the request was admitted without one during an outage of the source.
                 _ => return Ok(()),
@@ -276,15 +285,13 @@ where
         match self.context.rules.bounded(growth).await {
             Ok(()) => {
                 let mut state = self.state();
-                state.hold.held = state.hold.held + amount;
+                state.held = state.held + amount;
                 Ok(())
             }
             Err(QuotaError::Unavailable(_)) if self.context.rules.quota_outage == Outage::Admit => {
                 Ok(())
             }
-            Err(QuotaError::Exceeded(exceeded)) => {
-                Err(exceeded.beside(self.state().hold.held).into())
-            }
+            Err(QuotaError::Exceeded(exceeded)) => Err(exceeded.beside(self.state().held).into()),
             Err(error) => Err(error),
         }
     }
@@ -296,12 +303,12 @@ fn has_ended() -> Refused {
 }
 
 /// Bytes that are claimed on the volume, and entered in the state. Released on drop.
-struct Growing<'a, Q: QuotaSource, X: Attachment> {
-    shared: &'a Shared<Q, X>,
+struct Growing<'a, Q: QuotaSource, A: Adapter> {
+    shared: &'a Shared<Q, A>,
     bytes: u64,
 }
 
-impl<Q: QuotaSource, X: Attachment> Growing<'_, Q, X> {
+impl<Q: QuotaSource, A: Adapter> Growing<'_, Q, A> {
     /// Moves them to the reservation: as many as the scopes hold too.
     fn keep(self, held: u64) -> Result<u64, Refused> {
         let state = self.shared.state();
@@ -314,22 +321,27 @@ impl<Q: QuotaSource, X: Attachment> Growing<'_, Q, X> {
     }
 }
 
-impl<Q: QuotaSource, X: Attachment> Drop for Growing<'_, Q, X> {
+impl<Q: QuotaSource, A: Adapter> Drop for Growing<'_, Q, A> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.claim.growing = state.claim.growing.saturating_sub(self.bytes);
+        if let Some(rare) = state.any_rare_mut() {
+            rare.growing = rare.growing.saturating_sub(self.bytes);
+        }
         self.shared.set_less_aside(state);
     }
 }
 
 /// The turn to ask the quota source. Passed on when dropped.
-struct Turn<'a, Q: QuotaSource, X: Attachment>(&'a Shared<Q, X>);
+struct Turn<'a, Q: QuotaSource, A: Adapter>(&'a Shared<Q, A>);
 
-impl<Q: QuotaSource, X: Attachment> Drop for Turn<'_, Q, X> {
+impl<Q: QuotaSource, A: Adapter> Drop for Turn<'_, Q, A> {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.hold.is_asking = false;
-        let askers = std::mem::take(&mut state.hold.askers);
+        let Some(rare) = state.any_rare_mut() else {
+            return;
+        };
+        rare.is_asking = false;
+        let askers = std::mem::take(&mut rare.askers);
         drop(state);
         askers.into_iter().for_each(Waker::wake);
     }

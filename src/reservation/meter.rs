@@ -9,6 +9,8 @@ pub(crate) struct Meter {
     received: AtomicU64,
     /// The reservation has ended, or the body was cut: no more of it may be read.
     closed: AtomicBool,
+    /// The reservation has ended. Set under the lock of its state.
+    ended: AtomicBool,
 }
 
 impl Meter {
@@ -17,6 +19,7 @@ impl Meter {
             reserved: AtomicU64::new(reserved),
             received: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -57,5 +60,16 @@ impl Meter {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn end(&self) {
+        self.close();
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether the reservation has ended, so that its end needs no lock.
+    #[inline]
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 }

@@ -20,8 +20,8 @@ pub(crate) use self::{
     hooks::{EndHook, Outcome, StartHook},
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
-    pending::{Pending, Terms},
-    shared::{Attachment, Ended, Shared, State},
+    pending::{Pending, RareTerms, Terms, Unkept},
+    shared::{Adapter, Ended, Shared},
 };
 use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 

@@ -1,6 +1,7 @@
 //! The operations on a reservation, for any quota source.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::{Arc, Weak},
 };
@@ -71,6 +72,14 @@ pub(crate) struct Outer {
     pub(crate) ops: Arc<dyn ReservationOps>,
     /// Whether both are on one volume, and the outer claim there is sufficient for both.
     pub(crate) holds_claim: bool,
+}
+
+impl fmt::Debug for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outer")
+            .field("holds_claim", &self.holds_claim)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What the handler has reported.

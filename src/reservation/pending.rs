@@ -1,13 +1,13 @@
 //! A reservation before it exists: the demand, and what is claimed for it.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use super::{context::Context, hooks::StartHook, ops::Outer};
 use crate::{
     amount::Amount,
     cause::Resource,
     demand::{Demand, Reach},
-    quota::Exceeded,
+    quota::{Answer, Exceeded, QuotaSource},
     scope::Scopes,
     volume::{Claimed, Volume},
 };
@@ -16,6 +16,13 @@ use crate::{
 pub(crate) struct Terms {
     pub(crate) demand: Demand,
     pub(crate) scopes: Scopes,
+    /// Boxed, because terms are moved often.
+    pub(crate) rare: Option<Box<RareTerms>>,
+}
+
+/// What few demands have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RareTerms {
     /// What other scopes get back when it has succeeded.
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) on_start: Option<StartHook>,
@@ -27,18 +34,33 @@ impl Terms {
         Self {
             demand,
             scopes,
-            gives_back: Vec::new(),
-            on_start: None,
-            outer: None,
+            rare: None,
         }
+    }
+
+    fn outer(&self) -> Option<&Outer> {
+        self.rare.as_ref()?.outer.as_ref()
     }
 
     /// The volume that a claim is made on. None if an outer reservation holds it.
     pub(crate) fn volume<'a, Q>(&self, context: &'a Context<Q>) -> Option<&'a Volume> {
-        match &self.outer {
+        match self.outer() {
             Some(outer) if outer.holds_claim => None,
             _ => context.volume.as_ref(),
         }
+    }
+
+    /// What the quota is asked to reserve for so many reserved bytes.
+    #[inline]
+    pub(crate) fn asked(&self, bytes: u64) -> Amount {
+        in_scopes(&self.demand, bytes) - self.demand.replaced()
+    }
+
+    /// What must fit into the quota, but is not reserved.
+    #[inline]
+    pub(crate) fn expected(&self, bytes: u64) -> Amount {
+        let expected = self.demand.expected().max(bytes);
+        in_scopes(&self.demand, expected) - self.demand.replaced()
     }
 
     /// How bytes reach that volume.
@@ -49,92 +71,107 @@ impl Terms {
     }
 }
 
-/// A reservation that waits for its quota.
-pub(crate) struct Pending<Q> {
-    pub(super) claim: PendingClaim<Q>,
-    pub(super) terms: Terms,
-    /// Bytes that are reserved.
-    pub(super) bytes: u64,
-}
-
 /// Blocks that are claimed for a reservation that does not exist yet. Released on drop.
-pub(super) struct PendingClaim<Q> {
-    /// None once a reservation holds the claim.
-    context: Option<Arc<Context<Q>>>,
+pub(crate) struct Unkept<'a> {
+    volume: Option<&'a Volume>,
     blocks: Amount,
 }
 
-impl<Q> PendingClaim<Q> {
+impl<'a> Unkept<'a> {
+    #[inline]
+    pub(crate) fn new(volume: Option<&'a Volume>, blocks: Amount) -> Self {
+        Self { volume, blocks }
+    }
+
     /// Hands the claim over.
-    pub(super) fn keep(mut self) -> (Arc<Context<Q>>, Amount) {
-        let context = self.context.take();
-        let context = context.expect("it is there from the beginning, and this consumes the claim");
-        (context, self.blocks)
+    #[inline]
+    pub(crate) fn keep(self) {
+        mem::forget(self);
     }
 }
 
-impl<Q> Drop for PendingClaim<Q> {
+impl Drop for Unkept<'_> {
     fn drop(&mut self) {
-        if let Some(context) = &self.context
-            && let Some(volume) = &context.volume
-        {
+        if let Some(volume) = self.volume {
             volume.release(self.blocks);
+        }
+    }
+}
+
+/// A reservation that waits for its quota. Dropped, it releases what is claimed.
+pub(crate) struct Pending<Q> {
+    /// None once it is kept.
+    kept: Option<(Arc<Context<Q>>, Terms)>,
+    claimed: Claimed,
+}
+
+impl<Q> Drop for Pending<Q> {
+    fn drop(&mut self) {
+        if let Some((context, _)) = &self.kept {
+            drop(Unkept::new(context.volume.as_ref(), self.claimed.blocks));
         }
     }
 }
 
 impl<Q> Pending<Q> {
     pub(crate) fn new(context: Arc<Context<Q>>, terms: Terms, claimed: Claimed) -> Self {
-        let Claimed { bytes, blocks } = claimed;
-        let context = Some(context);
-        Self {
-            claim: PendingClaim { context, blocks },
-            terms,
-            bytes,
-        }
+        let kept = Some((context, terms));
+        Self { kept, claimed }
+    }
+
+    /// Hands everything over.
+    pub(crate) fn keep(mut self) -> (Arc<Context<Q>>, Terms, Claimed) {
+        let (context, terms) = self.kept.take().expect(KEPT);
+        (context, terms, self.claimed)
     }
 
     pub(crate) fn context(&self) -> &Arc<Context<Q>> {
-        let context = self.claim.context.as_ref();
-        context.expect("it is there until the claim is kept")
+        &self.kept.as_ref().expect(KEPT).0
+    }
+
+    fn terms(&self) -> &Terms {
+        &self.kept.as_ref().expect(KEPT).1
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {
-        &self.terms.scopes
+        &self.terms().scopes
     }
 
-    /// What the quota is asked to reserve.
-    pub(crate) fn asked(&self) -> Amount {
-        in_scopes(&self.terms.demand, self.bytes) - self.terms.demand.replaced()
-    }
-
-    /// What must fit into the quota, but is not reserved.
-    pub(crate) fn expected(&self) -> Amount {
-        let demand = &self.terms.demand;
-        in_scopes(demand, demand.expected().max(self.bytes)) - demand.replaced()
+    /// Asks the quota source.
+    pub(crate) fn ask(&self) -> Answer<Q::Future>
+    where
+        Q: QuotaSource,
+    {
+        let (terms, bytes) = (self.terms(), self.claimed.bytes);
+        let quota = &self.context().quota;
+        quota.reserve(&terms.scopes, terms.asked(bytes), terms.expected(bytes))
     }
 
     /// Reduces the demand on the quota to what the quota has left, if the length is unknown: the request may need
     /// less than a grant. False if that does not help; then `exceeded` says what is known of the need.
     pub(crate) fn makes_do_with_less(&mut self, exceeded: &mut Exceeded) -> bool {
-        let demand = &self.terms.demand;
+        let demand = self.terms().demand;
         if !demand.has_no_size() || exceeded.resource != Resource::Bytes {
             return false;
         }
         let left = exceeded.limit.saturating_sub(exceeded.used);
         let less = left.saturating_add(demand.replaced().bytes);
-        let helps = less > 0 && less < self.bytes;
+        let helps = less > 0 && less < self.claimed.bytes;
         if helps {
-            self.bytes = less;
+            self.claimed.bytes = less;
         } else {
-            let least = in_scopes(demand, 1) - demand.replaced();
+            let least = in_scopes(&demand, 1) - demand.replaced();
             exceeded.required = least.bytes.max(1);
         }
         helps
     }
 }
 
+/// Why the parts of a pending reservation are there.
+const KEPT: &str = "they are there until it is kept, which consumes it";
+
 /// What the scopes have to hold for this many reserved bytes, before what is replaced.
+#[inline]
 pub(super) fn in_scopes(demand: &Demand, bytes: u64) -> Amount {
     Amount::new(bytes, demand.objects()) + demand.moved()
 }

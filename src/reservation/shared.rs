@@ -13,110 +13,116 @@ use super::{
     hooks::{EndHook, Outcome},
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
-    pending::{self, Pending},
+    pending::{self, RareTerms, Terms},
     tickets::Tickets,
 };
 use crate::{
     amount::Amount,
     demand::{Demand, Reach},
     offers::{Offer, Silent},
-    quota::{Change, QuotaHold, QuotaSource},
+    quota::{Answer, Change, QuotaHold, QuotaSource},
     refused::Refused,
     scope::Scopes,
     time::within,
-    volume::Volume,
+    volume::{Claimed, Volume},
 };
 
-/// The state that an adapter keeps beside a reservation, under the same lock.
-pub(crate) trait Attachment: Send + 'static {
-    /// What remains of it at the end. Dropped when the lock is not held.
-    type Rest;
+/// What an adapter keeps beside a reservation.
+pub(crate) trait Adapter: Send + Sync + 'static {
+    /// Whether all that is reserved is charged unless the handler reports otherwise. What was read of a body is charged where
+    /// there is one.
+    const CHARGES_RESERVED: bool;
 
-    fn take_rest(&mut self) -> Self::Rest;
+    /// What few reservations have, under the same lock. Dropped when the lock is not held.
+    type Rare: Default + Send;
 }
 
 /// A reservation without an adapter.
-impl Attachment for () {
-    type Rest = ();
+impl Adapter for () {
+    const CHARGES_RESERVED: bool = true;
 
-    fn take_rest(&mut self) {}
+    type Rare = ();
 }
 
 /// The state that the handle of a reservation shares with body and answer (for HTTP).
-pub(crate) struct Shared<Q: QuotaSource, X: Attachment = ()> {
+pub(crate) struct Shared<Q: QuotaSource, A: Adapter = ()> {
     pub(super) context: Arc<Context<Q>>,
     pub(super) scopes: Scopes,
     pub(super) demand: Demand,
-    pub(super) reach: Reach,
     pub(super) meter: Meter,
-    outer: Option<Outer>,
-    /// What is charged unless the handler reports it: all that is reserved, or what was read of a body.
-    charges_reserved: bool,
-    state: Mutex<State<Q::Hold, X>>,
+    outer: Option<Box<Outer>>,
+    pub(crate) adapter: A,
+    state: Mutex<State<Q::Hold, A>>,
 }
 
 /// The state that changes during a reservation's life.
-pub(crate) struct State<H, X> {
-    pub(super) claim: VolumeClaim,
-    pub(super) hold: ScopeHold<H>,
+pub(crate) struct State<H, A: Adapter> {
+    /// What is claimed on the volume, in whole blocks: for what is reserved and for growths in progress.
+    pub(super) blocks: Amount,
+    pub(super) hold: Option<H>,
+    /// The amount of the hold, as far as its source has answered.
+    pub(super) held: Amount,
     pub(super) lifecycle: Lifecycle,
     /// Its places in the queues for more.
     pub(super) tickets: Option<Arc<Tickets>>,
     /// Boxed, because the state is moved once for each request.
-    pub(super) rare: Option<Box<Rare>>,
-    report: Report,
-    at_end: AtEnd,
-    /// The adapter's own state.
-    pub(crate) attachment: X,
+    rare: Option<Box<Rare<A>>>,
 }
 
 /// What few reservations have.
-#[derive(Default)]
-pub(super) struct Rare {
+pub(crate) struct Rare<A: Adapter> {
+    /// Bytes that growths in progress have claimed on the volume, and not yet in the scopes.
+    pub(super) growing: u64,
+    /// Blocks that have settled already, as reported.
+    pub(super) settled: u64,
+    /// Bytes that were reported as written.
+    written: u64,
+    /// What replacing gives back to the scopes, where that is not what the demand says.
+    pub(super) replaced: Option<Amount>,
+    /// Whether a request to the source is in progress, and the growths that wait for their turn.
+    pub(super) is_asking: bool,
+    pub(super) askers: Vec<Waker>,
     /// What is offered to others while the client is silent.
     pub(super) offers: Vec<Offer>,
     /// Bytes that are reserved for what the handler writes beside the body.
     pub(super) by_handler: u64,
-}
-
-/// What is claimed on the volume.
-#[derive(Default)]
-pub(super) struct VolumeClaim {
-    /// In whole blocks: for what is reserved and for growths in progress.
-    pub(super) blocks: Amount,
-    /// Bytes that growths in progress have claimed here, and not yet in the scopes.
-    pub(super) growing: u64,
-    /// Blocks that have settled already, as reported.
-    pub(super) settled: u64,
-    written: u64,
-}
-
-/// What is held in the scopes.
-pub(super) struct ScopeHold<H> {
-    pub(super) hold: Option<H>,
-    /// The amount of the hold, as far as its source has answered.
-    pub(super) held: Amount,
-    /// What replacing gives back to the scopes.
-    pub(super) replaced: Amount,
-    /// Whether a request to the source is in progress, and the growths that wait for their turn.
-    pub(super) is_asking: bool,
-    pub(super) askers: Vec<Waker>,
-}
-
-/// The state of a reservation.
-pub(super) enum Lifecycle {
-    Open,
-    /// The body was cut, so that nothing is charged.
-    Cut(Refused),
-    /// It was committed or released, with the reason of the cut if it was cut.
-    Ended(Option<Refused>),
-}
-
-/// Hooks that run when it has ended.
-struct AtEnd {
+    report: Report,
+    /// Why the body was cut. It stays when the reservation has ended.
+    refused: Option<Refused>,
     /// What other scopes get back when it has succeeded.
     gives_back: Vec<(Scopes, Amount)>,
     hook: Option<EndHook>,
+    pub(crate) adapter: A::Rare,
+}
+
+impl<A: Adapter> Default for Rare<A> {
+    fn default() -> Self {
+        Self {
+            growing: 0,
+            settled: 0,
+            written: 0,
+            replaced: None,
+            is_asking: false,
+            askers: Vec::new(),
+            offers: Vec::new(),
+            by_handler: 0,
+            report: Report::default(),
+            refused: None,
+            gives_back: Vec::new(),
+            hook: None,
+            adapter: A::Rare::default(),
+        }
+    }
+}
+
+/// The state of a reservation.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Lifecycle {
+    Open,
+    /// The body was cut, so that nothing is charged.
+    Cut,
+    /// It was committed or released.
+    Ended,
 }
 
 /// The result of ending a reservation.
@@ -136,91 +142,119 @@ impl<H> Ended<H> {
     }
 }
 
-impl<H, X> State<H, X> {
+impl<H, A: Adapter> State<H, A> {
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.lifecycle, Lifecycle::Ended(_))
+        self.lifecycle == Lifecycle::Ended
     }
 
     /// Why the body was cut, if it was.
     pub(crate) fn refused(&self) -> Option<&Refused> {
-        match &self.lifecycle {
-            Lifecycle::Cut(refused) | Lifecycle::Ended(Some(refused)) => Some(refused),
-            Lifecycle::Open | Lifecycle::Ended(None) => None,
-        }
+        self.rare()?.refused.as_ref()
     }
 
     /// Cuts the body, unless the reservation has ended. The first reason is kept.
     pub(crate) fn cut(&mut self, refused: &Refused) {
-        match &mut self.lifecycle {
-            open @ Lifecycle::Open => *open = Lifecycle::Cut(refused.clone()),
-            Lifecycle::Ended(reason @ None) => *reason = Some(refused.clone()),
-            Lifecycle::Cut(_) | Lifecycle::Ended(Some(_)) => {}
+        if self.lifecycle == Lifecycle::Open {
+            self.lifecycle = Lifecycle::Cut;
         }
+        let reason = &mut self.rare_mut().refused;
+        reason.get_or_insert_with(|| refused.clone());
+    }
+
+    /// Keeps only why the body was cut, and returns the rest.
+    #[cold]
+    fn keep_reason(&mut self, mut rare: Box<Rare<A>>) -> Box<Rare<A>> {
+        if let Some(refused) = rare.refused.take() {
+            self.rare_mut().refused = Some(refused);
+        }
+        rare
     }
 
     /// Nothing is given back, because an unknown part of the request has failed.
     pub(crate) fn keep_all(&mut self) {
-        self.at_end.gives_back.clear();
-        self.hold.replaced = Amount::ZERO;
+        let rare = self.rare_mut();
+        rare.gives_back.clear();
+        rare.replaced = Some(Amount::ZERO);
+    }
+
+    /// What few reservations have, of this one.
+    pub(crate) fn rare(&self) -> Option<&Rare<A>> {
+        self.rare.as_deref()
+    }
+
+    pub(crate) fn rare_mut(&mut self) -> &mut Rare<A> {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Like [`Self::rare_mut`], if there is anything.
+    pub(crate) fn any_rare_mut(&mut self) -> Option<&mut Rare<A>> {
+        self.rare.as_deref_mut()
+    }
+
+    /// Bytes that growths in progress have claimed on the volume, and not yet in the scopes.
+    pub(super) fn growing(&self) -> u64 {
+        self.rare().map_or(0, |rare| rare.growing)
+    }
+
+    /// Blocks that have settled already.
+    pub(super) fn settled(&self) -> u64 {
+        self.rare().map_or(0, |rare| rare.settled)
     }
 }
 
-impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
+impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     /// The reservation for what is claimed on the volume, and for the hold in the scopes if there is one.
+    #[inline(always)]
     pub(crate) fn new(
-        pending: Pending<Q>,
+        context: Arc<Context<Q>>,
+        terms: Terms,
+        claimed: Claimed,
         hold: Option<Q::Hold>,
-        attachment: X,
-        charges_reserved: bool,
+        adapter: A,
     ) -> Self {
+        let Claimed { bytes, blocks } = claimed;
         let held = match hold {
-            Some(_) => pending.asked(),
+            Some(_) => terms.asked(bytes),
             None => Amount::ZERO,
         };
-        let Pending {
-            claim,
-            terms,
-            bytes,
-        } = pending;
-        let (context, blocks) = claim.keep();
-        let reach = terms.reach(&context).with_freed();
         let demand = terms.demand;
-        let tickets = demand
-            .bytes()
-            .is_none()
-            .then(|| Arc::new(Tickets::new(terms.volume(&context), &context.rules)));
-        let hook = terms.on_start.map(|start| start.start());
+        let tickets = match demand.bytes() {
+            Some(_) => None,
+            None => Some(Arc::new(Tickets::new(
+                terms.volume(&context),
+                &context.rules,
+            ))),
+        };
+        let (outer, rare) = match terms.rare {
+            None => (None, None),
+            Some(terms) => Self::rare_of(*terms),
+        };
         Self {
             context,
             scopes: terms.scopes,
             demand,
-            reach,
             meter: Meter::new(bytes),
-            outer: terms.outer,
-            charges_reserved,
+            outer,
+            adapter,
             state: Mutex::new(State {
-                claim: VolumeClaim {
-                    blocks,
-                    ..VolumeClaim::default()
-                },
-                hold: ScopeHold {
-                    hold,
-                    held,
-                    replaced: demand.replaced(),
-                    is_asking: false,
-                    askers: Vec::new(),
-                },
+                blocks,
+                hold,
+                held,
                 lifecycle: Lifecycle::Open,
                 tickets,
-                rare: None,
-                report: Report::default(),
-                at_end: AtEnd {
-                    gives_back: terms.gives_back,
-                    hook,
-                },
-                attachment,
+                rare,
             }),
         }
+    }
+
+    #[cold]
+    fn rare_of(terms: RareTerms) -> (Option<Box<Outer>>, Option<Box<Rare<A>>>) {
+        let rare = Rare {
+            gives_back: terms.gives_back,
+            hook: terms.on_start.map(|start| start.start()),
+            ..Rare::default()
+        };
+        (terms.outer.map(Box::new), Some(Box::new(rare)))
     }
 
     /// The volume that the claim is on. None if an outer reservation holds it.
@@ -231,9 +265,15 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         }
     }
 
+    /// How bytes reach the volume that the claim is on.
+    #[inline]
+    pub(super) fn reach(&self, volume: &Volume) -> Reach {
+        self.demand.reach(volume.writes_in_place()).with_freed()
+    }
+
     /// The whole blocks of the volume that this many stored bytes take.
     pub(super) fn in_blocks(&self, volume: &Volume, stored: u64) -> u64 {
-        let bytes = self.reach.on_volume(stored);
+        let bytes = self.reach(volume).on_volume(stored);
         volume.in_blocks(Amount::bytes(bytes)).bytes
     }
 
@@ -248,7 +288,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         if state.has_ended() {
             return Err(hook);
         }
-        state.at_end.hook = Some(hook);
+        state.rare_mut().hook = Some(hook);
         Ok(())
     }
 
@@ -275,70 +315,91 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     /// Ends the reservation, if it has not ended yet. The volume's part is done here; the amount to commit is
     /// returned.
     pub(crate) fn end(&self, success: bool) -> Ended<Q::Hold> {
+        if self.meter.has_ended() {
+            return Ended::Before;
+        }
         self.end_in(self.state(), success)
     }
 
     /// Like [`Self::end`], decided under a lock that is held: no cut can occur between the check and the end.
+    #[inline]
     pub(crate) fn end_in(
         &self,
-        mut state: MutexGuard<'_, State<Q::Hold, X>>,
+        mut state: MutexGuard<'_, State<Q::Hold, A>>,
         success: bool,
     ) -> Ended<Q::Hold> {
-        let refused = match mem::replace(&mut state.lifecycle, Lifecycle::Ended(None)) {
-            Lifecycle::Open => None,
-            Lifecycle::Cut(refused) => Some(refused),
-            ended @ Lifecycle::Ended(_) => {
-                state.lifecycle = ended;
-                return Ended::Before;
-            }
-        };
-        self.meter.close();
         // A cut reservation is never charged.
-        let success = success && refused.is_none();
-        state.lifecycle = Lifecycle::Ended(refused);
-        let end = self.settlement(&state, success);
-        let claim = mem::take(&mut state.claim);
-        let (hold, tickets) = (state.hold.hold.take(), state.tickets.take());
-        let rare = state.rare.take();
-        let rest = state.attachment.take_rest();
-        let gives_back = mem::take(&mut state.at_end.gives_back);
-        let hook = state.at_end.hook.take();
+        let success = match mem::replace(&mut state.lifecycle, Lifecycle::Ended) {
+            Lifecycle::Open => success,
+            Lifecycle::Cut => false,
+            Lifecycle::Ended => return Ended::Before,
+        };
+        self.meter.end();
+        let rare = match state.rare.take() {
+            None => None,
+            Some(rare) => Some(state.keep_reason(rare)),
+        };
+        let (hold, tickets) = (state.hold.take(), state.tickets.take());
+        let blocks = mem::replace(&mut state.blocks, Amount::ZERO);
         drop(state);
 
         // All of this calls foreign code, or wakes other tasks: not under the lock.
-        drop((rest, rare));
+        let settlement = self.settlement(rare.as_deref(), success);
         if let Some(volume) = self.claimed_on() {
-            let on_disk = self.in_blocks(volume, end.on_disk);
-            let settling = on_disk
-                .min(claim.blocks.bytes)
-                .saturating_sub(claim.settled);
-            // A service that was called may have created an object. A job reports what it has written.
-            let made_none = self.charges_reserved && !success && claim.written == 0;
-            let objects = if made_none { 0 } else { claim.blocks.objects };
-            volume.settle(Amount::new(settling, objects));
-            volume.release(Amount::new(
-                claim.blocks.bytes - claim.settled - settling,
-                claim.blocks.objects - objects,
-            ));
+            self.settle_blocks(volume, blocks, &settlement);
         }
-        if success && !end.outcome.report.is_unfinished {
-            for (scopes, amount) in gives_back {
+        if let Some(rare) = rare {
+            self.end_rare(*rare, success);
+        }
+        drop(tickets);
+        match hold {
+            Some(hold) if success => Ended::Now(Some((hold, settlement.change))),
+            hold => {
+                if success && !self.scopes.is_empty() && hold.is_none() {
+                    self.charge_without_hold(settlement.change);
+                }
+                drop(hold);
+                self.context.rules.quota_queue.notify();
+                Ended::Now(None)
+            }
+        }
+    }
+
+    /// Hands what is on the disk over to the probe, and releases the rest.
+    #[inline]
+    fn settle_blocks(&self, volume: &Volume, blocks: Amount, settlement: &Settlement) {
+        let on_disk = self.in_blocks(volume, settlement.on_disk);
+        let settling = on_disk.min(blocks.bytes).saturating_sub(settlement.settled);
+        let objects = if settlement.made_none {
+            0
+        } else {
+            blocks.objects
+        };
+        volume.settle(Amount::new(settling, objects));
+        volume.release(Amount::new(
+            blocks.bytes - settlement.settled - settling,
+            blocks.objects - objects,
+        ));
+    }
+
+    /// Ends what few reservations have.
+    #[cold]
+    fn end_rare(&self, rare: Rare<A>, success: bool) {
+        let report = rare.report;
+        drop((rare.adapter, rare.offers));
+        if success && !report.is_unfinished {
+            for (scopes, amount) in rare.gives_back {
                 let removed = Change::between(Amount::ZERO, amount);
                 self.context.quota.charge(&scopes, removed);
             }
         }
-        if let Some(hook) = hook {
-            hook(end.outcome);
+        if let Some(hook) = rare.hook {
+            hook(Outcome {
+                success,
+                received: self.meter.received(),
+                report,
+            });
         }
-        drop(tickets);
-        if !self.scopes.is_empty() && hold.is_none() && success {
-            self.charge_without_hold(end.change);
-        }
-        let hold = hold.filter(|_| success);
-        if hold.is_none() {
-            self.context.rules.quota_queue.notify();
-        }
-        Ended::Now(hold.map(|hold| (hold, end.change)))
     }
 
     /// Charges what was admitted without a hold.
@@ -350,40 +411,49 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     }
 
     /// What a reservation leaves after such an end.
-    fn settlement(&self, state: &State<Q::Hold, X>, success: bool) -> Settlement {
-        let read = self.meter.received();
+    #[inline]
+    fn settlement(&self, rare: Option<&Rare<A>>, success: bool) -> Settlement {
         // The service may write more than the body.
-        let received = match self.charges_reserved {
+        let received = match A::CHARGES_RESERVED {
             true => self.meter.reserved(),
-            false => self.demand.stored_of(read),
+            false => self.demand.stored_of(self.meter.received()),
         };
-        let stored = match success {
-            true => state.report.stored.unwrap_or(received),
-            false => 0,
-        };
-        // After a failure the partial file may still exist: what was read stays claimed until the next reading.
-        let partial = match success || self.charges_reserved {
-            true => 0,
-            false => received,
-        };
-        let made = state.report.made.unwrap_or(self.demand.objects());
-        let in_scopes = Amount::new(stored, made) + self.demand.moved();
-        let replaced = match state.report.is_unfinished {
-            true => Amount::ZERO,
-            false => state.report.replaced.unwrap_or(state.hold.replaced),
-        };
-        Settlement {
-            on_disk: stored.max(partial).max(state.claim.written),
-            change: Change::between(in_scopes, replaced),
-            outcome: Outcome {
-                success,
-                received: read,
-                report: state.report,
+        let mut settlement = Settlement {
+            // After a failure the partial file may still exist: what was read stays claimed until the next reading.
+            on_disk: match success || !A::CHARGES_RESERVED {
+                true => received,
+                false => 0,
             },
+            settled: 0,
+            // A service that was called may have created an object. A job reports what it has written.
+            made_none: A::CHARGES_RESERVED && !success,
+            change: Change::ZERO,
+        };
+        let (mut stored, mut made) = (received, self.demand.objects());
+        let mut replaced = self.demand.replaced();
+        if let Some(rare) = rare {
+            let report = &rare.report;
+            stored = report.stored.unwrap_or(received);
+            made = report.made.unwrap_or(made);
+            if success {
+                settlement.on_disk = stored;
+            }
+            settlement.on_disk = settlement.on_disk.max(rare.written);
+            settlement.settled = rare.settled;
+            settlement.made_none &= rare.written == 0;
+            replaced = match report.is_unfinished {
+                true => Amount::ZERO,
+                false => (report.replaced.or(rare.replaced)).unwrap_or(replaced),
+            };
         }
+        if success && !self.scopes.is_empty() {
+            let in_scopes = Amount::new(stored, made) + self.demand.moved();
+            settlement.change = Change::between(in_scopes, replaced);
+        }
+        settlement
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State<Q::Hold, X>> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<Q::Hold, A>> {
         // Consistent between any two statements; and a reservation must end even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -393,15 +463,18 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
 struct Settlement {
     /// Stored bytes that may be on the disk.
     on_disk: u64,
+    /// Blocks that have settled already.
+    settled: u64,
+    /// Whether no object can have been created.
+    made_none: bool,
     /// What the scopes are charged on success.
     change: Change,
-    outcome: Outcome,
 }
 
-impl<Q, X> Shared<Q, X>
+impl<Q, A> Shared<Q, A>
 where
     Q: QuotaSource,
-    X: Attachment,
+    A: Adapter,
 {
     /// Commits, and waits for it within the quota source's timeout.
     ///
@@ -410,18 +483,22 @@ where
     pub(crate) fn settle(self: Arc<Self>, commit: Option<(Q::Hold, Change)>) -> BoxFuture<()> {
         let commit = commit.map(|(hold, change)| hold.commit(change));
         Box::pin(async move {
-            if let Some(commit) = commit {
-                within(self.context.rules.quota_timeout, commit).await;
-                self.context.rules.quota_queue.notify();
+            match commit {
+                Some(Answer::Now(())) => {}
+                Some(Answer::Later(commit)) => {
+                    within(self.context.rules.quota_timeout, commit).await;
+                }
+                None => return,
             }
+            self.context.rules.quota_queue.notify();
         })
     }
 }
 
-impl<Q, X> ReservationOps for Shared<Q, X>
+impl<Q, A> ReservationOps for Shared<Q, A>
 where
     Q: QuotaSource,
-    X: Attachment,
+    A: Adapter,
 {
     fn meter(&self) -> &Meter {
         &self.meter
@@ -436,7 +513,7 @@ where
     }
 
     fn outer(&self) -> Option<&Outer> {
-        self.outer.as_ref()
+        self.outer.as_deref()
     }
 
     fn written(&self, bytes: u64) {
@@ -444,22 +521,21 @@ where
         if state.has_ended() {
             return;
         }
-        let claim = &mut state.claim;
-        claim.written = claim.written.saturating_add(bytes);
+        let blocks = state.blocks.bytes;
+        let rare = state.rare_mut();
+        rare.written = rare.written.saturating_add(bytes);
         let Some(volume) = self.claimed_on() else {
             return;
         };
         // The first byte allocates a block. If that block were counted as promised too, an upload that fits exactly
         // would be one block short.
-        let settled = self
-            .in_blocks(volume, claim.written)
-            .min(claim.blocks.bytes);
-        volume.settle(Amount::bytes(settled.saturating_sub(claim.settled)));
-        claim.settled = settled.max(claim.settled);
+        let settled = self.in_blocks(volume, rare.written).min(blocks);
+        volume.settle(Amount::bytes(settled.saturating_sub(rare.settled)));
+        rare.settled = settled.max(rare.settled);
     }
 
     fn report(&self, change: &mut dyn FnMut(&mut Report)) {
-        change(&mut self.state().report);
+        change(&mut self.state().rare_mut().report);
     }
 
     fn grow(self: Arc<Self>, need: u64, want: u64) -> BoxFuture<Result<u64, Refused>> {
@@ -472,7 +548,7 @@ where
 
     fn keep_for_handler(&self, bytes: u64) {
         let mut state = self.state();
-        let rare = state.rare.get_or_insert_default();
+        let rare = state.rare_mut();
         rare.by_handler = rare.by_handler.saturating_add(bytes);
     }
 
@@ -508,7 +584,7 @@ where
 
     fn commit(self: Arc<Self>) -> BoxFuture<bool> {
         let state = self.state();
-        if !matches!(state.lifecycle, Lifecycle::Open) {
+        if state.lifecycle != Lifecycle::Open {
             return Box::pin(std::future::ready(false));
         }
         let commit = self.end_in(state, true).into_commit();
@@ -532,7 +608,8 @@ where
     }
 }
 
-impl<Q: QuotaSource, X: Attachment> Drop for Shared<Q, X> {
+impl<Q: QuotaSource, A: Adapter> Drop for Shared<Q, A> {
+    #[inline]
     fn drop(&mut self) {
         // The reservation ends on every path.
         self.end(false);

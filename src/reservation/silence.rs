@@ -7,14 +7,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::shared::{Attachment, Shared, State};
+use super::shared::{Adapter, Shared, State};
 use crate::{
     offers::{Offer, Shortage, Silent},
     quota::QuotaSource,
     wait_queue::WaitQueue,
 };
 
-impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
+impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     /// Its client is silent. From now on, others may take back what was not delivered.
     pub(crate) fn fall_silent(self: &Arc<Self>) {
         let by: Weak<dyn Silent> = Arc::downgrade(self) as _;
@@ -22,8 +22,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         let bytes = self.unread_in(&state);
         if !state.has_ended() && bytes > 0 {
             let offers = self.offers_in(&state, bytes, Instant::now(), by);
-            let rare = state.rare.get_or_insert_default();
-            let before = mem::replace(&mut rare.offers, offers);
+            let before = mem::replace(&mut state.rare_mut().offers, offers);
             drop(state);
             drop(before);
             self.notify_of_offers();
@@ -41,7 +40,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
         self.give_back(self.state());
     }
 
-    fn give_back(&self, state: MutexGuard<'_, State<Q::Hold, X>>) {
+    fn give_back(&self, state: MutexGuard<'_, State<Q::Hold, A>>) {
         let unread = self.unread_in(&state);
         self.meter
             .lower_to(self.meter.reserved().saturating_sub(unread));
@@ -49,8 +48,8 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     }
 
     /// Bytes that are reserved for the body, and were not read.
-    pub(super) fn unread_in(&self, state: &State<Q::Hold, X>) -> u64 {
-        let by_handler = state.rare.as_ref().map_or(0, |rare| rare.by_handler);
+    pub(super) fn unread_in(&self, state: &State<Q::Hold, A>) -> u64 {
+        let by_handler = state.rare().map_or(0, |rare| rare.by_handler);
         let others = self.demand.copied().saturating_add(by_handler);
         let for_body = self.meter.reserved().saturating_sub(others);
         for_body.saturating_sub(self.meter.received())
@@ -59,7 +58,7 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     /// Offers `bytes` of what is claimed and held, in every queue where others may lack them.
     pub(super) fn offers_in(
         &self,
-        state: &State<Q::Hold, X>,
+        state: &State<Q::Hold, A>,
         bytes: u64,
         from: Instant,
         by: Weak<dyn Silent>,
@@ -71,11 +70,11 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
             }
         };
         if let Some(volume) = self.claimed_on() {
-            let claimed = state.claim.blocks.bytes.saturating_sub(state.claim.settled);
-            let bytes = self.reach.on_volume(bytes).min(claimed);
+            let claimed = state.blocks.bytes.saturating_sub(state.settled());
+            let bytes = self.reach(volume).on_volume(bytes).min(claimed);
             offer(&volume.filesystem().queue, None, bytes);
         }
-        let held = bytes.min(state.hold.held.bytes);
+        let held = bytes.min(state.held.bytes);
         for scope in self.scopes.iter() {
             offer(&self.context.rules.quota_queue, Some(scope.clone()), held);
         }
@@ -91,14 +90,14 @@ impl<Q: QuotaSource, X: Attachment> Shared<Q, X> {
     }
 }
 
-impl<H, X> State<H, X> {
+impl<H, A: Adapter> State<H, A> {
     fn take_offers(&mut self) -> Vec<Offer> {
-        let rare = self.rare.as_mut();
+        let rare = self.any_rare_mut();
         rare.map_or_else(Vec::new, |rare| mem::take(&mut rare.offers))
     }
 }
 
-impl<Q: QuotaSource, X: Attachment> Silent for Shared<Q, X> {
+impl<Q: QuotaSource, A: Adapter> Silent for Shared<Q, A> {
     fn take_back(&self) -> bool {
         let mut state = self.state();
         let offers = state.take_offers();

@@ -35,6 +35,7 @@ const CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-ve
 
 impl Rpc {
     /// The protocol of a call and the content type that names it. None if the request is not a call.
+    #[inline]
     pub(crate) fn of<'a>(
         method: &Method,
         headers: &'a HeaderMap,
@@ -43,6 +44,10 @@ impl Rpc {
         if *method != Method::POST {
             return None;
         }
+        Self::of_post(headers)
+    }
+
+    fn of_post(headers: &HeaderMap) -> Option<(Self, &HeaderValue)> {
         let content_type = headers.get(CONTENT_TYPE)?;
         let unary = || {
             headers

@@ -192,7 +192,7 @@ impl<S: Store> StoredHold<S> {
         self.is_there
     }
 
-    fn end(&mut self, change: Change) -> Settled {
+    pub(super) fn end(&mut self, change: Change) -> Settled {
         if mem::take(&mut self.is_there) || change != Change::ZERO {
             let settlement = Settlement::new(self.id, self.scopes.clone(), change);
             self.shared.settler.settle(settlement)
@@ -264,8 +264,8 @@ impl<S: Store> QuotaHold for StoredHold<S> {
         drop(self.shared.settler.settle(settlement));
     }
 
-    fn commit(mut self, change: Change) -> Settled {
-        self.end(change)
+    fn commit(mut self, change: Change) -> Answer<Settled> {
+        Answer::Later(self.end(change))
     }
 }
 

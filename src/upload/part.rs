@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    body::{BodyEnd, Exchange, Unread},
+    body::{BodyEnd, BodyRules, Exchange, Unread},
     demand::Demand,
     offers::{Offer, Silent},
     refused::Refused,
@@ -155,6 +155,10 @@ impl ReservationOps for Part {
 }
 
 impl Exchange for Part {
+    fn rules(&self) -> &BodyRules {
+        self.own.rules()
+    }
+
     fn cut(&self, refused: &Refused, unread: Option<Unread>) {
         self.own.cut(refused, unread);
     }

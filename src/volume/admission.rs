@@ -58,10 +58,12 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// Makes the claim without waiting. If there is no room, what silent clients do not use is taken back for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
-        self.try_claim(volume)
-            .or_else(|shortfall| self.claim_again(volume, shortfall))
+        match self.try_claim(volume) {
+            Ok(claimed) => Ok(claimed),
+            Err(shortfall) => self.claim_again(volume, shortfall),
+        }
     }
 
     #[cold]
@@ -76,7 +78,7 @@ impl Wanted {
         Err(shortfall)
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_claim(&self, volume: &Volume) -> Result<Claimed, Shortfall> {
         if self.yields(volume) {
             return Err(volume.full());

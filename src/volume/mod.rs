@@ -247,7 +247,7 @@ impl Volume {
     /// Claims `amount`, with no waiting, provided that `expected` bytes would fit too.
     ///
     /// Returns the claim in whole blocks, for the caller to [`Self::release`] or [`Self::settle`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn claim(&self, amount: Amount, expected: u64) -> Result<Amount, Shortfall> {
         let ledger = &self.filesystem().ledger;
         let blocks = self.in_blocks(amount);

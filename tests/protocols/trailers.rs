@@ -75,11 +75,11 @@ impl<H: QuotaHold> QuotaHold for SlowHold<H> {
         self.0.shrink_to(to);
     }
 
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         let Self(hold, slow) = self;
         slow.commits.fetch_add(1, SeqCst);
         drop(hold.commit(change));
-        async move { drop(slow.open.acquire().await) }.boxed()
+        Answer::Later(async move { drop(slow.open.acquire().await) }.boxed())
     }
 }
 

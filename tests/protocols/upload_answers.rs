@@ -835,7 +835,7 @@ impl QuotaHold for PanickingHold {
         self.hold.shrink_to(to);
     }
 
-    fn commit(self, change: Change) -> Self::Commit {
+    fn commit(self, change: Change) -> Answer<Self::Commit> {
         assert!(!self.is_bad, "the hold of a user panics");
         self.hold.commit(change)
     }

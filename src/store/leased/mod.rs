@@ -227,7 +227,7 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
         self.taken.shrink_to(to);
     }
 
-    fn commit(mut self, change: Change) -> Settled {
+    fn commit(mut self, change: Change) -> Answer<Settled> {
         if self.taken.amount.is_zero() {
             return self.rest.commit(change);
         }
@@ -237,7 +237,7 @@ impl<S: Store> QuotaHold for LeasedHold<S> {
             false => Change::ZERO,
         };
         let noted = self.taken.end(without(change, rest));
-        self.rest.commit(rest).and(noted)
+        Answer::Later(self.rest.end(rest).and(noted))
     }
 }
 

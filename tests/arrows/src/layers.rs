@@ -30,6 +30,8 @@ pub const LAYERS: &[&[&str]] = &[
     &["calls", "dav", "upload"],
     // Frameworks.
     &["axum", "tonic"],
+    // Pages of the documentation.
+    &["guide"],
 ];
 
 /// Imports inside of one layer.
