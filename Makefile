@@ -20,16 +20,16 @@ APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
 # Of these, the ones that link another SQLite than the workspace.
 LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
-.PHONY: test tools clients lint unit fuzz plain apart features features-alone package soak bench
+.PHONY: test tools clients lint unit fuzz plain apart features features-alone counts expect package soak bench
 
-test: tools clients lint unit fuzz plain apart features package
+test: tools clients lint unit fuzz plain apart features counts package
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 bindfs \
 	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc c++:g++ \
 	litmus rclone cadaver mount.davfs:davfs2 \
-	setpriv:util-linux nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
+	setpriv:util-linux valgrind nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:
@@ -93,39 +93,36 @@ apart:
 		$(CARGO) test --target-dir $(TARGET) --manifest-path $$package/Cargo.toml -- --include-ignored || exit 1; \
 	done
 
-# Libraries whose errors are classified, each behind a feature of its name and version.
-LIBRARIES = anyhow1 async-nats051 aws-smithy-types1 clickhouse015 diesel2 eyre06 fjall3 heed023 lettre011 mongodb3 \
-	mysql_async037 object_store014 opendal059 redb4 redis1 rusqlite scylla1 sea-orm2 sqlx09 tantivy027 tiberius013 \
-	tokio-postgres07
-# Their older versions, which are compiled from the same source.
-OLDER = async-nats046 async-nats049 clickhouse013 clickhouse014 fjall2 heed020 heed021 heed022 mongodb2 mysql_async036 \
-	object_store012 object_store013 opendal054 opendal055 redb2 redb3 redis027 redis029 redis032 sea-orm1 sqlx08 \
-	tantivy025 tiberius012
-# What brings more than a classifier.
-MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
-
 # The servers that README starts. In the workspace they may live on features that another member asks for. `features` looks
 # at the first of them by itself, and `soak` at each.
 SERVERS = axum-upload documents quota-admin tonic-upload tus-upload webdav
 
-# No feature changes what another does, and none is needed. Clippy has looked at all of the library in `lint`, so rustc alone
-# does here, which takes two thirds of the time. It builds, because `check` has no use for what was built for the tests. The
-# older versions are built in one run: each is its newest one's source with other names, and `features-alone` builds each.
+# No feature changes what another does, and none is needed: each of the builds has half of the features, and any two features
+# are apart in one of them. Clippy has looked at all of the library in `lint`, so rustc alone does here, which takes two thirds
+# of the time. It builds, because `check` has no use for what was built for the tests.
 ALONE = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/wrappers/rustc $(CARGO) build --lib --no-default-features
-features:
+FEATURES = /usr/bin/python3 tests/features/builds.py
+features: tools
 	$(ALONE) -p tower-storage-guard -p test-features
-	for feature in $(MECHANISMS) $(LIBRARIES); do \
-		$(ALONE) -p tower-storage-guard -p test-features --features tower-storage-guard/$$feature || exit 1; \
+	builds=$$($(FEATURES)) && for build in $$builds; do \
+		$(ALONE) -p tower-storage-guard -p test-features --features $$build || exit 1; \
 	done
-	$(ALONE) -p tower-storage-guard -p test-features --features "$(OLDER:%=tower-storage-guard/%)"
 	$(CARGO) check -p axum-upload
 
-# The same, where no package brings what another needs: each run compiles the dependencies again.
-features-alone:
-	for feature in $(MECHANISMS) $(LIBRARIES) $(OLDER); do \
+# Each feature by itself, where no package brings what another needs: each run compiles the dependencies again.
+features-alone: tools
+	features=$$($(FEATURES) --all) && for feature in $$features; do \
 		$(ALONE) --features $$feature || exit 1; \
 	done
 	for package in $(SERVERS); do $(CARGO) check -p $$package || exit 1; done
+
+# No request may take 3 % more instructions or allocations than benches/expected.txt says. `expect` writes that file: say in
+# the commit why a count rises. Its package has few dependencies, since they are compiled once more, optimised.
+COUNT = $(CARGO) bench -p bench-guard --bench count --
+counts: tools
+	$(COUNT) --check
+expect: tools
+	$(COUNT) --accept
 
 # The crate as it is published: its examples build, and the library builds against the oldest versions of what it names.
 PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -145,7 +142,8 @@ soak: tools clients features-alone
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rdkafka/Cargo.toml
 	$(CARGO) test --target-dir $(TARGET)/apart --manifest-path tests/downstream/rocksdb/Cargo.toml -- --include-ignored
 
-# Each ends in tables that README shows. The second needs Debian's redis-server and postgresql.
-bench:
-	$(CARGO) bench --bench guard
+# Each writes its sections of BENCHMARKS.md. They are built one by one: the first is about a guard without stores.
+bench: tools
+	$(CARGO) bench -p bench-guard
+	$(CARGO) bench -p bench-server
 	$(CARGO) bench -p bench-stores

@@ -28,6 +28,8 @@ use tower_storage_guard::{
     setup::Scoped,
 };
 
+use super::floor::{FloorLayer, Handle};
+
 /// The length of an upload, in bytes.
 const UPLOAD: usize = 1 << 10;
 
@@ -148,6 +150,18 @@ fn read_with_reservation<B: Body + 'static>()
     service_fn(async |request: Request<B>| {
         let reservation = request.extensions().get::<Reservation>();
         assert_eq!(reservation.unwrap().remaining(), UPLOAD as u64);
+        consume(request.into_body()).await;
+        created()
+    })
+}
+
+/// The same for the floor's handle, which counts blocks.
+fn read_with_handle<B: Body + 'static>()
+-> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: 'static>
++ Clone {
+    service_fn(async |request: Request<B>| {
+        let handle = request.extensions().get::<Handle>();
+        assert!(handle.unwrap().remaining() >= UPLOAD as u64);
         consume(request.into_body()).await;
         created()
     })
@@ -306,10 +320,17 @@ pub(crate) fn whole_guard() -> StorageGuardLayer<MemoryQuota, Scoped> {
 }
 
 /// Requests that read, and are not guarded.
-pub(crate) fn downloads() -> [Case; 2] {
+pub(crate) fn downloads() -> [Case; 3] {
+    let limit = RequestBodyLimitLayer::new(1 << 20);
     [
         Case::new("bare service", 0, download, ignore()),
         Case::new("guard", 0, download, disk_guard().layer(ignore())),
+        Case::new(
+            "tower-http `RequestBodyLimit`",
+            0,
+            download,
+            limit.layer(ignore()),
+        ),
     ]
 }
 
@@ -332,6 +353,21 @@ pub(crate) fn uploads() -> [Case; 5] {
             3,
             upload,
             whole_guard().layer(read_with_reservation()),
+        ),
+    ]
+}
+
+/// The same uploads through the floor guard: without, and with what only the whole guard does.
+pub(crate) fn floors() -> [Case; 2] {
+    let floor = FloorLayer::<false>::new();
+    let whole = FloorLayer::<true>::new();
+    [
+        Case::new("floor guard", 1, upload, floor.layer(read())),
+        Case::new(
+            "floor guard, Accept, handle",
+            2,
+            upload,
+            whole.layer(read_with_handle()),
         ),
     ]
 }

@@ -1,24 +1,28 @@
-//! The cost of the guard, relative to a reference that is measured in the same run: `cargo bench --bench guard`.
+//! The cost of the guard, relative to a reference that is measured in the same run: `cargo bench -p bench-guard --bench guard`.
 //!
 //! A figure in nanoseconds depends on the machine and its other load as much as on the code. So every row is a
 //! difference or a ratio of cases that alternate in rounds of some microseconds, and the reported value is the median
 //! over the rounds: a temporary slowdown of the machine affects both. Criterion measures one case for seconds and
 //! then the next, and has no ratios; hence this runner.
 //!
-//! It prints two tables in Markdown after about a minute.
+//! It writes its sections of `BENCHMARKS.md`, and a plot, after about a minute.
 
+#[allow(dead_code, reason = "tests read all")]
 mod cases;
+mod floor;
 mod grpc;
 mod quota;
 mod threads;
 
 /// The service of the gRPC example.
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod proto {
     include!("../../examples/tonic-upload/proto/upload.v1.rs");
 }
 
 use std::time::Instant;
+
+use bench_support::{Bar, Bars, median, quantiles, section};
 
 use self::{
     cases::{Case, FRAMES},
@@ -30,19 +34,39 @@ use self::{
 const BATCH: usize = 4;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("--count") => count(&mut arguments),
-        Some("--bench") => report(100_000, 10_000_000),
+    if std::env::args().any(|argument| argument == "--bench") {
+        let report = report(100_000, 10_000_000);
+        section("guard", &report.table);
+        section("uploads", &report.times);
+        bench_support::plot(
+            "uploads",
+            &Bars::new(
+                "What an upload of 1 KiB takes longer than with the bare service, in process",
+                report.bars,
+            ),
+        );
+    } else {
         // `cargo test --benches`: only checks that it runs.
-        _ => report(2, 10_000),
+        report(2, 10_000);
     }
 }
 
+struct Report {
+    /// Against the budgets.
+    table: String,
+    /// Of the uploads.
+    times: String,
+    bars: Vec<Bar>,
+}
+
 /// Measures all cases, with this many rounds and at most this many scopes.
-fn report(rounds: usize, scopes: u32) {
-    let [open_bare, open] = measure(cases::downloads(), rounds, BATCH);
-    let [bare, limit, statvfs, disk, whole] = measure(cases::uploads(), rounds, BATCH);
+fn report(rounds: usize, scopes: u32) -> Report {
+    let [open_bare, open, open_limit] = measure(cases::downloads(), rounds, BATCH);
+    let [bare, limit, statvfs, disk, whole] = cases::uploads();
+    let [floor, floor_whole] = cases::floors();
+    let all = [bare, limit, statvfs, floor, floor_whole, disk, whole];
+    let uploads = measure(all, rounds, BATCH);
+    let [bare, limit, statvfs, floor, floor_whole, disk, whole] = &uploads;
     let [long_bare, long] = measure(cases::long_uploads(), rounds / 4, 1);
     let [call_bare, open_call, call] = measure(grpc::unary_calls(), rounds, BATCH);
     let [from_bare, from] = measure(grpc::client_streams(), rounds / 10, 1);
@@ -50,170 +74,178 @@ fn report(rounds: usize, scopes: u32) {
     let threads = threads::measure(rounds / 100);
     let quota = quota::measure(rounds / 20, scopes);
 
-    println!();
-    println!("| what | reference | measured | budget | holds | allocations |");
-    println!("|---|---|---|---|---|---|");
-    let added = open.over(&open_bare);
-    row(
+    let mut table = Table::default();
+    table.adds(
         "a request that is not guarded",
-        &format!("the bare service: {:.0} ns", open_bare.median()),
-        &format!("+ {added:.1} ns"),
-        "+ 15 ns, no allocation",
-        added <= 15.0 && open.allocations == 0,
-        Some(open.allocations as f64),
+        &open,
+        &open_bare,
+        &open_limit,
+        Some(1.2),
     );
-    let reference = limit.over(&bare);
-    let limit_adds = format!("`RequestBodyLimit` adds {reference:.0} ns");
-    let added = disk.over(&bare);
-    row(
-        "disk guard, Content-Length",
-        &limit_adds,
-        &format!("+ {added:.0} ns = {:.1} x", added / reference),
-        "1.0 x",
-        added <= reference,
-        Some(disk.allocations as f64),
-    );
-    let added = whole.over(&bare);
-    row(
-        "disk, memory quota and handle",
-        &limit_adds,
-        &format!("+ {added:.0} ns = {:.1} x", added / reference),
-        "3 x, at most 3 allocations",
-        added <= 3.0 * reference && whole.allocations <= 3,
-        Some(whole.allocations as f64),
-    );
-    let reference = statvfs.over(&bare);
-    row(
-        "the same",
-        &format!("statvfs in the handler adds {reference:.0} ns"),
-        &format!("+ {added:.0} ns = {:.2} x", added / reference),
-        "a third",
-        added <= reference / 3.0,
-        None,
-    );
+    table.adds("disk guard", disk, bare, floor_whole, Some(1.4));
+    table.adds("disk guard", disk, bare, floor, None);
+    table.adds("disk guard", disk, bare, limit, None);
+    table.adds(whole.name, whole, bare, floor_whole, None);
+    table.adds(whole.name, whole, bare, limit, None);
+    table.adds(whole.name, whole, bare, statvfs, Some(0.8));
+
     let frames = FRAMES as f64;
-    let added = long.over(&long_bare) / frames;
-    row(
-        "metering a frame",
-        &format!("moving the frame: {:.1} ns", long_bare.median() / frames),
+    let added = (long.over(&long_bare) - disk.over(bare)) / frames;
+    table.row(
+        "a frame of a long upload",
         &format!("+ {added:.1} ns"),
-        "+ 5 ns",
-        added <= 5.0,
-        Some(0.0),
+        &format!("moving the frame: {:.1} ns", long_bare.median() / frames),
+        added,
+        Some((6.0, "6 ns")),
     );
-    let reference = call_bare.median();
-    for (what, case) in [
-        ("a gRPC call that is not guarded", &open_call),
-        ("a unary call of 1 KiB, disk and memory quota", &call),
-    ] {
-        let added = case.over(&call_bare);
-        row(
-            what,
-            &format!("the tonic service: {reference:.0} ns"),
-            &format!("+ {added:.0} ns = {:.2} x", added / reference),
-            "",
-            true,
-            Some(case.allocations as f64),
-        );
-    }
+    table.against(
+        "a gRPC call that is not guarded",
+        open_call.over(&call_bare),
+        &call_bare,
+        1.0,
+    );
+    let of_call = call.over(&call_bare);
+    table.against(
+        "a unary call of 1 KiB, disk guard, memory quota",
+        of_call,
+        &call_bare,
+        1.0,
+    );
+    // In addition to the cost of the call itself.
     for (what, bare, stream) in [
         ("a message of 1 KiB in a client's stream", &from_bare, &from),
         ("a message of 1 KiB in a server's stream", &to_bare, &to),
     ] {
-        // In addition to the cost of the call itself.
-        let messages = MESSAGES as f64;
-        let reference = bare.median() / messages;
-        let added = (stream.over(bare) - call.over(&call_bare)) / messages;
-        let allocations = (stream.allocations - call.allocations) as f64 / messages;
-        row(
-            what,
-            &format!("in the tonic service: {reference:.0} ns"),
-            &format!("+ {added:.0} ns = {:.2} x", added / reference),
-            "",
-            true,
-            Some(allocations),
-        );
+        table.against(what, stream.over(bare) - of_call, bare, MESSAGES as f64);
     }
-    row(
-        "reserve and release, one thread",
-        &format!("an uncontended CAS pair: {:.0} ns", threads.pair),
+    let pair = format!(
+        "an uncontended compare-and-swap and its reversal: {:.0} ns",
+        threads.pair
+    );
+    table.row(
+        "reserve and release on a volume, one thread",
         &format!(
             "{:.0} ns = {:.1} x",
             threads.alone,
             threads.alone / threads.pair
         ),
-        "",
-        true,
-        Some(0.0),
-    );
-    row(
-        "the same, two threads on one volume",
-        "the same",
-        &format!(
-            "{:.0} ns = {:.1} x",
-            threads.shared,
-            threads.shared / threads.pair
-        ),
-        "3 x",
-        threads.shared <= 3.0 * threads.pair,
-        Some(0.0),
-    );
-    row(
-        &format!("memory quota of {scopes} scopes"),
-        &format!("the same of 1000: {:.0} ns", quota.few),
-        &format!(
-            "{:.1} x (at random: {:.1} x)",
-            quota.many / quota.few,
-            quota.random / quota.few
-        ),
-        "1.5 x in the cache",
-        quota.many <= 1.5 * quota.few,
-        Some(0.0),
-    );
-    row(
-        "a scope of these, beside its key",
-        "",
-        &format!("{:.0} bytes", quota.bytes),
-        "100 bytes",
-        quota.bytes <= 100.0,
+        &pair,
+        f64::NAN,
         None,
     );
+    let as_much = 2.0 * threads.alone / threads.shared;
+    table.row(
+        "the same, throughput of two threads on one volume",
+        &format!("{:.0} ns each: {as_much:.2} x", threads.shared),
+        "one thread",
+        -as_much,
+        Some((-1.5, "at least 1.5 x")),
+    );
+    let as_long = quota.many / quota.few;
+    table.row(
+        &format!("reserve and commit in a memory quota of {scopes} scopes"),
+        &format!(
+            "{as_long:.1} x (at random: {:.1} x)",
+            quota.random / quota.few
+        ),
+        &format!("1000 scopes: {:.0} ns", quota.few),
+        as_long,
+        Some((1.5, "1.5 x in the cache")),
+    );
+    table.row(
+        "a scope of these, beside its key",
+        &format!("{:.0} bytes", quota.bytes),
+        "",
+        quota.bytes,
+        Some((100.0, "100 bytes")),
+    );
 
-    println!();
-    println!("| an upload of 1 KiB through | takes | adds | allocations |");
-    println!("|---|---|---|---|");
-    for case in [&bare, &limit, &statvfs, &disk, &whole] {
-        println!(
-            "| {} | {:.0} ns | {:.0} ns | {} |",
+    let mut times =
+        "| an upload of 1 KiB through | takes | adds: median | first to third quartile |\n"
+            .to_owned();
+    times += "|---|---|---|---|\n";
+    let mut bars = vec![];
+    for case in &uploads {
+        let quartiles = case.over_quartiles(bare);
+        let [low, added, high] = quartiles;
+        times += &format!(
+            "| {} | {:.0} ns | {added:.0} ns | {low:.0} to {high:.0} ns |\n",
             case.name,
             case.median(),
-            case.over(&bare),
-            case.allocations,
         );
+        let bar = Bar::new(case.name, quartiles, format!("{added:.0} ns"));
+        bars.push(bar.reference(!case.name.starts_with("disk guard")));
+    }
+    Report {
+        table: table.0,
+        times,
+        bars,
     }
 }
 
-fn row(
-    what: &str,
-    reference: &str,
-    measured: &str,
-    budget: &str,
-    holds: bool,
-    allocations: Option<f64>,
-) {
-    let holds = match (budget, holds) {
-        ("", _) => "",
-        (_, true) => "yes",
-        (_, false) => "**no**",
-    };
-    let allocations = allocations.map_or(String::new(), |count| count.to_string());
-    println!("| {what} | {reference} | {measured} | {budget} | {holds} | {allocations} |");
+/// The rows of a table in Markdown.
+struct Table(String);
+
+impl Default for Table {
+    fn default() -> Self {
+        let head = "| what | adds | reference in the same run | at most | holds |\n|---|---|---|---|---|\n";
+        Self(head.to_owned())
+    }
+}
+
+impl Table {
+    fn row(
+        &mut self,
+        what: &str,
+        measured: &str,
+        reference: &str,
+        value: f64,
+        budget: Option<(f64, &str)>,
+    ) {
+        let (budget, holds) = match budget {
+            None => ("", ""),
+            Some((most, budget)) => (budget, if value <= most { "yes" } else { "**no**" }),
+        };
+        self.0 += &format!("| {what} | {measured} | {reference} | {budget} | {holds} |\n");
+    }
+
+    /// What a case adds to the bare service, against what another case adds to it.
+    fn adds(
+        &mut self,
+        what: &str,
+        case: &Times,
+        bare: &Times,
+        reference: &Times,
+        most: Option<f64>,
+    ) {
+        let [added, other] = [case.over(bare), reference.over(bare)];
+        let ratio = added / other;
+        let budget = most.map(|most| format!("{most} x"));
+        self.row(
+            what,
+            &format!("+ {added:.0} ns = {ratio:.2} x"),
+            &format!("{} adds {other:.0} ns", reference.name),
+            ratio,
+            most.zip(budget.as_deref()),
+        );
+    }
+
+    /// What is added to each of `parts` of a bare service's request.
+    fn against(&mut self, what: &str, added: f64, bare: &Times, parts: f64) {
+        let reference = bare.median();
+        self.row(
+            what,
+            &format!("+ {:.0} ns = {:.2} x", added / parts, added / reference),
+            &format!("{}: {:.0} ns", bare.name, reference / parts),
+            f64::NAN,
+            None,
+        );
+    }
 }
 
 /// The time for a request, in each round.
 struct Times {
     name: &'static str,
-    allocations: u64,
     /// In nanoseconds.
     each: Vec<f64>,
 }
@@ -225,23 +257,13 @@ impl Times {
 
     /// How much longer than another, in the same round.
     fn over(&self, other: &Self) -> f64 {
-        median(
-            self.each
-                .iter()
-                .zip(&other.each)
-                .map(|(this, other)| this - other),
-        )
+        self.over_quartiles(other)[1]
     }
-}
 
-/// NaN if there is no value, for example if no two threads ran at once. No budget holds then.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    if values.is_empty() {
-        return f64::NAN;
+    fn over_quartiles(&self, other: &Self) -> [f64; 3] {
+        let rounds = self.each.iter().zip(&other.each);
+        quantiles(rounds.map(|(this, other)| this - other))
     }
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 /// Alternates the cases, each with `batch` requests at a time. The requests are made before the clock starts.
@@ -266,35 +288,6 @@ fn measure<B: 'static, const N: usize>(
     let mut times = times.into_iter();
     cases.map(|case| Times {
         name: case.name,
-        allocations: case.allocations,
         each: times.next().unwrap_or_default(),
     })
-}
-
-/// Serves requests of one case, for a tool that counts instructions: `--count <case> <requests>`.
-///
-/// Making them costs instructions too. `benches/instructions.sh` takes the difference of two counts.
-fn count(arguments: &mut impl Iterator<Item = String>) {
-    let name = arguments.next().unwrap_or_default();
-    let requests = arguments.next().and_then(|count| count.parse().ok());
-    let requests = requests.expect("a number of requests");
-    let (group, index) = name.split_once('/').expect("a group and an index");
-    let index: usize = index.parse().expect("an index");
-    match group {
-        "download" => serve(&mut cases::downloads()[index], requests),
-        "upload" => serve(&mut cases::uploads()[index], requests),
-        "long" => serve(&mut cases::long_uploads()[index], requests),
-        "call" => serve(&mut grpc::unary_calls()[index], requests),
-        "from" => serve(&mut grpc::client_streams()[index], requests),
-        "to" => serve(&mut grpc::server_streams()[index], requests),
-        _ => panic!("no such group"),
-    }
-}
-
-fn serve<B: 'static>(case: &mut Case<B>, requests: u32) {
-    let mut one = Vec::with_capacity(1);
-    for _ in 0..requests {
-        one.push((case.request)());
-        case.serve(&mut one);
-    }
 }

@@ -2,12 +2,11 @@
 
 use std::{fs, hint::black_box, time::Instant};
 
+use bench_support::median;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
     quota::{Answer, Change, Limits, MemoryQuota, QuotaHold, QuotaSource},
 };
-
-use super::median;
 
 /// In nanoseconds, for reserving and committing.
 pub(crate) struct Quota {

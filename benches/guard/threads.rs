@@ -13,16 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench_support::median;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use tower::{Layer, Service};
 use tower_storage_guard::{StorageGuardLayer, quota::NoQuota};
 
-use super::{
-    cases::{ignore, serve, volume},
-    median,
-};
+use super::cases::{ignore, serve, volume};
 
 /// In nanoseconds.
 pub(crate) struct Threads {

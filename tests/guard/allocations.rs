@@ -6,6 +6,8 @@ use self::cases::Case;
 
 #[path = "../../benches/guard/cases.rs"]
 mod cases;
+#[path = "../../benches/guard/floor.rs"]
+mod floor;
 #[path = "../../benches/guard/grpc.rs"]
 mod grpc;
 /// The service of the gRPC example.
@@ -44,6 +46,12 @@ fn a_request_that_is_not_guarded_allocates_nothing() {
 #[test]
 fn an_upload_allocates_cell_body_and_handle() {
     assert_eq!(assert_allocations(cases::uploads()), 0);
+}
+
+#[test]
+fn the_least_guard_allocates_cell_and_handle() {
+    let [bare, ..] = cases::uploads();
+    assert_allocations([bare].into_iter().chain(cases::floors()));
 }
 
 #[test]

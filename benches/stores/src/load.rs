@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench_support::{median, quantiles};
 use tokio::task::JoinSet;
 use tower_storage_guard::BoxError;
 
@@ -45,8 +46,12 @@ impl Times {
 
     /// The ratio of the other's rate to this one, in the same round.
     pub(crate) fn times_as_often(&self, other: &Self) -> f64 {
+        self.quartiles_as_often(other)[1]
+    }
+
+    pub(crate) fn quartiles_as_often(&self, other: &Self) -> [f64; 3] {
         let rounds = self.rates.iter().zip(&other.rates);
-        median(rounds.map(|(this, other)| other / this))
+        quantiles(rounds.map(|(this, other)| other / this))
     }
 
     /// The duration that this many per thousand did not exceed.
@@ -145,16 +150,6 @@ impl fmt::Display for Took {
             ns => write!(f, "{:.0} ms", ns / 1e6),
         }
     }
-}
-
-/// NaN if there is no value.
-pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    if values.is_empty() {
-        return f64::NAN;
-    }
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 /// Pseudo-random numbers with a fixed seed.

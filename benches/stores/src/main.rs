@@ -1,14 +1,14 @@
-//! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench --bench stores`.
+//! The cost of quotas in a store, relative to the engine itself, and what leases save: `cargo bench -p bench-stores`.
 //!
-//! It runs real servers on this machine, on free ports and in temporary folders: `redis-server` and PostgreSQL have
-//! to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
+//! It runs real servers on this machine, on free ports and in temporary folders: `redis-server`, PostgreSQL and
+//! valgrind have to be installed. Every measurement alternates with its reference, in rounds of less than half a second; the
 //! reported value is the median over the rounds, and ratios are of the same round. So other load on the machine
 //! affects both.
 //!
 //! The engines wait for the disk as follows: SQLite at each charge but not for a hold, as the store configures it;
 //! PostgreSQL at each commit, by default; Redis never, because it has neither an append-only file nor snapshots here.
 //!
-//! It prints tables in Markdown after some minutes. With `-- --short` it finishes in seconds, and the figures are
+//! It writes its section of `BENCHMARKS.md`, and a plot, after some minutes. With `-- --short` it finishes in seconds, and the figures are
 //! meaningless.
 
 mod engines;
@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench_support::{Bar, Bars, callgrind, median, section};
 use tokio::time::interval;
 use tower_storage_guard::{
     Amount, BoxError, Scope, Scopes,
@@ -34,7 +35,7 @@ use tower_storage_guard::{
 use self::{
     engines::{Engine, FEW, Postgres, Raw, Redis, Sqlite},
     line::Line,
-    load::{Dice, Times, Took, Turns, Work, median, take_turns},
+    load::{Dice, Times, Took, Turns, Work, take_turns},
     memory::{AMOUNT, LIMITS},
 };
 
@@ -47,15 +48,13 @@ const SEVERAL: usize = 16;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [count, quota, requests] = &*arguments
-        && count == "--count"
-    {
-        return self::count(quota, requests.parse().expect("a number of requests"));
+    if arguments == [callgrind::COUNTED] {
+        return count();
     }
     let missing = missing();
     if !missing.is_empty() {
         eprintln!(
-            "not installed, and needed here: {}. On Debian: apt-get install redis-server postgresql",
+            "not installed, and needed here: {}. On Debian: apt-get install redis-server postgresql valgrind",
             missing.join(" and "),
         );
         return ExitCode::FAILURE;
@@ -65,7 +64,18 @@ fn main() -> ExitCode {
     let is_short = !is_timed || arguments.iter().any(|argument| argument == "--short");
     let plan = if is_short { Plan::SHORT } else { Plan::LONG };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(report(plan));
+    let (text, bars) = runtime.block_on(report(plan));
+    if is_short {
+        println!("{text}");
+    } else {
+        section("stores", &text);
+        let mut plot = Bars::new(
+            "Time to reserve and commit in a store, relative to two of the engine's own updates",
+            bars,
+        );
+        plot.mark(1.0);
+        bench_support::plot("stores", &plot);
+    }
     ExitCode::SUCCESS
 }
 
@@ -79,6 +89,9 @@ fn missing() -> Vec<&'static str> {
     }
     if test_support::postgres::find("postgres").is_none() {
         missing.push("postgresql");
+    }
+    if !callgrind::is_installed() {
+        missing.push("valgrind");
     }
     missing
 }
@@ -137,7 +150,7 @@ impl Plan {
     }
 }
 
-/// The rows of all tables, and the notes below them.
+/// The rows of all tables, the notes below them, and the bars of the plot.
 #[derive(Default)]
 struct Report {
     direct: Vec<String>,
@@ -146,9 +159,11 @@ struct Report {
     nodes: Vec<String>,
     many: Vec<String>,
     notes: Vec<String>,
+    bars: Vec<Bar>,
 }
 
-async fn report(plan: Plan) {
+/// The tables in Markdown, and what is plotted of them.
+async fn report(plan: Plan) -> (String, Vec<Bar>) {
     let mut report = Report::default();
     measure::<Sqlite>(plan, &mut report).await;
     measure::<Postgres>(plan, &mut report).await;
@@ -157,7 +172,7 @@ async fn report(plan: Plan) {
     let [memory, leased] = in_memory(plan).await;
 
     let many = plan.many;
-    table(
+    let mut text = table(
         &[
             "reserve and commit, 100 scopes",
             "at a time",
@@ -173,7 +188,7 @@ async fn report(plan: Plan) {
         ],
         &report.direct,
     );
-    table(
+    text += &table(
         &[
             "leased, one hot scope",
             "at a time",
@@ -188,7 +203,7 @@ async fn report(plan: Plan) {
         ],
         &report.leased,
     );
-    table(
+    text += &table(
         &[
             "leased, one hot scope: round trips per thousand",
             "250 requests per second",
@@ -196,7 +211,7 @@ async fn report(plan: Plan) {
         ],
         &report.paced,
     );
-    table(
+    text += &table(
         &[
             "four nodes, one hot scope, 16 at a time",
             "",
@@ -210,7 +225,7 @@ async fn report(plan: Plan) {
         ],
         &report.nodes,
     );
-    table(
+    text += &table(
         &[
             "reserve and commit, 16 at a time",
             "of 100 scopes: per second",
@@ -224,28 +239,45 @@ async fn report(plan: Plan) {
         ],
         &report.many,
     );
-    let row = |name, took, allocations| format!("| {name} | {} | {allocations} |", Took(took));
-    table(
+    let counts = callgrind::count().expect("a run below valgrind");
+    let row = |name, took, key, allocations| {
+        let instructions = counts.of(key).instructions;
+        format!(
+            "| {name} | {} | {instructions:.0} | {allocations} |",
+            Took(took)
+        )
+    };
+    text += &table(
         &[
             "reserve and commit in memory, one thread",
             "takes",
+            "instructions",
             "allocations",
         ],
         &[
-            row("`MemoryQuota`", memory, memory::ALLOCATIONS_OF_MEMORY),
-            row("`LeasedQuota`", leased, memory::ALLOCATIONS_OF_LEASED),
+            row(
+                "`MemoryQuota`",
+                memory,
+                "memory",
+                memory::ALLOCATIONS_OF_MEMORY,
+            ),
+            row(
+                "`LeasedQuota`",
+                leased,
+                "leased",
+                memory::ALLOCATIONS_OF_LEASED,
+            ),
         ],
     );
     for note in report.notes {
-        println!("\n{note}");
+        text += &format!("\n{note}\n");
     }
+    (text, report.bars)
 }
 
-fn table(head: &[&str], rows: &[String]) {
-    println!("\n| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()));
-    for row in rows {
-        println!("{row}");
-    }
+fn table(head: &[&str], rows: &[String]) -> String {
+    let line = "---|".repeat(head.len());
+    format!("| {} |\n|{line}\n{}\n\n", head.join(" | "), rows.join("\n"))
 }
 
 async fn measure<E: Engine>(plan: Plan, report: &mut Report) {
@@ -349,6 +381,10 @@ async fn direct<E: Engine>(engine: &E, plan: Plan, report: &mut Report) {
         let trips = per_thousand(line.trips() - before, ours.count());
         let tool = engine.by_its_own_tool(at_a_time, plan.is_short).await;
         let tool = tool.map_or("none here".into(), |rate| format!("{rate:.0}"));
+        let label = format!("{}, {at_a_time} at a time", E::NAME);
+        let quartiles = ours.quartiles_as_often(&theirs);
+        let bar = Bar::new(label, quartiles, format!("{:.2} x", quartiles[1]));
+        report.bars.push(bar);
         report.direct.push(format!(
             "| {} | {at_a_time} | {} | {trips} | {} | {:.2} x | {tool} |",
             E::NAME,
@@ -566,26 +602,31 @@ fn batch(quota: &impl QuotaSource, scope: &Scopes, requests: u32) -> Option<f64>
     is_in_memory.then(|| begin.elapsed().as_nanos() as f64 / f64::from(requests))
 }
 
-/// Serves requests for a tool that counts instructions: `--count memory|leased <requests>`.
-///
-/// `benches/instructions.sh` takes the difference of two counts.
-fn count(quota: &str, requests: u32) -> ExitCode {
+/// Reserves and commits for `callgrind`.
+fn count() -> ExitCode {
+    const REQUESTS: u32 = 100;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.expect("a runtime");
     let folder = tempfile::tempdir().expect("a folder");
     // Only this thread runs meanwhile, and it does not wait.
-    let took = runtime.block_on(async {
-        let leased = memory::leased(folder.path()).await;
-        match quota {
-            "memory" => batch(&memory::memory(), &memory::scope(), requests),
-            "leased" => batch(&leased, &memory::scope(), requests),
-            _ => panic!("no such quota"),
-        }
+    runtime.block_on(async {
+        let (memory, leased) = (memory::memory(), memory::leased(folder.path()).await);
+        let scope = memory::scope();
+        count_batch("memory", REQUESTS, || batch(&memory, &scope, REQUESTS));
+        count_batch("leased", REQUESTS, || batch(&leased, &scope, REQUESTS));
     });
-    took.expect("all is decided in memory");
     ExitCode::SUCCESS
+}
+
+fn count_batch(name: &str, requests: u32, batch: impl Fn() -> Option<f64>) {
+    // What happens once in a process or a thread.
+    batch();
+    callgrind::counted(|| {
+        batch().expect("all is decided in memory");
+    });
+    callgrind::end_of_count(name, requests, 0);
 }
 
 /// Prints the progress.

@@ -96,18 +96,6 @@ fn each_integration_is_on_docs_rs() {
     assert_eq!(built, integrations);
 }
 
-#[test]
-fn make_builds_each_feature() {
-    let makefile = read("Makefile").replace("\\\n", " ");
-    let list = |name: &str| -> BTreeSet<String> {
-        let line = between(&makefile, &format!("\n{name} = "), "\n");
-        line.split_whitespace().map(str::to_owned).collect()
-    };
-    let [integrations, libraries] = documented();
-    assert_eq!(list("MECHANISMS"), integrations);
-    assert_eq!(&list("LIBRARIES") | &list("OLDER"), libraries);
-}
-
 /// The targets of links in Markdown, but those to other sites and within the page.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text
