@@ -5,7 +5,7 @@
 //! curl -T photo.jpg http://127.0.0.1:3000/files/photo.jpg
 //! ```
 //!
-//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
+//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags and the routes.
 
 use std::{fmt::Display, io, process::ExitCode};
 

@@ -6,7 +6,7 @@
 //! curl http://127.0.0.1:3001/documents/a
 //! ```
 //!
-//! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags.
+//! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags and the routes.
 
 use std::{fmt::Display, path::PathBuf, process::ExitCode, sync::Arc};
 

@@ -18,13 +18,16 @@ use tower_storage_guard::{fault::Source, refusal::Refusal};
 /// disk was full while it was written to. To be layered outside of the guard.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogFailures {
-    error: Option<fn(&Extensions) -> Option<&(dyn Error + 'static)>>,
+    find: Option<FindError>,
 }
+
+/// Finds the error behind an answer.
+pub type FindError = fn(&Extensions) -> Option<&(dyn Error + 'static)>;
 
 impl LogFailures {
     /// The same, with errors that are found in this way.
-    pub fn with_error(find: fn(&Extensions) -> Option<&(dyn Error + 'static)>) -> Self {
-        Self { error: Some(find) }
+    pub fn with_error(find: FindError) -> Self {
+        Self { find: Some(find) }
     }
 
     /// The line, if it is a failure.
@@ -34,7 +37,7 @@ impl LogFailures {
         let error = refusal
             .and_then(|refusal| refusal.internal()?.error())
             .or_else(|| Some(extensions.get::<Source>()?.error()))
-            .or_else(|| self.error.and_then(|find| find(extensions)));
+            .or_else(|| self.find.and_then(|find| find(extensions)));
         let outcome = Outcome::of(response);
         let is_failure = match outcome {
             Outcome::Fine => false,
@@ -86,10 +89,9 @@ impl Outcome {
         let code = response.headers().get("grpc-status");
         match (response.status(), code.map(|code| code.as_bytes())) {
             (StatusCode::INSUFFICIENT_STORAGE, _) | (_, Some(b"8")) => Self::Full,
-            // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS
+            // INTERNAL, UNAVAILABLE, DATA_LOSS. A client that breaks off is UNKNOWN.
             (status, code)
-                if status.is_server_error()
-                    || matches!(code, Some(b"2" | b"13" | b"14" | b"15")) =>
+                if status.is_server_error() || matches!(code, Some(b"13" | b"14" | b"15")) =>
             {
                 Self::Failed
             }

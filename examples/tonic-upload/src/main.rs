@@ -4,7 +4,7 @@
 //! cargo run --release -p tonic-upload
 //! ```
 //!
-//! `examples/tonic-upload/proto/upload.proto` defines its interface. `--help` lists the flags.
+//! `examples/tonic-upload/proto/upload.proto` defines its interface. `--help` lists the flags and the routes.
 
 use std::{error::Error, pin::Pin, process::ExitCode, time::Duration};
 

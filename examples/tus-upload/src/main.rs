@@ -7,7 +7,7 @@
 //! ```
 //!
 //! That is tuspy; any other client of <https://tus.io> works too. A complete upload can be fetched from its URL.
-//! `--help` lists the flags.
+//! `--help` lists the flags and the routes.
 
 use std::{
     fmt::Display,

@@ -5,7 +5,7 @@
 //! rclone copy ./photos :webdav:photos --webdav-url http://127.0.0.1:4918
 //! ```
 //!
-//! `--help` lists the flags.
+//! `--help` lists the flags and the routes.
 
 use std::{
     collections::HashSet,
