@@ -102,7 +102,7 @@ OLDER = async-nats046 async-nats049 clickhouse013 clickhouse014 fjall2 heed020 h
 	object_store012 object_store013 opendal054 opendal055 redb2 redb3 redis027 redis029 redis032 sea-orm1 sqlx08 \
 	tantivy025 tiberius012
 # What brings more than a classifier.
-MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-redis store-sqlite tonic tonic-health webdav
+MECHANISMS = axum axum-multipart conformance inodes store store-postgres store-redis store-sqlite test-util tonic tonic-health webdav
 
 # The servers that README starts. In the workspace they may live on features that another member asks for. `features` looks
 # at the first of them by itself, and `soak` at each.
