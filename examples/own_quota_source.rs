@@ -47,7 +47,7 @@ impl QuotaHold for Hold {
     }
     fn commit(self, change: Change) -> Answer<Self::Commit> {
         *TAKEN.lock().unwrap() += change.bytes;
-        future::ready(()) // The drop gives back what was held.
+        Answer::Now(()) // The drop gives back what was held.
     }
 }
 impl Drop for Hold {
