@@ -125,7 +125,7 @@ expect: tools
 	$(COUNT) --accept
 
 # The crate as it is published: its examples build, and the library builds against the oldest versions of what it names.
-PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+PACKAGED = $(TARGET)/package/tower-storage-guard-$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 package:
 	$(CARGO) package -p tower-storage-guard --allow-dirty --no-verify
 	rm -rf $(PACKAGED) && tar -xzf $(PACKAGED).crate -C $(TARGET)/package

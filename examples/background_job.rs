@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example background_job
-//! curl -i -T README.md http://127.0.0.1:3000/readme # 201
+//! curl -i -T README.md http://127.0.0.1:3017/readme # 201
 //! ```
 
 use std::{env, time::Duration};
@@ -31,7 +31,7 @@ async fn main() -> Result<(), BoxError> {
     };
     let layer = StorageGuardLayer::new(guard).scope_by(|_| "all");
     let app = Router::new().route("/{name}", put(store)).layer(layer);
-    let addr = env::args().nth(1).unwrap_or("127.0.0.1:3000".into());
+    let addr = env::args().nth(1).unwrap_or("127.0.0.1:3017".into());
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)

@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --example minimal
-//! curl -i -T README.md http://127.0.0.1:3000/files/a # 201
-//! curl -i -T README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3000/files/b # 507
+//! curl -i -T README.md http://127.0.0.1:3010/files/a # 201
+//! curl -i -T README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3010/files/b # 507
 //! ```
 
 use std::{env, fs, path::PathBuf};
@@ -20,7 +20,7 @@ use tower_storage_guard::{BoxError, Headroom, Reservation, StorageGuardLayer, Vo
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut args = env::args().skip(1);
-    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3010".to_owned());
     let dir = PathBuf::from(args.next().unwrap_or_default()).join("uploads");
     fs::create_dir_all(&dir)?;
     let volume = Volume::open(&dir)?.keep_free(Headroom::bytes(64 << 20));

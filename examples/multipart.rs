@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --features axum --example multipart
-//! curl -i -F a=@README.md -F b=@DESIGN.md http://127.0.0.1:3000/forms/1 # 201
-//! curl -i -F a=@README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3000/forms/2 # 507
+//! curl -i -F a=@README.md -F b=@DESIGN.md http://127.0.0.1:3016/forms/1 # 201
+//! curl -i -F a=@README.md -H 'Content-Length: 1000000000000000' http://127.0.0.1:3016/forms/2 # 507
 //! ```
 
 use std::{env, fs, path::PathBuf};
@@ -17,7 +17,7 @@ use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, Volume, axum
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut args = env::args().skip(1);
-    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3016".to_owned());
     let dir = PathBuf::from(args.next().unwrap_or_default()).join("uploads");
     fs::create_dir_all(&dir)?;
     let guard = StorageGuardLayer::new(Volume::open(&dir)?.keep_free(64 << 20));

@@ -1,6 +1,6 @@
 //! A custom quota source: a pool of bytes that all uploads share.
 //!
-//! `cargo run --example own_quota_source`, then `curl -i -T README.md http://127.0.0.1:3000/1`
+//! `cargo run --example own_quota_source`, then `curl -i -T README.md http://127.0.0.1:3014/1`
 use std::{future, sync::Mutex};
 
 use axum::{Router, body::Bytes, extract::Path, http::StatusCode, routing::put};
@@ -63,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
         std::fs::write(id.to_string(), body).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
     };
     let app = Router::new().route("/{id}", put(store)).layer(guard);
-    let addr = std::env::args().nth(1).unwrap_or("127.0.0.1:3000".into());
+    let addr = std::env::args().nth(1).unwrap_or("127.0.0.1:3014".into());
     let listener = tokio::net::TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)

@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --features axum --example quota
-//! curl -i -T README.md -H 'X-User: ann' http://127.0.0.1:3000/files/a # 201
-//! head -c 1M /dev/zero | curl -i -X PUT --data-binary @- -H 'X-User: ann' http://127.0.0.1:3000/files/b # 507
+//! curl -i -T README.md -H 'X-User: ann' http://127.0.0.1:3013/files/a # 201
+//! head -c 1M /dev/zero | curl -i -X PUT --data-binary @- -H 'X-User: ann' http://127.0.0.1:3013/files/b # 507
 //! ```
 
 use std::{env, path::PathBuf};
@@ -22,7 +22,7 @@ static REPLACING: Mutex<()> = Mutex::const_new(());
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut args = env::args().skip(1);
-    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3013".to_owned());
     let dir = PathBuf::from(args.next().unwrap_or_default()).join("uploads");
     fs::create_dir_all(&dir).await?;
     env::set_current_dir(dir)?;

@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --features store-sqlite --example sqlite
-//! curl -i -T README.md http://127.0.0.1:3000/items/a # 201
-//! head -c 1999999 /dev/zero | curl -i -T - http://127.0.0.1:3000/items/b # 507
+//! curl -i -T README.md http://127.0.0.1:3015/items/a # 201
+//! head -c 1999999 /dev/zero | curl -i -T - http://127.0.0.1:3015/items/b # 507
 //! ```
 
 use std::sync::{Arc, Mutex};
@@ -70,7 +70,7 @@ impl Probe for Room {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut args = env::args().skip(1);
-    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let addr = args.next().unwrap_or_else(|| "127.0.0.1:3015".to_owned());
     let path = PathBuf::from(args.next().unwrap_or_default()).join("items.db");
     let connection = open(&path)?;
     connection.execute(

@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --example without_tower
-//! curl -i -T README.md http://127.0.0.1:3000/ # 201
-//! head -c 2M /dev/zero | curl -i -X PUT --data-binary @- http://127.0.0.1:3000/ # 507
+//! curl -i -T README.md http://127.0.0.1:3012/ # 201
+//! head -c 2M /dev/zero | curl -i -X PUT --data-binary @- http://127.0.0.1:3012/ # 507
 //! ```
 
 use std::{convert::Infallible, env};
@@ -20,7 +20,7 @@ use tower_storage_guard::{BoxError, Demand, Guard};
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let guard = Guard::quota_only(MemoryQuota::new(Limits::bytes(1 << 20)));
-    let addr = env::args().nth(1).unwrap_or("127.0.0.1:3000".into());
+    let addr = env::args().nth(1).unwrap_or("127.0.0.1:3012".into());
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
     loop {

@@ -148,6 +148,7 @@
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
+//! | `test-util` | nothing | fakes and assertions for the tests of your service: `test_util` |
 //! | `sqlx09`, `sqlx08`, `redis1` and others | the library of that name, in that version | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -194,6 +195,8 @@ pub mod setup;
 mod steps;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;

@@ -96,7 +96,7 @@ pub mod hyper {}
 #[doc = include_str!("proxies.md")]
 pub mod proxies {}
 
-/// Testing your own 507.
+/// Testing your own 507. The examples need the feature `test-util`.
 ///
-#[doc = include_str!("testing.md")]
+#[cfg_attr(feature = "test-util", doc = include_str!("testing.md"))]
 pub mod testing {}

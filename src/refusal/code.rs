@@ -5,14 +5,14 @@ use http::StatusCode;
 use super::{Refusal, RefusalKind};
 
 /// The code of a refusal. The numbers are gRPC's, names and statuses Connect's.
-pub(super) struct Code {
-    pub(super) number: u16,
-    pub(super) name: &'static str,
-    pub(super) status: StatusCode,
+pub(crate) struct Code {
+    pub(crate) number: u16,
+    pub(crate) name: &'static str,
+    pub(crate) status: StatusCode,
 }
 
 impl Code {
-    pub(super) const fn of(refusal: &Refusal) -> Self {
+    pub(crate) const fn of(refusal: &Refusal) -> Self {
         let (number, name, status) = match refusal.kind() {
             RefusalKind::Storage(_) => (8, "resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
             RefusalKind::Unavailable => (14, "unavailable", StatusCode::SERVICE_UNAVAILABLE),

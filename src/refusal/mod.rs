@@ -53,6 +53,8 @@ mod json;
 mod negotiate;
 mod value;
 
+#[cfg(feature = "test-util")]
+pub(crate) use self::code::Code;
 #[cfg(feature = "webdav")]
 pub use self::dav::Dav;
 #[cfg(feature = "tonic")]

@@ -130,6 +130,7 @@ impl Filesystem {
                     Some(error.kind())
                 }
             };
+            self.freshness.end(probing);
             let mut control = self.control();
             control.failed = failed;
             drop(control);
@@ -196,6 +197,27 @@ impl Filesystem {
     /// The number of the published reading.
     pub(crate) fn published(&self) -> u64 {
         self.freshness.published()
+    }
+
+    /// The number of the probe that has ended last, with a reading or without.
+    pub(super) fn ended(&self) -> u64 {
+        self.freshness.ended()
+    }
+
+    /// Takes a reading that begins after this call, and waits until it has ended. Blocks: for five milliseconds, unless the probe
+    /// takes longer.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn read_now(&self) {
+        let begun = self.begun();
+        let mut control = self.control();
+        control.wanted = true;
+        self.wake.notify_all();
+        while self.ended() <= begun {
+            control = self
+                .wake
+                .wait(control)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     #[inline]

@@ -30,6 +30,8 @@ pub(super) struct Freshness {
     begun: AtomicU64,
     /// The number of the probe that was published last.
     published: AtomicU64,
+    /// The number of the probe that has ended last.
+    ended: AtomicU64,
 }
 
 /// A probe under way.
@@ -54,6 +56,7 @@ impl Freshness {
             read_at: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             published: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
         }
     }
 
@@ -75,6 +78,11 @@ impl Freshness {
         self.doubt.store(false, Ordering::Release);
     }
 
+    /// This probe has ended, with a reading or without.
+    pub(super) fn end(&self, probing: Probing) {
+        self.ended.store(probing.number, Ordering::Release);
+    }
+
     /// The filesystem is gone: the reading does not count from now on, however young it is.
     pub(super) fn lose(&self) {
         self.lost.store(true, Ordering::Release);
@@ -86,6 +94,10 @@ impl Freshness {
 
     pub(super) fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
+    }
+
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// For how long a probe has been in progress, or has been failing; the longest time of all if the filesystem is

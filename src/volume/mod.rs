@@ -26,6 +26,7 @@ mod headroom;
 mod ledger;
 mod probe;
 mod readiness;
+mod refresh;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ pub use self::{
     headroom::Headroom,
     probe::{Probe, Reading},
     readiness::{Closed, Readiness},
+    refresh::Refresh,
 };
 use self::{filesystem::Watched, ledger::Missing};
 use crate::{
@@ -233,11 +235,6 @@ impl Volume {
             is_stale: self.is_stale(),
             is_full: self.is_full(),
         }
-    }
-
-    /// Asks for a new reading soon, for instance after files were deleted.
-    pub fn refresh(&self) {
-        self.filesystem().want_reading();
     }
 
     pub(crate) fn filesystem(&self) -> &Arc<Filesystem> {

@@ -200,6 +200,52 @@ fn a_probe_that_fails_is_an_outage_once_the_reading_is_too_old() {
     assert!(is_full(claim(&admitting, 1), Resource::Bytes));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refresh_is_awaited_whether_its_reading_fails_or_not() {
+    let (disk, volume) = Disk::volume(500);
+    for available in [400, 300] {
+        disk.available.store(available, SeqCst);
+        assert_eq!(volume.refresh().await.available, available);
+    }
+    disk.fails.store(true, SeqCst);
+    disk.available.store(200, SeqCst);
+    assert_eq!(volume.refresh().await.available, 300);
+    // Dropped, the reading is taken all the same.
+    disk.fails.store(false, SeqCst);
+    drop(volume.refresh());
+    until(|| volume.status().available == 200);
+}
+
+#[tokio::test]
+async fn a_refresh_during_a_reading_waits_for_the_next() {
+    #[derive(Default)]
+    struct Slow {
+        available: AtomicU64,
+        looked: AtomicUsize,
+        gate: Mutex<()>,
+    }
+    impl Probe for Arc<Slow> {
+        fn read(&mut self) -> io::Result<Reading> {
+            let available = self.available.load(SeqCst);
+            self.looked.fetch_add(1, SeqCst);
+            drop(self.gate.lock().unwrap());
+            Ok(Reading::new(available, TOTAL))
+        }
+    }
+    let disk = Arc::new(Slow::default());
+    let volume = Volume::from_probe(Arc::clone(&disk)).unwrap();
+    let closed = disk.gate.lock().unwrap();
+    let looked = disk.looked.load(SeqCst);
+    drop(volume.refresh());
+    until(|| disk.looked.load(SeqCst) > looked);
+    disk.available.store(400, SeqCst);
+    let mut refresh = pin!(volume.refresh());
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(refresh.as_mut().poll(&mut cx).is_pending());
+    drop(closed);
+    assert_eq!(refresh.await.available, 400);
+}
+
 #[test]
 fn a_probe_that_panics_has_failed() {
     struct Faulty(bool);

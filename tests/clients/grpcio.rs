@@ -278,7 +278,7 @@ const NOT_FOUND: (&str, i32, &str) = ("NOT_FOUND", 5, "there is no file of this 
 #[ignore = "needs grpcio: run by `make test`"]
 async fn strangers_are_turned_away() {
     // There is no room at all, and unauthenticated clients do not learn that.
-    let flags = ["--user", "ann:token:1MiB", "--keep-free", "1000PiB"];
+    let flags = ["--user", "ann:token:1MiB", "--keep-free", "100%"];
     let server = Server::start("tonic-upload", &flags);
     for client in [Client::new(&server), Client::new(&server).bearing("wrong")] {
         let file = client.file("a", 2 * MIB);

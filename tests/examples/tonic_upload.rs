@@ -163,7 +163,7 @@ async fn a_message_has_a_limit() {
 #[tokio::test]
 async fn strangers_are_turned_away() {
     // There is no room at all, and unauthenticated clients do not learn that.
-    let (server, client) = start(&[&USERS[..], &["--keep-free", "1000PiB"]].concat());
+    let (server, client) = start(&[&USERS[..], &["--keep-free", "100%"]].concat());
     for authorization in [
         None,
         Some("Bearer wrong"),
@@ -319,7 +319,7 @@ async fn a_full_quota_still_serves_reads_and_deletes() {
 async fn a_full_disk_still_serves_reads_and_deletes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "hello").unwrap();
-    let (server, client) = start_in(dir, &["--keep-free", "1000PiB"]);
+    let (server, client) = start_in(dir, &["--keep-free", "100%"]);
     for refused in [
         client.put("b", "x").await.unwrap_err(),
         client.put_small("b", "x").await.unwrap_err(),

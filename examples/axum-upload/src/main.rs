@@ -5,7 +5,7 @@
 //! curl -T photo.jpg http://127.0.0.1:3000/files/photo.jpg
 //! ```
 //!
-//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags.
+//! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags and the routes.
 
 use std::{fmt::Display, io, process::ExitCode};
 
@@ -35,13 +35,29 @@ use tower_storage_guard::{
 };
 
 use example_support::{
+    flags::Program,
+    log::LogFailures,
     run::{run, until_stopped},
     store::{Entry, Folder, Name, NotAFile, Store},
 };
 
+const PROGRAM: Program = Program {
+    name: env!("CARGO_BIN_NAME"),
+    listen: "127.0.0.1:3000",
+    routes: "  \
+  GET    /            a page to upload with
+  GET    /files       lists the files
+  POST   /files       stores the files of a form: all of them, or none
+  GET    /files/NAME  reads a file
+  PUT    /files/NAME  stores a file
+  DELETE /files/NAME  removes a file
+  GET    /status      how full the disk and the quotas are
+  GET    /ready       whether uploads are accepted: 200 or 503",
+};
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    run("127.0.0.1:3000", serve).await
+    run(PROGRAM, serve).await
 }
 
 async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
@@ -73,6 +89,7 @@ fn app(store: Store) -> Router {
         .route("/", get(page))
         // Load balancers may ask without a token whether uploads are accepted.
         .route("/ready", get(Readiness::new(store.volume.clone())))
+        .layer(LogFailures::default())
         .with_state(store)
 }
 

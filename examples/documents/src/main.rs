@@ -2,13 +2,13 @@
 //!
 //! ```sh
 //! cargo run --release -p documents -- --max-size 1MiB
-//! curl -X PUT -d '{"hello": "world"}' http://127.0.0.1:3000/documents/a
-//! curl http://127.0.0.1:3000/documents/a
+//! curl -X PUT -d '{"hello": "world"}' http://127.0.0.1:3001/documents/a
+//! curl http://127.0.0.1:3001/documents/a
 //! ```
 //!
-//! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags.
+//! That is SQLite. With `--database-url postgres://…` it is PostgreSQL. `--help` lists the flags and the routes.
 
-use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt::Display, path::PathBuf, process::ExitCode, sync::Arc};
 
 use axum::{
     Router,
@@ -27,21 +27,26 @@ use sqlx::{
     Connection, PgPool, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
 };
-use tower_storage_guard::{
-    BoxError, Headroom, StorageGuardLayer, Volume, axum::Failure, quota::NoQuota,
-};
+use tokio::task::block_in_place;
+use tower_storage_guard::{BoxError, StorageGuardLayer, Volume, axum::Failure, quota::NoQuota};
 
 use example_support::{
+    address::Address,
     claim::Claim,
-    run::{listen, report, until_stopped},
+    created::Created,
+    database,
+    flags::{self, Program},
+    keep_free::KeepFree,
+    log::LogFailures,
+    run::{report, started, until_stopped},
 };
 
 /// Stores JSON documents, and says so when the database is full.
 #[derive(Clone, Debug, Parser)]
 struct Flags {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
-    listen: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", required = false)]
+    listen: Address,
 
     /// A database of PostgreSQL, such as postgres://user@localhost/documents. Without it, SQLite is used
     #[arg(long, value_name = "URL", conflicts_with = "max_size")]
@@ -52,44 +57,88 @@ struct Flags {
     dir: PathBuf,
 
     /// How large the database of SQLite may become
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = max_size)]
     max_size: Option<ByteSize>,
 
-    /// What writes leave free on the disk of SQLite, so that documents can be removed: a removal is written to the log first
+    /// What writes leave free on the disk of SQLite, a size or a share such as 5%, so that documents can be removed: a removal is
+    /// written to the log first
     #[arg(
         long,
         value_name = "SIZE",
         default_value = "16MiB",
         conflicts_with = "database_url"
     )]
-    keep_free: ByteSize,
+    keep_free: KeepFree,
 }
+
+impl Flags {
+    /// The file of SQLite.
+    fn database(&self) -> PathBuf {
+        self.dir.join("documents.db")
+    }
+}
+
+/// The size of a page of SQLite.
+const PAGE: u32 = 4096;
+
+/// A size that the table fits into. SQLite takes 0 pages for no limit.
+fn max_size(text: &str) -> Result<ByteSize, String> {
+    const LEAST: ByteSize = ByteSize(4 * PAGE as u64);
+
+    let size: ByteSize = text.parse()?;
+    match size >= LEAST {
+        true => Ok(size),
+        false => Err(format!("the least is {LEAST}")),
+    }
+}
+
+const PROGRAM: Program = Program {
+    name: env!("CARGO_BIN_NAME"),
+    listen: "127.0.0.1:3001",
+    routes: "  \
+  GET    /documents/ID  reads a document
+  PUT    /documents/ID  stores a document
+  DELETE /documents/ID  removes a document",
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    report(serve(Flags::parse()).await)
+    report(serve(flags::read(PROGRAM)).await)
 }
 
 async fn serve(flags: Flags) -> Result<(), BoxError> {
-    let store = Store::open(&flags).await?;
-    let guard = guard(&flags)?;
-    let serving = axum::serve(listen(flags.listen).await?, app(store, guard));
+    // Before anything is created.
+    let listener = flags.listen.bind().await?;
+    let mut created = Created::default();
+    let (store, guard) = match &flags.database_url {
+        Some(url) => {
+            // Only PostgreSQL knows how much room it has, so nothing is reserved there.
+            let guard = StorageGuardLayer::quota_only(NoQuota);
+            (Store::of_postgres(url).await?, guard)
+        }
+        None => {
+            let (claim, volume) = block_in_place(|| prepare(&flags, &mut created))?;
+            // Of the disk that SQLite is on, a part stays free.
+            let guard = StorageGuardLayer::new(volume);
+            (Store::of_sqlite(&flags, claim).await?, guard)
+        }
+    };
+    store.create_table().await?;
+    started(&listener, created)?;
+    let serving = axum::serve(listener, app(store, guard));
     until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
+}
+
+/// Claims the folder of SQLite, and guards its disk. Blocks.
+fn prepare(flags: &Flags, created: &mut Created) -> Result<(Claim, Volume), BoxError> {
+    let claim = Claim::of(&flags.dir, created)?;
+    let volume = flags.keep_free.guard(&flags.dir)?;
+    created.will_be_database(&flags.database());
+    Ok((claim, volume))
 }
 
 /// How many bytes reach the disk for each hundred of a document: SQLite writes each page to its log, and then to the file.
 const WRITTEN: u32 = 210;
-
-/// Recognises the errors that report a full database. Only PostgreSQL knows how much room it has, so nothing is reserved there.
-/// Of the disk that SQLite is on, a part stays free.
-fn guard(flags: &Flags) -> Result<StorageGuardLayer, BoxError> {
-    if flags.database_url.is_some() {
-        return Ok(StorageGuardLayer::quota_only(NoQuota));
-    }
-    let volume = Volume::open(&flags.dir)?;
-    let keep_free = Headroom::bytes(flags.keep_free.as_u64());
-    Ok(StorageGuardLayer::new(volume.keep_free(keep_free)))
-}
 
 fn app(store: Store, guard: StorageGuardLayer) -> Router {
     let guard = guard.price_by(|_, demand| demand.with_objects(0).volume_percent(WRITTEN));
@@ -97,6 +146,7 @@ fn app(store: Store, guard: StorageGuardLayer) -> Router {
     Router::new()
         .route("/documents/{id}", document)
         .layer(guard)
+        .layer(LogFailures::default())
         .with_state(Arc::new(store))
 }
 
@@ -191,27 +241,37 @@ macro_rules! execute {
 }
 
 impl Store {
-    /// Creates the table if it is missing.
-    async fn open(flags: &Flags) -> Result<Self, BoxError> {
-        let store = match &flags.database_url {
-            Some(url) => Self::Postgres(PgPool::connect(url).await?),
-            None => {
-                let _claim = Claim::of(&flags.dir)?;
-                // Only needed for transactions: sqlx 0.9 loses what is committed on a connection after a rollback has failed.
-                let pool = SqlitePoolOptions::new().after_release(|connection, _| {
-                    Box::pin(async move {
-                        connection.ping().await?;
-                        Ok(!connection.is_in_transaction())
-                    })
-                });
-                let pool = pool.connect_with(sqlite(flags)).await?;
-                Self::Sqlite { pool, _claim }
-            }
-        };
+    async fn of_postgres(url: &str) -> Result<Self, BoxError> {
+        let options = database::parse(url).map_err(|error| format!("--database-url: {error}"))?;
+        let connected = database::connect(&options).await;
+        let connected =
+            connected.map_err(|error| format!("{}: {error}", database::name(&options)))?;
+        connected.close().await?;
+        Ok(Self::Postgres(PgPool::connect_lazy_with(options)))
+    }
+
+    async fn of_sqlite(flags: &Flags, claim: Claim) -> Result<Self, BoxError> {
+        // Only needed for transactions: sqlx 0.9 loses what is committed on a connection after a rollback has failed.
+        let pool = SqlitePoolOptions::new().after_release(|connection, _| {
+            Box::pin(async move {
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        });
+        let path = flags.database();
+        let named = |error| format!("{}: {error}", path.display());
+        let pool = pool.connect_with(sqlite(flags)).await.map_err(named)?;
+        Ok(Self::Sqlite {
+            pool,
+            _claim: claim,
+        })
+    }
+
+    async fn create_table(&self) -> sqlx::Result<()> {
         const TABLE: &str =
             "CREATE TABLE IF NOT EXISTS documents (id text PRIMARY KEY, content text NOT NULL)";
-        execute!(&store, TABLE,);
-        Ok(store)
+        execute!(self, TABLE,);
+        Ok(())
     }
 
     async fn write(&self, id: &str, document: &str) -> sqlx::Result<Written> {
@@ -250,10 +310,8 @@ impl Store {
 
 /// A database of a limited size, whose readers do not wait for writers.
 fn sqlite(flags: &Flags) -> SqliteConnectOptions {
-    const PAGE: u32 = 4096;
-
     let options = SqliteConnectOptions::new()
-        .filename(flags.dir.join("documents.db"))
+        .filename(flags.database())
         .create_if_missing(true)
         .page_size(PAGE)
         .journal_mode(SqliteJournalMode::Wal);

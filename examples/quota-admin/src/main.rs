@@ -35,7 +35,7 @@ use example_support::{
 
 /// Looks at quotas that are kept in a store, and corrects them, while services go on
 #[derive(Debug, Parser)]
-#[command(name = "quota-admin")]
+#[command(name = "quota-admin", version)]
 struct Cli {
     /// Where they are: `sqlite:PATH`, `postgres://USER@HOST/DATABASE` or `redis://HOST`. For PostgreSQL, PGPASSWORD and
     /// ~/.pgpass are read

@@ -1,12 +1,14 @@
 //! The command line.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr};
+use std::{collections::HashSet, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use bytesize::ByteSize;
 use clap::Parser;
-use tower_storage_guard::Scope;
+use tower_storage_guard::{BoxError, Scope};
 
 use crate::{
+    address::Address,
+    keep_free::KeepFree,
     place::{Place, PlaceParser},
     store::Name,
 };
@@ -15,16 +17,16 @@ use crate::{
 #[derive(Clone, Debug, Parser)]
 pub struct Flags {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", required = false)]
-    pub listen: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", required = false)]
+    pub listen: Address,
 
     /// Where the files are; made if missing. Only one server may use it at a time
     #[arg(long, default_value = "./uploads")]
     pub dir: PathBuf,
 
-    /// What stays free on the disk
+    /// What stays free on the disk: a size, or a share such as 5%
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    pub keep_free: ByteSize,
+    pub keep_free: KeepFree,
 
     /// What everyone may store together
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
@@ -49,9 +51,39 @@ pub struct Flags {
     pub users: Vec<User>,
 }
 
-/// Reads the command line: [`Flags`], or those and more. Each example has its own default for where to listen.
-pub fn read<T: Parser>(listen: &'static str) -> T {
-    let command = T::command().mut_arg("listen", |arg| arg.default_value(listen));
+impl Flags {
+    /// Checks what clap cannot: that users can be told apart.
+    pub fn check(&self) -> Result<(), BoxError> {
+        let (mut names, mut tokens) = (HashSet::new(), HashSet::new());
+        for User { name, token, .. } in &self.users {
+            if !names.insert(name) {
+                return Err(format!("--user: there are two users {:?}", name.as_str()).into());
+            }
+            if !tokens.insert(token) {
+                return Err("--user: two users have the same token".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a program says of itself on its command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    pub name: &'static str,
+    /// Where it listens by default: each has a port of its own.
+    pub listen: &'static str,
+    /// Its routes, one a line.
+    pub routes: &'static str,
+}
+
+/// Reads the command line: [`Flags`], or those and more, with a flag `--listen`.
+pub fn read<T: Parser>(program: Program) -> T {
+    let command = T::command()
+        .name(program.name)
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(format!("Routes:\n{}", program.routes))
+        .mut_arg("listen", |arg| arg.default_value(program.listen));
     T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 

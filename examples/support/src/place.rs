@@ -1,21 +1,22 @@
 //! Where quotas are kept, as given on the command line.
 
-use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
 #[cfg(feature = "stored")]
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
 
 use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 #[cfg(feature = "postgres")]
 use sqlx::{
-    ConnectOptions, Connection, PgConnection,
+    Connection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 #[cfg(feature = "stored")]
 use tower_storage_guard::{BoxError, store::Store};
 
-/// How long the first connection to a database may take.
 #[cfg(feature = "postgres")]
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::database::{self, connect};
+#[cfg(feature = "stored")]
+use crate::log::chain;
 
 /// Where quotas are kept.
 #[derive(Clone)]
@@ -100,10 +101,7 @@ fn sqlite(_: &str, rest: &str) -> Result<Place, String> {
 
 #[cfg(feature = "postgres")]
 fn postgres(text: &str, _: &str) -> Result<Place, String> {
-    match text.parse() {
-        Ok(options) => Ok(Place::Postgres(Box::new(options))),
-        Err(error) => Err(format!("that is no address of PostgreSQL: {error}")),
-    }
+    database::parse(text).map(|options| Place::Postgres(Box::new(options)))
 }
 
 #[cfg(feature = "redis")]
@@ -119,11 +117,7 @@ impl fmt::Display for Place {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
             #[cfg(feature = "postgres")]
-            Self::Postgres(options) => {
-                let (host, port) = (options.get_host(), options.get_port());
-                let database = options.get_database().unwrap_or(options.get_username());
-                write!(f, "postgres://{host}:{port}/{database}")
-            }
+            Self::Postgres(options) => f.write_str(&database::name(options)),
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
                 let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
@@ -209,13 +203,7 @@ impl Place {
 
     /// The store that has failed, and the reason.
     pub fn error(&self, error: &(dyn std::error::Error + 'static)) -> BoxError {
-        let mut text = format!("{self}: {error}");
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        text.into()
+        format!("{self}: {}", chain(error)).into()
     }
 
     async fn open_existing(&self) -> Result<Arc<dyn Store>, BoxError> {
@@ -244,15 +232,6 @@ impl Place {
                 Arc::new(tower_storage_guard::store::RedisStore::connect(url).await?)
             }
         })
-    }
-}
-
-/// A pool would retry for a while without reporting the error.
-#[cfg(feature = "postgres")]
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, BoxError> {
-    match tokio::time::timeout(PATIENCE, options.connect()).await {
-        Ok(connected) => Ok(connected?),
-        Err(_) => Err("the server does not answer".into()),
     }
 }
 

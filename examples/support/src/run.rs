@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     pin::{Pin, pin},
     process::{self, ExitCode},
     task::{Context, Poll},
@@ -13,16 +12,18 @@ use tokio::{net::TcpListener, signal, sync::oneshot, time::timeout};
 use tower_storage_guard::BoxError;
 
 use crate::{
-    flags::{self, Flags},
+    created::Created,
+    flags::{self, Flags, Program},
+    log::chain,
     store::Store,
 };
 
-/// Serves the store that the command line describes. `listen` is the default address.
+/// Serves the store that the command line describes.
 pub async fn run(
-    listen: &'static str,
+    program: Program,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    report(start(flags::read(listen), serve).await)
+    report(start(flags::read(program), serve).await)
 }
 
 /// Reports the error that ended it, if any.
@@ -30,13 +31,7 @@ pub fn report(result: Result<(), BoxError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("error: {error}");
-            let mut source = error.source();
-            while let Some(error) = source {
-                eprint!(": {error}");
-                source = error.source();
-            }
-            eprintln!();
+            eprintln!("error: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -46,23 +41,24 @@ async fn start(
     flags: Flags,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {
-    let at = flags.listen;
-    let store = Store::open(flags).await?;
-    let served = serve(listen(at).await?, store.clone()).await;
+    // Before anything is created.
+    let listener = flags.listen.bind().await?;
+    let mut created = Created::default();
+    let store = Store::open(flags, &mut created).await?;
+    started(&listener, created)?;
+    let served = serve(listener, store.clone()).await;
     store.close().await.and(served)
 }
 
-/// Listens, and prints the address.
-pub async fn listen(at: SocketAddr) -> Result<TcpListener, BoxError> {
+/// Prints the address, and keeps what the start has created: nothing can go wrong with it any more.
+pub fn started(listener: &TcpListener, created: Created) -> Result<(), BoxError> {
     #[cfg(unix)]
     survive_limit_of_files()?;
-    let listener = TcpListener::bind(at)
-        .await
-        .map_err(|error| format!("cannot listen on {at}: {error}"))?;
     let mut out = io::stdout();
     writeln!(out, "listening on http://{}", listener.local_addr()?)?;
     out.flush()?;
-    Ok(listener)
+    created.keep();
+    Ok(())
 }
 
 /// A write beyond the process's limit on the size of a file (`ulimit -f`) raises SIGXFSZ, which ends a process that does not handle

@@ -1,7 +1,7 @@
 //! Folders of files. A file exists completely or not at all, and is charged for exactly as long as it exists.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ffi::OsStr,
     fs, io,
     path::{Component, Path, PathBuf},
@@ -23,18 +23,20 @@ use tokio::{
     fs::File,
     io::AsyncWriteExt,
     sync::{Mutex, Semaphore},
-    task::{JoinHandle, spawn_blocking},
+    task::{JoinHandle, block_in_place, spawn_blocking},
     time::{sleep, timeout},
 };
 use tower_storage_guard::{
-    Amount, AsyncReportingWriter, BoxError, Headroom, Reservation, Scope, Scopes, Volume,
+    Amount, AsyncReportingWriter, BoxError, Reservation, Scope, Scopes, Volume,
     quota::{Change, Limits},
 };
 
 use crate::{
     change::{self, FileChange},
-    claim::Claim,
+    claim::{self, Claim, named},
+    created::Created,
     flags::Flags,
+    log::chain,
     quotas::{Intent, Quotas},
 };
 
@@ -70,10 +72,19 @@ impl Store {
     pub const EVERYONE: &str = "everyone";
 
     /// Creates missing folders, removes leftovers, and counts the existing files for quotas that do not know them.
-    pub async fn open(flags: Flags) -> Result<Self, BoxError> {
-        let dir = flags.dir.clone();
-        // Before anything in it is touched.
-        let claim = spawn_blocking(move || Claim::of(&dir)).await??;
+    ///
+    /// What can be wrong is found before the quotas' store is opened, which others may share, and before leftovers are removed.
+    ///
+    /// # Errors
+    ///
+    /// When the flags contradict each other, or the folders or the quotas' store cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime of one thread.
+    pub async fn open(flags: Flags, created: &mut Created) -> Result<Self, BoxError> {
+        flags.check()?;
+        let (claim, volume) = block_in_place(|| prepare(&flags, created))?;
         let place = flags.quota_store.clone();
         let place = place.or_beside(|| flags.dir.join(QUOTAS));
         let lives = Duration::from_secs(flags.quota_time_to_live.get().into());
@@ -88,7 +99,8 @@ impl Store {
         // Before leftovers are removed, because they tell what was done with them.
         let made = move |note: &[u8]| change::made(&dir, note);
         let quota = Quotas::open(&place, journal, lives, leases, limits.clone(), made).await?;
-        let store = spawn_blocking(move || Self::with_quota(&flags, quota, claim)).await??;
+        let opened = move || Self::with_quota(&flags, quota, volume, claim);
+        let store = spawn_blocking(opened).await??;
         if store.quota.is_counted() {
             for folder in store.folders() {
                 folder.count_if_new().await?;
@@ -146,26 +158,19 @@ impl Store {
         self.quota.declare_counted().await
     }
 
-    /// Opens the folders. Blocks.
-    fn with_quota(flags: &Flags, quota: Quotas, claim: Claim) -> Result<Self, BoxError> {
-        let volume = Volume::open(&flags.dir)?.keep_free(Headroom::bytes(flags.keep_free.as_u64()));
+    /// Opens the folders, and removes leftovers. Blocks.
+    fn with_quota(flags: &Flags, quota: Quotas, volume: Volume, claim: Claim) -> io::Result<Self> {
         let everyone = Scope::from(Self::EVERYONE);
         let open =
             |name: &str, scopes: Scopes| Folder::open(&flags.dir, name, scopes, &volume, &quota);
         let folders = if flags.users.is_empty() {
             Folders::Shared(open("", everyone.into())?)
         } else {
-            let (mut folders, mut names) = (HashMap::new(), HashSet::new());
-            for user in &flags.users {
-                if !names.insert(&user.name) {
-                    return Err(format!("there are two users {:?}", user.name.as_str()).into());
-                }
+            let opened = flags.users.iter().map(|user| {
                 let folder = open(user.name.as_str(), [user.scope(), everyone.clone()].into())?;
-                if folders.insert(user.token.clone(), folder).is_some() {
-                    return Err("two users have the same token".into());
-                }
-            }
-            Folders::OfUsers(folders)
+                Ok((user.token.clone(), folder))
+            });
+            Folders::OfUsers(opened.collect::<io::Result<_>>()?)
         };
         Ok(Self {
             volume,
@@ -213,8 +218,27 @@ impl Store {
     }
 }
 
+/// Finds out whether the folders can be used, and creates those that are missing. Blocks.
+fn prepare(flags: &Flags, created: &mut Created) -> Result<(Claim, Volume), BoxError> {
+    let dir = &flags.dir;
+    let claim = Claim::of(dir, created)?;
+    let volume = flags.keep_free.guard(dir)?;
+    for user in &flags.users {
+        let folder = dir.join(user.name.as_str());
+        created
+            .folder(&folder)
+            .map_err(|error| named(&folder, &error))?;
+        claim::is_writable(&folder)?;
+        entries(&folder).map_err(|error| named(&folder, &error))?;
+    }
+    entries(dir).map_err(|error| named(dir, &error))?;
+    created.will_be_own(dir.join(JOURNAL));
+    created.will_be_database(&dir.join(QUOTAS));
+    Ok((claim, volume))
+}
+
 async fn will_try_again(what: &str, error: BoxError) {
-    eprintln!("cannot {what}, and will try again: {error}");
+    eprintln!("cannot {what}, and will try again: {}", chain(&*error));
     sleep(Duration::from_secs(1)).await;
 }
 
@@ -247,9 +271,7 @@ impl Folder {
         quota: &Quotas,
     ) -> io::Result<Self> {
         let dir = root.join(name);
-        fs::create_dir_all(&dir)
-            .and_then(|()| remove_leftovers(&dir))
-            .map_err(|error| named(&dir, error))?;
+        remove_leftovers(&dir).map_err(|error| named(&dir, &error))?;
         Ok(Self {
             dir: dir.into(),
             name: Path::new(name).into(),
@@ -274,7 +296,10 @@ impl Folder {
     }
 
     async fn total(&self) -> Result<Amount, BoxError> {
-        let files = self.list().await.map_err(|error| named(&self.dir, error))?;
+        let files = self
+            .list()
+            .await
+            .map_err(|error| named(&self.dir, &error))?;
         let sizes = files.iter().map(|file| Amount::new(file.size, 1));
         Ok(sizes.fold(Amount::ZERO, |total, file| total + file))
     }
@@ -695,8 +720,4 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
         fs::File::open(dir)?.sync_all()?;
     }
     Ok(())
-}
-
-fn named(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -4,11 +4,13 @@
 //! cargo run --release -p tonic-upload
 //! ```
 //!
-//! `examples/tonic-upload/proto/upload.proto` defines its interface. `--help` lists the flags.
+//! `examples/tonic-upload/proto/upload.proto` defines its interface. `--help` lists the flags and the routes.
 
-use std::{pin::Pin, process::ExitCode, time::Duration};
+use std::{error::Error, pin::Pin, process::ExitCode, time::Duration};
 
 use example_support::{
+    flags::Program,
+    log::LogFailures,
     run::{run, until_stopped},
     store::{Folder, Name, NotAFile, Store, Upload},
 };
@@ -45,9 +47,21 @@ const MESSAGE: usize = 4 << 20;
 /// The size of the chunks in which a file is sent.
 const CHUNK: usize = 64 << 10;
 
+const PROGRAM: Program = Program {
+    name: env!("CARGO_BIN_NAME"),
+    listen: "127.0.0.1:50051",
+    routes: "  \
+  upload.v1.Uploads/Put          stores a file in pieces: its name, then its content
+  upload.v1.Uploads/PutSmall     stores a file in one message
+  upload.v1.Uploads/Get          reads a file
+  upload.v1.Uploads/Delete       removes a file
+  grpc.health.v1.Health/Check    whether uploads are accepted, of the service upload.v1.Uploads
+  grpc.health.v1.Health/Watch    the same, and each change of it",
+};
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    run("127.0.0.1:50051", serve).await
+    run(PROGRAM, serve).await
 }
 
 async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
@@ -61,6 +75,9 @@ async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
     let name = UploadsServer::<Service>::NAME;
     tokio::spawn(health::report(reporter, name, store.volume.clone()));
     let uploads = ServiceBuilder::new()
+        .layer(LogFailures::with_error(|extensions| {
+            extensions.get::<Status>()?.source()
+        }))
         // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
         .layer(InterceptorLayer::new(move |request| {
             identify(&store, request)

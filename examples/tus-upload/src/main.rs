@@ -7,7 +7,7 @@
 //! ```
 //!
 //! That is tuspy; any other client of <https://tus.io> works too. A complete upload can be fetched from its URL.
-//! `--help` lists the flags.
+//! `--help` lists the flags and the routes.
 
 use std::{
     fmt::Display,
@@ -33,11 +33,13 @@ use axum::{
 };
 use clap::Parser;
 use example_support::{
-    flags::{self, Flags},
-    run::{listen, report, until_stopped},
+    created::Created,
+    flags::{self, Flags, Program},
+    log::LogFailures,
+    run::{report, started, until_stopped},
     store::{Folder, Name, Store},
 };
-use tokio::task::spawn_blocking;
+use tokio::task::block_in_place;
 use tokio_util::io::ReaderStream;
 use tower::{Layer, ServiceBuilder, util::MapRequestLayer};
 use tower_storage_guard::{BoxError, Reservation, StorageGuardLayer, axum::Failure, upload};
@@ -56,22 +58,36 @@ struct TusFlags {
     expire_after: NonZeroU64,
 }
 
+const PROGRAM: Program = Program {
+    name: env!("CARGO_BIN_NAME"),
+    listen: "127.0.0.1:1080",
+    routes: "  \
+  OPTIONS /files       the version of tus, and its extensions
+  POST    /files       begins an upload, whose URL is in Location
+  HEAD    /files/NAME  how much of an upload has been received
+  PATCH   /files/NAME  goes on with an upload
+  DELETE  /files/NAME  removes an upload
+  GET     /files/NAME  reads a complete upload",
+};
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    report(serve(flags::read("127.0.0.1:1080")).await)
+    report(serve(flags::read(PROGRAM)).await)
 }
 
 async fn serve(flags: TusFlags) -> Result<(), BoxError> {
-    let at = flags.all.listen;
+    // Before anything is created.
+    let listener = flags.all.listen.bind().await?;
     let time_to_live = Duration::from_secs(flags.expire_after.get());
-    let store = Store::open(flags.all).await?;
-    let opened = store.clone();
-    let uploads = spawn_blocking(move || Uploads::open(&opened, time_to_live)).await??;
+    let mut created = Created::default();
+    let store = Store::open(flags.all, &mut created).await?;
+    let uploads = block_in_place(|| Uploads::open(&store, time_to_live, &mut created))?;
     // Around the router, because it routes by the method.
     let app = app(store.clone(), uploads, time_to_live);
     let app = MapRequestLayer::new(override_method).layer(app);
     let app = ServiceExt::<Request>::into_make_service(app);
-    let serving = axum::serve(listen(at).await?, app);
+    started(&listener, created)?;
+    let serving = axum::serve(listener, app);
     let served = until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await;
     store.close().await.and(served)
 }
@@ -104,6 +120,7 @@ fn app(store: Store, uploads: Uploads, time_to_live: Duration) -> Router {
         .layer(DefaultBodyLimit::disable())
         // Its refusals need tus headers too.
         .layer(middleware::from_fn(speak_tus))
+        .layer(LogFailures::default())
         .with_state(uploads)
 }
 

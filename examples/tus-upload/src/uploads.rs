@@ -22,6 +22,7 @@ use tower_storage_guard::{Amount, Reservation, quota::Change};
 
 use example_support::{
     change::FileChange,
+    created::Created,
     store::{Folder, Name, Store, sync_dir},
 };
 
@@ -43,12 +44,13 @@ pub(crate) struct Uploads {
 
 impl Uploads {
     /// Creates missing folders, and removes the uploads of the last run, whose reservations are gone. Blocks.
-    pub(crate) fn open(store: &Store, time_to_live: Duration) -> io::Result<Self> {
+    pub(crate) fn open(
+        store: &Store,
+        time_to_live: Duration,
+        created: &mut Created,
+    ) -> io::Result<Self> {
         for folder in store.folders() {
-            let uploads = folder.dir.join(UPLOADS);
-            fs::create_dir_all(&uploads)?;
-            fs::remove_dir_all(&uploads)?;
-            fs::create_dir(&uploads)?;
+            created.emptied(&folder.dir.join(UPLOADS))?;
         }
         Ok(Self {
             known: Arc::default(),

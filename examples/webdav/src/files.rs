@@ -20,6 +20,7 @@ use dav_server::{
     },
     localfs::LocalFs,
 };
+use example_support::created::Created;
 use futures_util::{FutureExt, TryStreamExt, future};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::{sync::Mutex, task::block_in_place};
@@ -49,11 +50,8 @@ pub(crate) struct Files {
 
 impl Files {
     /// Creates missing folders, and removes leftovers. Blocks.
-    pub(crate) fn open(root: &Path) -> io::Result<Self> {
-        let uploads = root.join(UPLOADS);
-        fs::create_dir_all(&uploads)?;
-        fs::remove_dir_all(&uploads)?;
-        fs::create_dir(&uploads)?;
+    pub(crate) fn open(root: &Path, created: &mut Created) -> io::Result<Self> {
+        created.emptied(&root.join(UPLOADS))?;
         Ok(Self {
             local: *LocalFs::new(root, true, false, false),
             root: root.into(),

@@ -5,9 +5,15 @@
 //! rclone copy ./photos :webdav:photos --webdav-url http://127.0.0.1:4918
 //! ```
 //!
-//! `--help` lists the flags.
+//! `--help` lists the flags and the routes.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    str::FromStr,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -20,12 +26,17 @@ use bytesize::ByteSize;
 use clap::Parser;
 use dav_server::{DavConfig, DavHandler, DavMethod, DavMethodSet, davpath::DavPath, fs::FsError};
 use example_support::{
+    address::Address,
     claim::Claim,
-    run::{listen, report, until_stopped},
+    created::Created,
+    flags::{self, Program},
+    keep_free::KeepFree,
+    log::LogFailures,
+    run::{report, started, until_stopped},
 };
-use tokio::task::spawn_blocking;
+use tokio::task::block_in_place;
 use tower_storage_guard::{
-    BoxError, Headroom, Reservation, StorageGuardLayer, Volume,
+    BoxError, Reservation, StorageGuardLayer, Volume,
     dav::{CollectionQuota, Folder, WebDav},
     quota::Limits,
 };
@@ -39,16 +50,16 @@ mod locks;
 #[derive(Clone, Debug, Parser)]
 struct Flags {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4918")]
-    listen: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", required = false)]
+    listen: Address,
 
     /// Where the files are; made if missing. Only one server may use it at a time
     #[arg(long, default_value = "./files")]
     dir: PathBuf,
 
-    /// What stays free on the disk
+    /// What stays free on the disk: a size, or a share such as 5%
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    keep_free: ByteSize,
+    keep_free: KeepFree,
 
     /// What a collection may hold, with all that is below it, such as /photos=10MiB. Repeatable
     #[arg(long = "limit", value_name = "PATH=SIZE")]
@@ -70,23 +81,53 @@ impl FromStr for Limit {
         let path = path.strip_prefix('/').ok_or("the path begins with a /")?;
         let bytes = bytes.parse();
         Ok(Self {
-            path: path.into(),
+            // `/a` and `/a/` are one.
+            path: Path::new(path).components().collect(),
             bytes: bytes.map_err(|error| format!("the size: {error}"))?,
         })
     }
 }
 
+impl Flags {
+    /// Checks what clap cannot: that no collection has two limits.
+    fn check(&self) -> Result<(), BoxError> {
+        let mut paths = HashSet::new();
+        match self.limits.iter().find(|limit| !paths.insert(&limit.path)) {
+            Some(Limit { path, .. }) => {
+                Err(format!("--limit: there are two limits for /{}", path.display()).into())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+const PROGRAM: Program = Program {
+    name: env!("CARGO_BIN_NAME"),
+    listen: "127.0.0.1:4918",
+    routes: "  \
+  GET, HEAD            /PATH  reads a file
+  PUT                  /PATH  stores a file
+  MKCOL                /PATH  creates a collection
+  COPY, MOVE, DELETE   /PATH  of a file, or of a collection with all that is below it
+  PROPFIND, PROPPATCH  /PATH  properties, among them what is used and available
+  LOCK, UNLOCK         /PATH  locks, which are kept in memory",
+};
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    report(serve(Flags::parse()).await)
+    report(serve(flags::read(PROGRAM)).await)
 }
 
 async fn serve(flags: Flags) -> Result<(), BoxError> {
-    let at = flags.listen;
-    let server = spawn_blocking(move || Server::open(&flags)).await??;
+    flags.check()?;
+    // Before anything is created.
+    let listener = flags.listen.bind().await?;
+    let mut created = Created::default();
+    let server = block_in_place(|| Server::open(&flags, &mut created))?;
     // Otherwise the first requests would wait for it.
     server.collections.rescan().await?;
-    let serving = axum::serve(listen(at).await?, app(server));
+    started(&listener, created)?;
+    let serving = axum::serve(listener, app(server));
     until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
@@ -99,6 +140,7 @@ fn app(server: Server) -> Router {
     Router::new()
         .fallback(handle)
         .layer(guard)
+        .layer(LogFailures::default())
         .with_state(server)
 }
 
@@ -115,10 +157,11 @@ struct Server {
 
 impl Server {
     /// Creates missing folders, and removes leftovers. Blocks.
-    fn open(flags: &Flags) -> Result<Self, BoxError> {
-        let Flags { dir, keep_free, .. } = flags;
-        let claim = Claim::of(dir)?;
-        let files = Files::open(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    fn open(flags: &Flags, created: &mut Created) -> Result<Self, BoxError> {
+        let dir = &flags.dir;
+        let claim = Claim::of(dir, created)?;
+        let volume = flags.keep_free.guard(dir)?;
+        let files = Files::open(dir, created)?;
         let tree = Folder::new(dir);
         let collections = CollectionQuota::new(tree.clone());
         for Limit { path, bytes } in &flags.limits {
@@ -133,7 +176,7 @@ impl Server {
             locks: Locks::new(),
             tree,
             collections,
-            volume: Volume::open(dir)?.keep_free(Headroom::bytes(keep_free.as_u64())),
+            volume,
             _claim: claim,
         })
     }

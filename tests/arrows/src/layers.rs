@@ -30,6 +30,8 @@ pub const LAYERS: &[&[&str]] = &[
     &["calls", "dav", "upload"],
     // Frameworks.
     &["axum", "tonic"],
+    // For the tests of services.
+    &["test_util"],
     // Pages of the documentation.
     &["guide"],
 ];
