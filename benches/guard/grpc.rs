@@ -46,6 +46,9 @@ const GROWTH: u64 = 2;
 /// The guard's allocations for the first: what few bodies and few reservations have.
 const FIRST_GROWTH: u64 = 2;
 
+/// The guard's allocation for an answer that waits: what few reservations have.
+const WAIT: u64 = 1;
+
 /// Unary calls: without a guard, a call that the guard ignores, and one that it guards.
 pub(crate) fn unary_calls() -> [Case<TonicBody>; 3] {
     let others = guard("upload.v1.Uploads/Put");
@@ -72,7 +75,7 @@ pub(crate) fn server_streams() -> [Case<TonicBody>; 2] {
     let guard = guard("upload.v1.Uploads/Get");
     [
         case("tonic service", 0, get, service()),
-        case("guard", CALL, get, guard.layer(service())),
+        case("guard", CALL + WAIT, get, guard.layer(service())),
     ]
 }
 

@@ -36,7 +36,7 @@ use example_support::{
     created::Created,
     database,
     flags::{self, Program},
-    keep_free::KeepFree,
+    keep_free::{KeepFree, read_again},
     log::LogFailures,
     run::{report, started, until_stopped},
 };
@@ -119,8 +119,9 @@ async fn serve(flags: Flags) -> Result<(), BoxError> {
         None => {
             let (claim, volume) = block_in_place(|| prepare(&flags, &mut created))?;
             // Of the disk that SQLite is on, a part stays free.
-            let guard = StorageGuardLayer::new(volume);
-            (Store::of_sqlite(&flags, claim).await?, guard)
+            let store = Store::of_sqlite(&flags, claim).await?;
+            read_again(&volume).await;
+            (store, StorageGuardLayer::new(volume))
         }
     };
     store.create_table().await?;

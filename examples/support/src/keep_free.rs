@@ -1,8 +1,9 @@
 //! What stays free on a disk.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{fmt, path::Path, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
+use tokio::time::timeout;
 use tower_storage_guard::{BoxError, Headroom, Volume};
 
 /// A size such as `64MiB`, or a share of the disk such as `5%`.
@@ -31,6 +32,11 @@ impl KeepFree {
         }
         Ok(volume)
     }
+}
+
+/// Reads the disk again, on which the start has made files of its own. A disk that hangs is not waited for.
+pub async fn read_again(volume: &Volume) {
+    let _ = timeout(Duration::from_secs(5), volume.refresh()).await;
 }
 
 impl FromStr for KeepFree {

@@ -36,6 +36,7 @@ use crate::{
     claim::{self, Claim, named},
     created::Created,
     flags::Flags,
+    keep_free::read_again,
     log::chain,
     quotas::{Intent, Quotas},
 };
@@ -109,6 +110,7 @@ impl Store {
             store.charge(store.totals().await?).await;
         }
         store.declare_counted(&limits).await?;
+        read_again(&store.volume).await;
         tokio::spawn(store.clone().count_when_emptied(limits));
         Ok(store)
     }
