@@ -122,11 +122,11 @@ where
                     response,
                 );
             }
-            let mut held = self.hold(head, body, &declared);
+            let mut held = self.hold(head, body, declared);
             held.may_be_empty = demand.has_no_size();
             return ResponseFuture::undecided(self.settings(), asked, held, admit);
         }
-        let held = self.hold(head, body, &declared);
+        let held = self.hold(head, body, declared);
         begin(self.settings(), asked, held, demand, step)
     }
 }
@@ -134,16 +134,14 @@ where
 impl<S: Clone, Q> StorageGuard<S, Q> {
     /// Holds a request until it is decided, with the service that is ready.
     #[cold]
-    fn hold<B>(&mut self, head: Parts, body: Pin<Box<B>>, declared: &Declared) -> Held<S, B> {
+    fn hold<B>(&mut self, head: Parts, body: Pin<Box<B>>, declared: Declared) -> Held<S, B> {
         // The clone may not be ready: it stays.
         let clone = self.inner.clone();
         Held {
             service: mem::replace(&mut self.inner, clone),
-            drain: declared.drain,
-            is_named_call: declared.is_named_call,
             head,
             body: Some(body),
-            protocol: declared.protocol,
+            declared,
             visit: None,
             may_be_empty: false,
         }

@@ -68,18 +68,17 @@ pub(crate) struct Held<S, B> {
     pub(crate) head: request::Parts,
     /// None once it has been read, and was empty.
     pub(crate) body: Option<Pin<Box<B>>>,
-    /// How the body has to be handled if it is left unread.
-    pub(crate) drain: WhenDropped,
-    pub(crate) is_named_call: bool,
-    pub(crate) protocol: Option<&'static dyn Protocol>,
+    pub(crate) declared: Declared,
     /// Set if the request is a step of an upload.
     pub(crate) visit: Option<Box<dyn Visit>>,
     /// Set if the size of the body is not known, and nothing else decides what is reserved for it.
     pub(crate) may_be_empty: bool,
 }
 
-/// What a request's head declares.
+/// What a request's head declares, beside its demand.
+#[derive(Clone, Copy)]
 pub(crate) struct Declared {
+    /// How the body has to be handled if it is left unread.
     pub(crate) drain: WhenDropped,
     pub(crate) is_named_call: bool,
     pub(crate) protocol: Option<&'static dyn Protocol>,
@@ -87,7 +86,11 @@ pub(crate) struct Declared {
 
 impl Declared {
     pub(crate) fn transfer<Q>(&self, settings: &Settings<Q>) -> Transfer {
-        transfer(settings, self.is_named_call, self.protocol)
+        Transfer::new(BodyRules {
+            responder: Arc::clone(&settings.http.responder),
+            is_named_call: self.is_named_call,
+            protocol: self.protocol,
+        })
     }
 }
 
@@ -164,18 +167,6 @@ pub(crate) fn plain_terms<Q>(
         demand,
         scopes,
         rare,
-    })
-}
-
-fn transfer<Q>(
-    settings: &Settings<Q>,
-    is_named_call: bool,
-    protocol: Option<&'static dyn Protocol>,
-) -> Transfer {
-    Transfer::new(BodyRules {
-        responder: Arc::clone(&settings.http.responder),
-        is_named_call,
-        protocol,
     })
 }
 
@@ -264,9 +255,8 @@ where
             Ok(priced) => {
                 held.may_be_empty = priced.may_be_empty();
                 let context = &settings.guard.context;
-                let decided = admit(context, priced.terms, priced.claim, || {
-                    transfer(settings, held.is_named_call, held.protocol)
-                });
+                let transfer = || held.declared.transfer(settings);
+                let decided = admit(context, priced.terms, priced.claim, transfer);
                 Self::by_decision(settings, held, decided)
             }
             Err(refusal) => Self::refused(held, refusal),
@@ -323,7 +313,7 @@ where
     fn no_room(settings: &Settings<Q>, held: Held<S, B>, refused: Refused) -> Self {
         let lacks_bytes = (refused.fault()).is_some_and(|fault| fault.resource == Resource::Bytes);
         // Where the client waits for `100 Continue`, the first read of the body would ask for all of it.
-        let may_read = held.drain != WhenDropped::DrainOncePolled;
+        let may_read = held.declared.drain != WhenDropped::DrainOncePolled;
         if held.may_be_empty && lacks_bytes && may_read {
             return Self::door(Door::First {
                 first: FirstData::new(refused, settings.guard.context.rules.patience),
@@ -371,7 +361,7 @@ where
             mut service,
             mut head,
             body,
-            drain,
+            declared: Declared { drain, .. },
             visit,
             ..
         } = held;
@@ -418,7 +408,7 @@ where
             }
             DoorProj::Reserve { admission, held } => {
                 let of = held.as_ref().expect(ONCE);
-                let transfer = || transfer(settings, of.is_named_call, of.protocol);
+                let transfer = || of.declared.transfer(settings);
                 let decided = ready!(admission.poll(cx, transfer));
                 State::decided(settings, held.take().expect(ONCE), decided)
             }
@@ -477,6 +467,6 @@ where
     /// The body, which no handler has seen. None if it is empty.
     pub(super) fn unread(self) -> Option<Unread> {
         let body = self.body?;
-        Some(Unread::new(body, self.drain))
+        Some(Unread::new(body, self.declared.drain))
     }
 }
