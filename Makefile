@@ -20,9 +20,11 @@ APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
 # Of these, the ones that link another SQLite than the workspace.
 LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
-.PHONY: test tools clients lint unit fuzz plain apart features features-alone counts expect package soak bench
+.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest fuzz plain apart features features-alone counts expect package soak bench
 
-test: tools clients lint unit fuzz plain apart features counts package
+# The last three compile one crate at a time, mostly, and partly in folders of their own: together they keep two cores busy.
+test: tools clients lint unit fuzz plain apart
+	$(MAKE) --jobs=3 --output-sync=target features counts package
 
 # Debian packages that the tests need: program:package.
 TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3 \
@@ -69,10 +71,22 @@ lint:
 	for package in $(APART); do $(CARGO) fmt --check --manifest-path $$package/Cargo.toml || exit 1; done
 	$(CHECKED) $(CARGO) build $(ALL) --all-targets
 
-# All tests, with those that mount filesystems and start servers and clients. Most of them wait most of the time.
+# All tests, with those that mount filesystems and start servers and clients. These wait most of the time, so two groups of them run
+# at once. The rest is whatever the workspace has beside them.
+TEST = $(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((3 * $$(nproc) / 2)) $(CARGO) test $(ALL)
+SERVING = examples guard stores
+CALLING = adopters clients downstream
 unit: clients lint
-	$(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((2 * $$(nproc))) \
-		$(CARGO) test $(ALL) -- --include-ignored
+	$(MAKE) --jobs=2 --output-sync=target unit-serving unit-calling
+	$(MAKE) unit-rest
+unit-serving:
+	$(TEST) $(SERVING:%=--test %) -- --include-ignored
+unit-calling:
+	$(TEST) $(CALLING:%=--test %) -- --include-ignored
+unit-rest:
+	rest=$$(/usr/bin/python3 tests/targets.py $(SERVING) $(CALLING)) && \
+		$(TEST) --lib --bins $$rest -- --include-ignored
+	$(TEST) --doc
 
 # The parsers, each for some seconds. The input that makes one fail is kept in target/fuzz.
 FUZZ_SECONDS = 5
