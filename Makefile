@@ -72,7 +72,7 @@ lint:
 	$(CHECKED) $(CARGO) build $(ALL) --all-targets
 
 # All tests, with those that mount filesystems and start servers and clients. These wait most of the time, so two groups of them run
-# at once. The rest is whatever the workspace has beside them.
+# at once. The rest is whatever the workspace has beside them; programs have no tests of their own.
 TEST = $(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((3 * $$(nproc) / 2)) $(CARGO) test $(ALL)
 SERVING = examples guard stores
 CALLING = adopters clients downstream
@@ -85,7 +85,7 @@ unit-calling:
 	$(TEST) $(CALLING:%=--test %) -- --include-ignored
 unit-rest:
 	rest=$$(/usr/bin/python3 tests/targets.py $(SERVING) $(CALLING)) && \
-		$(TEST) --lib --bins $$rest -- --include-ignored
+		$(TEST) --lib $$rest -- --include-ignored
 	$(TEST) --doc
 
 # The parsers, each for some seconds. The input that makes one fail is kept in target/fuzz.
