@@ -74,8 +74,8 @@ lint:
 # All tests, with those that mount filesystems and start servers and clients. These wait most of the time, so two groups of them run
 # at once. The rest is whatever the workspace has beside them; programs have no tests of their own.
 TEST = $(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((3 * $$(nproc) / 2)) $(CARGO) test $(ALL)
-SERVING = examples guard stores
-CALLING = adopters clients downstream
+SERVING = examples stores
+CALLING = adopters clients downstream guard
 unit: clients lint
 	$(MAKE) --jobs=2 --output-sync=target unit-serving unit-calling
 	$(MAKE) unit-rest
