@@ -194,7 +194,7 @@ async fn publish(
 
 fn folder<T>(request: &Request<T>) -> Result<Folder, Status> {
     let folder = request.extensions().get().cloned();
-    folder.ok_or_else(|| Status::internal("nobody has asked who this is"))
+    folder.ok_or_else(|| Status::internal("the caller has not been identified"))
 }
 
 fn valid(name: &str) -> Result<Name, Status> {

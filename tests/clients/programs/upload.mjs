@@ -45,7 +45,7 @@ function withHttp(method, path) {
       resolve([answer.statusCode, body]);
     });
     request.on('error', reject);
-    // The answer may come first: then nobody cares how sending ends.
+    // The answer may come first: then it does not matter how sending ends.
     if (method === 'PUT') Readable.from(zeros()).pipe(request);
     else request.end();
   });
