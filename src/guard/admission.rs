@@ -17,7 +17,7 @@ use crate::{
     refused::Refused,
     reservation::{Adapter, Context, Pending, Shared, Terms, Unkept, too_late},
     time::Bound,
-    volume::{Claimed, Shortfall, WaitForRoom, Wanted},
+    volume::{Claimed, WaitForRoom, Wanted},
 };
 
 /// The pause before a quota source is asked again. A store hears a little later of what was given back.
@@ -94,12 +94,16 @@ pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
         // There is nearly always room, and then nothing has to wait.
         claimed = match wanted.claim(volume) {
             Ok(claimed) => claimed,
-            Err(shortfall) => return wait_for_room(context, terms, claim, wanted, shortfall),
+            Err(shortfall) => {
+                let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
+                return wait_for_room(context, terms, claim, room);
+            }
         };
     }
     claimed.bytes = granted(claim, claimed.bytes);
     if terms.scopes.is_empty() || claim == Claim::Nothing {
-        return Admit::Now(Ok(make(context, terms, claimed, None, adapter)));
+        let context = Arc::clone(context);
+        return Admit::Now(Ok(make(context, terms, claimed, None, adapter())));
     }
     // The source is foreign code, and may panic.
     let unkept = Unkept::new(context.volume.as_ref(), claimed.blocks);
@@ -107,7 +111,10 @@ pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
     let answer = context.quota.reserve(&terms.scopes, asked, expected);
     unkept.keep();
     match answer {
-        Answer::Now(Ok(hold)) => Admit::Now(Ok(make(context, terms, claimed, Some(hold), adapter))),
+        Answer::Now(Ok(hold)) => {
+            let context = Arc::clone(context);
+            Admit::Now(Ok(make(context, terms, claimed, Some(hold), adapter())))
+        }
         answer => {
             let pending = Pending::new(Arc::clone(context), terms, claimed);
             by_answer(pending, answer, adapter, None)
@@ -117,14 +124,13 @@ pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
 
 #[inline(always)]
 fn make<Q: QuotaSource, A: Adapter>(
-    context: &Arc<Context<Q>>,
+    context: Arc<Context<Q>>,
     terms: Terms,
     claimed: Claimed,
     hold: Option<Q::Hold>,
-    adapter: impl FnOnce() -> A,
+    adapter: A,
 ) -> Arc<Shared<Q, A>> {
-    let context = Arc::clone(context);
-    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
+    Arc::new(Shared::new(context, terms, claimed, hold, adapter))
 }
 
 #[cold]
@@ -132,13 +138,8 @@ fn wait_for_room<Q: QuotaSource, A: Adapter>(
     context: &Arc<Context<Q>>,
     terms: Terms,
     claim: Claim,
-    wanted: Wanted,
-    shortfall: Shortfall,
+    room: WaitForRoom,
 ) -> Admit<Q, A> {
-    let Some(volume) = terms.volume(context) else {
-        return Admit::Now(Err(shortfall.into()));
-    };
-    let room = WaitForRoom::new(wanted, shortfall, volume, context.rules.patience);
     let terms = Some((Arc::clone(context), terms));
     Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
 }
@@ -243,7 +244,7 @@ fn reservation<Q: QuotaSource, A: Adapter>(
     adapter: impl FnOnce() -> A,
 ) -> Arc<Shared<Q, A>> {
     let (context, terms, claimed) = pending.keep();
-    Arc::new(Shared::new(context, terms, claimed, hold, adapter()))
+    make(context, terms, claimed, hold, adapter())
 }
 
 impl<Q: QuotaSource> Admission<Q> {

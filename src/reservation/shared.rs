@@ -384,6 +384,8 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     fn end_rare(&self, rare: Rare<A>, success: bool) {
         let report = rare.report;
         drop((rare.adapter, rare.offers));
+        // They find that it has ended.
+        rare.askers.into_iter().for_each(Waker::wake);
         if success && !report.is_unfinished {
             for (scopes, amount) in rare.gives_back {
                 let removed = Change::between(Amount::ZERO, amount);

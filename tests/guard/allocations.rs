@@ -1,4 +1,4 @@
-//! The exact number of allocations for a request: a change here changes what the README promises.
+//! The exact number of allocations for a request: a change here changes what BENCHMARKS.md says.
 
 use http::Request;
 

@@ -8,7 +8,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Waker},
     thread,
@@ -23,6 +23,7 @@ use test_support::{
     eventually,
     service::{Incoming, Reply, USER, answer, chunked, full, layer, put, read_all},
 };
+use tokio::{task::yield_now, time::Instant};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Demand, Guard, Headroom, MeteredBody, Outage, Price, Reason, Refused, Reservation,
@@ -499,4 +500,35 @@ mod in_place {
             });
         });
     }
+}
+
+/// One growth asks the quota source, which does not answer, and another waits for its turn.
+#[tokio::test(start_paused = true)]
+async fn a_growth_that_waits_for_its_turn_ends_with_the_reservation() {
+    let asked = AtomicBool::new(false);
+    let quota = quota_future(move |_| {
+        let was_asked = asked.swap(true, SeqCst);
+        async move {
+            if was_asked {
+                pending::<()>().await;
+            }
+            let (limits, used) = (Limits::UNLIMITED, Amount::ZERO);
+            Ok::<_, QuotaError>(Quota { limits, used })
+        }
+    });
+    let guard = Guard::quota_only(quota);
+    let reservation = guard.reserve(USER, Demand::known(1)).await.unwrap();
+    let growths = [(); 2].map(|()| {
+        let reservation = reservation.clone();
+        tokio::spawn(async move { reservation.grow(1).await })
+    });
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    let begun = Instant::now();
+    reservation.release();
+    let [asks, waits] = growths;
+    assert!(waits.await.unwrap().is_err());
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    asks.abort();
 }
