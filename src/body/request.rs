@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    mem::ManuallyDrop,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -120,6 +121,8 @@ impl<B: Body> Default for Rare<B> {
     }
 }
 
+type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, BoxError>>>;
+
 type Growth = SyncFuture<BoxFuture<Result<u64, Refused>>>;
 
 impl<B: Body> MeteredBody<B> {
@@ -200,11 +203,10 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    /// Most frames take this way. A frame is large, and is written once: without the [`ManuallyDrop`] it would be copied, so that
+    /// a panic can drop it. Now a panic leaks it.
     #[inline]
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled<B> {
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
@@ -215,30 +217,33 @@ where
         if meter.is_closed() {
             return Poll::Ready(Some(Err(self.closed())));
         }
-        let frame = match body.as_mut().poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(rest) => return self.take(rest, cx),
-            Poll::Pending => return self.poll_silence(cx),
-        };
-        let received = self.received.saturating_add(length(&frame));
-        if received > self.reserved {
-            return self.take(Some(Ok(frame)), cx);
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let frame = ManuallyDrop::new(frame);
+                let received = self.received.saturating_add(length(&frame));
+                if received > self.reserved {
+                    return self.take(Some(Ok(ManuallyDrop::into_inner(frame))), cx);
+                }
+                self.received = received;
+                meter.set_received(received);
+                // A consumer may stop here and never poll again.
+                if body.is_end_stream() {
+                    self.end(None);
+                }
+                Poll::Ready(Some(Ok(ManuallyDrop::into_inner(frame))))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(self.failed(error.into())))),
+            Poll::Ready(None) => {
+                self.end(None);
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.poll_silence(cx),
         }
-        self.received = received;
-        meter.set_received(received);
-        // A consumer may stop here and never poll again.
-        if body.is_end_stream() {
-            self.end(None);
-        }
-        Poll::Ready(Some(Ok(frame)))
     }
 
     /// Like [`Self::poll_frame`], for the first poll after a wait.
     #[cold]
-    fn poll_waiting(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Polled<B> {
         if self.exchange.meter().is_closed() {
             return Poll::Ready(Some(Err(self.closed())));
         }
@@ -275,7 +280,7 @@ where
         &mut self,
         frame: Option<Result<Frame<B::Data>, B::Error>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    ) -> Polled<B> {
         let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(self.failed(error.into())))),
@@ -285,11 +290,9 @@ where
             }
         };
         let received = self.received.saturating_add(length(&frame));
-        if received > self.reserved {
-            self.reserved = self.room();
-            if received > self.reserved {
-                return self.hold_back(frame, cx);
-            }
+        if received > self.reserved && !self.has_room_for(received) {
+            self.hold_back(frame);
+            return self.poll_growth(cx);
         }
         self.pass(received);
         Poll::Ready(Some(Ok(frame)))
@@ -324,10 +327,7 @@ where
     }
 
     /// Waits for the client, which has sent nothing more.
-    fn poll_silence(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Polled<B> {
         self.is_waiting = true;
         let rare = self.rare.get_or_insert_default();
         let rules = self.exchange.rules();
@@ -354,12 +354,16 @@ where
         self.reserved = self.room();
     }
 
+    /// Whether the reservation has grown since its limit was read, so that there is room for all that was received.
     #[cold]
-    fn hold_back(
-        &mut self,
-        frame: Frame<B::Data>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn has_room_for(&mut self, received: u64) -> bool {
+        self.reserved = self.room();
+        received <= self.reserved
+    }
+
+    /// Holds a frame that there is no room for, and begins to make room.
+    #[cold]
+    fn hold_back(&mut self, frame: Frame<B::Data>) {
         let received = self.received.saturating_add(length(&frame));
         let mut all = received;
         if self.may_lack() {
@@ -373,15 +377,11 @@ where
         let growth = SyncFuture::new(Arc::clone(&self.exchange).grow(need, want));
         self.rare.get_or_insert_default().growing = Some((frame, growth));
         self.is_waiting = true;
-        self.poll_growth(cx)
     }
 
     /// Waits until there is room for the frame that is held, or cuts the body.
     #[cold]
-    fn poll_growth(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_growth(&mut self, cx: &mut Context<'_>) -> Polled<B> {
         let Some(rare) = &mut self.rare else {
             return Poll::Ready(None);
         };
