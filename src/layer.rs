@@ -14,6 +14,7 @@ use crate::{
     fault::Classifier,
     guard::Guard,
     head::Hints,
+    observer::Observer,
     outage::Outage,
     price::Price,
     quota::{NoQuota, QuotaSource},
@@ -122,6 +123,12 @@ impl<Q: Clone, P> StorageGuardLayer<Q, P> {
     /// Sets [`Guard::hint_cap`].
     pub fn hint_cap(self, bytes: u64) -> Self {
         self.set_guard(|guard| guard.hint_cap(bytes))
+    }
+
+    /// Sets [`Guard::observer`].
+    pub fn observer(self, observer: impl Observer) -> Self {
+        let Settings { guard, http } = Arc::unwrap_or_clone(self.settings);
+        Self::with(guard.observer(observer), http)
     }
 
     fn set_guard(mut self, set: impl FnOnce(Guard<Q>) -> Guard<Q>) -> Self {
@@ -426,7 +433,11 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         &self.settings.http
     }
 
-    fn with(guard: Guard<Q>, http: HttpSettings) -> Self {
+    fn with(guard: Guard<Q>, mut http: HttpSettings) -> Self {
+        if let Some(observer) = &guard.context.rules.observer {
+            let responder = Arc::make_mut(&mut http.responder);
+            responder.drains.observer = Some(observer.clone());
+        }
         Self {
             settings: Arc::new(Settings { guard, http }),
             setup: PhantomData,

@@ -179,6 +179,7 @@ mod guard;
 pub mod guide;
 mod head;
 mod layer;
+pub mod observer;
 mod offers;
 mod outage;
 mod price;
@@ -192,6 +193,7 @@ mod scope;
 mod service;
 mod settings;
 pub mod setup;
+mod status;
 mod steps;
 #[cfg(feature = "store")]
 pub mod store;

@@ -3,6 +3,7 @@
 use std::{error::Error, fmt, sync::Arc};
 
 use crate::{
+    amount::Amount,
     cause::{Cause, Fault, Resource},
     scope::Scope,
 };
@@ -31,6 +32,7 @@ pub struct Internal {
     error: Option<Arc<dyn Error + Send + Sync>>,
     figures: Option<Figures>,
     scope: Option<Scope>,
+    needed: Option<u64>,
 }
 
 impl Internal {
@@ -56,6 +58,13 @@ impl Internal {
     /// The scope whose quota was exceeded.
     pub const fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
+    }
+
+    /// How much was needed of the resource that was short, if it is known: bytes or objects. Of a body without a length only a
+    /// part is known.
+    pub fn needed(&self) -> Option<u64> {
+        let figures = self.figures.map(|figures| figures.required);
+        figures.or(self.needed)
     }
 }
 
@@ -147,6 +156,16 @@ impl Refused {
         self.0.is_temporary = !scope.is_disclosed() || figures.required <= figures.limit;
         self.0.internal.figures = Some(figures);
         self.0.internal.scope = Some(scope);
+        self
+    }
+
+    /// Sets how much was needed on a volume.
+    #[must_use]
+    pub(crate) fn with_needed(mut self, amount: Amount) -> Self {
+        self.0.internal.needed = self.fault().map(|fault| match fault.resource {
+            Resource::Bytes => amount.bytes,
+            Resource::Objects => amount.objects,
+        });
         self
     }
 

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::unread::{Rest, Unread, WhenDropped};
+use crate::observer::{Event, Observed};
 
 /// How long a client may stall. It may have stopped sending when it saw the answer, and keep the connection open:
 /// curl does when the answer has not ended, and Node's `http` for its pool. Corresponds to nginx's
@@ -37,6 +38,7 @@ pub(crate) struct Drains {
     /// How much is read of one request at most, and for how long.
     pub(crate) bytes: u64,
     pub(crate) time: Duration,
+    pub(crate) observer: Option<Observed>,
     all: Arc<All>,
 }
 
@@ -54,6 +56,7 @@ impl Default for Drains {
         Self {
             bytes: 1 << 30,
             time: Duration::from_secs(30),
+            observer: None,
             all: All::new(256, 512 << 20),
         }
     }
@@ -86,13 +89,35 @@ impl Drains {
         };
         if let Ok(runtime) = Handle::try_current() {
             let (bytes, all) = (self.bytes, Arc::clone(&self.all));
+            let mut read = Read::new(self.observer.clone());
             runtime.spawn(async move {
                 let _place = place;
                 if !after.is_zero() {
                     sleep(after.min(time)).await;
                 }
-                timeout(time, all.discard(body, bytes, idle)).await
+                timeout(time, all.discard(body, bytes, idle, &mut read)).await
             });
+        }
+    }
+}
+
+/// How much of a body was read. Told when it is dropped: the task may be dropped too.
+struct Read {
+    bytes: u64,
+    observer: Option<Observed>,
+}
+
+impl Read {
+    fn new(observer: Option<Observed>) -> Self {
+        Self { bytes: 0, observer }
+    }
+}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        if let (Some(observer), 1..) = (&self.observer, self.bytes) {
+            let bytes = self.bytes;
+            observer.observe(&Event::Drained { bytes });
         }
     }
 }
@@ -106,12 +131,14 @@ impl All {
         })
     }
 
-    async fn discard(&self, mut body: Rest, mut left: u64, idle: Duration) {
+    async fn discard(&self, mut body: Rest, most: u64, idle: Duration, read: &mut Read) {
         while let Ok(Some(bytes)) =
             timeout(idle, poll_fn(|cx| body.as_mut().poll_discard(cx))).await
-            && bytes < left
         {
-            left -= bytes;
+            read.bytes = read.bytes.saturating_add(bytes);
+            if read.bytes >= most {
+                return;
+            }
             self.pay(bytes).await;
             // A client on the same machine can keep the body ready indefinitely. Yield to other tasks.
             consume_budget().await;

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use super::{ends::Ends, responder::BodyRules, unread::Unread};
 use crate::{
+    observer::Event,
     quota::{QuotaHold, QuotaSource},
-    refused::Refused,
+    refused::{Reason, Refused},
     reservation::{Adapter, BoxFuture, Ended, ReservationOps, Shared},
 };
 
@@ -136,6 +137,29 @@ impl<Q: QuotaSource> HttpReservation<Q> {
         self.state().any_rare_mut()?.adapter.unread.take()
     }
 
+    /// Tells the observer why the body was cut.
+    fn tell_cut(&self, refused: &Refused) {
+        let Some(observer) = &self.context.rules.observer else {
+            return;
+        };
+        let (volume, scopes) = (self.context.volume_name(), &self.scopes);
+        let received = self.meter.received();
+        observer.observe(&match refused.reason() {
+            Reason::Stalled => Event::Stalled {
+                volume,
+                scopes,
+                received,
+            },
+            reason => Event::Cut {
+                volume,
+                scopes,
+                reason,
+                internal: refused.internal(),
+                received,
+            },
+        });
+    }
+
     /// The body has ended second.
     #[cold]
     fn end_after_answer(&self, success: bool) {
@@ -184,6 +208,7 @@ where
         let watcher = rare.watcher.take();
         drop(state);
         drop(useless);
+        self.tell_cut(refused);
         if let Some(watcher) = watcher {
             watcher.wake();
         }

@@ -14,7 +14,11 @@ use super::{
     suspect::names_full_storage,
     verdict::Verdict,
 };
-use crate::{cause::Fault, quota::QuotaError};
+use crate::{
+    cause::Fault,
+    observer::{Event, Observed},
+    quota::QuotaError,
+};
 
 /// Finds the storage failure in an error, if there is one.
 ///
@@ -243,16 +247,20 @@ impl Classifier {
     /// assert_eq!(classifier.classify(&TableFull("photos")), Some(fault));
     /// ```
     pub fn classify(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
-        self.judge(error)?.fault()
+        self.judge(error, None)?.fault()
     }
 
-    /// Like [`classify`](Self::classify), with the verdicts that are no faults.
-    pub(crate) fn judge(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+    /// Like [`classify`](Self::classify), with the verdicts that are no faults. Tells an observer too.
+    pub(crate) fn judge(
+        &self,
+        error: &(dyn Error + 'static),
+        observer: Option<&Observed>,
+    ) -> Option<Verdict> {
         let verdict = self.judge_unreported(error);
         match verdict {
-            Some(Verdict::Fault(fault)) => self.report_fault(error, fault),
+            Some(Verdict::Fault(fault)) => self.report_fault(error, fault, observer),
             Some(Verdict::TooLarge | Verdict::NotOurs) => {}
-            None => self.report_suspect(error),
+            None => self.report_suspect(error, observer),
         }
         verdict
     }
@@ -276,19 +284,32 @@ impl Classifier {
         verdict
     }
 
-    fn report_fault(&self, error: &(dyn Error + 'static), fault: Fault) {
+    fn report_fault(
+        &self,
+        error: &(dyn Error + 'static),
+        fault: Fault,
+        observer: Option<&Observed>,
+    ) {
         for report in &self.inner.on_fault {
             report(error, fault);
         }
+        if let Some(observer) = observer {
+            let error = Some(error);
+            observer.observe(&Event::Fault { fault, error });
+        }
     }
 
-    fn report_suspect(&self, error: &(dyn Error + 'static)) {
+    fn report_suspect(&self, error: &(dyn Error + 'static), observer: Option<&Observed>) {
         let reports = &self.inner.on_suspect;
-        if reports.is_empty() || !walk(error).any(|error| names_full_storage(&error.to_string())) {
+        let is_heard = !reports.is_empty() || observer.is_some();
+        if !is_heard || !walk(error).any(|error| names_full_storage(&error.to_string())) {
             return;
         }
         for report in reports {
             report(error);
+        }
+        if let Some(observer) = observer {
+            observer.observe(&Event::Suspect { error });
         }
     }
 

@@ -100,6 +100,12 @@ struct Priced {
     claim: Claim,
 }
 
+/// Why a request has no price.
+enum Unpriced {
+    Unknown,
+    Malformed,
+}
+
 impl Priced {
     /// Whether the size of the body is not known, and nothing else decides what is reserved for it.
     const fn may_be_empty(&self) -> bool {
@@ -111,11 +117,11 @@ impl Priced {
         head: &request::Parts,
         scopes: Scopes,
         price: Price,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Unpriced> {
         let claim = match price.kind {
             Kind::Known => Claim::Demanded,
-            Kind::Unknown => return Err(Refused::unavailable().into()),
-            Kind::Malformed => return Err(Refusal::malformed()),
+            Kind::Unknown => return Err(Unpriced::Unknown),
+            Kind::Malformed => return Err(Unpriced::Malformed),
             Kind::Free | Kind::Counted => Claim::Nothing,
             Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
         };
@@ -259,7 +265,8 @@ where
                 let decided = admit(context, priced.terms, priced.claim, transfer);
                 Self::by_decision(settings, held, decided)
             }
-            Err(refusal) => Self::refused(held, refusal),
+            Err(Unpriced::Malformed) => Self::refused(held, Refusal::malformed()),
+            Err(Unpriced::Unknown) => Self::turned_away(settings, held, Refused::unavailable()),
         }
     }
 
@@ -320,6 +327,13 @@ where
                 held: Some(held),
             });
         }
+        Self::turned_away(settings, held, refused)
+    }
+
+    /// A refusal that is final.
+    #[cold]
+    fn turned_away(settings: &Settings<Q>, held: Held<S, B>, refused: Refused) -> Self {
+        settings.guard.context.tell_refused(&refused);
         Self::refused(held, refused.into())
     }
 
@@ -429,7 +443,7 @@ where
                 let refused = ready!(first.poll(cx, body));
                 let held = held.take().expect(ONCE);
                 match refused {
-                    Some(refused) => State::refused(held, refused.into()),
+                    Some(refused) => State::turned_away(settings, held, refused),
                     None => State::again(settings, held),
                 }
             }

@@ -7,6 +7,7 @@ use http::{Response, StatusCode, response};
 use crate::{
     cause::Fault,
     fault,
+    observer::{Event, Observed},
     refusal::{Asked, Refusal},
     refused::Refused,
     settings::Settings,
@@ -26,7 +27,7 @@ pub(super) fn of_error<E: 'static, Q>(settings: &Settings<Q>, error: E) -> Resul
     let classifier = &settings.http.classifier;
     let judged = classifier
         .open(&error)
-        .and_then(|error| classifier.judge(error));
+        .and_then(|error| classifier.judge(error, observer(settings)));
     let Some(refusal) = judged.and_then(Refusal::of_verdict) else {
         return Err(error);
     };
@@ -64,19 +65,31 @@ fn of_response<R, Q>(settings: &Settings<Q>, response: &Response<R>) -> Option<R
         return None;
     }
     if let Some(fault) = extensions.get::<Fault>() {
-        return Some((*fault).into());
+        return Some(told(settings, *fault));
     }
     if let Some(error) = fault::error_behind(extensions) {
         if let Some(refused) = fault::find::<Refused>(&*error) {
             return Some(refused.clone().into());
         }
-        let judged = settings.http.classifier.judge(&*error);
+        let judged = settings.http.classifier.judge(&*error, observer(settings));
         if let Some(refusal) = judged.and_then(Refusal::of_verdict) {
             return Some(refusal.with_error(error));
         }
     }
     // The answer has no reason. A full disk is the most frequent one.
-    is_507.then(|| Fault::DISK_FULL.into())
+    is_507.then(|| told(settings, Fault::DISK_FULL))
+}
+
+fn observer<Q>(settings: &Settings<Q>) -> Option<&Observed> {
+    settings.guard.context.rules.observer.as_ref()
+}
+
+/// The refusal for a fault that the service has named itself.
+fn told<Q>(settings: &Settings<Q>, fault: Fault) -> Refusal {
+    if let Some(observer) = observer(settings) {
+        observer.observe(&Event::Fault { fault, error: None });
+    }
+    fault.into()
 }
 
 /// Whether a request with this answer was carried out. For a procedure call it only means that nothing has failed

@@ -57,6 +57,7 @@ pin_project! {
         Quota {
             #[pin]
             hold: Q::Future,
+            asked: Option<Instant>,
             time: Bound,
             pending: Option<Pending<Q>>,
             came_back: Option<CameBack>,
@@ -74,10 +75,13 @@ pin_project! {
 #[inline(always)]
 pub(crate) fn admit<Q: QuotaSource, A: Adapter>(
     context: &Arc<Context<Q>>,
-    terms: Terms,
+    mut terms: Terms,
     claim: Claim,
     adapter: impl FnOnce() -> A,
 ) -> Admit<Q, A> {
+    if context.rules.observer.is_some() {
+        terms.rare = Some(terms.rare.unwrap_or_default());
+    }
     let (bytes, least, expected) = wanted(context, &terms, claim);
     let mut claimed = Claimed {
         bytes,
@@ -136,10 +140,11 @@ fn make<Q: QuotaSource, A: Adapter>(
 #[cold]
 fn wait_for_room<Q: QuotaSource, A: Adapter>(
     context: &Arc<Context<Q>>,
-    terms: Terms,
+    mut terms: Terms,
     claim: Claim,
     room: WaitForRoom,
 ) -> Admit<Q, A> {
+    terms.begin_to_wait(&context.rules);
     let terms = Some((Arc::clone(context), terms));
     Admit::Wait(Box::pin(Admission::Volume { room, terms, claim }))
 }
@@ -208,6 +213,7 @@ fn by_answer<Q: QuotaSource, A: Adapter>(
         Answer::Later(hold) => {
             return Admit::Wait(Box::pin(Admission::Quota {
                 hold,
+                asked: pending.context().rules.began(),
                 time: Bound::new(pending.context().rules.quota_timeout),
                 pending: Some(pending),
                 came_back,
@@ -280,11 +286,12 @@ impl<Q: QuotaSource> Admission<Q> {
                             claimed.bytes = granted(*claim, claimed.bytes);
                             ask_quota(Pending::new(context, terms, claimed), &adapter, None)
                         }
-                        Err(shortfall) => Admit::Now(Err(shortfall.into())),
+                        Err(refused) => Admit::Now(Err(refused)),
                     }
                 }
                 AdmissionProj::Quota {
                     hold,
+                    asked,
                     time,
                     pending,
                     came_back,
@@ -297,6 +304,8 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     let pending = pending.take().expect(NOT_READY);
+                    let rules = &pending.context().rules;
+                    rules.tell_of_quota(*asked, answer.as_ref().err());
                     by_answer(pending, Answer::Now(answer), &adapter, *came_back)
                 }
                 AdmissionProj::Again {

@@ -7,6 +7,7 @@ use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 pub(crate) use self::admission::{Admission, Admit, Claim, admit};
 use crate::{
     demand::Demand,
+    observer::{Observed, Observer},
     outage::Outage,
     quota::{NoQuota, QuotaSource},
     refused::Refused,
@@ -129,6 +130,25 @@ impl<Q: Clone> Guard<Q> {
         self.set(|rules| rules.grants = Grants { first, most })
     }
 
+    /// Sets what is told of the guard's decisions, of the ends of its reservations, and of its volume and quota source. See
+    /// [`observer`](crate::observer).
+    ///
+    /// Set it last, and once for each volume: an observer is told of the volume with the headroom and the name that it has now. That
+    /// takes a thread, which ends with the guard.
+    ///
+    /// Defaults to none, which costs nothing.
+    ///
+    /// # Panics
+    ///
+    /// If no thread can be started.
+    pub fn observer(self, observer: impl Observer) -> Self {
+        let observed = Observed::new(observer);
+        if let Some(volume) = self.volume() {
+            volume.tell(&observed);
+        }
+        self.set(|rules| rules.observer = Some(observed))
+    }
+
     /// Sets the maximum number of bytes that are reserved for a size hint, if the length is unknown. A larger hint
     /// must fit, but the rest is reserved as it arrives.
     ///
@@ -160,9 +180,10 @@ impl<Q: QuotaSource> Guard<Q> {
     ) -> Result<Reservation, Refused> {
         let terms = Terms::new(demand, scopes.into());
         let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, || ()) {
-            Admit::Now(decided) => decided?,
-            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, || ())).await?,
-        };
+            Admit::Now(decided) => decided,
+            Admit::Wait(mut admission) => poll_fn(|cx| admission.poll(cx, || ())).await,
+        }
+        .inspect_err(|refused| self.context.tell_refused(refused))?;
         Ok(Reservation::new(reserved))
     }
 
@@ -179,12 +200,12 @@ impl<Q: QuotaSource> Guard<Q> {
     ) -> Result<Reservation, TryReserveError> {
         let terms = Terms::new(demand, scopes.into());
         let reserved: Arc<Shared<Q>> = match admit(&self.context, terms, Claim::Demanded, || ()) {
-            Admit::Now(decided) => decided?,
+            Admit::Now(decided) => decided,
             Admit::Wait(admission) => {
-                let refused = admission.why_not_now();
-                return Err(refused.map_or(TryReserveError::WouldBlock, TryReserveError::from));
+                Err(admission.why_not_now().ok_or(TryReserveError::WouldBlock)?)
             }
-        };
+        }
+        .inspect_err(|refused| self.context.tell_refused(refused))?;
         Ok(Reservation::new(reserved))
     }
 }

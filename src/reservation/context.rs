@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     cause::Resource,
+    observer::{Event, Observed},
     outage::Outage,
     quota::{Exceeded, QuotaError},
+    refused::Refused,
     time::within,
     volume::Volume,
     wait_queue::WaitQueue,
@@ -17,6 +21,25 @@ pub(crate) struct Context<Q> {
     pub(crate) quota: Q,
     pub(crate) volume: Option<Volume>,
     pub(crate) rules: Rules,
+}
+
+impl<Q> Context<Q> {
+    /// The name of the volume.
+    pub(crate) fn volume_name(&self) -> Option<&str> {
+        self.volume.as_ref().map(Volume::name)
+    }
+
+    /// Tells the observer of a demand that was refused.
+    #[cold]
+    pub(crate) fn tell_refused(&self, refused: &Refused) {
+        if let Some(observer) = &self.rules.observer {
+            observer.observe(&Event::Refused {
+                volume: self.volume_name(),
+                reason: refused.reason(),
+                internal: refused.internal(),
+            });
+        }
+    }
 }
 
 /// The settings of a guard.
@@ -32,6 +55,7 @@ pub(crate) struct Rules {
     pub(crate) grants: Grants,
     /// The maximum that is reserved for a size hint, in bytes.
     pub(crate) hint_cap: u64,
+    pub(crate) observer: Option<Observed>,
 }
 
 /// The grants of a demand of unknown length, in bytes.
@@ -60,6 +84,7 @@ impl Default for Rules {
                 most: 16 << 20,
             },
             hint_cap: 1 << 30,
+            observer: None,
         }
     }
 }
@@ -83,9 +108,30 @@ impl Rules {
         &self,
         answer: impl Future<Output = Result<T, QuotaError>>,
     ) -> Result<T, QuotaError> {
-        within(self.quota_timeout, answer)
-            .await
-            .unwrap_or_else(|| Err(too_late()))
+        let began = self.began();
+        let answer = within(self.quota_timeout, answer).await;
+        let answer = answer.unwrap_or_else(|| Err(too_late()));
+        self.tell_of_quota(began, answer.as_ref().err());
+        answer
+    }
+
+    /// When something begins, if that is observed.
+    pub(crate) fn began(&self) -> Option<Instant> {
+        self.observer.as_ref().map(|_| Instant::now())
+    }
+
+    /// Tells the observer of an answer of the quota source that was asked for then.
+    pub(crate) fn tell_of_quota(&self, asked: Option<Instant>, error: Option<&QuotaError>) {
+        let Some(observer) = &self.observer else {
+            return;
+        };
+        if let Some(asked) = asked {
+            observer.quota_took(asked.elapsed(), self.quota_timeout);
+        }
+        match error {
+            Some(QuotaError::Unavailable(error)) => observer.quota_fails(&**error),
+            None | Some(QuotaError::Exceeded(_)) => observer.quota_answers(),
+        }
     }
 }
 

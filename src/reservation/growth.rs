@@ -152,7 +152,7 @@ where
         let grown = ticket.grow(self.context.rules.patience, attempt).await;
         grown.map_err(|shortfall| {
             volume.note_full(shortfall, self.own_blocks());
-            Refused::from(shortfall)
+            Refused::from(shortfall).with_needed(Amount::bytes(need))
         })
     }
 

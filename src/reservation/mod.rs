@@ -134,7 +134,8 @@ impl Reservation {
     /// Where the quota source waits, in a runtime of tokio whose timer is not enabled.
     pub async fn replaces(&self, replaced: Amount) -> Result<(), Refused> {
         for ops in self.chain() {
-            Arc::clone(ops).replaces(replaced).await?;
+            let held = Arc::clone(ops).replaces(replaced).await;
+            held.inspect_err(|refused| ops.tell_refused(refused))?;
         }
         Ok(())
     }
@@ -157,6 +158,7 @@ impl Reservation {
                 Err(refused) => {
                     // Evicted from the queue, it may go on with what it has.
                     ops.reinstate();
+                    ops.tell_refused(&refused);
                     return Err(refused);
                 }
             }

@@ -64,6 +64,9 @@ pub(crate) trait ReservationOps: Send + Sync {
 
     /// Why the body was cut, if it was.
     fn refused(&self) -> Option<Refused>;
+
+    /// Tells the observer that more was refused.
+    fn tell_refused(&self, refused: &Refused);
 }
 
 /// The outer reservation.

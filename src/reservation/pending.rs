@@ -2,7 +2,13 @@
 
 use std::{mem, sync::Arc};
 
-use super::{context::Context, hooks::StartHook, ops::Outer};
+use tokio::time::Instant;
+
+use super::{
+    context::{Context, Rules},
+    hooks::StartHook,
+    ops::Outer,
+};
 use crate::{
     amount::Amount,
     cause::Resource,
@@ -27,6 +33,8 @@ pub(crate) struct RareTerms {
     pub(crate) gives_back: Vec<(Scopes, Amount)>,
     pub(crate) on_start: Option<StartHook>,
     pub(crate) outer: Option<Outer>,
+    /// Since when the demand waits, if that is observed.
+    pub(crate) waits_since: Option<Instant>,
 }
 
 impl Terms {
@@ -35,6 +43,14 @@ impl Terms {
             demand,
             scopes,
             rare: None,
+        }
+    }
+
+    /// The demand has to wait.
+    pub(crate) fn begin_to_wait(&mut self, rules: &Rules) {
+        if let Some(now) = rules.began() {
+            let rare = self.rare.get_or_insert_default();
+            rare.waits_since.get_or_insert(now);
         }
     }
 
@@ -114,7 +130,8 @@ impl<Q> Drop for Pending<Q> {
 }
 
 impl<Q> Pending<Q> {
-    pub(crate) fn new(context: Arc<Context<Q>>, terms: Terms, claimed: Claimed) -> Self {
+    pub(crate) fn new(context: Arc<Context<Q>>, mut terms: Terms, claimed: Claimed) -> Self {
+        terms.begin_to_wait(&context.rules);
         let kept = Some((context, terms));
         Self { kept, claimed }
     }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     amount::Amount,
     demand::{Demand, Reach},
+    observer::{Event, Observed},
     offers::{Offer, Silent},
     quota::{Answer, Change, QuotaHold, QuotaSource},
     refused::Refused,
@@ -46,8 +47,8 @@ impl Adapter for () {
 
 /// The state that the handle of a reservation shares with body and answer (for HTTP).
 pub(crate) struct Shared<Q: QuotaSource, A: Adapter = ()> {
-    pub(super) context: Arc<Context<Q>>,
-    pub(super) scopes: Scopes,
+    pub(crate) context: Arc<Context<Q>>,
+    pub(crate) scopes: Scopes,
     pub(crate) demand: Demand,
     pub(crate) meter: Meter,
     outer: Option<Box<Outer>>,
@@ -227,7 +228,17 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
         };
         let (outer, rare) = match terms.rare {
             None => (None, None),
-            Some(terms) => Self::rare_of(*terms),
+            Some(rare) => {
+                tell_admitted(
+                    &context,
+                    &terms.scopes,
+                    &demand,
+                    bytes,
+                    hold.is_some(),
+                    &rare,
+                );
+                Self::rare_of(*rare)
+            }
         };
         Self {
             context,
@@ -384,6 +395,9 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     fn end_rare(&self, rare: Rare<A>, success: bool) {
         let report = rare.report;
         drop((rare.adapter, rare.offers));
+        if let Some(observer) = &self.context.rules.observer {
+            self.tell_end(observer, &report, success);
+        }
         // They find that it has ended.
         rare.askers.into_iter().for_each(Waker::wake);
         if success && !report.is_unfinished {
@@ -401,6 +415,35 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
         }
     }
 
+    /// Tells the observer of the end.
+    fn tell_end(&self, observer: &Observed, report: &Report, success: bool) {
+        let (volume, scopes) = (self.context.volume_name(), &self.scopes);
+        let reserved = bounded(self.meter.reserved());
+        observer.observe(&match success {
+            true => Event::Settled {
+                volume,
+                scopes,
+                reserved,
+                stored: report.stored.unwrap_or_else(|| bounded(self.received())),
+            },
+            false => Event::Released {
+                volume,
+                scopes,
+                reserved,
+                received: self.meter.received(),
+            },
+        });
+    }
+
+    /// The stored bytes, unless the handler says otherwise. The service may write more than the body.
+    #[inline]
+    fn received(&self) -> u64 {
+        match A::CHARGES_RESERVED {
+            true => self.meter.reserved(),
+            false => self.demand.stored_of(self.meter.received()),
+        }
+    }
+
     /// Charges what was admitted without a hold.
     #[cold]
     fn charge_without_hold(&self, change: Change) {
@@ -412,11 +455,7 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     /// What a reservation leaves after such an end.
     #[inline]
     fn settlement(&self, rare: Option<&Rare<A>>, success: bool) -> Settlement {
-        // The service may write more than the body.
-        let received = match A::CHARGES_RESERVED {
-            true => self.meter.reserved(),
-            false => self.demand.stored_of(self.meter.received()),
-        };
+        let received = self.received();
         let mut settlement = Settlement {
             // After a failure the partial file may still exist: what was read stays claimed until the next reading.
             on_disk: match success || !A::CHARGES_RESERVED {
@@ -455,6 +494,39 @@ impl<Q: QuotaSource, A: Adapter> Shared<Q, A> {
     pub(crate) fn state(&self) -> MutexGuard<'_, State<Q::Hold, A>> {
         // Consistent between any two statements; and a reservation must end even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the observer.
+#[cold]
+fn tell_admitted<Q>(
+    context: &Context<Q>,
+    scopes: &Scopes,
+    demand: &Demand,
+    bytes: u64,
+    is_held: bool,
+    rare: &RareTerms,
+) {
+    let Some(observer) = &context.rules.observer else {
+        return;
+    };
+    if is_held {
+        observer.quota_answers();
+    }
+    let waited = rare.waits_since.map(|since| since.elapsed());
+    observer.observe(&Event::Admitted {
+        volume: context.volume_name(),
+        scopes,
+        reserved: Amount::new(bounded(bytes), demand.objects()),
+        waited: waited.unwrap_or_default(),
+    });
+}
+
+/// What is reserved, for observers. A price without a bound reserves nothing.
+fn bounded(bytes: u64) -> u64 {
+    match bytes {
+        u64::MAX => 0,
+        bytes => bytes,
     }
 }
 
@@ -604,6 +676,10 @@ where
 
     fn refused(&self) -> Option<Refused> {
         self.why_cut()
+    }
+
+    fn tell_refused(&self, refused: &Refused) {
+        self.context.tell_refused(refused);
     }
 }
 

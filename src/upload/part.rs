@@ -152,6 +152,10 @@ impl ReservationOps for Part {
     fn refused(&self) -> Option<Refused> {
         self.own.refused()
     }
+
+    fn tell_refused(&self, refused: &Refused) {
+        self.own.tell_refused(refused);
+    }
 }
 
 impl Exchange for Part {

@@ -164,7 +164,15 @@ impl WaitForRoom {
 
     /// Why there is no room now, for a demand that does not wait.
     pub(crate) fn refused(&self) -> Refused {
-        self.shortfall.into()
+        self.refuses(self.shortfall)
+    }
+
+    fn refuses(&self, shortfall: Shortfall) -> Refused {
+        let needed = Amount::new(
+            self.wanted.least.max(self.wanted.expected),
+            self.wanted.objects,
+        );
+        Refused::from(shortfall).with_needed(needed)
     }
 
     /// Returns the claim, or why there is none.
@@ -172,18 +180,18 @@ impl WaitForRoom {
         &mut self,
         cx: &mut Context<'_>,
         volume: &Volume,
-    ) -> Poll<Result<Claimed, Shortfall>> {
+    ) -> Poll<Result<Claimed, Refused>> {
         // Register before the claim, so that no notification between the two is missed.
         self.look.listener.listen(cx);
         let shortfall = match self.wanted.claim(volume) {
             Err(shortfall @ Shortfall::Full { .. }) => shortfall,
-            decided => return Poll::Ready(decided),
+            decided => return Poll::Ready(decided.map_err(|shortfall| self.refuses(shortfall))),
         };
         let least = self.wanted.least();
         let is_decided = || !volume.could_have_room(least, self.wanted.expected(), Amount::ZERO);
         if self.look.is_over(cx, volume) || self.look.has_seen(volume) && is_decided() {
             volume.note_full(shortfall, Amount::ZERO);
-            return Poll::Ready(Err(shortfall));
+            return Poll::Ready(Err(self.refuses(shortfall)));
         }
         self.look.go_on(cx, volume);
         Poll::Pending

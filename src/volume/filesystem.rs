@@ -204,6 +204,16 @@ impl Filesystem {
         self.freshness.ended()
     }
 
+    /// Waits until a later probe than this one has ended, with a reading or without. Blocks.
+    pub(super) fn wait_for_end(&self, of: u64, at_most: Duration) {
+        let control = self.control();
+        drop(
+            self.wake
+                .wait_timeout_while(control, at_most, |_| self.ended() <= of)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
     /// Takes a reading that begins after this call, and waits until it has ended. Blocks: for five milliseconds, unless the probe
     /// takes longer.
     #[cfg(feature = "test-util")]

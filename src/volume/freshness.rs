@@ -32,6 +32,8 @@ pub(super) struct Freshness {
     published: AtomicU64,
     /// The number of the probe that has ended last.
     ended: AtomicU64,
+    /// How long it took.
+    took: AtomicU64,
 }
 
 /// A probe under way.
@@ -57,6 +59,7 @@ impl Freshness {
             begun: AtomicU64::new(0),
             published: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            took: AtomicU64::new(0),
         }
     }
 
@@ -80,12 +83,24 @@ impl Freshness {
 
     /// This probe has ended, with a reading or without.
     pub(super) fn end(&self, probing: Probing) {
+        let took = now().saturating_sub(probing.began);
+        self.took.store(took, Ordering::Release);
         self.ended.store(probing.number, Ordering::Release);
     }
 
     /// The filesystem is gone: the reading does not count from now on, however young it is.
     pub(super) fn lose(&self) {
         self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether the filesystem is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// How long the last probe took.
+    pub(super) fn took(&self) -> Duration {
+        Duration::from_nanos(self.took.load(Ordering::Acquire))
     }
 
     pub(super) fn begun(&self) -> u64 {

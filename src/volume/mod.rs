@@ -27,6 +27,7 @@ mod ledger;
 mod probe;
 mod readiness;
 mod refresh;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,7 @@ pub use self::{
     refresh::Refresh,
 };
 use self::{filesystem::Watched, ledger::Missing};
+pub use crate::status::VolumeStatus;
 use crate::{
     amount::Amount,
     cause::{Cause, Fault, Resource},
@@ -80,6 +82,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Volume {
     watched: Arc<Watched>,
+    name: Arc<str>,
     keep_free: Headroom,
     resume: Option<Resume>,
     max_age: Duration,
@@ -91,32 +94,6 @@ pub struct Volume {
 struct Resume {
     level: Headroom,
     full: Arc<AtomicBool>,
-}
-
-/// What is known of a volume.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct VolumeStatus {
-    /// Bytes in all.
-    pub total: u64,
-    /// Bytes that the last reading saw as available.
-    pub available: u64,
-    /// Bytes claimed by requests in flight, or stored since the last reading.
-    pub claimed: u64,
-    /// Bytes that stay free.
-    pub headroom: u64,
-    /// Inodes in all. None where the filesystem has no fixed number of them, or does not say.
-    pub inodes_total: Option<u64>,
-    /// Inodes that the last reading saw as available. None as above.
-    pub inodes_available: Option<u64>,
-    /// Objects claimed by requests in flight, or made since the last reading.
-    pub objects_claimed: u64,
-    /// How old the last reading is.
-    pub age: Duration,
-    /// Whether the reading is too old to count: the probe hangs or fails.
-    pub is_stale: bool,
-    /// Whether the volume waits for its level to resume.
-    pub is_full: bool,
 }
 
 impl Volume {
@@ -167,11 +144,26 @@ impl Volume {
     fn new(watched: Arc<Watched>) -> Self {
         Self {
             watched,
+            name: "volume".into(),
             keep_free: Headroom::NONE,
             resume: None,
             max_age: Duration::from_secs(10),
             outage: Outage::Refuse,
         }
+    }
+
+    /// Sets the name by which logs, metrics and [events](crate::observer::Event) call the volume. Clients do not see it.
+    ///
+    /// Defaults to `volume`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The name that was [set](Self::named).
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Sets what stays free. An upload that leaves exactly this much is admitted.
@@ -231,6 +223,7 @@ impl Volume {
             inodes_total: inodes,
             inodes_available: inodes.map(|_| available.objects),
             objects_claimed: claimed.objects,
+            waiting: filesystem.queue.waiting(),
             age: filesystem.freshness.age(),
             is_stale: self.is_stale(),
             is_full: self.is_full(),

@@ -102,7 +102,7 @@ impl Volume {
     }
 
     /// The time after which the reading may be too old, without an event that reports it.
-    fn may_be_stale_in(&self) -> Duration {
+    pub(super) fn may_be_stale_in(&self) -> Duration {
         let doubt = self
             .filesystem()
             .freshness

@@ -24,6 +24,8 @@ mod hang;
 mod holds;
 #[cfg(feature = "axum")]
 mod limits;
+#[cfg(all(feature = "axum", feature = "test-util"))]
+mod observer;
 mod price;
 mod reservations;
 mod silence;

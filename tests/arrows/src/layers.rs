@@ -5,9 +5,10 @@ use crate::order::Exception;
 /// From bottom to top. A module imports from lower layers only.
 pub const LAYERS: &[&[&str]] = &[
     // The vocabulary.
-    &["amount", "atomic"],
+    &["amount", "atomic", "status"],
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused"],
+    &["observer"],
     // The core: reservable resources, and reservations.
     &["offers", "tree"],
     &["wait_queue"],

@@ -1,0 +1,173 @@
+//! What happens.
+
+use std::{error::Error, time::Duration};
+
+use crate::{
+    amount::Amount,
+    cause::Fault,
+    refused::{Internal, Reason},
+    scope::Scopes,
+    status::VolumeStatus,
+};
+
+/// What has happened. Amounts are in bytes and objects.
+///
+/// `volume` is the [name](crate::Volume::named) of the volume; none where quotas alone are guarded.
+///
+/// Scopes and errors are for logs. They may name people and paths of the server, and there may be millions: never make them labels
+/// of metrics.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A demand was admitted.
+    #[non_exhaustive]
+    Admitted {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// The scopes that are charged.
+        scopes: &'a Scopes,
+        /// What is reserved for it: nothing where its price is [free](crate::Price::free).
+        reserved: Amount,
+        /// How long it has waited for room, and for the quota source.
+        waited: Duration,
+    },
+    /// A demand was refused, and the inner service was not called; or a reservation could not grow.
+    #[non_exhaustive]
+    Refused {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// Why.
+        reason: Reason,
+        /// What else is known of the reason, as the figures and the scope if a quota was exceeded.
+        internal: &'a Internal,
+    },
+    /// A body that was being read was cut, because the reservation could not grow.
+    #[non_exhaustive]
+    Cut {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// The scopes that are charged.
+        scopes: &'a Scopes,
+        /// Why.
+        reason: Reason,
+        /// What else is known of the reason.
+        internal: &'a Internal,
+        /// How much of it was read.
+        received: u64,
+    },
+    /// A client has stopped sending, and its request was ended.
+    #[non_exhaustive]
+    Stalled {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// The scopes that are charged.
+        scopes: &'a Scopes,
+        /// How much of the body was read.
+        received: u64,
+    },
+    /// A reservation has ended with success.
+    #[non_exhaustive]
+    Settled {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// The scopes that are charged.
+        scopes: &'a Scopes,
+        /// What was reserved at the end, in bytes. What of it was not stored is available again.
+        reserved: u64,
+        /// What was stored, in bytes.
+        stored: u64,
+    },
+    /// A reservation has ended without success, and nothing is charged.
+    #[non_exhaustive]
+    Released {
+        /// The volume, if one is guarded.
+        volume: Option<&'a str>,
+        /// The scopes that are charged.
+        scopes: &'a Scopes,
+        /// What was reserved at the end, in bytes.
+        reserved: u64,
+        /// What was read of the body, in bytes.
+        received: u64,
+    },
+    /// The unread rest of a refused request was read and discarded beside the answer, so that the answer arrives.
+    #[non_exhaustive]
+    Drained {
+        /// How much was read, in bytes.
+        bytes: u64,
+    },
+    /// A storage failure was found in an answer of the inner service.
+    #[non_exhaustive]
+    Fault {
+        /// The cause and the resource.
+        fault: Fault,
+        /// The error in which it was found. None if the service has answered with the fault itself, or with 507.
+        error: Option<&'a (dyn Error + 'static)>,
+    },
+    /// An error that was not classified has a text that names full storage: see
+    /// [`Classifier::on_suspect`](crate::fault::Classifier::on_suspect).
+    #[non_exhaustive]
+    Suspect {
+        /// The error.
+        error: &'a (dyn Error + 'static),
+    },
+    /// A volume was read.
+    #[non_exhaustive]
+    Probed {
+        /// The volume.
+        volume: &'a str,
+        /// What is known of it now.
+        status: &'a VolumeStatus,
+        /// How long the reading took.
+        took: Duration,
+    },
+    /// A volume [takes no writes](crate::Volume::takes_writes) from now on.
+    #[non_exhaustive]
+    Full {
+        /// The volume.
+        volume: &'a str,
+        /// The cause and the resource.
+        fault: Fault,
+    },
+    /// A volume that was full takes writes again.
+    #[non_exhaustive]
+    Resumed {
+        /// The volume.
+        volume: &'a str,
+    },
+    /// The probe of a volume has been hanging or failing for longer than [`max_age`](crate::Volume::max_age).
+    #[non_exhaustive]
+    Stale {
+        /// The volume.
+        volume: &'a str,
+    },
+    /// A volume that was stale was read again.
+    #[non_exhaustive]
+    Fresh {
+        /// The volume.
+        volume: &'a str,
+    },
+    /// Another filesystem is mounted at the path of a volume, or the path is gone.
+    #[non_exhaustive]
+    Moved {
+        /// The volume.
+        volume: &'a str,
+    },
+    /// The quota source has answered late: after more than half of [`quota_timeout`](crate::Guard::quota_timeout).
+    #[non_exhaustive]
+    QuotaSlow {
+        /// How long the answer took.
+        took: Duration,
+    },
+    /// The quota source fails, or has not answered in time. Once, until it is back.
+    #[non_exhaustive]
+    QuotaAway {
+        /// The error.
+        error: &'a (dyn Error + 'static),
+    },
+    /// The quota source answers again.
+    #[non_exhaustive]
+    QuotaBack {
+        /// How long it was away.
+        after: Duration,
+    },
+}

@@ -1,0 +1,106 @@
+//! The observer of a guard, with what it was told of the quota source.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Event, Observer};
+
+/// The observer of a guard. Clones are one.
+#[derive(Clone)]
+pub(crate) struct Observed(Arc<Inner<dyn Observer>>);
+
+struct Inner<O: ?Sized> {
+    /// Whether the quota source is away, so that its answers need no lock.
+    is_away: AtomicBool,
+    away_since: Mutex<Option<Instant>>,
+    observer: O,
+}
+
+impl Observed {
+    pub(crate) fn new(observer: impl Observer) -> Self {
+        Self(Arc::new(Inner {
+            is_away: AtomicBool::new(false),
+            away_since: Mutex::new(None),
+            observer,
+        }))
+    }
+
+    pub(crate) fn observe(&self, event: &Event<'_>) {
+        self.0.observer.observe(event);
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakObserved {
+        WeakObserved(Arc::downgrade(&self.0))
+    }
+
+    /// The quota source has decided.
+    pub(crate) fn quota_answers(&self) {
+        if !self.0.is_away.load(Ordering::Relaxed) {
+            return;
+        }
+        let since = self.away_since(None);
+        if let Some(since) = since {
+            let after = since.elapsed();
+            self.observe(&Event::QuotaBack { after });
+        }
+    }
+
+    /// The quota source could not decide.
+    pub(crate) fn quota_fails(&self, error: &(dyn Error + 'static)) {
+        if !self.0.is_away.load(Ordering::Relaxed)
+            && self.away_since(Some(Instant::now())).is_none()
+        {
+            self.observe(&Event::QuotaAway { error });
+        }
+    }
+
+    /// The quota source took so long to answer.
+    pub(crate) fn quota_took(&self, took: Duration, timeout: Duration) {
+        if took > timeout / 2 {
+            self.observe(&Event::QuotaSlow { took });
+        }
+    }
+
+    /// Sets since when the source is away, unless it is known. Returns what was known.
+    fn away_since(&self, since: Option<Instant>) -> Option<Instant> {
+        let mut known = self
+            .0
+            .away_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = *known;
+        *known = since.and(before.or(since));
+        self.0.is_away.store(known.is_some(), Ordering::Relaxed);
+        before
+    }
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observed").finish_non_exhaustive()
+    }
+}
+
+/// The observer of a guard that may be gone.
+pub(crate) struct WeakObserved(Weak<Inner<dyn Observer>>);
+
+impl WeakObserved {
+    pub(crate) fn upgrade(&self) -> Option<Observed> {
+        self.0.upgrade().map(Observed)
+    }
+}
+
+impl fmt::Debug for WeakObserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakObserved").finish_non_exhaustive()
+    }
+}

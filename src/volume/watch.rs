@@ -1,0 +1,106 @@
+//! Tells an observer what becomes of a volume.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
+
+use super::{Closed, Volume};
+use crate::observer::{Event, Observed, WeakObserved};
+
+impl Volume {
+    /// Tells the observer of each reading, and of each change, until the observer is gone. This takes a thread, because the one
+    /// that reads may hang, and an observer may block.
+    ///
+    /// # Panics
+    ///
+    /// If no thread can be started.
+    pub(crate) fn tell(&self, observer: &Observed) {
+        let (volume, observer) = (self.clone(), observer.downgrade());
+        thread::Builder::new()
+            .name("storage-guard-watch".into())
+            .spawn(move || watch(&volume, &observer))
+            .expect("a thread can be started");
+    }
+}
+
+fn watch(volume: &Volume, observer: &WeakObserved) {
+    let mut seen = Seen::default();
+    loop {
+        let Some(observer) = observer.upgrade() else {
+            return;
+        };
+        let ended = volume.filesystem().ended();
+        seen.look(volume, |event| {
+            // The watch goes on.
+            let _ = catch_unwind(AssertUnwindSafe(|| observer.observe(event)));
+        });
+        drop(observer);
+        let may_be_stale_in = volume.may_be_stale_in();
+        volume.filesystem().wait_for_end(ended, may_be_stale_in);
+    }
+}
+
+/// What was seen of a volume before.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The number of the reading.
+    published: u64,
+    is_full: bool,
+    sight: Sight,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Sight {
+    #[default]
+    Fresh,
+    Stale,
+    Moved,
+}
+
+impl Seen {
+    fn look(&mut self, volume: &Volume, tell: impl Fn(&Event<'_>)) {
+        let (name, freshness) = (volume.name(), &volume.filesystem().freshness);
+        let published = freshness.published();
+        if published != self.published {
+            self.published = published;
+            let status = &volume.status();
+            tell(&Event::Probed {
+                volume: name,
+                status,
+                took: freshness.took(),
+            });
+        }
+        let sight = match (freshness.is_lost(), volume.is_stale()) {
+            (true, _) => Sight::Moved,
+            (false, true) => Sight::Stale,
+            (false, false) => Sight::Fresh,
+        };
+        if sight != self.sight {
+            self.sight = sight;
+            tell(&match sight {
+                Sight::Fresh => Event::Fresh { volume: name },
+                Sight::Stale => Event::Stale { volume: name },
+                Sight::Moved => Event::Moved { volume: name },
+            });
+        }
+        // A volume that cannot be seen is neither.
+        if sight != Sight::Fresh {
+            return;
+        }
+        match volume.takes_writes() {
+            Err(Closed::Full(fault)) if !self.is_full => {
+                self.is_full = true;
+                tell(&Event::Full {
+                    volume: name,
+                    fault,
+                });
+            }
+            Ok(()) if self.is_full => {
+                self.is_full = false;
+                tell(&Event::Resumed { volume: name });
+            }
+            _ => {}
+        }
+    }
+}
