@@ -4,6 +4,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::volume::{Probe, Reading, Volume};
 
 /// A volume whose room is what a test has set.
@@ -14,6 +16,9 @@ use crate::volume::{Probe, Reading, Volume};
 /// What requests store does not change the room that was set, because the handlers of a test may store nothing. It stays claimed
 /// until the next reading: at the next setter, [`Volume::refresh`], or when a request is about to be refused. Set what is left after
 /// an upload where that matters.
+///
+/// A reading has the time of the test, which may be paused: advance it between two of them for a
+/// [forecast](Volume::forecast) in an instant.
 ///
 /// A handle: clones set the room of the same volume.
 ///
@@ -45,7 +50,7 @@ impl FakeVolume {
     ///
     /// If no thread can be started for its readings.
     pub fn new(total: u64) -> Self {
-        let disk = Disk(Arc::new(Mutex::new(Some(Reading::new(total, total)))));
+        let disk = Disk(Arc::new(Mutex::new(Some(now(Reading::new(total, total))))));
         let volume = Volume::builder()
             // The test decides when it reads.
             .probe_every(Duration::from_secs(3_600))
@@ -70,7 +75,7 @@ impl FakeVolume {
 
     /// Sets the whole reading, with another total, or with inodes. Blocks until the volume has read it.
     pub fn set(&self, reading: Reading) {
-        *self.disk.lock() = Some(reading);
+        *self.disk.lock() = Some(now(reading));
         self.volume.filesystem().read_now();
     }
 
@@ -80,6 +85,11 @@ impl FakeVolume {
         *self.disk.lock() = None;
         self.volume.filesystem().read_now();
     }
+}
+
+fn now(mut reading: Reading) -> Reading {
+    reading.at = Some(Instant::now().into_std());
+    reading
 }
 
 /// None while it is lost.
@@ -101,12 +111,14 @@ impl Probe for Disk {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{sync::mpsc, time::Instant};
+
+    use tokio::time::advance;
 
     use super::*;
     use crate::{
         amount::Amount, cause::Resource, demand::Demand, guard::Guard, refused::Reason,
-        scope::Scopes,
+        scope::Scopes, volume::Forecast,
     };
 
     async fn refusal(guard: &Guard, demand: Demand) -> Option<Reason> {
@@ -162,6 +174,78 @@ mod tests {
         disk.set_available(40);
         assert_eq!(disk.volume().status().claimed, 0);
         assert!(refusal(&guard, Demand::known(41)).await.is_some());
+    }
+
+    /// A volume above a headroom fills, is freed, and fills again.
+    #[tokio::test(start_paused = true)]
+    async fn the_forecast_follows_the_paused_clock() {
+        const MINUTE: Duration = Duration::from_secs(60);
+
+        let disk = FakeVolume::new(1_000_000);
+        let (send, events) = mpsc::channel();
+        let volume = disk
+            .volume()
+            .horizons([MINUTE * 30, MINUTE * 60])
+            .on_horizon(move |horizon, forecast| send.send((horizon, forecast)).unwrap())
+            .keep_free(100_000);
+        assert_eq!(volume.forecast(), Forecast::Unknown);
+        // 9,000 bytes a minute: full after 100 minutes.
+        let fill = async |minutes| {
+            for _ in 0..minutes {
+                advance(MINUTE).await;
+                disk.set_available(volume.status().available - 9_000);
+            }
+        };
+        fill(9).await;
+        let in_minutes = |left| Forecast::FullIn(MINUTE * left);
+        assert_eq!(volume.forecast(), in_minutes(91));
+        assert!(events.try_recv().is_err());
+        fill(71).await;
+        assert_eq!(events.try_recv(), Ok((MINUTE * 60, in_minutes(60))));
+        assert_eq!(events.try_recv(), Ok((MINUTE * 30, in_minutes(30))));
+        // What is claimed counts as what is used.
+        let guard = Guard::new(volume.clone());
+        let claim = guard.reserve(Scopes::NONE, Demand::known(90_000)).await;
+        assert_eq!(volume.forecast(), in_minutes(10));
+        drop(claim);
+        assert_eq!(volume.forecast(), in_minutes(20));
+        disk.set_available(0);
+        assert_eq!(volume.forecast(), Forecast::Full);
+        // Another headroom has another forecast.
+        assert_eq!(volume.clone().keep_free(0).forecast(), Forecast::Full);
+        disk.lose();
+        assert_eq!(volume.forecast(), Forecast::Unknown);
+        disk.set_available(1_000_000);
+        for _ in 0..20 {
+            advance(MINUTE).await;
+            disk.set_available(1_000_000);
+        }
+        assert_eq!(volume.forecast(), Forecast::NotFilling);
+        assert!(events.try_recv().is_err(), "one event for each horizon");
+        disk.set_available(0);
+        let full = [60, 30].map(|minutes| (MINUTE * minutes, Forecast::Full));
+        assert_eq!(events.try_iter().collect::<Vec<_>>(), full);
+    }
+
+    /// No advance, no trend.
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_stands_still_makes_no_forecast() {
+        let disk = FakeVolume::new(1_000);
+        for available in (1..30).rev() {
+            disk.set_available(available);
+            assert_eq!(disk.volume().forecast(), Forecast::Unknown);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_function_that_panics_stops_no_readings() {
+        let disk = FakeVolume::new(1_000);
+        let volume = disk.volume().on_horizon(|_, _| panic!("as the test wants"));
+        for available in [0, 500, 0, 700] {
+            advance(Duration::from_secs(1_000)).await;
+            disk.set_available(available);
+            assert_eq!(volume.status().available, available);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{
 
 use super::{
     freshness::{Freshness, Probing},
+    horizons::Outlook,
     ledger::{Epoch, Ledger, UNKNOWN},
     probe::{Device, GONE, Probe, Reading, Statvfs, Writes},
 };
@@ -43,18 +44,19 @@ pub(crate) struct Filesystem {
     /// of requests, because these tasks listen for as long as the process lives, and each request has to check a
     /// queue with listeners.
     pub(super) followers: Arc<WaitQueue>,
-    total: Total,
-    blocks: Blocks,
+    size: Size,
     pub(super) freshness: Freshness,
+    pub(super) outlook: Outlook,
     control: Mutex<Control>,
     wake: Condvar,
 }
 
-/// The size of a filesystem, by its last reading.
-#[derive(Debug, Default)]
-struct Total {
+/// The size of a filesystem, by its last reading, and of its blocks.
+#[derive(Debug)]
+struct Size {
     bytes: AtomicU64,
     inodes: AtomicU64,
+    blocks: Blocks,
 }
 
 /// How a filesystem allocates.
@@ -83,9 +85,13 @@ impl Filesystem {
             ledger: Ledger::new(),
             queue: Arc::new(WaitQueue::new()),
             followers: Arc::new(WaitQueue::new()),
-            total: Total::default(),
-            blocks,
+            size: Size {
+                bytes: AtomicU64::new(0),
+                inodes: AtomicU64::new(0),
+                blocks,
+            },
             freshness: Freshness::new(),
+            outlook: Outlook::new(),
             control: Mutex::new(Control {
                 every: every.unwrap_or(EVERY).max(SHORTEST),
                 wanted: false,
@@ -121,6 +127,7 @@ impl Filesystem {
                 Ok(reading) => {
                     self.publish(epoch, &reading, is_settling);
                     self.freshness.publish(probing);
+                    self.note(reading.at.unwrap_or_else(|| probing.began()));
                     None
                 }
                 Err(error) => {
@@ -144,8 +151,8 @@ impl Filesystem {
     }
 
     fn publish(&self, epoch: Epoch, reading: &Reading, was_settling: bool) {
-        self.total.bytes.store(reading.total, Ordering::Release);
-        self.total
+        self.size.bytes.store(reading.total, Ordering::Release);
+        self.size
             .inodes
             .store(reading.inodes_total, Ordering::Release);
         let inodes = match reading.inodes_total {
@@ -154,6 +161,22 @@ impl Filesystem {
         };
         self.ledger
             .publish(epoch, Amount::new(reading.available, inodes), was_settling);
+    }
+
+    /// Follows how the filesystem fills.
+    fn note(&self, at: Instant) {
+        let total = i64::try_from(self.total()).unwrap_or(i64::MAX);
+        let taken = total.saturating_sub(self.ledger.free_bytes());
+        self.outlook.note(at, taken, |keep_free| {
+            self.room_above(keep_free.of(self.total(), self.inodes_total()).bytes)
+        });
+    }
+
+    /// What can still be claimed above a floor: the bytes of so many whole blocks.
+    pub(super) fn room_above(&self, floor: u64) -> u64 {
+        let free = u64::try_from(self.ledger.free_bytes()).unwrap_or(0);
+        let room = free.saturating_sub(floor);
+        room - room % self.size.blocks.size
     }
 
     /// Waits until the next probe is due or requested. False when the thread has to stop.
@@ -232,23 +255,23 @@ impl Filesystem {
 
     #[inline]
     pub(super) fn total(&self) -> u64 {
-        self.total.bytes.load(Ordering::Relaxed)
+        self.size.bytes.load(Ordering::Relaxed)
     }
 
     #[inline]
     pub(super) fn inodes_total(&self) -> u64 {
-        self.total.inodes.load(Ordering::Relaxed)
+        self.size.inodes.load(Ordering::Relaxed)
     }
 
     /// Whether overwritten content keeps its blocks.
     pub(super) fn writes_in_place(&self) -> bool {
-        self.blocks.are_kept
+        self.size.blocks.are_kept
     }
 
     /// `bytes` in whole blocks.
     #[inline]
     pub(super) fn in_blocks(&self, bytes: u64) -> u64 {
-        let rest = self.blocks.size - 1;
+        let rest = self.size.blocks.size - 1;
         bytes.saturating_add(rest) & !rest
     }
 

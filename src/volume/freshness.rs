@@ -44,6 +44,10 @@ pub(super) struct Probing {
 }
 
 impl Probing {
+    pub(super) fn began(self) -> Instant {
+        *START + Duration::from_nanos(self.began)
+    }
+
     pub(super) fn age(self) -> Duration {
         Duration::from_nanos(now().saturating_sub(self.began))
     }

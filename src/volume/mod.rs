@@ -21,8 +21,10 @@
 mod admission;
 mod builder;
 mod filesystem;
+mod forecast;
 mod freshness;
 mod headroom;
+mod horizons;
 mod ledger;
 mod probe;
 mod readiness;
@@ -47,12 +49,13 @@ pub(crate) use self::{
 };
 pub use self::{
     builder::{VolumeBuilder, VolumeError},
+    forecast::Forecast,
     headroom::Headroom,
     probe::{Probe, Reading},
     readiness::{Closed, Readiness},
     refresh::Refresh,
 };
-use self::{filesystem::Watched, ledger::Missing};
+use self::{filesystem::Watched, horizons::Horizons, ledger::Missing};
 pub use crate::status::VolumeStatus;
 use crate::{
     amount::Amount,
@@ -87,6 +90,7 @@ pub struct Volume {
     resume: Option<Resume>,
     max_age: Duration,
     outage: Outage,
+    horizons: Arc<Horizons>,
 }
 
 /// The level at which a volume that was full takes requests again.
@@ -142,7 +146,9 @@ impl Volume {
     }
 
     fn new(watched: Arc<Watched>) -> Self {
+        let outlook = &watched.filesystem().outlook;
         Self {
+            horizons: outlook.follow(Horizons::default()),
             watched,
             name: "volume".into(),
             keep_free: Headroom::NONE,
@@ -172,7 +178,8 @@ impl Volume {
     #[must_use]
     pub fn keep_free(mut self, headroom: impl Into<Headroom>) -> Self {
         self.keep_free = headroom.into();
-        self
+        let horizons = self.horizons.above(self.keep_free);
+        self.follow(horizons)
     }
 
     /// Sets a level to resume at, higher than what is kept free.
@@ -208,6 +215,66 @@ impl Volume {
     pub fn outage(mut self, outage: Outage) -> Self {
         self.outage = outage;
         self
+    }
+
+    /// Sets the horizons of the [forecast](Self::forecast): the times to full at which [`Self::on_horizon`] is called.
+    ///
+    /// Defaults to 24 hours and 4 hours.
+    #[must_use]
+    pub fn horizons(self, horizons: impl IntoIterator<Item = Duration>) -> Self {
+        let horizons = self.horizons.at(horizons);
+        self.follow(horizons)
+    }
+
+    /// Calls a function when the [forecast](Self::forecast) has fallen below a [horizon](Self::horizons), with both.
+    ///
+    /// Use it to tell an operator while there is still time. It is called once for each horizon, and again only after the forecast
+    /// has recovered: after it was a quarter beyond the horizon, or not filling, for ten minutes. A volume that becomes full at
+    /// once has fallen below all of its horizons.
+    ///
+    /// It is called on the volume's thread, between two readings, so it must not block. Its panics are ignored. Clones that are
+    /// made later share the events, until one of them is given other horizons or another headroom.
+    ///
+    /// Defaults to doing nothing.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Headroom, Volume};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let volume = Volume::open(std::env::temp_dir())?
+    ///     .keep_free(Headroom::percent(5))
+    ///     .on_horizon(|horizon, forecast| eprintln!("full within {horizon:?}: {forecast:?}"));
+    /// # drop(volume);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_horizon(self, call: impl Fn(Duration, Forecast) + Send + Sync + 'static) -> Self {
+        let horizons = self.horizons.call(Arc::new(call));
+        self.follow(horizons)
+    }
+
+    fn follow(mut self, horizons: Horizons) -> Self {
+        self.horizons = self.filesystem().outlook.follow(horizons);
+        self
+    }
+
+    /// When the volume will be full, if it goes on as it did: when nothing is available any more above what is claimed and
+    /// [kept free](Self::keep_free). Reads memory only.
+    ///
+    /// It is a trend of bytes that are used or claimed, by whichever program; inodes have none. The trend is the median slope
+    /// between the readings of the last quarter of an hour, or of the last six hours, whichever is full sooner. So a volume that
+    /// begins to fill is noticed within minutes, up to four hours ahead, and writes that come in batches count by their average. A
+    /// single large file, removals, and usage that rises and falls again are no trend: the volume is [not
+    /// filling](Forecast::NotFilling) then.
+    ///
+    /// [Unknown](Forecast::Unknown) for the first two minutes of a process, for the first hour if the volume fills too slowly
+    /// to tell, and while the probe hangs or fails.
+    pub fn forecast(&self) -> Forecast {
+        match self.is_stale() {
+            true => Forecast::Unknown,
+            false => self.filesystem().outlook.forecast(self.room()),
+        }
     }
 
     /// What is known now. Reads memory only.
@@ -326,9 +393,7 @@ impl Volume {
 
     /// What can still be claimed: the bytes of so many whole blocks.
     pub(crate) fn room(&self) -> u64 {
-        let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
-        let room = free.saturating_sub(self.floor().bytes);
-        room - room % self.filesystem().in_blocks(1)
+        self.filesystem().room_above(self.floor().bytes)
     }
 
     /// How large a new object may be. None where it is not known.

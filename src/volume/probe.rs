@@ -4,6 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 /// The error of a probe whose store is gone.
@@ -21,6 +22,8 @@ pub struct Reading {
     pub inodes_available: u64,
     /// Total inodes. 0 if the filesystem has no fixed number of them (btrfs), or does not report it.
     pub inodes_total: u64,
+    /// When it was taken, by the clock of a test that has set it. None for now.
+    pub(crate) at: Option<Instant>,
 }
 
 impl Reading {
@@ -31,6 +34,7 @@ impl Reading {
             total,
             inodes_available: 0,
             inodes_total: 0,
+            at: None,
         }
     }
 
