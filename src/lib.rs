@@ -173,6 +173,7 @@ pub mod dav;
 mod decide;
 mod demand;
 pub mod fault;
+mod forecast;
 mod future;
 mod guard;
 #[cfg(doc)]

@@ -5,6 +5,7 @@ use std::{error::Error, time::Duration};
 use crate::{
     amount::Amount,
     cause::Fault,
+    forecast::Forecast,
     refused::{Internal, Reason},
     scope::Scopes,
     status::VolumeStatus,
@@ -151,6 +152,16 @@ pub enum Event<'a> {
     Moved {
         /// The volume.
         volume: &'a str,
+    },
+    /// The [forecast](crate::Volume::forecast) of a volume has fallen below one of its [horizons](crate::Volume::horizons).
+    #[non_exhaustive]
+    Horizon {
+        /// The volume.
+        volume: &'a str,
+        /// The time to full that it has fallen below.
+        horizon: Duration,
+        /// The forecast.
+        forecast: Forecast,
     },
     /// The quota source has answered late: after more than half of [`quota_timeout`](crate::Guard::quota_timeout).
     #[non_exhaustive]

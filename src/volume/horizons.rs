@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Forecast, Headroom, forecast::Trend};
+use super::{Headroom, trend::Trend};
+use crate::forecast::Forecast;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 /// A day to plan, and a shift to act: what alerts on disks are commonly set to.

@@ -21,7 +21,6 @@
 mod admission;
 mod builder;
 mod filesystem;
-mod forecast;
 mod freshness;
 mod headroom;
 mod horizons;
@@ -29,6 +28,7 @@ mod ledger;
 mod probe;
 mod readiness;
 mod refresh;
+mod trend;
 mod watch;
 
 #[cfg(test)]
@@ -49,20 +49,19 @@ pub(crate) use self::{
 };
 pub use self::{
     builder::{VolumeBuilder, VolumeError},
-    forecast::Forecast,
     headroom::Headroom,
     probe::{Probe, Reading},
     readiness::{Closed, Readiness},
     refresh::Refresh,
 };
 use self::{filesystem::Watched, horizons::Horizons, ledger::Missing};
-pub use crate::status::VolumeStatus;
 use crate::{
     amount::Amount,
     cause::{Cause, Fault, Resource},
     decide::{Decision, Lack, Need, VolumeState, decide},
     outage::Outage,
 };
+pub use crate::{forecast::Forecast, status::VolumeStatus};
 
 /// A filesystem under guard.
 ///
@@ -217,7 +216,11 @@ impl Volume {
         self
     }
 
-    /// Sets the horizons of the [forecast](Self::forecast): the times to full at which [`Self::on_horizon`] is called.
+    /// Sets the horizons of the [forecast](Self::forecast): the times to full at which an observer is told
+    /// ([`Event::Horizon`](crate::observer::Event::Horizon)).
+    ///
+    /// It is told once for each horizon, and again only after the forecast has recovered: after it was a quarter beyond the
+    /// horizon, or not filling, for ten minutes. A volume that becomes full at once has fallen below all of its horizons.
     ///
     /// Defaults to 24 hours and 4 hours.
     #[must_use]
@@ -226,30 +229,13 @@ impl Volume {
         self.follow(horizons)
     }
 
-    /// Calls a function when the [forecast](Self::forecast) has fallen below a [horizon](Self::horizons), with both.
-    ///
-    /// Use it to tell an operator while there is still time. It is called once for each horizon, and again only after the forecast
-    /// has recovered: after it was a quarter beyond the horizon, or not filling, for ten minutes. A volume that becomes full at
-    /// once has fallen below all of its horizons.
-    ///
-    /// It is called on the volume's thread, between two readings, so it must not block. Its panics are ignored. Clones that are
-    /// made later share the events, until one of them is given other horizons or another headroom.
-    ///
-    /// Defaults to doing nothing.
-    ///
-    /// ```
-    /// use tower_storage_guard::{Headroom, Volume};
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let volume = Volume::open(std::env::temp_dir())?
-    ///     .keep_free(Headroom::percent(5))
-    ///     .on_horizon(|horizon, forecast| eprintln!("full within {horizon:?}: {forecast:?}"));
-    /// # drop(volume);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn on_horizon(self, call: impl Fn(Duration, Forecast) + Send + Sync + 'static) -> Self {
+    /// Calls a function when the [forecast](Self::forecast) has fallen below a [horizon](Self::horizons), with both. It is called
+    /// on the volume's thread, between two readings. Clones that are made later share the calls, until one of them is given other
+    /// horizons or another headroom.
+    pub(crate) fn on_horizon(
+        self,
+        call: impl Fn(Duration, Forecast) + Send + Sync + 'static,
+    ) -> Self {
         let horizons = self.horizons.call(Arc::new(call));
         self.follow(horizons)
     }

@@ -2,6 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     thread,
 };
 
@@ -16,7 +17,18 @@ impl Volume {
     ///
     /// If no thread can be started.
     pub(crate) fn tell(&self, observer: &Observed) {
-        let (volume, observer) = (self.clone(), observer.downgrade());
+        let told = observer.downgrade();
+        let name = Arc::clone(&self.name);
+        let volume = self.clone().on_horizon(move |horizon, forecast| {
+            if let Some(observer) = told.upgrade() {
+                observer.observe(&Event::Horizon {
+                    volume: &name,
+                    horizon,
+                    forecast,
+                });
+            }
+        });
+        let observer = observer.downgrade();
         thread::Builder::new()
             .name("storage-guard-watch".into())
             .spawn(move || watch(&volume, &observer))

@@ -106,7 +106,7 @@ impl Observer for Log {
             }
             Event::Suspect { error, .. } => format!("suspect {error}"),
             // Others come at any time.
-            Event::Probed { .. } => return,
+            Event::Probed { .. } | Event::Horizon { .. } => return,
             Event::Full { volume, fault, .. } => format!("full {volume} {:?}", fault.resource),
             Event::Resumed { volume, .. } => format!("resumed {volume}"),
             Event::Stale { volume, .. } => format!("stale {volume}"),
@@ -462,4 +462,38 @@ async fn a_job_is_told_of_as_a_request_is() {
         ]
     );
     assert_eq!(second.take(), told);
+}
+
+/// The disk fills at 9,000 bytes a minute: each horizon is told once.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_fills_is_told_ahead() {
+    let (disk, told) = (FakeVolume::new(1_000_000), Arc::new(Mutex::new(Vec::new())));
+    let (minute, seen) = (Duration::from_secs(60), told.clone());
+    let volume = disk
+        .volume()
+        .named("files")
+        .horizons([30 * minute, 60 * minute]);
+    let _guard = Guard::new(volume).observer(move |event: &Event<'_>| {
+        if let Event::Horizon {
+            volume: "files",
+            horizon,
+            forecast,
+            ..
+        } = event
+        {
+            seen.lock()
+                .unwrap()
+                .push((*horizon, forecast.time_to_full()));
+        }
+    });
+    for gone in 1..=80 {
+        tokio::time::advance(minute).await;
+        disk.set_available(1_000_000 - 9_000 * gone);
+    }
+    // Full after 111 minutes and a little.
+    let told = told.lock().unwrap();
+    let horizons: Vec<_> = told.iter().map(|(horizon, _)| *horizon).collect();
+    assert_eq!(horizons, [60 * minute]);
+    let left = told[0].1.unwrap();
+    assert!(left <= 60 * minute && left > 59 * minute, "{left:?}");
 }

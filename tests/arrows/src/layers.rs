@@ -5,7 +5,7 @@ use crate::order::Exception;
 /// From bottom to top. A module imports from lower layers only.
 pub const LAYERS: &[&[&str]] = &[
     // The vocabulary.
-    &["amount", "atomic", "status"],
+    &["amount", "atomic", "forecast", "status"],
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused"],
     &["observer"],

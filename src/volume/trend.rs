@@ -1,9 +1,11 @@
-//! When a volume will be full, by the trend of its readings. Pure: it has no clock.
+//! How fast a volume fills, by the trend of its readings. Pure: it has no clock.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
+
+use crate::forecast::Forecast;
 
 /// How many readings a ring has.
 const SLOTS: usize = 64;
@@ -15,40 +17,6 @@ const SHORT: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(345);
 /// How far ahead the short ring counts, in multiples of the time that it spans: four hours. One upload is no trend of a day.
 const REACH: u32 = 16;
-
-/// When a volume will be full, if what it has taken until now goes on. Returned by [`Volume::forecast`](crate::Volume::forecast).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum Forecast {
-    /// There are too few readings, or the last one is too old.
-    Unknown,
-    /// What is used and claimed does not rise.
-    NotFilling,
-    /// The volume will be full in this time.
-    FullIn(Duration),
-    /// The volume is full.
-    Full,
-}
-
-impl Forecast {
-    /// The time until the volume is full: zero if it is. None if it is not filling, or that is not known.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use tower_storage_guard::volume::Forecast;
-    ///
-    /// assert_eq!(Forecast::FullIn(Duration::from_secs(60)).time_to_full(), Some(Duration::from_secs(60)));
-    /// assert_eq!(Forecast::Full.time_to_full(), Some(Duration::ZERO));
-    /// assert_eq!(Forecast::NotFilling.time_to_full(), None);
-    /// ```
-    pub const fn time_to_full(self) -> Option<Duration> {
-        match self {
-            Self::Full => Some(Duration::ZERO),
-            Self::FullIn(time) => Some(time),
-            Self::Unknown | Self::NotFilling => None,
-        }
-    }
-}
 
 /// How fast a filesystem fills, by its readings.
 ///
