@@ -149,6 +149,7 @@
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
 //! | `test-util` | nothing | fakes and assertions for the tests of your service: `test_util` |
+//! | `tracing` | tracing | an observer that sends `tracing` events: `tracing::Tracing` |
 //! | `sqlx09`, `sqlx08`, `redis1` and others | the library of that name, in that version | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -203,6 +204,8 @@ pub mod test_util;
 mod time;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+#[cfg(feature = "tracing")]
+pub mod tracing;
 #[cfg(feature = "webdav")]
 mod tree;
 pub mod upload;

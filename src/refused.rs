@@ -162,10 +162,7 @@ impl Refused {
     /// Sets how much was needed on a volume.
     #[must_use]
     pub(crate) fn with_needed(mut self, amount: Amount) -> Self {
-        self.0.internal.needed = self.fault().map(|fault| match fault.resource {
-            Resource::Bytes => amount.bytes,
-            Resource::Objects => amount.objects,
-        });
+        self.0.internal.needed = self.fault().map(|fault| fault.resource.of(amount));
         self
     }
 

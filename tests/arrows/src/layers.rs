@@ -30,7 +30,7 @@ pub const LAYERS: &[&[&str]] = &[
     // Protocols.
     &["calls", "dav", "upload"],
     // Frameworks.
-    &["axum", "tonic"],
+    &["axum", "tonic", "tracing"],
     // For the tests of services.
     &["test_util"],
     // Pages of the documentation.
