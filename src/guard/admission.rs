@@ -169,6 +169,36 @@ fn wanted<Q>(context: &Context<Q>, terms: &Terms, claim: Claim) -> (u64, u64, u6
     }
 }
 
+/// Whether these terms would be admitted now. Reserves nothing.
+pub(super) async fn would_fit<Q: QuotaSource>(
+    context: &Context<Q>,
+    terms: &Terms,
+) -> Result<(), Refused> {
+    let (_, least, expected) = wanted(context, terms, Claim::Demanded);
+    let bytes = least.max(expected);
+    if let Some(volume) = &context.volume {
+        let on_volume = terms.reach(context).on_volume(bytes);
+        let amount = Amount::new(on_volume, terms.demand.objects());
+        let fits = volume.would_fit(amount);
+        fits.map_err(|shortfall| Refused::from(shortfall).with_needed(amount))?;
+    }
+    if terms.scopes.is_empty() {
+        return Ok(());
+    }
+    // What is only expected must fit, and is not held.
+    let expected = terms.expected(bytes);
+    let answer = context.quota.reserve(&terms.scopes, Amount::ZERO, expected);
+    let decided = match answer.now() {
+        Ok(decided) => decided,
+        Err(deciding) => context.rules.bounded(deciding).await,
+    };
+    match decided {
+        Ok(_) => Ok(()),
+        Err(QuotaError::Unavailable(_)) if context.rules.quota_outage == Outage::Admit => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn needs_claim(claim: Claim) -> bool {
     match claim {
         Claim::Demanded => true,

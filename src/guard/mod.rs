@@ -4,6 +4,7 @@ mod admission;
 
 use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 
+use self::admission::would_fit;
 pub(crate) use self::admission::{Admission, Admit, Claim, admit};
 use crate::{
     demand::Demand,
@@ -207,6 +208,41 @@ impl<Q: QuotaSource> Guard<Q> {
         }
         .inspect_err(|refused| self.context.tell_refused(refused))?;
         Ok(Reservation::new(reserved))
+    }
+}
+
+/// Advice, for those who ask before they send.
+impl<Q: QuotaSource> Guard<Q> {
+    /// Returns whether the demand would be admitted now. It reserves nothing, so it is advice and no promise: others may take the room
+    /// in the next moment.
+    ///
+    /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not wait for room. Of
+    /// a demand of unknown length it asks for the size hint, or one byte. No [observer](Self::observer) is told.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Demand, Guard, quota::{Limits, MemoryQuota}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let guard = Guard::quota_only(MemoryQuota::new(Limits::bytes(1_000)));
+    /// assert!(guard.would_fit("user:42", Demand::known(1_000)).await.is_ok());
+    /// // Nothing was reserved by that.
+    /// let reservation = guard.reserve("user:42", Demand::known(600)).await.unwrap();
+    /// let refused = guard.would_fit("user:42", Demand::known(401)).await.unwrap_err();
+    /// assert_eq!(refused.reason().as_str(), "quota_exceeded");
+    /// # drop(reservation);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reserve`].
+    pub async fn would_fit(
+        &self,
+        scopes: impl Into<Scopes>,
+        demand: Demand,
+    ) -> Result<(), Refused> {
+        would_fit(&self.context, &Terms::new(demand, scopes.into())).await
     }
 }
 

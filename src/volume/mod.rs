@@ -317,6 +317,21 @@ impl Volume {
         ))
     }
 
+    /// Whether `amount` would be admitted now. Claims nothing.
+    pub(crate) fn would_fit(&self, amount: Amount) -> Result<(), Shortfall> {
+        let need = Need {
+            amount: self.in_blocks(amount),
+            expected: 0,
+        };
+        let missing = match decide(need, Some(&self.state()), []) {
+            Decision::Admit | Decision::AdmitUnseen => return Ok(()),
+            Decision::Refuse(Lack::Unknown) => return Err(Shortfall::Unknown),
+            Decision::Refuse(Lack::Volume(Resource::Objects)) => Missing::Objects,
+            Decision::Refuse(_) => Missing::Bytes,
+        };
+        Err(self.shortfall(amount, missing))
+    }
+
     /// Claims blocks that are in use now. False if they cannot be counted.
     pub(crate) fn claim_anyway(&self, blocks: Amount) -> bool {
         self.filesystem().ledger.claim_anyway(blocks)
