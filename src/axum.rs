@@ -1,4 +1,5 @@
-//! Support for axum: the [`Reservation`] as an extractor, an error type for handlers, and [`Readiness`] as a route.
+//! Support for axum: the [`Reservation`] as an extractor, an error type for handlers, and [`Readiness`] and [`OperatorView`] as
+//! routes.
 //!
 //! ```
 //! use axum::{
@@ -117,18 +118,53 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # A route that shows an operator what goes on
+//!
+//! An [`OperatorView`] answers with JSON, by the [schema](crate::operator#schema). **Mount it behind authentication**: it names
+//! scopes, uploads and figures. The guide [`operating`](crate::guide::operating) does so.
+//!
+//! ```
+//! use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
+//! use tower::ServiceExt;
+//! use tower_storage_guard::{Volume, operator::OperatorView};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let view = OperatorView::new().volume(Volume::open(std::env::temp_dir())?.named("files"));
+//! let app: Router = Router::new().route("/status", get(view));
+//!
+//! let answer = app.oneshot(Request::get("/status").body(Body::empty())?).await?;
+//! assert_eq!(answer.headers()["content-type"], "application/json");
+//! let json = to_bytes(answer.into_body(), 1 << 20).await?;
+//! assert!(json.starts_with(br#"{"schema_version":1,"volumes":[{"name":"files","state":"#));
+//! # Ok(())
+//! # }
+//! ```
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use axum_core::{
+    body::Body,
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header::CACHE_CONTROL, request::Parts};
+use bytes::Bytes;
+use http::{
+    HeaderValue, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+    request::Parts,
+};
+use http_body::Frame;
 use http_body_util::LengthLimitError;
 
 use crate::{
     fault::{Source, find},
+    operator::OperatorView,
     reservation::Reservation,
     volume::Readiness,
 };
@@ -193,19 +229,57 @@ fn status_of(error: &(dyn std::error::Error + 'static)) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
 /// Answers with the current state: 200 and `ready` while all of the volumes take writes, otherwise 503 and the
 /// [reason](crate::volume::Closed::reason). Caches must not store the answer, and it contains no figures.
 ///
 /// A `Readiness` is an axum handler by itself.
 impl IntoResponse for Readiness {
     fn into_response(self) -> Response {
-        const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
         let (status, word) = match self.takes_writes() {
             Ok(()) => (StatusCode::OK, "ready"),
             Err(closed) => (StatusCode::SERVICE_UNAVAILABLE, closed.reason()),
         };
         (status, [(CACHE_CONTROL, NO_STORE)], word).into_response()
+    }
+}
+
+/// Answers 200 with the JSON of a [snapshot](OperatorView::snapshot), which is taken when the body is read. Caches must not store
+/// it.
+///
+/// An `OperatorView` is an axum handler by itself. Mount it behind authentication.
+impl IntoResponse for OperatorView {
+    fn into_response(self) -> Response {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+        let json = Box::pin(async move { self.snapshot().await.to_json() });
+        let body = Body::new(LaterJson(Some(json)));
+        ([(CONTENT_TYPE, JSON), (CACHE_CONTROL, NO_STORE)], body).into_response()
+    }
+}
+
+/// A body that is written when it is first read.
+struct LaterJson(Option<Pin<Box<dyn Future<Output = String> + Send>>>);
+
+impl http_body::Body for LaterJson {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(json) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let json = ready!(json.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(Some(Ok(Frame::data(json.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
     }
 }
 

@@ -138,7 +138,7 @@
 //! | feature | brings | for |
 //! |---|---|---|
 //! | `inodes` (default) | nothing new: fs4 depends on rustix already | inodes, and btrfs, which counts what is written only when it commits |
-//! | `axum` | axum-core | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] as a route |
+//! | `axum` | axum-core | [`Reservation`] as an extractor, and the error type for handlers; [`Readiness`] and [`operator::OperatorView`] as routes |
 //! | `axum-multipart` | the same, multer | malformed multipart bodies are 400 in that error type |
 //! | `tonic` | tonic without its server, tonic-types, prost | details in gRPC refusals, `tonic::Status` that keeps the error behind it. gRPC itself needs no feature |
 //! | `tonic-health` | tonic-health, `tonic` | [`Readiness`] as `grpc.health.v1` |
@@ -183,6 +183,7 @@ mod head;
 mod layer;
 pub mod observer;
 mod offers;
+pub mod operator;
 mod outage;
 mod price;
 mod protocol;

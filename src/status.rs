@@ -12,6 +12,8 @@ pub struct VolumeStatus {
     pub available: u64,
     /// Bytes claimed by requests in flight, or stored since the last reading.
     pub claimed: u64,
+    /// The part of it that is stored, and waits for the next reading.
+    pub settling: u64,
     /// Bytes that stay free.
     pub headroom: u64,
     /// Inodes in all. None where the filesystem has no fixed number of them, or does not say.

@@ -439,6 +439,7 @@ mod tests {
             total: 4,
             available: 3,
             claimed: 2,
+            settling: 0,
             headroom: 1,
             inodes_total: None,
             inodes_available: None,

@@ -117,6 +117,11 @@ impl WaitQueue {
         }
     }
 
+    /// How many of those are reservations that wait to grow. Takes the lock.
+    pub(crate) fn growing(&self) -> usize {
+        self.state().growing.len()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Sets of plain values, consistent between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

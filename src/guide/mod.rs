@@ -8,6 +8,7 @@
 //! | change the status or the body of a refusal | [`answers`] |
 //! | keep an error type of your own | [`errors`] |
 //! | log and count refusals | [`observing`] |
+//! | show operators what is full, and tell them before it is | [`operating`] |
 //! | report what is written, so that as many uploads as possible fit | [`writing`] |
 //! | store the files of a form | [`multipart`] |
 //! | charge what is kept after compression or deduplication | [`compression`] |
@@ -52,6 +53,11 @@ pub mod errors {}
 ///
 #[doc = include_str!("observing.md")]
 pub mod observing {}
+
+/// Showing operators what is full, and telling them before it is. The example needs the feature `axum`.
+///
+#[cfg_attr(feature = "axum", doc = include_str!("operating.md"))]
+pub mod operating {}
 
 /// Reporting what is written, so that as many uploads as possible fit.
 ///

@@ -98,13 +98,20 @@ impl MemoryQuota {
 
     /// Returns the limits and the usage of a scope.
     pub fn usage(&self, scope: impl Into<Scope>) -> Usage {
-        let (scope, default) = (scope.into(), self.store.default());
+        let scope = scope.into();
         let shard = self.store.lock(shard_of(&scope));
         let account = shard.get(&scope).unwrap_or(&Account::EMPTY);
-        Usage {
-            limits: account.ceiling(default).into(),
-            used: account.used.gain(),
-            held: account.held,
+        self.store.usage(account)
+    }
+
+    /// The number of locks that the accounts are distributed over.
+    pub(crate) const SHARDS: usize = SHARDS as usize;
+
+    /// Shows the accounts under one of the locks, which requests in their scopes wait for meanwhile.
+    pub(crate) fn visit_shard(&self, place: usize, mut visit: impl FnMut(&Scope, Usage)) {
+        let shard = self.store.lock(place);
+        for (scope, account) in shard.iter() {
+            visit(scope, self.store.usage(account));
         }
     }
 
@@ -277,6 +284,14 @@ impl Store {
             self.default_bytes.load(Relaxed),
             self.default_objects.load(Relaxed),
         ))
+    }
+
+    fn usage(&self, account: &Account) -> Usage {
+        Usage {
+            limits: account.ceiling(self.default()).into(),
+            used: account.used.gain(),
+            held: account.held,
+        }
     }
 
     fn set_default(&self, default: Ceiling) {

@@ -49,7 +49,7 @@ mod details;
 mod escape;
 mod grpc;
 mod http;
-mod json;
+pub(crate) mod json;
 mod negotiate;
 mod value;
 

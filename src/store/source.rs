@@ -3,7 +3,7 @@
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Admin, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement, Store, StoreError,
+    Account, Admin, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement, Store, StoreError,
     baseline::Based,
     settler::{Settled, Settler},
 };
@@ -132,6 +132,23 @@ impl<S: Store> StoredQuota<S> {
     /// charge, and for as long as the disk of the journal takes no writes.
     pub fn is_journaled(&self) -> bool {
         self.shared.settler.is_journaled()
+    }
+}
+
+impl<S: Store> StoredQuota<S> {
+    /// The scopes that use most bytes, with their limits.
+    pub(crate) async fn largest(&self, count: usize) -> Result<Vec<(Scope, Usage)>, StoreError> {
+        let accounts = self.shared.store.largest(count).await?;
+        let usage = |(scope, account): (Scope, Account)| {
+            let usage = account.usage((self.shared.limits)(&scope));
+            (scope, usage)
+        };
+        Ok(accounts.into_iter().map(usage).collect())
+    }
+
+    /// Whether requests are refused because the store was emptied, and not counted since.
+    pub(crate) fn is_emptied(&self) -> bool {
+        self.shared.based.is_emptied()
     }
 }
 

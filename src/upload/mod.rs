@@ -92,7 +92,7 @@ mod resumable;
 mod step;
 mod visit;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{cmp::Reverse, fmt, sync::Arc, time::Duration};
 
 use http::request;
 
@@ -103,7 +103,12 @@ pub use self::{
     resumable::Resumable,
     step::{Outcome, Protocol, Step},
 };
-use self::{location::in_one_way, open::Expiry, registry::Registry, visit::FoundStep};
+use self::{
+    location::in_one_way,
+    open::{Expiry, Upload},
+    registry::Registry,
+    visit::FoundStep,
+};
 
 /// The open uploads. Given to [`StorageGuardLayer::uploads`](crate::StorageGuardLayer::uploads).
 ///
@@ -254,11 +259,34 @@ impl Uploads {
     /// Returns the state of an upload. None if it is not open.
     pub fn get(&self, path: &str) -> Option<Progress> {
         let upload = self.registry.get(&self.key(path))?;
-        Some(Progress {
-            whole: upload.whole(),
-            reserved: upload.reserved(),
-            received: upload.received(),
-        })
+        Some(Progress::of(&upload))
+    }
+
+    /// Returns the uploads that have most bytes reserved, the largest first, up to `count`.
+    ///
+    /// Looks at each open upload, under its own lock. For operators: a service that has the path of an upload asks for
+    /// [that one](Self::get).
+    pub fn largest(&self, count: usize) -> Vec<OpenUpload> {
+        let uploads = self.registry.all();
+        let mut all: Vec<_> = uploads
+            .iter()
+            .map(|upload| (Progress::of(upload), upload))
+            .collect();
+        all.sort_unstable_by_key(|(progress, _)| Reverse(progress.reserved));
+        all.truncate(count);
+        let shown = all.into_iter().map(|(progress, upload)| OpenUpload {
+            key: upload
+                .key()
+                .map_or_else(String::new, |key| (**key).to_owned()),
+            progress,
+            idle: upload.idle(),
+        });
+        shown.collect()
+    }
+
+    /// How many uploads [may be open](Self::max_open) at once.
+    pub(crate) fn limit(&self) -> usize {
+        self.most
     }
 
     /// Ends an upload whose content the service has removed by itself. Nothing is charged, except for requests that
@@ -353,4 +381,26 @@ pub struct Progress {
     pub reserved: u64,
     /// Bytes that were received.
     pub received: u64,
+}
+
+impl Progress {
+    fn of(upload: &Upload) -> Self {
+        Self {
+            whole: upload.whole(),
+            reserved: upload.reserved(),
+            received: upload.received(),
+        }
+    }
+}
+
+/// An open upload, as [`Uploads::largest`] lists it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct OpenUpload {
+    /// Its [key](Uploads::key_by): the path of its requests by default.
+    pub key: String,
+    /// Its state.
+    pub progress: Progress,
+    /// The time since the last byte came, or it was opened.
+    pub idle: Duration,
 }

@@ -206,6 +206,12 @@ impl Upload {
         self.state().in_flight == 0
     }
 
+    /// The time since the last byte came, or it was opened.
+    pub(super) fn idle(&self) -> Duration {
+        let last = self.state().last_came;
+        last.map(|last| last.elapsed()).unwrap_or_default()
+    }
+
     /// Bytes reserved for the whole.
     pub(super) fn reserved(&self) -> u64 {
         self.reservation

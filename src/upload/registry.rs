@@ -109,6 +109,12 @@ impl Registry {
         self.state().open.len()
     }
 
+    pub(super) fn all(&self) -> Vec<Arc<Upload>> {
+        let state = self.state();
+        let open = state.open.values();
+        open.map(|open| Arc::clone(&open.upload)).collect()
+    }
+
     /// A new upload with its reservation for the whole. It is entered later.
     pub(super) fn upload(
         &self,

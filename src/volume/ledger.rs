@@ -114,6 +114,12 @@ impl Ledger {
         Amount::new(self.bytes.claimed(), self.objects.claimed())
     }
 
+    /// The bytes that wait for a probe to include them.
+    pub(super) fn settling_bytes(&self) -> u64 {
+        let buckets = self.bytes.settling.iter();
+        buckets.map(|bucket| bucket.load(Ordering::Acquire)).sum()
+    }
+
     /// Whether any claim waits for a probe to include it.
     pub(super) fn is_settling(&self) -> bool {
         let buckets = [&self.bytes, &self.objects].into_iter();

@@ -272,6 +272,7 @@ impl Volume {
             total: filesystem.total(),
             available: available.bytes,
             claimed: claimed.bytes,
+            settling: filesystem.ledger.settling_bytes().min(claimed.bytes),
             headroom: self.floor().bytes,
             inodes_total: inodes,
             inodes_available: inodes.map(|_| available.objects),
@@ -364,6 +365,11 @@ impl Volume {
     #[inline]
     pub(crate) fn settle(&self, blocks: Amount) {
         self.filesystem().ledger.settle(blocks);
+    }
+
+    /// How many reservations wait here to grow.
+    pub(crate) fn waiting_growths(&self) -> usize {
+        self.filesystem().queue.growing()
     }
 
     /// Whether the filesystem has a fixed number of inodes.

@@ -26,6 +26,8 @@ mod holds;
 mod limits;
 #[cfg(all(feature = "axum", feature = "test-util"))]
 mod observer;
+#[cfg(all(feature = "axum", feature = "conformance", feature = "test-util"))]
+mod operator;
 mod price;
 mod reservations;
 mod silence;

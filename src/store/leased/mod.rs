@@ -90,6 +90,12 @@ impl<S: Store> LeasedQuota<S> {
         &self.leases.stored
     }
 
+    /// The number of scopes that have a lease.
+    pub(crate) fn leases(&self) -> usize {
+        let table = self.leases.table();
+        table.values().filter(|lease| lease.is_there()).count()
+    }
+
     /// Gives back everything that idles, and tells the store what was stored. Resolves once the store knows.
     ///
     /// It is cancel-safe: a task of its own does the work. Call it when a service stops. Without it nothing is lost either, as long as the runtime lives on after the last handle

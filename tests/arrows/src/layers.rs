@@ -29,6 +29,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["layer", "service"],
     // Protocols.
     &["calls", "dav", "upload"],
+    &["operator"],
     // Frameworks.
     &["axum", "tonic", "tracing"],
     // For the tests of services.
