@@ -149,6 +149,7 @@
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
 //! | `test-util` | nothing | fakes and assertions for the tests of your service: `test_util` |
+//! | `preflight` | serde_json, http-body-util | a route for clients that ask before they send: `preflight::Preflight` |
 //! | `tracing` | tracing | an observer that sends `tracing` events: `tracing::Tracing` |
 //! | `sqlx09`, `sqlx08`, `redis1` and others | the library of that name, in that version | its storage errors, see [`fault`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -185,6 +186,8 @@ pub mod observer;
 mod offers;
 pub mod operator;
 mod outage;
+#[cfg(feature = "preflight")]
+pub mod preflight;
 mod price;
 mod protocol;
 pub mod quota;

@@ -17,6 +17,7 @@ use std::{
 
 use http::Request;
 use http_body_util::BodyExt;
+use proptest::prelude::*;
 use test_support::{
     Dice,
     disk::Disk,
@@ -531,4 +532,32 @@ async fn a_growth_that_waits_for_its_turn_ends_with_the_reservation() {
     assert!(waits.await.unwrap().is_err());
     assert_eq!(begun.elapsed(), Duration::ZERO);
     asks.abort();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(test_support::times(200)) })]
+    /// Advice is what a reservation would be answered, and takes nothing.
+    #[test]
+    fn advice_agrees_with_the_decision(
+        available in 0..100u64, keep_free in 0..50u64, limit in 0..100u64, used in 0..50u64,
+        bytes in 0..100u64, objects in 0..3u64, replaced in 0..50u64,
+    ) {
+        let volume = Disk::new(available).volume().keep_free(keep_free);
+        let quota = MemoryQuota::new(Limits::bytes(limit).objects(1));
+        quota.set_used(USER, Amount::new(used, 0));
+        let guard = Guard::new(volume.clone()).quota(quota.clone());
+        let demand = Demand::known(bytes).with_objects(objects).replacing(Amount::new(replaced, 0));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let advice = runtime.block_on(guard.would_fit(USER, demand));
+        prop_assert_eq!(volume.status().claimed, 0);
+        prop_assert_eq!(quota.usage(USER).held, Amount::ZERO);
+        match (guard.try_reserve(USER, demand), advice) {
+            (Ok(_), Ok(())) => {}
+            (Err(TryReserveError::Refused(refused)), Err(advice)) => {
+                prop_assert_eq!(refused.reason(), advice.reason());
+                prop_assert_eq!(refused.internal().needed(), advice.internal().needed());
+            }
+            (decided, advice) => prop_assert!(false, "{decided:?} {advice:?}"),
+        }
+    }
 }

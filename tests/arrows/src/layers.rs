@@ -31,7 +31,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["calls", "dav", "upload"],
     &["operator"],
     // Frameworks.
-    &["axum", "tonic", "tracing"],
+    &["axum", "preflight", "tonic", "tracing"],
     // For the tests of services.
     &["test_util"],
     // Pages of the documentation.
