@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Unknown,
     /// The request is malformed.
     Malformed,
+    /// It is larger than the service takes.
+    TooLarge,
     /// Nothing is reserved, the body is not bounded, and nothing is charged.
     Free,
     /// Nothing is reserved, and the body is not bounded. What is stored is charged.
@@ -60,6 +62,28 @@ impl Price {
     pub fn malformed() -> Self {
         Self {
             kind: Kind::Malformed,
+            ..Demand::nothing().into()
+        }
+    }
+
+    /// The content is larger than the service takes, whatever is free. The request is answered 413, and the service is not called.
+    ///
+    /// ```
+    /// use tower_storage_guard::{Price, StorageGuardLayer, Volume};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let guard = StorageGuardLayer::new(Volume::open(std::env::temp_dir())?)
+    ///     .price_by(|_, demand| match demand.bytes() {
+    ///         Some(bytes) if bytes > 1 << 30 => Price::too_large(),
+    ///         _ => Price::from(demand),
+    ///     });
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn too_large() -> Self {
+        Self {
+            kind: Kind::TooLarge,
             ..Demand::nothing().into()
         }
     }

@@ -54,8 +54,8 @@ pub(crate) trait Visit: Send {
     /// The operations for body, handle and answer, given the request's own reservation.
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange>;
 
-    /// The request is answered. Called before it has ended, unless the handler has committed it.
-    fn answered(&self, answer: &response::Parts, success: bool);
+    /// The request is answered. Called before it has ended, unless the handler has committed it. It may add headers.
+    fn answered(&self, answer: &mut response::Parts, success: bool);
 
     /// The request was answered and has ended. Returns the work that is still pending.
     fn settling(&self) -> Option<BoxFuture<bool>>;

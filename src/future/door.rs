@@ -104,6 +104,7 @@ struct Priced {
 enum Unpriced {
     Unknown,
     Malformed,
+    TooLarge,
 }
 
 impl Priced {
@@ -122,6 +123,7 @@ impl Priced {
             Kind::Known => Claim::Demanded,
             Kind::Unknown => return Err(Unpriced::Unknown),
             Kind::Malformed => return Err(Unpriced::Malformed),
+            Kind::TooLarge => return Err(Unpriced::TooLarge),
             Kind::Free | Kind::Counted => Claim::Nothing,
             Kind::Covered { bytes, unclaimed } => Claim::Covered { bytes, unclaimed },
         };
@@ -266,6 +268,7 @@ where
                 Self::by_decision(settings, held, decided)
             }
             Err(Unpriced::Malformed) => Self::refused(held, Refusal::malformed()),
+            Err(Unpriced::TooLarge) => Self::refused(held, Refusal::too_large()),
             Err(Unpriced::Unknown) => Self::turned_away(settings, held, Refused::unavailable()),
         }
     }

@@ -115,14 +115,14 @@ pub(super) fn success<R, Q>(
 #[cold]
 pub(super) fn look_at_head<R, T>(
     response: &mut Response<R>,
-    look: impl FnOnce(&response::Parts) -> T,
+    look: impl FnOnce(&mut response::Parts) -> T,
 ) -> T {
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = response.status();
     head.version = response.version();
     head.headers = mem::take(response.headers_mut());
     head.extensions = mem::take(response.extensions_mut());
-    let seen = look(&head);
+    let seen = look(&mut head);
     *response.headers_mut() = head.headers;
     *response.extensions_mut() = head.extensions;
     seen

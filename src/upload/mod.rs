@@ -357,7 +357,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
 /// tus 1.0, and the IETF's resumable uploads.
 impl Default for Uploads {
     fn default() -> Self {
-        Self::new(Resumable)
+        Self::new(Resumable::new())
     }
 }
 

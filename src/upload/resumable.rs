@@ -1,6 +1,11 @@
 //! tus 1.0, and the IETF's resumable uploads.
 
-use http::{HeaderMap, Method, header::LOCATION, request, response, uri::PathAndQuery};
+use std::time::Duration;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, header::LOCATION, request, response,
+    uri::PathAndQuery,
+};
 
 use super::{Outcome, Protocol, Step};
 use crate::head::{Malformed, is_write, number, only};
@@ -21,8 +26,68 @@ use crate::head::{Malformed, is_write, number, only};
 ///
 /// The partial uploads of tus's concatenation are ordinary uploads, and the final one is an ordinary request. If the
 /// service copies them, let its handler [grow](crate::Reservation::grow) the reservation.
+///
+/// # The largest upload
+///
+/// [`max_size`](Self::max_size) refuses larger uploads when they are announced, and tells clients of the IETF's draft beforehand.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Resumable;
+pub struct Resumable {
+    max_size: Option<u64>,
+}
+
+impl Resumable {
+    /// Uploads of any size.
+    pub const fn new() -> Self {
+        Self { max_size: None }
+    }
+
+    /// Sets the largest upload, in bytes, and tells clients.
+    ///
+    /// An upload that announces more is answered 413 before the service is called. Answers of the IETF's draft get `Upload-Limit`
+    /// with `max-size` and `max-age`, the time of [`expire_after`](super::Uploads::expire_after); one that the service has set
+    /// stays. It is a property of the service, and never what is free at the moment: it must not shrink during an upload (section
+    /// 4.1.4 of the draft). The service bounds uploads that announce no length.
+    ///
+    /// Answers to OPTIONS do not pass the guard's hooks: let the service send [`options`](Self::options) there.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub const fn max_size(mut self, bytes: u64) -> Self {
+        self.max_size = Some(bytes);
+        self
+    }
+
+    /// Returns the headers that an answer to OPTIONS should have, for uploads that are kept for `idle`: `Upload-Limit` of the IETF's
+    /// draft, and `Tus-Max-Size` of tus 1.0. An interim 104 (Upload Resumption Supported) should have the former too.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_storage_guard::upload::Resumable;
+    ///
+    /// let headers = Resumable::new().max_size(1 << 30).options(Duration::from_secs(3_600));
+    /// assert_eq!(headers["upload-limit"], "max-size=1073741824, max-age=3600");
+    /// assert_eq!(headers["tus-max-size"], "1073741824");
+    /// ```
+    pub fn options(&self, idle: Duration) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(bytes) = self.max_size {
+            headers.insert(HeaderName::from_static("tus-max-size"), bytes.into());
+            headers.insert(UPLOAD_LIMIT, upload_limit(bytes, idle));
+        }
+        headers
+    }
+}
+
+const UPLOAD_LIMIT: HeaderName = HeaderName::from_static("upload-limit");
+
+/// The value of `Upload-Limit`. Integers have fifteen digits at most (RFC 9651, section 3.3.1).
+fn upload_limit(bytes: u64, idle: Duration) -> HeaderValue {
+    const MOST: u64 = 999_999_999_999_999;
+
+    let (bytes, idle) = (bytes.min(MOST), idle.as_secs().min(MOST));
+    let value = format!("max-size={bytes}, max-age={idle}");
+    HeaderValue::try_from(value).expect("it is ASCII")
+}
 
 /// tus, section "Method overriding".
 const METHOD: &str = "x-http-method-override";
@@ -38,7 +103,11 @@ impl Protocol for Resumable {
         if !may_write || !is_tus && !head.headers.contains_key("upload-complete") {
             return None;
         }
-        let step = read(head, path, is_tus).unwrap_or_else(|Malformed| Some(Step::malformed()))?;
+        let mut step =
+            read(head, path, is_tus).unwrap_or_else(|Malformed| Some(Step::malformed()))?;
+        if self.max_size.is_some_and(|most| step.whole() > Some(most)) {
+            step = Step::too_large();
+        }
         Some(if is_tus { step.in_tus() } else { step })
     }
 
@@ -80,6 +149,18 @@ impl Protocol for Resumable {
             // Without a place, no later request can refer to it.
             None => Outcome::Ordinary,
         }
+    }
+
+    fn limits(
+        &self,
+        _: &Step,
+        answer: &response::Parts,
+        idle: Duration,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        let bytes = self
+            .max_size
+            .filter(|_| answer.headers.contains_key("upload-complete"))?;
+        Some((UPLOAD_LIMIT, upload_limit(bytes, idle)))
     }
 }
 

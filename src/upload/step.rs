@@ -1,8 +1,8 @@
 //! The role of a request in an upload, and what its answer means for the upload.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http::{request, response};
+use http::{HeaderName, HeaderValue, request, response};
 
 /// Recognises uploads of several requests, and tracks their progress.
 ///
@@ -66,6 +66,20 @@ pub trait Protocol: Send + Sync + 'static {
     /// [`Outcome::Ordinary`] unless the answer is in the words of the protocol. The handler may add to these by
     /// extensions of its response, such as the key of the upload where that is only in the content of the answer.
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
+
+    /// Returns the header that tells the client the limits on uploads, for a successful answer. It is added unless the service
+    /// has set it. `idle` is how long an upload is [kept](super::Uploads::expire_after).
+    ///
+    /// Defaults to none.
+    fn limits(
+        &self,
+        step: &Step,
+        answer: &response::Parts,
+        idle: Duration,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        let _ = (step, answer, idle);
+        None
+    }
 }
 
 impl<T: Protocol + ?Sized> Protocol for Arc<T> {
@@ -76,6 +90,15 @@ impl<T: Protocol + ?Sized> Protocol for Arc<T> {
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome {
         T::outcome(self, step, answer)
     }
+
+    fn limits(
+        &self,
+        step: &Step,
+        answer: &response::Parts,
+        idle: Duration,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        T::limits(self, step, answer, idle)
+    }
 }
 
 impl<T: Protocol + ?Sized> Protocol for Box<T> {
@@ -85,6 +108,15 @@ impl<T: Protocol + ?Sized> Protocol for Box<T> {
 
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome {
         T::outcome(self, step, answer)
+    }
+
+    fn limits(
+        &self,
+        step: &Step,
+        answer: &response::Parts,
+        idle: Duration,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        T::limits(self, step, answer, idle)
     }
 }
 
@@ -137,6 +169,7 @@ pub(super) enum Kind {
     Finish,
     Abort,
     Malformed,
+    TooLarge,
 }
 
 impl Step {
@@ -171,6 +204,11 @@ impl Step {
     /// request is answered 400, and the service is not called.
     pub fn malformed() -> Self {
         Self::new(Kind::Malformed, "")
+    }
+
+    /// The upload is larger than the service takes. The request is answered 413, and the service is not called.
+    pub fn too_large() -> Self {
+        Self::new(Kind::TooLarge, "")
     }
 
     fn new(kind: Kind, key: &str) -> Self {

@@ -41,6 +41,8 @@ pub(super) struct Visit {
 enum At {
     /// It is answered 400.
     Malformed,
+    /// It is answered 413.
+    TooLarge,
     /// It is answered 503: what it begins cannot be remembered.
     Full,
     /// It begins an upload, whose reservation is still to be made.
@@ -62,7 +64,7 @@ impl steps::FoundStep for FoundStep {
 
     fn is_write(&self) -> bool {
         // A service may read a malformed head as that of a part.
-        self.step.is_part() || self.step.kind == Kind::Malformed
+        self.step.is_part() || matches!(self.step.kind, Kind::Malformed | Kind::TooLarge)
     }
 
     /// None if the upload is unknown.
@@ -76,6 +78,7 @@ impl steps::FoundStep for FoundStep {
         };
         let at = match step.kind {
             Kind::Malformed => At::Malformed,
+            Kind::TooLarge => At::TooLarge,
             Kind::Begin if is_full => At::Full,
             Kind::Begin => At::First,
             _ if is_full && is_new_part() => At::Full,
@@ -126,6 +129,7 @@ impl steps::Visit for Visit {
             At::Open(draw) if draw.is_stored() => draw,
             At::Open(_) => return steps::Draw::Price(Price::free()),
             At::Malformed | At::First => return steps::Draw::Price(Price::malformed()),
+            At::TooLarge => return steps::Draw::Price(Price::too_large()),
             At::Full => return steps::Draw::Price(Price::unavailable()),
         };
         let missing = draw.missing();
@@ -168,14 +172,15 @@ impl steps::Visit for Visit {
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange> {
         match &self.at {
             At::Open(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Malformed | At::Full | At::First => own,
+            At::Malformed | At::TooLarge | At::Full | At::First => own,
         }
     }
 
-    fn answered(&self, answer: &response::Parts, success: bool) {
+    fn answered(&self, answer: &mut response::Parts, success: bool) {
         let At::Open(draw) = &self.at else { return };
         if success {
             draw.answered(self.meaning(draw, answer));
+            self.add_limits(answer);
         } else if answer.status.is_client_error() {
             draw.answered(Answer::Refused);
         }
@@ -190,6 +195,18 @@ impl steps::Visit for Visit {
 }
 
 impl Visit {
+    /// Tells the client the limits of the protocol, unless the service does.
+    fn add_limits(&self, answer: &mut response::Parts) {
+        let FoundStep {
+            step,
+            protocol,
+            uploads,
+        } = &self.found;
+        if let Some((name, value)) = protocol.limits(step, answer, uploads.expiry.idle) {
+            answer.headers.entry(name).or_insert(value);
+        }
+    }
+
     /// What a successful answer means for the upload.
     fn meaning(&self, draw: &Draw, answer: &response::Parts) -> Answer {
         let FoundStep {

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
-use http::{Request, StatusCode, request, response};
+use http::{HeaderMap, Request, StatusCode, request, response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use test_support::{
@@ -80,10 +80,14 @@ impl Site {
     }
 
     async fn send(&self, request: request::Builder, body: Content) -> u16 {
+        self.answer(request, body).await.0
+    }
+
+    async fn answer(&self, request: request::Builder, body: Content) -> (u16, HeaderMap) {
         let request = request.body(body).unwrap();
         let mut service = self.service.clone();
         let answer = service.ready().await.unwrap().call(request).await.unwrap();
-        answer.status().as_u16()
+        (answer.status().as_u16(), answer.headers().clone())
     }
 
     fn used(&self) -> Amount {
@@ -784,7 +788,7 @@ async fn an_upload_whose_place_is_given_away_is_charged_for_what_it_has_received
 
 #[tokio::test]
 async fn a_commit_of_the_first_part_is_charged_if_no_answer_follows() {
-    let site = Site::new(1_000, Uploads::new(Resumable), async |head, body| {
+    let site = Site::new(1_000, Uploads::new(Resumable::new()), async |head, body| {
         read(body).await;
         head.extensions.get::<Reservation>().unwrap().commit().await;
         std::future::pending::<Reply>().await
@@ -872,4 +876,54 @@ async fn what_panics_when_an_upload_expires_ends_that_upload_alone() {
             assert_eq!(site.quota.usage("bad").held, Amount::ZERO);
         }
     }
+}
+
+#[tokio::test]
+async fn the_largest_upload_is_told_and_kept() {
+    const COMPLETE: (&str, &str) = ("upload-complete", "?0");
+    let uploads = Uploads::new(Resumable::new().max_size(100)).expire_after(HOUR);
+    let site = Site::new(1_000, uploads, async |head, body| {
+        read(body).await;
+        match head.uri.path() {
+            "/tus" => reply(201, &[TUS, ("location", "/tus/1")]),
+            "/own" => reply(
+                201,
+                &[
+                    COMPLETE,
+                    ("location", "/own/1"),
+                    ("upload-limit", "max-size=7"),
+                ],
+            ),
+            "/other" => reply(201, &[("location", "/other/1")]),
+            _ => reply(201, &[COMPLETE, ("location", "/files/1")]),
+        }
+    });
+    let create = |path, length: &str| request("POST", path, &[COMPLETE, ("upload-length", length)]);
+    for (path, limit) in [
+        ("/files", Some("max-size=100, max-age=3600")),
+        ("/own", Some("max-size=7")),
+        ("/other", None),
+    ] {
+        let (status, headers) = site.answer(create(path, "100"), full(0)).await;
+        assert_eq!(status, 201, "{path}");
+        let told = headers
+            .get("upload-limit")
+            .map(|value| value.to_str().unwrap());
+        assert_eq!(told, limit, "{path}");
+    }
+    // tus tells it in answers to OPTIONS only, and has its own header in each answer.
+    let (status, headers) = site
+        .answer(tus("POST", "/tus", &[("upload-length", "100")]), full(0))
+        .await;
+    assert_eq!((status, headers.get("upload-limit")), (201, None));
+    let held = site.held();
+    assert_eq!(site.send(create("/files", "101"), full(0)).await, 413);
+    let (status, headers) = site
+        .answer(tus("POST", "/tus", &[("upload-length", "101")]), full(0))
+        .await;
+    assert_eq!(
+        (status, &headers["tus-resumable"]),
+        (413, &"1.0.0".parse().unwrap())
+    );
+    assert_eq!(site.held(), held, "nothing is reserved for them");
 }
