@@ -20,7 +20,7 @@ APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
 # Of these, the ones that link another SQLite than the workspace.
 LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
-.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest fuzz plain apart features features-alone counts expect package soak bench
+.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest screenshots fuzz plain apart features features-alone counts expect package soak bench
 
 # The last three compile one crate at a time, mostly, and partly in folders of their own: together they keep two cores busy.
 test: tools clients lint unit fuzz plain apart
@@ -31,7 +31,8 @@ TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 bindfs \
 	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc c++:g++ \
 	litmus rclone cadaver mount.davfs:davfs2 \
-	setpriv:util-linux valgrind nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server
+	setpriv:util-linux valgrind nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server \
+	chromium chromedriver:chromium-driver
 
 # Installs what is missing where it may, and says what is missing where it may not.
 tools:
@@ -87,6 +88,12 @@ unit-rest:
 	rest=$$(/usr/bin/python3 tests/targets.py $(SERVING) $(CALLING)) && \
 		$(TEST) --lib $$rest -- --include-ignored
 	$(TEST) --doc
+
+# The pictures of README: of the page of axum-upload, as a test finds it.
+screenshots: tools
+	$(CARGO) build -p axum-upload
+	STORAGE_GUARD_EXAMPLES=built STORAGE_GUARD_SCREENSHOTS=$(CURDIR)/examples/axum-upload/screenshots \
+		$(CARGO) test -p test-page -- --ignored screenshots
 
 # The parsers, each for some seconds. The input that makes one fail is kept in target/fuzz.
 FUZZ_SECONDS = 5

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, Uri, header::CONTENT_TYPE, request::Parts};
 
 use super::{Asked, Dialect, Figures, Refusal, escape, json::Object, negotiate::Format};
-use crate::config::ConfigError;
+use crate::{cause::Resource, config::ConfigError};
 
 /// The dialect of plain HTTP: hears every request, and answers in the format that its `Accept` selects.
 ///
@@ -15,7 +15,7 @@ use crate::config::ConfigError;
 /// |---|---|
 /// | `application/json` | `error` (the phrase of the status), `message`, `reason`, `resource`, `temporary` |
 /// | `application/problem+json` | RFC 9457, with `reason`, `resource`, `temporary` |
-/// | `text/plain` | the message, and a line with the figures |
+/// | `text/plain` | the message, and a line with the figures for people, such as `57.0 MiB` |
 /// | `text/html` | a page for browsers |
 ///
 /// JSON is the default, and is also used if no format is acceptable. If there are [`Figures`], both kinds of JSON end
@@ -190,9 +190,27 @@ fn in_words(refusal: &Refusal) -> Option<String> {
         },
         resource,
     ) = (refusal.figures()?, refusal.resource()?);
-    Some(format!(
-        "{used} of {limit} {resource} are used, and {required} more are needed."
-    ))
+    Some(match resource {
+        Resource::Bytes => {
+            let [used, limit, required] = [used, limit, required].map(|bytes| readable(*bytes));
+            format!("{used} of {limit} are used, and {required} more are needed.")
+        }
+        Resource::Objects => {
+            format!("{used} of {limit} objects are used, and {required} more are needed.")
+        }
+    })
+}
+
+/// Bytes as people read them, such as `57.0 MiB`: rounded down to a tenth of the unit.
+fn readable(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let power = bytes.checked_ilog2().unwrap_or(0) / 10;
+    let Some(name) = (power as usize).checked_sub(1).map(|place| UNITS[place]) else {
+        return format!("{bytes} bytes");
+    };
+    let unit = 1 << (10 * power);
+    let tenths = bytes % unit * 10 / unit;
+    format!("{}.{tenths} {name}", bytes / unit)
 }
 
 #[cfg(test)]
@@ -201,7 +219,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cause::{Cause, Fault, Resource};
+    use crate::cause::{Cause, Fault};
 
     const FIGURES: Figures = Figures {
         limit: 1000,
@@ -244,6 +262,33 @@ mod tests {
             body(&Refusal::invalid_length(), "application/json"),
             r#"{"error":"Bad Request","message":"Content-Length is not a valid number of bytes","reason":"invalid_content_length","temporary":false}"#
         );
+    }
+
+    #[test]
+    fn people_read_sizes_in_units() {
+        let figures = Figures {
+            limit: 1 << 30,
+            used: 1_062_207_488,
+            required: 59_768_832,
+        };
+        let fault = Fault::new(Cause::QuotaExceeded, Resource::Bytes);
+        let refusal = Refusal::from(fault).with_figures(figures);
+        let words = "1013.0 MiB of 1.0 GiB are used, and 57.0 MiB more are needed.";
+        assert_eq!(
+            body(&refusal, "text/plain"),
+            format!("Storage quota exceeded\n{words}")
+        );
+        assert!(body(&refusal, "text/html").contains(&format!("<p>{words}</p>")));
+        for (bytes, words) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1535, "1.4 KiB"),
+            ((1 << 20) - 1, "1023.9 KiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(readable(bytes), words);
+        }
     }
 
     #[test]

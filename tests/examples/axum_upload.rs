@@ -8,7 +8,10 @@ use futures_util::{
     future::join_all,
     stream::{self, StreamExt},
 };
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE,
+    WWW_AUTHENTICATE,
+};
 use reqwest::{
     Body, Client, Method, StatusCode,
     multipart::{Form, Part},
@@ -130,11 +133,152 @@ async fn the_page_needs_nothing_else() {
     let answer = server.get("/").await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+    let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'; "), "{policy}");
     let page = answer.text().await.unwrap();
     assert!(page.contains(r#"action="/files" method="post" enctype="multipart/form-data""#));
-    for outside in ["src=", "href=\"", "http:", "https:", "import"] {
+    for outside in ["http:", "https:", "\"//", "import", "style=", "onclick"] {
         assert!(!page.contains(outside), "{outside}");
     }
+    for (path, media_type) in [
+        ("/page.css", "text/css; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
+        assert!(page.contains(&format!("\"{path}\"")), "{path}");
+        let answer = server.get(path).await;
+        assert_eq!(answer.headers()[CONTENT_TYPE], media_type);
+        assert!(!answer.text().await.unwrap().contains("@import"), "{path}");
+    }
+}
+
+/// The names of files are not trusted, and the page has them in elements, in attributes and in paths.
+#[tokio::test]
+async fn the_page_shows_names_as_they_are() {
+    let server = start(&[]);
+    server
+        .put("/files/%3Cb%3E%26%22%27%20%23%3F.txt", "hello")
+        .await;
+    assert_eq!(server.names(), ["<b>&\"' #?.txt"]);
+    let page = server.get("/").await.text().await.unwrap();
+    let name = "&lt;b&gt;&amp;&quot;&#39; #?.txt";
+    assert!(page.contains(&format!(">{name}</a>")), "{page}");
+    assert!(page.contains(&format!("title=\"{name}\"")), "{page}");
+    assert!(
+        page.contains(r#"href="/files/%3Cb%3E%26%22%27%20%23%3F%2Etxt""#),
+        "{page}"
+    );
+}
+
+/// What the form of the page does without scripts.
+#[tokio::test]
+async fn a_full_disk_still_deletes_by_a_form() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a b"), "hello").unwrap();
+    let server = Server::start_in(dir, "axum-upload", &["--keep-free", "100%"]);
+    let no_redirects = reqwest::redirect::Policy::none();
+    let client = Client::builder().redirect(no_redirects).build().unwrap();
+    let delete = client.post(format!("http://{}/delete/a%20b", server.addr));
+    for (site, status) in [("cross-site", 403), ("same-origin", 303)] {
+        let delete = delete.try_clone().unwrap().header("sec-fetch-site", site);
+        assert_eq!(delete.send().await.unwrap().status(), status, "{site}");
+    }
+    assert!(server.names().is_empty());
+    // It may have been deleted by another client meanwhile.
+    assert_eq!(delete.send().await.unwrap().status(), 303);
+}
+
+#[tokio::test]
+async fn a_browser_signs_in_with_a_cookie() {
+    let server = start(&USERS);
+    let no_redirects = reqwest::redirect::Policy::none();
+    let client = Client::builder().redirect(no_redirects).build().unwrap();
+    let sign_in = async |token: &str, site: &str| {
+        let form = client.post(format!("http://{}/sign-in", server.addr));
+        let form = form.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        let form = form
+            .header("sec-fetch-site", site)
+            .body(format!("token={token}"));
+        form.send().await.unwrap()
+    };
+    assert_eq!(
+        sign_in("to%3Aken", "cross-site").await.status(),
+        StatusCode::FORBIDDEN
+    );
+    let wrong = sign_in("wrong", "same-origin").await;
+    assert_eq!(wrong.status(), StatusCode::UNAUTHORIZED);
+    assert!(wrong.headers().get(SET_COOKIE).is_none());
+    let signed_in = sign_in("to%3Aken", "same-origin").await;
+    assert_eq!(signed_in.status(), StatusCode::SEE_OTHER);
+    let cookie = signed_in.headers()[SET_COOKIE].to_str().unwrap();
+    let (pair, attributes) = cookie.split_once("; ").unwrap();
+    assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Lax");
+
+    let get = async |path: &str, cookie: &str| {
+        let request = server.request(Method::GET, path).header(COOKIE, cookie);
+        request.send().await.unwrap()
+    };
+    for (cookie, status) in [
+        (pair, 200),
+        (&*format!("a=b; {pair}; c=d"), 200),
+        ("", 401),
+        ("a=b", 401),
+        (&*format!("{pair}x"), 401),
+        (&*format!("x{pair}"), 401),
+    ] {
+        for path in ["/files", "/room", "/status"] {
+            assert_eq!(get(path, cookie).await.status(), status, "{path}: {cookie}");
+        }
+    }
+    let page = get("/", pair).await.text().await.unwrap();
+    assert!(page.contains(">ann</span>"), "{page}");
+    // A header says more than a cookie.
+    let request = server.request(Method::GET, "/files").header(COOKIE, pair);
+    let answer = request.bearer_auth("wrong").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+}
+
+/// The quota of all users together is shown where it is the one that would refuse.
+#[tokio::test]
+async fn the_page_shows_the_figures_that_matter() {
+    let users = [
+        "--user",
+        "ann:a:600",
+        "--user",
+        "bob:b:600",
+        "--quota",
+        "1000",
+    ];
+    let server = start(&users);
+    let room = async |token: &str| {
+        let request = server.request(Method::GET, "/room").bearer_auth(token);
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let put = server.request(Method::PUT, "/files/a").bearer_auth("a");
+    assert!(
+        put.body(vec![0; 500])
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .is_success()
+    );
+    let anns = room("a").await;
+    assert!(
+        anns.contains(r#"id="user" data-of="your quota" data-left="100" data-limit="600""#),
+        "{anns}"
+    );
+    assert!(!anns.contains("All users together"), "{anns}");
+    let bobs = room("b").await;
+    assert!(
+        bobs.contains(r#"id="user" data-of="your quota" data-left="600" data-limit="600""#),
+        "{bobs}"
+    );
+    assert!(
+        bobs.contains(r#"id="everyone" data-of="the quota of all users together" data-left="500""#),
+        "{bobs}"
+    );
+    assert!(!bobs.contains("ann"), "{bobs}");
 }
 
 #[tokio::test]
@@ -372,6 +516,8 @@ async fn strangers_are_turned_away() {
         // Far too large: authentication is checked first. It is also checked before invalid names.
         (Method::PUT, "/files/.b"),
         (Method::DELETE, "/files/a"),
+        (Method::POST, "/delete/a"),
+        (Method::GET, "/room"),
         (Method::GET, "/status"),
     ] {
         for authorization in [
@@ -392,7 +538,14 @@ async fn strangers_are_turned_away() {
             assert_eq!(answer.headers()[WWW_AUTHENTICATE], "Bearer");
         }
     }
-    assert_eq!(server.get("/").await.status(), StatusCode::OK);
+    // The page to sign in with, which has no figures.
+    let page = server.get("/").await;
+    assert_eq!(page.status(), StatusCode::OK);
+    let page = page.text().await.unwrap();
+    assert!(
+        page.contains("action=\"/sign-in\"") && !page.contains("iB"),
+        "{page}"
+    );
     let ready = server.get("/ready").await;
     assert_eq!(ready.status(), StatusCode::OK);
     assert_eq!(ready.text().await.unwrap(), "ready");
@@ -611,6 +764,20 @@ async fn a_browser_is_redirected_to_the_page() {
     let answer = post(&server, form([("f", "b", vec![1; 1000])]), accept).await;
     assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(answer.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+    let page = answer.text().await.unwrap();
+    assert!(
+        page.contains("1.2 KiB more are needed, and 900 B of 1000 B are left."),
+        "{page}"
+    );
+    assert!(page.contains("href=\"/\""), "{page}");
+    let answer = post(&server, form([("f", ".c", vec![1; 10])]), accept).await;
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    let page = answer.text().await.unwrap();
+    assert!(
+        page.contains("<p class=\"why\">A name must have "),
+        "{page}"
+    );
+    assert!(page.contains("href=\"/\""), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

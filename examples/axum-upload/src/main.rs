@@ -7,6 +7,9 @@
 //!
 //! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags and the routes.
 
+mod page;
+mod room;
+
 use std::{fmt::Display, io, process::ExitCode};
 
 use axum::{
@@ -15,20 +18,17 @@ use axum::{
     extract::{DefaultBodyLimit, Multipart, Path, Request, State},
     http::{
         HeaderMap, Method, StatusCode,
-        header::{
-            ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE,
-        },
+        header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE},
         request::Parts,
     },
     middleware::{self, Next},
-    response::{ErrorResponse, Html, IntoResponse, Redirect, Response},
-    routing::get,
+    response::{ErrorResponse, IntoResponse, Redirect, Response},
+    routing::{get, post},
 };
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
-use tower::ServiceBuilder;
 use tower_http::csrf::CsrfLayer;
 use tower_storage_guard::{
     Amount, BoxError, Demand, Readiness, Reservation, Scope, StorageGuardLayer, axum::Failure,
@@ -45,7 +45,7 @@ const PROGRAM: Program = Program {
     name: env!("CARGO_BIN_NAME"),
     listen: "127.0.0.1:3000",
     routes: "  \
-  GET    /            a page to upload with
+  GET    /            a page to upload with, which uses /sign-in, /sign-out, /room and /delete/NAME
   GET    /files       lists the files
   POST   /files       stores the files of a form: all of them, or none
   GET    /files/NAME  reads a file
@@ -69,24 +69,25 @@ fn app(store: Store) -> Router {
     let guard = StorageGuardLayer::new(store.volume.clone())
         .quota(store.quota.source.clone())
         .scope_by(Folder::scopes_of)
-        .price_by_async(price);
+        .price_by_async(price)
+        .render_with(page::refusal);
     let name = get(read_file).put(put_file).delete(delete_file);
     Router::new()
         .route("/files", get(list_files).post(post_files))
         .route("/files/", name.clone())
         .route("/files/{*name}", name)
+        .route("/room", get(room::room))
         .route("/status", get(status))
-        .route_layer(
-            ServiceBuilder::new()
-                // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
-                .layer(middleware::from_fn_with_state(store.clone(), identify))
-                .layer(guard),
-        )
-        // Without users, a page of any other site could store files through a browser that has access.
+        .route_layer(guard)
+        // A POST would not pass the guard when the disk is full.
+        .route("/delete/{*name}", post(page::delete))
+        // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
+        .route_layer(middleware::from_fn_with_state(store.clone(), identify))
+        .merge(page::routes())
+        // A page of any other site could store files through a browser that has access, or has signed in.
         .layer(CsrfLayer::new())
         // The guard knows how much room there is.
         .layer(DefaultBodyLimit::disable())
-        .route("/", get(page))
         // Load balancers may ask without a token whether uploads are accepted.
         .route("/ready", get(Readiness::new(store.volume.clone())))
         .layer(LogFailures::default())
@@ -99,19 +100,18 @@ async fn identify(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Response> {
-    let authorization = request.headers().get(AUTHORIZATION);
-    let authorization = authorization.and_then(|value| value.to_str().ok());
-    let Some(folder) = store.folder(authorization) else {
-        let challenge = [(WWW_AUTHENTICATE, "Bearer")];
-        return Err((StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response());
+    let headers = request.headers();
+    let Some(folder) = page::folder_of(&store, headers) else {
+        return Err(page::stranger(headers));
     };
     request.extensions_mut().insert(folder.clone());
-    if request.uri().path().starts_with("/files/") {
+    let path = request.uri().path();
+    if path.starts_with("/files/") || path.starts_with("/delete/") {
         let name: Option<Path<String>> = request.extract_parts().await.ok();
         let name: Name = name
             .map_or_else(String::new, |Path(name)| name)
             .parse()
-            .map_err(bad_request)?;
+            .map_err(|error| page::failed(request.headers(), StatusCode::BAD_REQUEST, &error))?;
         request.extensions_mut().insert(name);
     }
     Ok(next.run(request).await)
@@ -151,7 +151,7 @@ async fn put_file(
     let stored = folder
         .publish(vec![upload], &reservation)
         .await
-        .map_err(fail)?;
+        .map_err(|error| fail(&headers, error))?;
     Ok(if stored.has_replaced {
         StatusCode::NO_CONTENT
     } else {
@@ -166,20 +166,23 @@ async fn post_files(
     headers: HeaderMap,
     mut form: Multipart,
 ) -> Result<Response, ErrorResponse> {
+    let refuse = |status, error: &dyn Display| page::failed(&headers, status, error);
     let mut uploads = Vec::new();
     while let Some(field) = form.next_field().await? {
         // Form fields that are not files are ignored.
         if let Some(name) = field.file_name() {
-            let name = name.parse().map_err(bad_request)?;
+            let name: Result<Name, _> = name.parse();
+            let name = name.map_err(|error| refuse(StatusCode::BAD_REQUEST, &error))?;
             let content = field.map_err(ErrorResponse::from);
             uploads.push(folder.receive(name, &reservation, content, failed).await?);
         }
     }
     if uploads.is_empty() {
-        return Err(bad_request("there is no file in the form").into());
+        return Err(refuse(StatusCode::BAD_REQUEST, &"there is no file in the form").into());
     }
-    let stored = folder.publish(uploads, &reservation).await.map_err(fail)?;
-    Ok(if accepts_html(&headers) {
+    let stored = folder.publish(uploads, &reservation).await;
+    let stored = stored.map_err(|error| fail(&headers, error))?;
+    Ok(if page::accepts_html(&headers) {
         Redirect::to("/").into_response()
     } else {
         (StatusCode::CREATED, Json(stored.files)).into_response()
@@ -231,8 +234,7 @@ async fn status(
             "held": usage.held.bytes,
         }))
     };
-    let mut scopes = folder.scopes.iter();
-    let user = match scopes.find(|scope| scope.as_str() != Store::EVERYONE) {
+    let user = match room::user_of(&folder) {
         Some(user) => Some(usage(user).await?),
         None => None,
     };
@@ -249,19 +251,6 @@ async fn status(
     })))
 }
 
-async fn page() -> Html<&'static str> {
-    Html(include_str!("page.html"))
-}
-
-fn accepts_html(headers: &HeaderMap) -> bool {
-    let mut accepted = headers.get_all(ACCEPT).iter();
-    accepted.any(|value| {
-        value
-            .to_str()
-            .is_ok_and(|value| value.contains("text/html"))
-    })
-}
-
 /// An I/O error, kept for the guard to classify.
 fn failed(error: io::Error) -> ErrorResponse {
     Failure::from(error).into()
@@ -272,9 +261,9 @@ fn bad_request(error: impl Display) -> Response {
 }
 
 /// An existing name is a client error. The guard finds the storage faults in all other errors.
-fn fail(error: BoxError) -> ErrorResponse {
+fn fail(headers: &HeaderMap, error: BoxError) -> ErrorResponse {
     match error.downcast::<NotAFile>() {
-        Ok(error) => (StatusCode::CONFLICT, error.to_string()).into(),
+        Ok(error) => page::failed(headers, StatusCode::CONFLICT, &error).into(),
         Err(error) => Failure::from(error).into(),
     }
 }

@@ -32,7 +32,8 @@ pub fn with_own_network<F: FnOnce()>(test: F) {
     again(unshare(&["--net"]), test);
 }
 
-fn unshare(what: &[&str]) -> Command {
+/// A command that runs another in namespaces of its own: these, and without root one of users.
+pub fn unshare(what: &[&str]) -> Command {
     let mut unshare = Command::new("unshare");
     unshare.args(what);
     if !is_root() {
