@@ -57,12 +57,19 @@ use crate::{
 
 const TARGET: &str = "storage_guard";
 
-/// An event at one of several levels.
-macro_rules! at {
-    ($level:expr, $($fields:tt)+) => {
-        match $level {
-            Level::DEBUG => event!(target: TARGET, Level::DEBUG, $($fields)+),
-            _ => event!(target: TARGET, Level::WARN, $($fields)+),
+/// Sends an event.
+macro_rules! send {
+    ($level:ident, $event:literal, $text:literal $(, $field:ident = $value:expr)* $(,)?) => {
+        event!(target: TARGET, Level::$level, event = $event, $($field = $value,)* $text)
+    };
+}
+
+/// Sends an event at the level of its reason.
+macro_rules! send_by {
+    ($reason:expr, $($event:tt)+) => {
+        match level_of($reason) {
+            Level::DEBUG => send!(DEBUG, $($event)+),
+            _ => send!(WARN, $($event)+),
         }
     };
 }
@@ -100,184 +107,187 @@ impl Tracing {
 impl Observer for Tracing {
     fn observe(&self, event: &Event<'_>) {
         match *event {
-            Event::Admitted {
-                volume,
-                reserved,
-                waited,
-                ..
-            } => event!(
-                target: TARGET,
-                Level::TRACE,
-                event = "admitted",
-                volume,
-                bytes = reserved.bytes,
-                objects = reserved.objects,
-                waited_ms = ms(waited),
-                "storage was reserved"
-            ),
-            Event::Refused {
-                volume,
-                reason,
-                internal,
-            } => {
-                let (resource, scope) = (resource_of(reason), scope_of(internal));
-                at!(
-                    level_of(reason),
-                    event = "refused",
-                    volume,
-                    cause = reason.as_str(),
-                    resource,
-                    needed = internal.needed(),
-                    scope,
-                    "a request for storage was refused"
+            Event::Admitted { .. }
+            | Event::Refused { .. }
+            | Event::Cut { .. }
+            | Event::Stalled { .. } => of_demand(event),
+            Event::Settled { .. } | Event::Released { .. } | Event::Drained { .. } => of_end(event),
+            Event::Fault { fault, error } => {
+                let (cause, resource) = (fault.cause.reason(), fault.resource.as_str());
+                send_by!(
+                    Reason::Storage(fault),
+                    "fault",
+                    "the service has failed for want of storage",
+                    cause = cause,
+                    resource = resource,
+                    error = self.error(error)
                 );
             }
-            Event::Cut {
-                volume,
-                reason,
-                internal,
-                received,
-                ..
-            } => {
-                let (resource, scope) = (resource_of(reason), scope_of(internal));
-                at!(
-                    level_of(reason),
-                    event = "cut",
-                    volume,
-                    cause = reason.as_str(),
-                    resource,
-                    needed = internal.needed(),
-                    scope,
-                    received,
-                    "an upload was cut for want of room"
-                );
-            }
-            Event::Fault { fault, error } => at!(
-                level_of(Reason::Storage(fault)),
-                event = "fault",
-                cause = fault.cause.reason(),
-                resource = fault.resource.as_str(),
-                error = self.error(error),
-                "the service has failed for want of storage"
+            Event::Suspect { error } => send!(
+                WARN,
+                "suspect",
+                "an error that was not classified names full storage",
+                error = self.error(Some(error))
             ),
-            Event::Suspect { error } => event!(
-                target: TARGET,
-                Level::WARN,
-                event = "suspect",
-                error = self.error(Some(error)),
-                "an error that was not classified names full storage"
+            Event::QuotaSlow { took } => send!(
+                WARN,
+                "quota_slow",
+                "the quota source answers late",
+                took_ms = ms(took)
             ),
-            ref other => self.observe_rest(other),
+            Event::QuotaAway { error } => send!(
+                ERROR,
+                "quota_away",
+                "the quota source does not answer",
+                error = self.error(Some(error))
+            ),
+            Event::QuotaBack { after } => send!(
+                WARN,
+                "quota_back",
+                "the quota source answers again",
+                after_s = after.as_secs_f64()
+            ),
+            Event::Probed { .. }
+            | Event::Full { .. }
+            | Event::Resumed { .. }
+            | Event::Horizon { .. }
+            | Event::Stale { .. }
+            | Event::Moved { .. }
+            | Event::Fresh { .. } => of_volume(event),
         }
     }
 }
 
-impl Tracing {
-    fn observe_rest(self, event: &Event<'_>) {
-        match *event {
-            Event::Stalled {
-                volume, received, ..
-            } => event!(
-                target: TARGET,
-                Level::DEBUG,
-                event = "stalled",
-                volume,
-                received,
-                "a client has stopped sending"
-            ),
-            Event::Settled {
-                volume,
-                reserved,
-                stored,
-                ..
-            } => event!(
-                target: TARGET,
-                Level::TRACE,
-                event = "settled",
-                volume,
-                reserved,
-                stored,
-                "a reservation has ended with success"
-            ),
-            Event::Released {
-                volume,
-                reserved,
-                received,
-                ..
-            } => event!(
-                target: TARGET,
-                Level::TRACE,
-                event = "released",
-                volume,
-                reserved,
-                received,
-                "a reservation has ended without success"
-            ),
-            Event::Drained { bytes } => event!(
-                target: TARGET,
-                Level::TRACE,
-                event = "drained",
-                bytes,
-                "the rest of a refused request was discarded"
-            ),
-            Event::QuotaSlow { took } => event!(
-                target: TARGET,
-                Level::WARN,
-                event = "quota_slow",
-                took_ms = ms(took),
-                "the quota source answers late"
-            ),
-            Event::QuotaAway { error } => event!(
-                target: TARGET,
-                Level::ERROR,
-                event = "quota_away",
-                error = self.error(Some(error)),
-                "the quota source does not answer"
-            ),
-            Event::QuotaBack { after } => event!(
-                target: TARGET,
-                Level::WARN,
-                event = "quota_back",
-                after_s = after.as_secs_f64(),
-                "the quota source answers again"
-            ),
-            ref other => observe_volume(other),
-        }
+/// What was decided of a demand.
+fn of_demand(event: &Event<'_>) {
+    match *event {
+        Event::Admitted {
+            volume,
+            reserved,
+            waited,
+            ..
+        } => send!(
+            TRACE,
+            "admitted",
+            "storage was reserved",
+            volume = volume,
+            bytes = reserved.bytes,
+            objects = reserved.objects,
+            waited_ms = ms(waited)
+        ),
+        Event::Refused {
+            volume,
+            reason,
+            internal,
+        } => send_by!(
+            reason,
+            "refused",
+            "a request for storage was refused",
+            volume = volume,
+            cause = reason.as_str(),
+            resource = resource_of(reason),
+            needed = internal.needed(),
+            scope = scope_of(internal)
+        ),
+        Event::Cut {
+            volume,
+            reason,
+            internal,
+            received,
+            ..
+        } => send_by!(
+            reason,
+            "cut",
+            "an upload was cut for want of room",
+            volume = volume,
+            cause = reason.as_str(),
+            resource = resource_of(reason),
+            needed = internal.needed(),
+            scope = scope_of(internal),
+            received = received
+        ),
+        Event::Stalled {
+            volume, received, ..
+        } => send!(
+            DEBUG,
+            "stalled",
+            "a client has stopped sending",
+            volume = volume,
+            received = received
+        ),
+        _ => {}
     }
 }
 
-fn observe_volume(event: &Event<'_>) {
+/// How a reservation has ended, or the rest of a body.
+fn of_end(event: &Event<'_>) {
+    match *event {
+        Event::Settled {
+            volume,
+            reserved,
+            stored,
+            ..
+        } => send!(
+            TRACE,
+            "settled",
+            "a reservation has ended with success",
+            volume = volume,
+            reserved = reserved,
+            stored = stored
+        ),
+        Event::Released {
+            volume,
+            reserved,
+            received,
+            ..
+        } => send!(
+            TRACE,
+            "released",
+            "a reservation has ended without success",
+            volume = volume,
+            reserved = reserved,
+            received = received
+        ),
+        Event::Drained { bytes } => send!(
+            TRACE,
+            "drained",
+            "the rest of a refused request was discarded",
+            bytes = bytes
+        ),
+        _ => {}
+    }
+}
+
+/// What has become of a volume.
+fn of_volume(event: &Event<'_>) {
     match *event {
         Event::Probed {
             volume,
             status,
             took,
-        } => event!(
-            target: TARGET,
-            Level::TRACE,
-            event = "probed",
-            volume,
+        } => send!(
+            TRACE,
+            "probed",
+            "a volume was read",
+            volume = volume,
             total = status.total,
             available = status.available,
             claimed = status.claimed,
             headroom = status.headroom,
-            took_ms = ms(took),
-            "a volume was read"
+            took_ms = ms(took)
         ),
-        Event::Full { volume, fault } => event!(
-            target: TARGET,
-            Level::WARN,
-            event = "full",
-            volume,
-            resource = fault.resource.as_str(),
-            "a volume is full, and takes no writes"
+        Event::Full { volume, fault } => send!(
+            WARN,
+            "full",
+            "a volume is full, and takes no writes",
+            volume = volume,
+            resource = fault.resource.as_str()
         ),
-        Event::Resumed { volume } => event!(
-            target: TARGET,
-            Level::WARN,
-            event = "resumed",
-            volume,
-            "a volume takes writes again"
+        Event::Resumed { volume } => send!(
+            WARN,
+            "resumed",
+            "a volume takes writes again",
+            volume = volume
         ),
         Event::Horizon {
             volume,
@@ -285,40 +295,29 @@ fn observe_volume(event: &Event<'_>) {
             forecast,
         } => {
             // That it is full is an event of its own.
-            let Some(left) = forecast.time_to_full().filter(|left| !left.is_zero()) else {
-                return;
-            };
-            event!(
-                target: TARGET,
-                Level::WARN,
-                event = "horizon",
-                volume,
-                horizon_s = horizon.as_secs_f64(),
-                full_in_s = left.as_secs_f64(),
-                "a volume will be full soon"
-            );
+            if let Some(left) = forecast.time_to_full().filter(|left| !left.is_zero()) {
+                send!(
+                    WARN,
+                    "horizon",
+                    "a volume will be full soon",
+                    volume = volume,
+                    horizon_s = horizon.as_secs_f64(),
+                    full_in_s = left.as_secs_f64()
+                );
+            }
         }
-        Event::Stale { volume } => event!(
-            target: TARGET,
-            Level::ERROR,
-            event = "stale",
-            volume,
-            "a volume cannot be read"
+        Event::Stale { volume } => {
+            send!(ERROR, "stale", "a volume cannot be read", volume = volume)
+        }
+        Event::Moved { volume } => send!(
+            ERROR,
+            "moved",
+            "a volume is no longer mounted at its path",
+            volume = volume
         ),
-        Event::Moved { volume } => event!(
-            target: TARGET,
-            Level::ERROR,
-            event = "moved",
-            volume,
-            "a volume is no longer mounted at its path"
-        ),
-        Event::Fresh { volume } => event!(
-            target: TARGET,
-            Level::WARN,
-            event = "fresh",
-            volume,
-            "a volume can be read again"
-        ),
+        Event::Fresh { volume } => {
+            send!(WARN, "fresh", "a volume can be read again", volume = volume)
+        }
         _ => {}
     }
 }
