@@ -56,8 +56,8 @@ impl Wire {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Lets each connection send this many bytes in all, and no more for now. What is read of the browser's by then is in
-    /// buffers of the kernel.
+    /// Lets each connection send this many bytes in all, and no more for now. The browser fills the buffers of the kernel beyond
+    /// that.
     pub(crate) fn allow(&self, bytes: u64) {
         self.allowed.send_replace(bytes);
     }
@@ -68,11 +68,16 @@ impl Wire {
         tokio::spawn(async move {
             let mut ticks = interval(Duration::from_millis(20));
             let mut last = *allowed.borrow();
-            // A test that allows another number, or has ended, ends it.
-            while *allowed.borrow() == last && !allowed.is_closed() {
+            let mut more = |now: &mut u64| {
+                let is_ours = *now == last;
+                if is_ours {
+                    last += bytes_per_second / 50;
+                    *now = last;
+                }
+                is_ours
+            };
+            while allowed.send_if_modified(&mut more) {
                 ticks.tick().await;
-                last += bytes_per_second / 50;
-                allowed.send_replace(last);
             }
         });
     }
