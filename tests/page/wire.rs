@@ -11,7 +11,7 @@ use std::{
 use test_support::example::Server;
 use tokio::{
     io::{self, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
+    net::{TcpListener, TcpSocket, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
     sync::watch,
     task::JoinHandle,
     time::interval,
@@ -28,7 +28,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) async fn to(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen();
         let addr = listener.local_addr().unwrap().to_string();
         let sent = Arc::new(AtomicU64::new(0));
         let (allowed, limit) = watch::channel(u64::MAX);
@@ -81,6 +81,14 @@ impl Wire {
             }
         });
     }
+}
+
+/// The kernel would buffer up to 32 MiB of what is held back, and the browser takes that for sent.
+fn listen() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(256 << 10).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket.listen(64).unwrap()
 }
 
 impl Drop for Wire {
