@@ -10,8 +10,8 @@ use test_support::{
 
 use crate::{
     browser::Browser,
-    uploads::{MIB, Visit},
     users::sign_in,
+    visit::{MIB, Visit},
 };
 
 /// Files of a user, in KiB.

@@ -7,4 +7,5 @@ mod plain;
 mod screenshots;
 mod uploads;
 mod users;
+mod visit;
 mod wire;

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use test_support::example::Server;
 
-use crate::{browser::Browser, looks::look, uploads::MIB};
+use crate::{browser::Browser, looks::look, visit::MIB};
 
 #[tokio::test]
 #[ignore = "needs chromium: run by `make test`"]

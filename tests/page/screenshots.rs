@@ -11,7 +11,7 @@ use std::{
 use png::{BitDepth, ColorType, Compression, Decoder, Encoder, Transformations};
 use test_support::mounts::{in_runtime, with_own_mounts};
 
-use crate::{looks::scene, uploads::MIB};
+use crate::{looks::scene, visit::MIB};
 
 /// The folder that they are written to, which `make screenshots` sets. Otherwise they are made all the same, and thrown away.
 const FOLDER: &str = "STORAGE_GUARD_SCREENSHOTS";

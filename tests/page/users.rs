@@ -1,6 +1,6 @@
 //! Signing in and out.
 
-use crate::uploads::{Visit, row};
+use crate::visit::{Visit, row};
 
 const USERS: [&str; 4] = ["--user", "ann:to:k;en%:2MiB", "--user", "bob:secret:1MiB"];
 const LEFT: &str = "document.querySelector('#user').dataset.left";

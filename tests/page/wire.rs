@@ -11,7 +11,7 @@ use std::{
 use test_support::example::Server;
 use tokio::{
     io::{self, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
+    net::{TcpListener, TcpSocket, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
     sync::watch,
     task::JoinHandle,
     time::interval,
@@ -28,7 +28,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) async fn to(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen();
         let addr = listener.local_addr().unwrap().to_string();
         let sent = Arc::new(AtomicU64::new(0));
         let (allowed, limit) = watch::channel(u64::MAX);
@@ -56,8 +56,8 @@ impl Wire {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Lets each connection send this many bytes in all, and no more for now. What is read of the browser's by then is in
-    /// buffers of the kernel.
+    /// Lets each connection send this many bytes in all, and no more for now. The browser fills the buffers of the kernel beyond
+    /// that.
     pub(crate) fn allow(&self, bytes: u64) {
         self.allowed.send_replace(bytes);
     }
@@ -68,14 +68,27 @@ impl Wire {
         tokio::spawn(async move {
             let mut ticks = interval(Duration::from_millis(20));
             let mut last = *allowed.borrow();
-            // A test that allows another number, or has ended, ends it.
-            while *allowed.borrow() == last && !allowed.is_closed() {
+            let mut more = |now: &mut u64| {
+                let is_ours = *now == last;
+                if is_ours {
+                    last += bytes_per_second / 50;
+                    *now = last;
+                }
+                is_ours
+            };
+            while allowed.send_if_modified(&mut more) {
                 ticks.tick().await;
-                last += bytes_per_second / 50;
-                allowed.send_replace(last);
             }
         });
     }
+}
+
+/// The kernel would buffer up to 32 MiB of what is held back, and the browser takes that for sent.
+fn listen() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(256 << 10).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket.listen(64).unwrap()
 }
 
 impl Drop for Wire {
