@@ -19,8 +19,8 @@ use crate::head::{Malformed, is_write, number, only};
 /// | PATCH with `Upload-Offset` | a part | has `Tus-Resumable` and `Upload-Offset`, which ends it at its length, or `Upload-Complete`, which ends it by `?1` |
 /// | DELETE | the end | is a success |
 ///
-/// Other answers are not in the words of these protocols: the request is then not one of several, and what it brought
-/// is charged at once. The same is true of a request that brings the whole upload.
+/// A request with any other successful answer does not belong to an upload of several requests, and its content is
+/// charged at once. The same is true of a request that brings the whole upload.
 ///
 /// A header that is there twice, or is not a number, is malformed: the request is answered 400.
 ///
