@@ -67,7 +67,8 @@ impl Price {
         }
     }
 
-    /// The content is larger than the service takes, whatever is free. The request is answered 413, and the service is not called.
+    /// Refuses the request, because its content is larger than the service takes, whatever is free. The request is
+    /// answered 413, and the service is not called.
     ///
     /// ```
     /// use tower_storage_guard::{Price, StorageGuardLayer, Volume};

@@ -212,11 +212,12 @@ impl<Q: QuotaSource> Guard<Q> {
 
 /// Advice, for those who ask before they send.
 impl<Q: QuotaSource> Guard<Q> {
-    /// Returns whether the demand would be admitted now. It reserves nothing, so it is advice and no promise: others may take the room
-    /// in the next moment.
+    /// Returns whether the demand would be admitted now. It reserves nothing, so it is advice and no promise. Others
+    /// may take the room in the next moment.
     ///
-    /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not wait for room. Of
-    /// a demand of unknown length it asks for the size hint, or one byte. No [observer](Self::observer) is told.
+    /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not
+    /// wait for room. For a demand of unknown length it asks for the size hint, or one byte. No
+    /// [observer](Self::observer) is told.
     ///
     /// ```
     /// use tower_storage_guard::{Demand, Guard, quota::{Limits, MemoryQuota}};
@@ -235,7 +236,7 @@ impl<Q: QuotaSource> Guard<Q> {
     ///
     /// # Errors
     ///
-    /// As [`Self::reserve`].
+    /// As for [`Self::reserve`].
     pub async fn would_fit(
         &self,
         scopes: impl Into<Scopes>,

@@ -168,9 +168,9 @@ impl Reservation {
 
     /// Commits the stored bytes and objects now, whatever is answered, and whether or not the client is still there.
     ///
-    /// Use it for a job that is done, and for a handler that cannot undo its work, such as the rename of a file to its
-    /// final name. Nothing more of the body can be read then. Returns false if the reservation has ended before,
-    /// because the client left or the body was cut. Nothing is charged then.
+    /// Use it for a job that is done, or for a handler that cannot undo its work, such as a rename. Nothing more of the
+    /// body can be read then. Returns false if the reservation has ended before, because the client left or the body
+    /// was cut. Nothing is charged then.
     ///
     /// The charge is not lost when this future is dropped.
     pub async fn commit(&self) -> bool {

@@ -207,7 +207,8 @@ impl Step {
         Self::new(Kind::Malformed, "")
     }
 
-    /// The upload is larger than the service takes. The request is answered 413, and the service is not called.
+    /// Refuses the request, because its upload is larger than the service takes. The request is answered 413, and the
+    /// service is not called.
     pub fn too_large() -> Self {
         Self::new(Kind::TooLarge, "")
     }
