@@ -35,13 +35,13 @@ impl Amount {
         Self::new(0, objects)
     }
 
-    /// Returns the larger of each.
+    /// Returns the larger number of bytes, and the larger number of objects.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self::new(self.bytes.max(other.bytes), self.objects.max(other.objects))
     }
 
-    /// Whether both are zero.
+    /// Returns whether both are zero.
     pub const fn is_zero(self) -> bool {
         self.bytes == 0 && self.objects == 0
     }

@@ -12,9 +12,9 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     /// guarded, and no other call is ever refused. For gRPC, gRPC-Web and Connect: each of their calls is a POST, so
     /// the method does not identify those that write. Calls added earlier are kept.
     ///
-    /// A call is a POST with the content type of a call, to a path such as `/package.Service/Method`. A client can
-    /// send that to any handler. So if handlers of plain HTTP are behind the same layer, and accept a POST at such a
-    /// path, give them a layer of their own: a clone made before the calls were added.
+    /// A call is a POST with the content type of a call, to a path such as `/package.Service/Method`. A client can send
+    /// that to any handler. If handlers of plain HTTP behind the same layer accept a POST at such a path, give them a
+    /// layer of their own. A clone made before the calls were added will do.
     ///
     /// Defaults to none: then a call is guarded like any POST, including calls that only read. If
     /// [`Self::applies_when`] is set, that decides instead.

@@ -57,7 +57,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name on the wire and in metrics. It never changes.
+    /// Returns the name on the wire and in metrics. It never changes.
     ///
     /// ```
     /// use tower_storage_guard::fault::Cause;
@@ -108,7 +108,7 @@ impl Resource {
         }
     }
 
-    /// The name on the wire and in metrics, which is also the unit of its figures.
+    /// Returns the name on the wire and in metrics, which is also the unit of its figures.
     ///
     /// ```
     /// use tower_storage_guard::fault::Resource;

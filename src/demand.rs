@@ -4,7 +4,7 @@ use std::{fs::Metadata, ops::Range};
 
 use crate::amount::Amount;
 
-/// What is to be stored, and what that replaces.
+/// The storage that a request needs, and the content that it replaces.
 ///
 /// ```
 /// use tower_storage_guard::{Amount, Demand};
@@ -50,19 +50,19 @@ impl Demand {
         }
     }
 
-    /// A known number of bytes, and one object.
+    /// Makes a demand for a known number of bytes, and one object.
     pub const fn known(bytes: u64) -> Self {
         Self::new(Some(bytes), bytes)
     }
 
-    /// A number of bytes that is only known once they are stored, and one object.
+    /// Makes a demand for an unknown number of bytes, and one object.
     ///
     /// A first [grant](crate::Guard::grants) is reserved, and the reservation grows.
     pub const fn unknown() -> Self {
         Self::new(None, 0)
     }
 
-    /// No bytes and no objects. It always fits.
+    /// Makes a demand for no bytes and no objects. It always fits.
     pub const fn nothing() -> Self {
         Self::known(0).with_objects(0)
     }
@@ -87,7 +87,7 @@ impl Demand {
     /// Says that the body of the request is not stored: it is neither bounded nor counted, whatever its length is. For example the
     /// XML of a WebDAV LOCK, which makes an empty file.
     ///
-    /// The length that the demand was made with, and the size that is expected, are dropped. What is copied stays.
+    /// The length that the demand was made with, and the size that is expected, are dropped. The copied bytes stay.
     #[must_use]
     pub const fn without_body(mut self) -> Self {
         self.bytes = Some(self.copied);
@@ -113,14 +113,15 @@ impl Demand {
         self
     }
 
-    /// Sets what changes owners: it is charged to the scopes, and is already on the volume. For example a MOVE.
+    /// Sets the content that changes owners, for example by a MOVE. It is charged to the scopes, and is already on the
+    /// volume.
     #[must_use]
     pub const fn moving(mut self, moved: Amount) -> Self {
         self.moved = moved;
         self
     }
 
-    /// Sets what is replaced. Scopes are only charged for the difference.
+    /// Sets the content that is replaced. Scopes are only charged for the difference.
     ///
     /// The full size is claimed on the volume, because the old content stays on the disk until the new content is
     /// complete. If it does not, see [`Self::in_place`].
@@ -130,8 +131,8 @@ impl Demand {
         self
     }
 
-    /// Sets what is overwritten in place: no object is created, and both the scopes and the volume are only asked for
-    /// the difference.
+    /// Sets the content that is overwritten in place. No object is created, and both the scopes and the volume are only
+    /// asked for the difference.
     ///
     /// Use it for a file that is opened and overwritten, not for one that is renamed over another; if it is truncated first, see
     /// [`InPlace::truncated`]. The volume only
@@ -157,8 +158,8 @@ impl Demand {
         self
     }
 
-    /// Sets how many bytes reach the volume for each hundred that are stored: 210 if a write-ahead log holds each
-    /// page once more, 300 for three replicas on the same volume. Scopes are charged without this factor.
+    /// Sets how many bytes reach the volume for each hundred that are stored. Use 210 if a write-ahead log holds each
+    /// page once more, and 300 for three replicas on the same volume. Scopes are charged without this factor.
     ///
     /// The example `sqlite` in the repository uses it for a database with a write-ahead log.
     ///
@@ -169,12 +170,12 @@ impl Demand {
         self
     }
 
-    /// The number of bytes. None if the length is unknown.
+    /// Returns the number of bytes. None if the length is unknown.
     pub const fn bytes(&self) -> Option<u64> {
         self.bytes
     }
 
-    /// The total size that the client announces, in bytes. At least the known ones.
+    /// Returns the total size that the client announces, in bytes. It is at least the known number of bytes.
     pub const fn expected(&self) -> u64 {
         self.expected
     }
@@ -220,27 +221,27 @@ impl Demand {
         self.bytes.is_none() && self.expected == 0
     }
 
-    /// The number of objects that are created.
+    /// Returns the number of objects that are created.
     pub const fn objects(&self) -> u64 {
         self.objects
     }
 
-    /// The bytes that the service writes in addition to the body.
+    /// Returns the bytes that the service writes in addition to the body.
     pub const fn copied(&self) -> u64 {
         self.copied
     }
 
-    /// Whether the body of the request is stored.
+    /// Returns whether the body of the request is stored.
     pub const fn stores_body(&self) -> bool {
         self.framing < u64::MAX
     }
 
-    /// What changes owners.
+    /// Returns the content that changes owners.
     pub const fn moved(&self) -> Amount {
         self.moved
     }
 
-    /// What is replaced.
+    /// Returns the content that is replaced.
     pub const fn replaced(&self) -> Amount {
         self.replaced
     }
@@ -327,7 +328,7 @@ impl Reach {
 
 /// Existing content that will be overwritten in place. See [`Demand::in_place`].
 ///
-/// Read from the file's metadata, so that it never counts more blocks than the file has.
+/// It is read from the file's metadata, so that it never counts more blocks than the file has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InPlace {
     content: u64,
@@ -336,7 +337,7 @@ pub struct InPlace {
 }
 
 impl InPlace {
-    /// The whole of a file.
+    /// Takes the whole of a file.
     pub fn whole(old: &Metadata) -> Self {
         Self {
             content: old.len(),
@@ -347,15 +348,15 @@ impl InPlace {
 
     /// Says that the file is truncated before it is written, as by [`File::create`](std::fs::File::create).
     ///
-    /// Its blocks are free for a moment then. They are claimed until the request has ended, so that no other request gets them in
-    /// between. Where little is free, other requests find no room until the file is truncated.
+    /// Its blocks are free for a moment then. They are claimed until the request has ended, so that no other request
+    /// gets them in between. If little is free, other requests find no room until the file is truncated.
     #[must_use]
     pub const fn truncated(mut self) -> Self {
         self.is_truncated = true;
         self
     }
 
-    /// A range of a file, in bytes. The part after the file's end does not exist. If the file has holes, it is
+    /// Takes a range of a file, in bytes. The part after the file's end does not exist. If the file has holes, it is
     /// unknown whether the range is in one of them, and no block counts.
     pub fn range(old: &Metadata, range: Range<u64>) -> Self {
         let content = range.end.min(old.len()).saturating_sub(range.start);

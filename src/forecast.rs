@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-/// When a volume will be full, if what it has taken until now goes on. Returned by [`Volume::forecast`](crate::Volume::forecast).
+/// A forecast of when a volume will be full, if it goes on filling as it has until now. It is returned by
+/// [`Volume::forecast`](crate::Volume::forecast).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Forecast {
     /// There are too few readings, or the last one is too old.
     Unknown,
-    /// What is used and claimed does not rise.
+    /// The usage and the claims do not rise.
     NotFilling,
     /// The volume will be full in this time.
     FullIn(Duration),
@@ -17,7 +18,7 @@ pub enum Forecast {
 }
 
 impl Forecast {
-    /// The time until the volume is full: zero if it is. None if it is not filling, or that is not known.
+    /// Returns the time until the volume is full: zero if it is. None if it is not filling, or that is not known.
     ///
     /// ```
     /// use std::time::Duration;

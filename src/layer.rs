@@ -26,7 +26,7 @@ use crate::{
     setup::{ByHead, Charges, Scoped, Unscoped},
 };
 
-/// Guards a service: reserves storage before a request is admitted, and answers when there is none.
+/// Guards a service: reserves storage before a request is admitted, and answers 507 if there is none.
 ///
 /// One line guards the disk; each further line adds one thing.
 ///
@@ -65,17 +65,19 @@ use crate::{
 ///
 /// # A layer inside of another
 ///
-/// Both reserve in their own quotas, and what the handler reports reaches both reservations. On one volume, the inner layer
-/// shares the outer one's claim where the outer demand is at least its own; its own headroom does not count then. Where its
-/// price is higher, it claims all of it once more.
+/// Both reserve in their own quotas, and the reports of the handler reach both reservations. On one volume, the inner
+/// layer shares the outer one's claim if the outer demand is at least its own. Its own headroom does not count then. If
+/// its price is higher, it claims all of it once more.
 ///
 /// # What happens when your own functions panic
 ///
-/// The panic propagates to the task that drives the request, as from any handler. What was reserved is released.
+/// The panic propagates to the task that drives the request, as from any handler. Everything that was reserved is
+/// released.
+///
 /// # The second parameter
 ///
-/// It records how requests are priced and charged, so that a mistake does not compile: a quota that no request would be
-/// charged to, or two pricings of which one would be ignored. See [`setup`](crate::setup).
+/// It records how requests are priced and charged, so that mistakes do not compile. These are a quota that no request
+/// would be charged to, and two pricings of which one would be ignored. See [`setup`](crate::setup).
 #[must_use]
 pub struct StorageGuardLayer<Q = NoQuota, P = Unscoped> {
     settings: Arc<Settings<Q>>,
@@ -83,7 +85,8 @@ pub struct StorageGuardLayer<Q = NoQuota, P = Unscoped> {
 }
 
 impl<Q> StorageGuardLayer<Q> {
-    /// Reserves from a [`Guard`], or from a volume: then each request that writes must find room on it.
+    /// Creates a layer that reserves from a [`Guard`], or from a volume. Each request that writes must then find room
+    /// on the volume.
     ///
     /// Give clones of one guard to several layers and to jobs beside them, and they share what it guards.
     pub fn new(guard: impl Into<Guard<Q>>) -> Self {
@@ -92,7 +95,7 @@ impl<Q> StorageGuardLayer<Q> {
 }
 
 impl<Q: QuotaSource> StorageGuardLayer<Q> {
-    /// Guards quotas alone, where what is stored does not lie on a volume of this machine.
+    /// Guards quotas only, for content that is not stored on a volume of this machine.
     pub fn quota_only(quota: Q) -> Self {
         Self::new(Guard::quota_only(quota))
     }
@@ -151,8 +154,8 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     /// Sets which scopes a request is charged to: one, several, or none. With several, all have room or
     /// none is charged.
     ///
-    /// The layer belongs inside authentication, whose result is in the request's extensions then. Charge
-    /// the owner of the target; where that is not the caller, say [`Scope::undisclosed`](crate::Scope::undisclosed).
+    /// The layer belongs inside authentication, whose result is in the request's extensions then. Charge the owner of
+    /// the target. If that is not the caller, use [`Scope::undisclosed`](crate::Scope::undisclosed).
     ///
     /// A scope owns its name: return `Scope::from(head.uri.path())`, which copies, and not the path itself.
     ///
@@ -167,11 +170,12 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
             .set_up()
     }
 
-    /// As [`Self::scope_by`], where it has to ask: the session store for the user of a token, say. The function runs at once, the
-    /// future it returns is awaited, before that of [`Self::price_by_async`].
+    /// Sets the scopes like [`Self::scope_by`], by an asynchronous function, which can ask the session store for the
+    /// user of a token, for example. The function runs at once. Its future is awaited before that of
+    /// [`Self::price_by_async`].
     ///
-    /// Where the caller may be a stranger that the handler refuses, or the answer may not be known, use `price_by_async` beside
-    /// this, which says so: [`Price::free`] lets the request pass to the handler, so that it is answered 401 and not 507, and
+    /// If the handler may refuse an unknown caller, or the lookup may fail, use `price_by_async` beside this.
+    /// [`Price::free`] lets the request pass to the handler, so that it is answered 401 and not 507.
     /// [`Price::unavailable`] is answered 503.
     ///
     /// ```
@@ -196,9 +200,9 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
     ///     });
     /// ```
     ///
-    /// Where only the handler knows, it reserves by itself, with a [`Guard`]: the module `axum` has an example.
+    /// If only the handler knows the scopes, it reserves by itself, with a [`Guard`]. The module `axum` has an example.
     ///
-    /// It is dropped as the future of `price_by_async` is, while the probe of the volume hangs.
+    /// While the probe of the volume hangs, the future is dropped like that of `price_by_async`.
     pub fn scope_by_async<F, T>(self, scopes: F) -> StorageGuardLayer<Q, Scoped>
     where
         F: Fn(&request::Parts) -> T + Send + Sync + 'static,
@@ -214,8 +218,8 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
 
     /// Sets what a request costs, given what its head declares.
     ///
-    /// Defaults to what the head declares: Content-Length, or else the body's exact length, or else
-    /// unknown; and one object, except for PATCH, MOVE, PROPPATCH, LOCK and ACL.
+    /// Defaults to the length that the head declares: Content-Length, or else the body's exact length, or else unknown.
+    /// It also counts one object, except for PATCH, MOVE, PROPPATCH, LOCK and ACL.
     pub fn price_by<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
     where
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
@@ -225,12 +229,12 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
         self.set_price(PriceBy::At(Arc::new(price))).set_up()
     }
 
-    /// As [`Self::price_by`], where it takes a look at something first: the size of a file that will be
-    /// overwritten, say. The function runs at once, the future it returns is awaited.
+    /// Sets the cost like [`Self::price_by`], by an asynchronous function, which can read the size of a file that will
+    /// be overwritten, for example. The function runs at once, and its future is awaited.
     ///
-    /// Where the volume's last reading is too old ([`Outage::Refuse`]), the function is not called, because it may hang with the
-    /// filesystem. Its future is dropped if it takes longer than the [patience](Self::patience) while the probe has been hanging
-    /// or failing for as long. The request is then answered 503; a DELETE passes.
+    /// If the volume's last reading is too old ([`Outage::Refuse`]), the function is not called, because it may hang
+    /// with the filesystem. Its future is dropped if it takes longer than the [patience](Self::patience) while the
+    /// probe has been hanging or failing for as long. The request is then answered 503; a DELETE passes.
     pub fn price_by_async<F, T>(self, price: F) -> StorageGuardLayer<Q, P::Priced>
     where
         F: Fn(&request::Parts, Demand) -> T + Send + Sync + 'static,
@@ -246,12 +250,12 @@ impl<Q, P: ByHead> StorageGuardLayer<Q, P> {
 
 /// How requests are told apart, and answered.
 impl<Q, P> StorageGuardLayer<Q, P> {
-    /// Sets which requests are guarded. The others pass; their storage faults are answered all the same.
+    /// Sets which requests are guarded. The others pass, but their storage faults are answered all the same.
     ///
-    /// Defaults to every method but those that write nothing: GET, HEAD, OPTIONS, TRACE, CONNECT, PROPFIND, REPORT, SEARCH,
-    /// QUERY and UNLOCK, and DELETE, which is how people make room. Content that comes with one of these is guarded where
-    /// `X-HTTP-Method-Override`, or another header for this, names a method that writes. Remote procedure calls are told
-    /// apart by [`Self::calls`].
+    /// Defaults to every method but DELETE, by which users make room, and those that write nothing: GET, HEAD, OPTIONS,
+    /// TRACE, CONNECT, PROPFIND, REPORT, SEARCH, QUERY and UNLOCK. Content that comes with one of these methods is
+    /// guarded if `X-HTTP-Method-Override`, or another header for this, names a method that writes. Remote procedure
+    /// calls are told apart by [`Self::calls`].
     pub fn applies_when<F>(self, applies: F) -> Self
     where
         F: Fn(&request::Parts) -> bool + Send + Sync + 'static,
@@ -262,9 +266,9 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     /// Sets the headers, beside Content-Length, that tell how long an upload will be in bytes. The largest
     /// counts; those that are not numbers are ignored.
     ///
-    /// A hint tells of the whole upload. Where it comes in several requests, and [`Self::uploads`] does not know
-    /// of it, what came before is taken off, if the client says so (`upload-offset`, `oc-chunk-offset`).
-    /// Nextcloud does not.
+    /// A hint tells the length of the whole upload. If the upload comes in several requests that [`Self::uploads`] does
+    /// not know of, the offset that the client sends is subtracted (`upload-offset`, `oc-chunk-offset`). Nextcloud
+    /// sends none.
     ///
     /// Defaults to `x-expected-entity-length`, `oc-total-length`, `x-amz-decoded-content-length`,
     /// `upload-length`, and `x-upload-length`, which is meant for the metadata of gRPC calls.
@@ -276,20 +280,20 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         })
     }
 
-    /// Says that the service decodes bodies in the `aws-chunked` encoding, as services in the style of S3 do: then
-    /// `x-amz-decoded-content-length` is the length that counts, and an object that fits exactly is not refused for the signatures
-    /// that are sent between its chunks.
+    /// Says that the service decodes bodies in the `aws-chunked` encoding, as services in the style of S3 do. Then
+    /// `x-amz-decoded-content-length` is the length that counts. An object that fits exactly is not refused for the
+    /// signatures that are sent between its chunks.
     ///
-    /// The service has to refuse a body whose decoded length is another. One that does not, or that stores the body as it is sent, must
-    /// not say so: its requests would store up to 1.6 % and 4 KiB more than is reserved. A body with more framing than that counts as
-    /// it is sent.
+    /// The service has to refuse a body whose decoded length is another. A service that does not, or that stores the
+    /// body as it is sent, must not use this. Its requests would store up to 1.6 % and 4 KiB more than is reserved. A
+    /// body with more framing than that counts as it is sent.
     ///
-    /// Defaults to counting what is sent.
+    /// Defaults to counting all bytes that are sent.
     pub fn decodes_aws_chunked(self) -> Self {
         self.set(|settings| settings.hints.decodes_aws_chunked = true)
     }
 
-    /// Sets which answers mean that the request was carried out, so that what it stored is charged.
+    /// Sets which answers mean that the request was carried out, so that it is charged for the content that it stored.
     ///
     /// A gRPC call that ends in anything but OK is never one of them, whether its status comes in the head or in
     /// the trailers.
@@ -302,7 +306,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         self.set(|settings| settings.success = Some(Arc::new(success)))
     }
 
-    /// Sets what tells storage faults from other errors.
+    /// Sets the classifier, which tells storage faults from other errors.
     ///
     /// Defaults to [`Classifier::default`].
     pub fn classifier(self, classifier: Classifier) -> Self {
@@ -326,14 +330,14 @@ impl<Q, P> StorageGuardLayer<Q, P> {
 
     /// Sets the Retry-After of refusals by their cause, rounded up to seconds.
     ///
-    /// Defaults to none: a client must not repeat by itself a request that was answered 507, when it was a
-    /// user's (RFC 4918, section 11.5).
+    /// Defaults to none, because a client must not automatically repeat a user's request that was answered 507 (RFC
+    /// 4918, section 11.5).
     pub fn retry_after(self, cause: Cause, after: Duration) -> Self {
         self.set_answers(|answers| answers.set_retry_after(cause, after))
     }
 
-    /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. Where
-    /// none does, [`Grpc`](crate::refusal::Grpc) answers remote procedure calls, and [`Http`] all other requests.
+    /// Adds a dialect, such as `Dav` of feature `webdav`. The first that hears a request answers it. If none does,
+    /// [`Grpc`](crate::refusal::Grpc) answers remote procedure calls, and [`Http`] all other requests.
     ///
     /// Defaults to none.
     pub fn dialect(self, dialect: impl Dialect) -> Self {
@@ -347,7 +351,7 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         self.set_answers(|answers| answers.set_http(http))
     }
 
-    /// Sets a renderer of your own. Where it returns None, the dialect renders.
+    /// Sets a renderer of your own. If it returns None, the dialect renders.
     ///
     /// With a renderer, [`Asked::uri`] is there in every refusal, so each request costs the copy of its URI. A
     /// [`dialect`](Self::dialect) that is told by the path costs that only for the requests that it hears.
@@ -360,8 +364,8 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         self.set_answers(|answers| answers.set_renderer(render))
     }
 
-    /// Sets how much of a refused upload is read and thrown away behind the answer, in bytes, and for how
-    /// long. An HTTP/1 client that is cut off while it sends does not see the answer.
+    /// Sets how many bytes of a refused upload are read and discarded beside the answer, and for how long. An HTTP/1
+    /// client that is cut off while it sends does not see the answer.
     ///
     /// A client that stalls for five seconds is cut off earlier. Over HTTP/2 a second is enough.
     ///
@@ -375,8 +379,9 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         })
     }
 
-    /// Sets how many refused uploads are read and thrown away at once, and how many bytes of them in a second: of all
-    /// requests to this layer and its clones. A request beyond the first is not read, and its client may not see the answer.
+    /// Sets how many refused uploads are read and discarded at once, and how many bytes of them in a second. Both count
+    /// all requests to this layer and its clones. A request beyond the first `requests` is not read, and its client may
+    /// not see the answer.
     ///
     /// Use it to bound the work that refused clients can cause.
     ///
@@ -388,12 +393,13 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         })
     }
 
-    /// Sets how long the body of a request may bring nothing while the service waits for it. Then its reservation is given
-    /// back, and the request is answered 408 (RFC 9110, section 15.5.9), a call with DEADLINE_EXCEEDED. None for any time.
+    /// Sets how long the body of a request may bring nothing while the service waits for it. Then its reservation is
+    /// given back, and the request is answered 408 (RFC 9110, section 15.5.9), or a call with DEADLINE_EXCEEDED. With
+    /// None there is no bound.
     ///
-    /// The time only runs while the service reads, so not before a client that waits for `100 Continue` has got it, and not
-    /// while the body waits for room. Calls that were named with [`Self::calls`] are only bounded if this is set: a stream may
-    /// have nothing to send for long.
+    /// The time only runs while the service reads. So it does not run before a client that waits for `100 Continue` has
+    /// got it, and not while the body waits for room. Calls that were named with [`Self::calls`] are only bounded if
+    /// this is set, because a stream may have nothing to send for long.
     ///
     /// Defaults to 30 seconds.
     pub fn stall_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
@@ -401,8 +407,8 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         self.set_silence(|silence| silence.timeout = timeout)
     }
 
-    /// Sets the lowest rate of a body, in bytes per second: so much must have come for each second of waiting beyond the
-    /// [`stall_timeout`](Self::stall_timeout), or the request is answered as one that has stalled.
+    /// Sets the lowest rate of a body, in bytes per second. It counts the seconds of waiting beyond the
+    /// [`stall_timeout`](Self::stall_timeout). A request whose body is slower is answered as one that has stalled.
     ///
     /// Use it against clients that send a byte before each timeout. With 0 there is no lowest rate, as without a timeout.
     ///
@@ -411,19 +417,20 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         self.set_silence(|silence| silence.rate = bytes_per_second)
     }
 
-    /// Sets after which time without a byte, while the service waits for one, the rest of a reservation can be taken back for
-    /// a request that would be refused otherwise. When its client goes on, the rest has to be reserved again, and its request
-    /// is cut if there is no room. A client that sends is never affected.
+    /// Sets after which time the rest of a silent client's reservation can be taken back for a request that would be
+    /// refused otherwise. A client is silent if it sends no byte while the service waits for one. When the client goes
+    /// on, the rest has to be reserved again, and its request is cut if there is no room. A client that sends is never
+    /// affected.
     ///
-    /// Use a longer time if clients pause and must not lose their place, and `Duration::MAX` so that nothing is ever taken
-    /// back. What a handler has [grown](crate::Reservation::grow) its reservation by stays.
+    /// Use a longer time if clients pause and must not lose their place, and `Duration::MAX` so that nothing is ever
+    /// taken back. Bytes by which a handler has [grown](crate::Reservation::grow) its reservation stay.
     ///
     /// Defaults to two seconds.
     pub fn stall_grace(self, grace: Duration) -> Self {
         self.set_silence(|silence| silence.grace = grace)
     }
 
-    /// What this layer reserves from.
+    /// Returns the guard that this layer reserves from.
     pub fn guard(&self) -> &Guard<Q> {
         &self.settings.guard
     }

@@ -1,10 +1,10 @@
 //! Tower middleware that reserves storage for a request before it admits it, and answers HTTP 507 Insufficient Storage
 //! when there is no room.
 //!
-//! A handler that compares free space with Content-Length checks too early: sixteen uploads of 4 MiB that arrive together
-//! all see the same 32 MiB free, and most of them fail in the middle. [`StorageGuardLayer`] reserves before the inner
-//! service is called, counts while the body streams, settles when the answer is known, and turns storage errors from
-//! downstream into the same refusal.
+//! A handler that compares free space with Content-Length checks too early. Sixteen uploads of 4 MiB that arrive
+//! together all see the same 32 MiB free, and most of them fail in the middle. [`StorageGuardLayer`] reserves before
+//! the inner service is called, counts while the body streams, and settles when the answer is known. It turns storage
+//! errors from downstream into the same refusal.
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::put};
@@ -86,11 +86,12 @@
 //! 3. The demand, and the length that the client announced, fit on the [`Volume`] beside all that is claimed there and the
 //!    [`Headroom`]. An exact fit is admitted. A volume that waits to [resume](Volume::resume_at) admits no bytes. Otherwise:
 //!    507 `disk_full`.
-//! 4. The same fits into each of its [`Scopes`], less what is replaced, beside all that is held there. Otherwise: 507
-//!    `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full (`dav::CollectionQuota`).
+//! 4. The same fits into each of its [`Scopes`], less the replaced content, beside all that is held there. Otherwise:
+//!    507 `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full
+//!    (`dav::CollectionQuota`).
 //!
-//! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait to
-//! grow. Where the quota source does not answer, [`Guard::quota_outage`] decides.
+//! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait
+//! to grow. If the quota source does not answer, [`Guard::quota_outage`] decides.
 //!
 //! A body of unknown length is admitted on a small grant, and must find room to grow. A body that cannot grow is cut, and the
 //! answer is 507 whatever the inner service says.
@@ -101,8 +102,9 @@
 //!
 //! # When it is settled
 //!
-//! A success (2xx, or 303) is charged for what was read of the body, or what the handler [reports](Reservation). Everything
-//! else releases: another status, an error, a panic, a cancelled future, a client that has disconnected.
+//! A success (2xx, or 303) is charged for the bytes that were read of the body, or that the handler
+//! [reports](Reservation). Everything else releases: another status, an error, a panic, a cancelled future, a client
+//! that has disconnected.
 //!
 //! # What the inner service sees
 //!
@@ -122,8 +124,8 @@
 //! - To bound the size of one request, use tower-http's `RequestBodyLimit` or axum's `DefaultBodyLimit`. They answer 413,
 //!   however much is free, and can be combined with this crate.
 //! - To limit the rate of requests, use a rate limit (429).
-//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section 8.1), and
-//!   inside CORS, so that its refusals have the headers that browsers need: see [`guide::order`].
+//! - Layer it inside authentication, so that unauthenticated clients learn nothing about storage (RFC 4918, section
+//!   8.1). Layer it inside CORS, so that its refusals have the headers that browsers need. See [`guide::order`].
 //!
 //! # Runtime
 //!

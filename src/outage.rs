@@ -8,7 +8,8 @@ pub enum Outage {
     /// They are answered 503 Service Unavailable.
     #[default]
     Refuse,
-    /// They are admitted. If the storage is full, their writes fail. Scopes may pass their limits by what is stored meanwhile: it
-    /// is [charged](crate::quota::QuotaSource::charge) when the requests succeed, and by a store as soon as it is back.
+    /// They are admitted. If the storage is full, their writes fail. Scopes may pass their limits by the content that
+    /// is stored meanwhile. It is [charged](crate::quota::QuotaSource::charge) when the requests succeed, or, if a
+    /// store is away, as soon as it is back.
     Admit,
 }

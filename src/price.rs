@@ -49,7 +49,8 @@ pub(crate) enum Kind {
 }
 
 impl Price {
-    /// The cost cannot be determined. The request is answered 503, and the service is not called.
+    /// Refuses the request, because its cost cannot be determined. The request is answered 503, and the service is not
+    /// called.
     pub fn unavailable() -> Self {
         Self {
             kind: Kind::Unknown,
@@ -57,8 +58,8 @@ impl Price {
         }
     }
 
-    /// The head of the request is malformed, or says two things, so that the service may read it differently. The request is
-    /// answered 400, and the service is not called.
+    /// Refuses the request, because its head is malformed, or ambiguous so that the service may read it differently.
+    /// The request is answered 400, and the service is not called.
     pub fn malformed() -> Self {
         Self {
             kind: Kind::Malformed,
@@ -66,7 +67,8 @@ impl Price {
         }
     }
 
-    /// The content is larger than the service takes, whatever is free. The request is answered 413, and the service is not called.
+    /// Refuses the request, because its content is larger than the service takes, whatever is free. The request is
+    /// answered 413, and the service is not called.
     ///
     /// ```
     /// use tower_storage_guard::{Price, StorageGuardLayer, Volume};
@@ -101,13 +103,15 @@ impl Price {
         }
     }
 
-    /// Admits and counts: the request is never refused, and what it stores is charged to its scopes all the same.
+    /// Admits and counts: the request is never refused, and the content that it stores is charged to its scopes all the
+    /// same.
     ///
-    /// No limit bounds it, so a scope may pass its limits by all that such requests store, and its other requests are then refused
-    /// until it is below them again. On the volume nothing is claimed, so requests with a claim may fail because of it.
+    /// No limit bounds it, so a scope may pass its limits by all that such requests store. Its other requests are then
+    /// refused until it is below them again. On the volume nothing is claimed, so requests with a claim may fail
+    /// because of it.
     ///
-    /// Use it for what must not be lost, such as an audit log. The server has to decide which requests these are: nothing that a
-    /// client sends may select this price.
+    /// Use it for content that must not be lost, such as an audit log. The server has to decide which requests these
+    /// are: nothing that a client sends may select this price.
     ///
     /// ```
     /// use tower_storage_guard::{Demand, Price};
@@ -146,8 +150,8 @@ impl Price {
         self
     }
 
-    /// Adds what is given back to other scopes when the request has succeeded: what it removes there, or takes from
-    /// them.
+    /// Adds an amount that is given back to other scopes when the request has succeeded. It is the content that the
+    /// request removes there, or takes from them.
     #[must_use]
     pub fn giving_back(mut self, scopes: impl Into<Scopes>, amount: Amount) -> Self {
         let scopes = scopes.into();

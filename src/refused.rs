@@ -8,10 +8,12 @@ use crate::{
     scope::Scope,
 };
 
-/// There was no room, it could not be found out whether there is, or the client has stopped sending.
+/// The error of a reservation: there is no room, the guard cannot determine whether there is room, or the client has
+/// stopped sending.
 ///
-/// The error of [`Guard::reserve`](crate::Guard::reserve), of a [`Reservation`](crate::Reservation) that cannot grow, and of
-/// a request body that was cut. A handler that passes it on with `?` answers the client as the guard does.
+/// It comes from [`Guard::reserve`](crate::Guard::reserve), from a [`Reservation`](crate::Reservation) that cannot
+/// grow, and from a request body that was cut. A handler that passes it on with `?` answers the client as the guard
+/// does.
 ///
 /// Its text names neither the scope nor a figure, because it may reach a client. Its source is for logs: the error of a quota
 /// source that could not decide.
@@ -25,8 +27,8 @@ struct Details {
     internal: Internal,
 }
 
-/// What is known of a refusal in all, for logs. The client may not know of it: it is told the figures and the scope only if the
-/// scope [is disclosed](Scope::is_disclosed), and nothing of the error.
+/// All details of a refusal, for logs. They must not reach the client, which is told the figures and the scope only if
+/// the scope [is disclosed](Scope::is_disclosed), and nothing of the error.
 #[derive(Clone, Debug, Default)]
 pub struct Internal {
     error: Option<Arc<dyn Error + Send + Sync>>,
@@ -44,37 +46,38 @@ impl Internal {
         }
     }
 
-    /// The error behind it: that of a handler or of a service in which a storage fault was found, or of a quota source that could
-    /// not decide.
+    /// Returns the error that caused the refusal. It is the error of a handler or service in which a storage fault was
+    /// found, or of a quota source that could not decide.
     pub fn error(&self) -> Option<&(dyn Error + 'static)> {
         self.error.as_ref().map(|error| &**error as _)
     }
 
-    /// The figures of the quota that was exceeded.
+    /// Returns the figures of the quota that was exceeded.
     pub const fn figures(&self) -> Option<&Figures> {
         self.figures.as_ref()
     }
 
-    /// The scope whose quota was exceeded.
+    /// Returns the scope whose quota was exceeded.
     pub const fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
     }
 
-    /// How much was needed of the resource that was short, if it is known: bytes or objects. Of a body without a length only a
-    /// part is known.
+    /// Returns the number of bytes or objects that were needed of the resource that ran out, if it is known. Of a body
+    /// without a length only a part is known.
     pub fn needed(&self) -> Option<u64> {
         let figures = self.figures.map(|figures| figures.required);
         figures.or(self.needed)
     }
 }
 
-/// Why nothing was reserved.
+/// The reason why nothing was reserved.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Reason {
     /// There is no room.
     Storage(Fault),
-    /// It could not be found out whether there is room: the probe hangs or fails, or the quota source cannot be reached.
+    /// The guard cannot determine whether there is room: the probe hangs or fails, or the quota source cannot be
+    /// reached.
     Unavailable,
     /// The client has stopped sending its request's body, or sends it too slowly. See
     /// [`stall_timeout`](crate::StorageGuardLayer::stall_timeout).
@@ -82,7 +85,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The name on the wire and in metrics: [`Cause::reason`], `capacity_unknown` or `body_stalled`.
+    /// Returns the name on the wire and in metrics: [`Cause::reason`], `capacity_unknown` or `body_stalled`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Storage(fault) => fault.cause.reason(),
@@ -91,7 +94,7 @@ impl Reason {
         }
     }
 
-    /// One sentence for people, without a full stop. It tells nothing of the server.
+    /// Returns one sentence for people, without a full stop. It tells nothing of the server.
     pub const fn message(self) -> &'static str {
         match self {
             Self::Storage(fault) => match fault.cause {
@@ -106,21 +109,22 @@ impl Reason {
     }
 }
 
-/// How much there is, and how much is missing. Counted in the [`Resource`](crate::fault::Resource) that ran out.
+/// The figures of an exceeded limit, in bytes or objects: the unit is that of the [`Resource`](crate::fault::Resource)
+/// that ran out.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub struct Figures {
     /// The most that may be used.
     pub limit: u64,
-    /// What is used, with what is held for other requests in flight.
+    /// The usage, including all that is held for other requests in flight.
     pub used: u64,
-    /// What this request needs. Of a body without a length only a part is known: what of it has arrived, and one byte before
-    /// any has.
+    /// The amount that this request needs. Of a body without a length only a part is known: the bytes that have
+    /// arrived, or one byte before any has.
     pub required: u64,
 }
 
 impl Figures {
-    /// A limit, what is used of it, and what is needed.
+    /// Makes figures of a limit, its usage, and the amount that is needed.
     pub const fn new(limit: u64, used: u64, required: u64) -> Self {
         Self {
             limit,
@@ -131,7 +135,7 @@ impl Figures {
 }
 
 impl Refused {
-    /// It could not be found out whether there is room.
+    /// Creates the error for when it cannot be determined whether there is room.
     pub fn unavailable() -> Self {
         Self::new(Reason::Unavailable)
     }
@@ -195,12 +199,12 @@ impl Refused {
         self
     }
 
-    /// Why nothing was reserved.
+    /// Returns the reason why nothing was reserved.
     pub const fn reason(&self) -> Reason {
         self.0.reason
     }
 
-    /// The storage fault, if that is why.
+    /// Returns the storage fault, if that is the reason.
     pub const fn fault(&self) -> Option<Fault> {
         match self.0.reason {
             Reason::Storage(fault) => Some(fault),
@@ -208,23 +212,23 @@ impl Refused {
         }
     }
 
-    /// Whether the same demand can succeed later, if others give something back.
+    /// Returns whether the same demand can succeed later, if others give something back.
     pub const fn is_temporary(&self) -> bool {
         self.0.is_temporary
     }
 
-    /// The figures, if the one who asked may see them.
+    /// Returns the figures, if the caller may see them.
     pub fn figures(&self) -> Option<&Figures> {
         self.scope().and(self.0.internal.figures())
     }
 
-    /// The scope whose limit was reached, if the one who asked may know it.
+    /// Returns the scope whose limit was reached, if the caller may know it.
     pub fn scope(&self) -> Option<&Scope> {
         let scope = self.0.internal.scope();
         scope.filter(|scope| scope.is_disclosed())
     }
 
-    /// All that is known, for logs.
+    /// Returns all details, for logs.
     pub const fn internal(&self) -> &Internal {
         &self.0.internal
     }

@@ -16,7 +16,7 @@ const INLINE: usize = 21;
 /// Keyed randomly once per process, so that clients that choose names cannot choose collisions.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The name of what is charged, such as `user:42` or `collection:/photos`.
+/// The name of an account that is charged, such as `user:42` or `collection:/photos`.
 ///
 /// Two scopes are equal when their names are. Names of up to 21 bytes need no allocation, and a clone never does. The
 /// name is hashed once, when the scope is made.
@@ -50,7 +50,7 @@ enum Name {
 }
 
 impl Scope {
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         match &self.name {
             Name::Inline { .. } => {
@@ -77,7 +77,7 @@ impl Scope {
         self
     }
 
-    /// Whether a refusal may show the figures of this scope to the client. It may unless
+    /// Returns whether a refusal may show the figures of this scope to the client. It may unless
     /// [`undisclosed`](Self::undisclosed) was called.
     pub fn is_disclosed(&self) -> bool {
         match self.name {
@@ -260,7 +260,7 @@ impl fmt::Write for Buffer {
 
 /// The scopes that a request charges: none, one or several, each once.
 ///
-/// If a scope is given twice, it is [disclosed](Scope::is_disclosed) if one of the two is: a client that is also the
+/// A scope that is given twice is [disclosed](Scope::is_disclosed) if one of the two is. A client that is also the
 /// owner may see its own figures.
 ///
 /// ```
@@ -286,17 +286,17 @@ impl Scopes {
     /// No scopes.
     pub const NONE: Self = Self(Set::None);
 
-    /// The scopes, in the order given.
+    /// Returns the scopes, in the order given.
     pub fn iter(&self) -> slice::Iter<'_, Scope> {
         self.as_slice().iter()
     }
 
-    /// The number of scopes.
+    /// Returns the number of scopes.
     pub fn len(&self) -> usize {
         self.as_slice().len()
     }
 
-    /// Whether there are no scopes.
+    /// Returns whether there are no scopes.
     pub fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
     }

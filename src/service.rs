@@ -33,7 +33,7 @@ pub struct StorageGuard<S, Q = NoQuota> {
 }
 
 impl<S, Q> StorageGuard<S, Q> {
-    /// A layer that reserves from a guard, or from a volume.
+    /// Creates a layer that reserves from a guard, or from a volume.
     pub fn layer(guard: impl Into<Guard<Q>>) -> StorageGuardLayer<Q> {
         StorageGuardLayer::new(guard)
     }
@@ -46,17 +46,17 @@ impl<S, Q> StorageGuard<S, Q> {
         Arc::clone(&self.settings)
     }
 
-    /// The guarded service.
+    /// Returns the guarded service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The guarded service.
+    /// Returns the guarded service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The guarded service, without its guard.
+    /// Consumes the guard, and returns the service.
     pub fn into_inner(self) -> S {
         self.inner
     }

@@ -1,7 +1,7 @@
-//! How requests are priced and charged, as types: the second parameter of a [`StorageGuardLayer`].
+//! Types that record how requests are priced and charged: the second parameter of a [`StorageGuardLayer`].
 //!
-//! They are named only in the type of a field, or of a function that takes a layer. They make three mistakes compile
-//! errors:
+//! Name one of them in the type of a field, or of a function that takes a layer, such as
+//! `StorageGuardLayer<MemoryQuota, Scoped>`. Other code needs none of them. They make three mistakes compile errors:
 //!
 //! - a quota that no request is charged to, because neither [`scope_by`] nor `webdav` says what to charge;
 //! - [`price_by`], [`scope_by`] or [`quota`] after `webdav`, which prices and charges by itself;
@@ -14,19 +14,21 @@
 
 use crate::quota::NoQuota;
 
-/// Requests cost what their heads declare, and no scope is charged. The first state of a layer.
+/// The state of a new layer: the head of a request declares its cost, and no scope is charged.
 #[derive(Clone, Copy, Debug)]
 pub enum Unscoped {}
 
-/// Requests are priced by a function, and no scope is charged where that names none.
+/// The state after [`price_by`](crate::StorageGuardLayer::price_by): a function prices requests, and no scope is
+/// charged unless the price names one.
 #[derive(Clone, Copy, Debug)]
 pub enum Priced {}
 
-/// A function names the scopes that requests are charged to.
+/// The state after [`scope_by`](crate::StorageGuardLayer::scope_by): a function names the scopes that requests are
+/// charged to.
 #[derive(Clone, Copy, Debug)]
 pub enum Scoped {}
 
-/// Requests are priced and charged as WebDAV.
+/// The state after `webdav`: requests are priced and charged as WebDAV.
 #[cfg(feature = "webdav")]
 #[derive(Clone, Copy, Debug)]
 pub enum ByDav {}

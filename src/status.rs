@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What is known of a volume.
+/// The state of a volume, by its last reading and the claims on it.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct VolumeStatus {
@@ -24,7 +24,7 @@ pub struct VolumeStatus {
     pub objects_claimed: u64,
     /// Requests that wait for room.
     pub waiting: usize,
-    /// How old the last reading is.
+    /// The age of the last reading.
     pub age: Duration,
     /// Whether the reading is too old to count: the probe hangs or fails.
     pub is_stale: bool,

@@ -19,7 +19,7 @@ pub enum Depth {
     Infinity,
 }
 
-/// How a tree is walked for one measurement: what is left out, and when to stop.
+/// The rules for one measurement of a tree: the paths that it leaves out, and when it stops.
 ///
 /// ```
 /// use std::{collections::BTreeSet, path::Path};
@@ -48,7 +48,7 @@ impl<'a> Walk<'a> {
         Self::default()
     }
 
-    /// Leaves out what is at these paths and under them.
+    /// Leaves out these paths, and everything under them.
     #[must_use]
     pub fn except(mut self, paths: &'a BTreeSet<PathBuf>) -> Self {
         self.except = Some(paths);
@@ -62,8 +62,9 @@ impl<'a> Walk<'a> {
         self
     }
 
-    /// Whether what is at a path is measured. If not, what is under it is not measured either. Call it for each resource
-    /// before its size is read. It costs about as much as an atomic load, and a lookup if something is left out.
+    /// Returns whether the resource at a path is measured. If not, nothing under it is measured either. Call it for
+    /// each resource before its size is read. It costs about as much as an atomic load, and a lookup if something is
+    /// left out.
     ///
     /// # Errors
     ///
@@ -92,18 +93,19 @@ impl fmt::Debug for Walk<'_> {
     note = "use `Folder` for files in a directory, or implement `Tree`"
 )]
 pub trait Tree: Send + Sync + 'static {
-    /// Measures what is at a path: bytes of files, and objects, which are files and collections. None if nothing
+    /// Measures the resource at a path: bytes of files, and objects, which are files and collections. None if nothing
     /// exists there.
     ///
-    /// Without what the walk [does not count](Walk::counts), which never is `path` itself: other requests write there.
+    /// Leave out the resources that the walk [does not count](Walk::counts), because other requests write there. `path`
+    /// itself is never one of them.
     ///
-    /// May block. It is not called on the thread of a request. The next measurement begins when this one has ended, or has
-    /// asked the walk for the first time.
+    /// It may block: it is not called on the thread of a request. The next measurement begins when this one has ended,
+    /// or has asked the walk for the first time.
     ///
     /// # Errors
     ///
     /// If the size cannot be determined. The request is then answered 503, or 400 if the error is
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput): what is at the path is not the tree's to measure.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput): the tree must not measure the resource at the path.
     fn measure(&self, path: &Path, depth: Depth, walk: &Walk<'_>) -> io::Result<Option<Amount>>;
 
     /// Returns which part of the file at a path is overwritten in place by a write to this range of bytes. None if there is no
@@ -143,9 +145,9 @@ impl<T: Tree + ?Sized> Tree for Box<T> {
 
 /// A tree of files. A symbolic link in a folder is an object of its own, without content.
 ///
-/// A service may follow links, and what they lead to is not in the tree. So a path that is a link, or leads through one, is
-/// an [`InvalidInput`](io::ErrorKind::InvalidInput). If a service follows the links in a folder that is copied, what it copies
-/// is not in the price: keep links out of trees that are served so.
+/// A service may follow links, which may lead to content outside of the tree. So a path that is a link, or leads
+/// through one, is an [`InvalidInput`](io::ErrorKind::InvalidInput). If a service follows the links in a folder that is
+/// copied, their content is not in the price. Keep links out of trees that are served by such a service.
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: PathBuf,

@@ -27,16 +27,16 @@ pin_project! {
     ///
     /// The body of an unguarded request is passed through unchanged.
     ///
-    /// It is `Send` and `Sync` where `B` and its data are.
+    /// It is `Send` and `Sync` if `B` and its data are.
     ///
     /// # Its error
     ///
     /// The error is a [`BoxError`]: that of `B`, in the same box, or a [`Refused`]. Only the error of a remote
     /// procedure call is wrapped in an error without a source, because tonic treats a reset as the end of the stream.
-    /// axum finds the error of a body limit (`http_body_util::LengthLimitError`) by downcasts of a fixed depth, so a
-    /// wrapper type of this crate would turn a 413 into a 400. For the same reason, put tower-http's
-    /// `RequestBodyLimit` and the guard into one `ServiceBuilder`: each `Router::layer` whose layer changes the body
-    /// type adds one level.
+    /// Other errors must stay as they are: axum finds the error of a body limit (`http_body_util::LengthLimitError`) by
+    /// downcasts of a fixed depth, so a wrapper type of this crate would turn a 413 into a 400. For the same reason,
+    /// put tower-http's `RequestBodyLimit` and the guard into one `ServiceBuilder`: each `Router::layer` whose layer
+    /// changes the body type adds one level.
     ///
     /// For a service that needs a concrete error type, convert it with `map_err`:
     ///

@@ -10,7 +10,7 @@ use crate::{config::ConfigError, quota::Limits, scope::Scope, tree::Tree};
 /// The default interval between scans of a collection.
 const EVERY: Duration = Duration::from_secs(60 * 60);
 
-/// Limits of collections and how these are scanned, to be set before the first scan. Made by
+/// A builder that sets the limits of collections, and how they are scanned, before the first scan. It is made by
 /// [`CollectionQuota::builder`].
 #[must_use]
 pub struct CollectionQuotaBuilder {

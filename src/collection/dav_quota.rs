@@ -7,8 +7,8 @@ use crate::{amount::Amount, quota::Usage, scope::Scopes, volume::Volume};
 
 /// The two properties of RFC 4331, in bytes. One that is None is left out of PROPFIND's answer.
 ///
-/// [`CollectionQuota::dav_quota`](crate::dav::CollectionQuota::dav_quota) computes them. Both count what is held for
-/// uploads in flight as used, because admission counts it too.
+/// [`CollectionQuota::dav_quota`](crate::dav::CollectionQuota::dav_quota) computes them. Both count amounts that are
+/// held for uploads in flight as used, because admission counts them too.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct DavQuota {
@@ -18,7 +18,7 @@ pub struct DavQuota {
     /// 0 if a new file is refused because objects ran out, however small it is. None if nothing limits it, or if the
     /// value is unknown: a collection was not scanned yet, or the volume's probe hangs.
     pub available: Option<u64>,
-    /// `quota-used-bytes`: what the nearest limited collection uses. None if there is no such collection, or if it
+    /// `quota-used-bytes`: the usage of the nearest limited collection. None if there is no such collection, or if it
     /// was not scanned yet.
     ///
     /// RFC 4331, section 4, leaves a choice of sets. This is always the nearest collection, so that the figure does
@@ -27,10 +27,10 @@ pub struct DavQuota {
 }
 
 impl CollectionQuota {
-    /// The values of the properties `quota-available-bytes` and `quota-used-bytes` of what is at `path`
-    /// (RFC 4331), as they are enforced now.
+    /// Computes the properties `quota-available-bytes` and `quota-used-bytes` (RFC 4331) of the resource at `path`, as
+    /// they are enforced now.
     ///
-    /// A PUT of a new file of so many bytes is admitted, and one of a byte more is refused. `volume` is the one
+    /// A PUT of a new file of `available` bytes is admitted, and one of a byte more is refused. `volume` is the one
     /// that the layer guards, if any. See [`DavQuota`].
     ///
     /// ```
@@ -62,7 +62,7 @@ impl CollectionQuota {
         self.dav_quota_with(volume, path, Scopes::NONE)
     }
 
-    /// As [`Self::dav_quota`], where the PUT would be charged to `others` as well: its user, say.
+    /// Computes the same as [`Self::dav_quota`] for a PUT that is charged to `others` as well, such as its user.
     pub fn dav_quota_with<'a>(
         &self,
         volume: impl Into<Option<&'a Volume>>,

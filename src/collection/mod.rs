@@ -37,7 +37,7 @@ use crate::{
 /// collection that it is in, and has to fit into each. A request that does not fit is refused with
 /// `collection_limit_reached`.
 ///
-/// A handle: clones share everything. Give one to the layer, and
+/// It is a handle: clones share everything. Give one to the layer, and
 /// [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav) charges the paths of requests to it:
 ///
 /// ```
@@ -67,10 +67,10 @@ use crate::{
 ///
 /// # What counts
 ///
-/// Usage is what [`Tree::measure`] finds: bytes of files, and objects, which are files and collections. A collection
-/// is an object itself, so one that is limited to ten objects has room for nine more. Paths are compared byte by
-/// byte: if the filesystem treats `Photos` and `photos` as one directory, requests by the other name are only counted
-/// by the next scan.
+/// [`Tree::measure`] finds the usage: bytes of files, and objects, which are files and collections. A collection is an
+/// object itself, so one that is limited to ten objects has room for nine more. Paths are compared byte by byte. If the
+/// filesystem treats `Photos` and `photos` as one directory, requests by the other name are only counted by the next
+/// scan.
 ///
 /// # How usage is known
 ///
@@ -83,18 +83,18 @@ use crate::{
 /// From then on, each request is counted as it settles. Changes that bypass the server are found by a
 /// [rescan](Self::rescan), which also runs [on a schedule](CollectionQuotaBuilder::rescan_every).
 ///
-/// A scan is exact if no request was in flight in its collection while it ran, and it waits a second for that. Otherwise
-/// it may have seen half an upload, or missed a file that was moved meanwhile. It then only bounds the figure: what was
-/// in flight or settled while it ran is the difference between the two bounds, and the figure stays if it is between
-/// them. The scan is retried after a pause that grows and is at least four times as long as the scan took. The figure
-/// may be too high until then, by what requests in flight have written, but not too low.
+/// A scan is exact if no request was in flight in its collection while it ran, and it waits a second for that.
+/// Otherwise it may have seen half an upload, or missed a file that was moved meanwhile. It then only bounds the
+/// figure. The two bounds differ by the amounts that were in flight or settled while it ran, and the figure stays if it
+/// is between them. The scan is retried after a pause that grows and is at least four times as long as the scan took.
+/// The figure may be too high until then, by what requests in flight have written, but not too low.
 ///
 /// A request that fails may have left something: the collections that it writes to are scanned.
 ///
 /// There are two exceptions. The first scan is accepted as it is at its third try, because deletes are never refused,
-/// and must not keep a collection out of service. And a COPY or MOVE that brings along a limited collection, under
-/// the path that it writes to, makes that collection's usage unknown until it is scanned, and is not held to its
-/// limit.
+/// and must not keep a collection out of service. And a COPY or MOVE may bring along a limited collection under the
+/// path that it writes to. The usage of that collection is then unknown until it is scanned, and the request is not
+/// held to its limit.
 ///
 /// # What it cannot count
 ///
@@ -112,7 +112,7 @@ impl CollectionQuota {
         Self::builder(tree).build()
     }
 
-    /// Collections of `tree`, with limits to begin with.
+    /// Creates a builder that sets limits on collections of `tree` before the first scan.
     pub fn builder(tree: impl Tree) -> CollectionQuotaBuilder {
         CollectionQuotaBuilder::new(tree)
     }
@@ -139,8 +139,8 @@ impl CollectionQuota {
         quota
     }
 
-    /// Limits the collection at `path`, as [`CollectionQuotaBuilder::limit`] does, for all clones. Where it is known already,
-    /// this changes the limits only. What is held already stays held.
+    /// Limits the collection at `path`, as [`CollectionQuotaBuilder::limit`] does, for all clones. If the collection is
+    /// known already, this changes its limits only. Amounts that are held already stay held.
     ///
     /// Requests in flight when a collection is added are charged to it by the next scan.
     ///
@@ -166,9 +166,9 @@ impl CollectionQuota {
 
     /// Rescans every collection. Resolves when all scans that began after this call have ended, with exact figures.
     ///
-    /// A collection without requests in flight is scanned at once. In others a scan corrects the figure to within what is
-    /// in flight, and its exact scan comes when the requests have ended, if ever. So bound the wait with a timeout. The
-    /// scans run whether or not the future is polled.
+    /// A collection without requests in flight is scanned at once. In others a scan corrects the figure up to the
+    /// amounts in flight, and the exact scan comes when the requests have ended, if ever. So bound the wait with a
+    /// timeout. The scans run whether or not the future is polled.
     ///
     /// ```
     /// use tower_storage_guard::{Amount, dav::{CollectionQuota, Folder}, quota::Limits};
@@ -206,7 +206,8 @@ impl CollectionQuota {
         }
     }
 
-    /// The scopes of the collections that `path` is in, the nearest first. It is in itself, where it has a limit.
+    /// Returns the scopes of the collections that `path` is in, the nearest first. `path` itself is one of them if it
+    /// has a limit.
     ///
     /// [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav) charges these.
     pub fn scopes(&self, path: impl AsRef<Path>) -> Scopes {
@@ -318,7 +319,7 @@ impl QuotaSource for CollectionQuota {
     }
 }
 
-/// What a [`CollectionQuota`] has reserved for one request.
+/// The hold of a [`CollectionQuota`] for one request.
 pub struct CollectionHold {
     // Dropped before the visit ends, so that no scan is adopted in between.
     hold: MemoryHold,

@@ -68,7 +68,7 @@ use crate::{
     time::within,
 };
 
-/// Prices WebDAV requests. Given to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
+/// Prices WebDAV requests. Pass it to [`StorageGuardLayer::webdav`](crate::StorageGuardLayer::webdav).
 #[derive(Clone)]
 pub struct WebDav {
     tree: Arc<Measures>,
@@ -86,7 +86,7 @@ type StoresBody = dyn Fn(&request::Parts) -> bool + Send + Sync;
 type ScopeBy = dyn Fn(&request::Parts, &Path) -> Scopes + Send + Sync;
 
 impl WebDav {
-    /// Prices by the contents of `tree`.
+    /// Creates a pricing by the contents of `tree`.
     pub fn new(tree: impl Tree) -> Self {
         Self {
             tree: Measures::new(tree),
@@ -130,8 +130,8 @@ impl WebDav {
     /// Sets which requests have a body that is stored, of those that do not write content. The others cost what they make, and
     /// the length of their body does not count. The content of PUT and PATCH is always stored.
     ///
-    /// Use `|_| false` if the service keeps no properties, so that a client that sets some beside an empty file does not fail in a
-    /// full collection.
+    /// Use `|_| false` if the service keeps no properties. A client that sets some beside an empty file then does not
+    /// fail in a full collection.
     ///
     /// Defaults to all but LOCK, whose body describes a lock.
     #[must_use]
@@ -143,8 +143,8 @@ impl WebDav {
         self
     }
 
-    /// Says that the service overwrites files in place: a PUT truncates the file and writes it, and a PATCH or a PUT with
-    /// `Content-Range` writes into it. Then the blocks that a file has need not be free once more.
+    /// Says that the service overwrites files in place. A PUT truncates the file and writes it, and a PATCH or a PUT
+    /// with `Content-Range` writes into it. Then the blocks that a file has need not be free once more.
     ///
     /// A service that writes a new file and renames it must not say so. See [`Demand::in_place`] for the filesystems on which it
     /// matters.
@@ -179,7 +179,7 @@ impl WebDav {
         self
     }
 
-    /// Whether a request is priced: methods that write, and methods that remove.
+    /// Returns whether a request is priced. It is if its method writes or removes.
     ///
     /// With [`price`](Self::price), this is [`webdav`](StorageGuardLayer::webdav) for a service that has other requests too:
     ///
@@ -210,8 +210,8 @@ impl WebDav {
     /// Returns what a request costs, for [`price_by_async`](StorageGuardLayer::price_by_async): its [`Demand`], the scopes that it
     /// is charged to, and what it gives back. The demand that its head declares is the price of a path that is not in the tree.
     ///
-    /// Give each layer a `WebDav` of its own, and its clones to nothing else: what several requests remove at once is credited once
-    /// among those that share one.
+    /// Give each layer a `WebDav` of its own, and its clones to nothing else. Content that several requests remove at
+    /// once is credited once among those that share a `WebDav`.
     pub fn price(
         &self,
         head: &request::Parts,
@@ -273,23 +273,24 @@ impl WebDav {
 }
 
 impl<Q: QuotaSource> StorageGuardLayer<Q, Unscoped> {
-    /// Prices and charges WebDAV requests, instead of [`Self::price_by`] and [`Self::scope_by`]. All methods that write are
-    /// then guarded, and DELETE, which is never refused for want of room and gives back what it removes.
+    /// Prices and charges WebDAV requests, instead of [`Self::price_by`] and [`Self::scope_by`]. All methods that write
+    /// are then guarded, and DELETE, which is never refused for want of room and gives back the content that it
+    /// removes.
     ///
     /// Set the quota before: if it is a [`CollectionQuota`], by itself or in an [`AnyQuota`](crate::quota::AnyQuota), paths
     /// are charged to the collections that they are in.
     ///
-    /// A request is answered 400 if its path, `Destination`, `Depth`, `Overwrite`, `Content-Range` or `X-Update-Range` is
-    /// malformed, or if one of these headers is there twice: the service may read it differently. Paths with an encoded
-    /// slash are among these, and a COPY or MOVE into the tree from outside of it. So are a COPY, MOVE or DELETE with
-    /// content, and paths that [the tree](Tree::measure) does not measure, such as a symbolic link of a
+    /// A request is answered 400 if its path, `Destination`, `Depth`, `Overwrite`, `Content-Range` or `X-Update-Range`
+    /// is malformed, or if one of these headers is there twice. The service may read such a request differently. Paths
+    /// with an encoded slash are among these, and a COPY or MOVE into the tree from outside of it. So are a COPY, MOVE
+    /// or DELETE with content, and paths that [the tree](Tree::measure) does not measure, such as a symbolic link of a
     /// [`Folder`](crate::dav::Folder).
     ///
     /// Refusals are answered in the dialect [`Dav`](crate::refusal::Dav), unless `Accept` names another format that has a greater
     /// weight than XML. A [`dialect`](Self::dialect) of your own that hears the request comes first.
     ///
-    /// What several requests at once remove or replace is credited once among those of one layer and its clones. If two
-    /// layers charge one quota, requests to both at once may be credited twice.
+    /// Content that several requests remove or replace at once is credited once among those of one layer and its
+    /// clones. If two layers charge one quota, requests to both at once may be credited twice.
     pub fn webdav(self, mut dav: WebDav) -> StorageGuardLayer<Q, ByDav> {
         // Of a layer inside of another, both see the same request.
         dav.credits = Arc::default();

@@ -26,11 +26,11 @@ use crate::{
 /// order:
 ///
 /// 1. those given to [`with`](Self::with), the newest first;
-/// 2. the built-in ones: a [`Fault`] is what it says, then one function for each supported library.
+/// 2. the built-in ones: first a [`Fault`] is taken as it is, then there is one function for each supported library.
 ///
-/// The first verdict ends the walk. So an outer error is judged before what is inside of it, and a
-/// function of your own can overrule a built-in one. The walk also ends after 64 errors: no real
-/// chain is that long, and one may be cyclic.
+/// The first verdict ends the walk. So an outer error is judged before the errors inside of it, and a function of your
+/// own can overrule a built-in one. The walk also ends after 64 errors: no real chain is that long, and one may be
+/// cyclic.
 ///
 /// Cloning is cheap.
 ///
@@ -86,8 +86,8 @@ const TYPES: &[OfType] = &[boxed, of_type::<Fault>];
 const MOST_ERRORS: usize = 64;
 
 impl Classifier {
-    /// Knows no library: a [`Fault`] is still a fault, everything else is up to
-    /// [`with`](Self::with).
+    /// Creates a classifier that knows no library. A [`Fault`] is still a fault; functions for all other errors are
+    /// added by [`with`](Self::with).
     ///
     /// ```
     /// use std::io;
@@ -151,9 +151,9 @@ impl Classifier {
     /// Calls `report` with each error that no function has classified, although its text names a full disk or an exceeded
     /// quota.
     ///
-    /// Such an error may come from a library, or a version of one, whose feature is not enabled. The request is answered
-    /// as without the callback, which is 500 in most services: a text may repeat what a client has sent, so it decides
-    /// nothing.
+    /// Such an error may come from a library, or a version of one, whose feature is not enabled. The text decides
+    /// nothing, because it may repeat input of the client. So the request is answered as without the callback, which is
+    /// 500 in most services.
     ///
     /// `report` is called once for each error, with the outermost one. The text of every error in the chain is searched,
     /// in upper and lower case, for: `no space left on`, `ENOSPC`, `os error 28`, `errno 28`, `errno: 28`, `errcode: 28`,
@@ -200,10 +200,11 @@ impl Classifier {
 
     /// Adds a hook that is called with each error in which a fault was found, and with that fault.
     ///
-    /// Use it for what has to happen once storage has failed: an alarm, a connection to close, an engine to open again. The layer
-    /// calls it for the errors of its service and for those behind answers (`axum::Failure`, [`Source`](super::Source), `tonic::status`),
-    /// before the answer is sent; [`classify`](Self::classify) calls it for its callers. One failure may be classified more than once, and
-    /// the handler that met it has returned by then. Not called for a `Fault` that a handler puts into the extensions of its answer.
+    /// Use it for work that has to happen once storage has failed: an alarm, a connection to close, an engine to open
+    /// again. The layer calls it for the errors of its service and for those behind answers (`axum::Failure`,
+    /// [`Source`](super::Source), `tonic::status`), before the answer is sent. [`classify`](Self::classify) calls it
+    /// for its callers. One failure may be classified more than once, and the handler that met it has returned by then.
+    /// It is not called for a `Fault` that a handler puts into the extensions of its answer.
     ///
     /// It must not block. All hooks are called, the oldest first.
     ///
@@ -231,7 +232,7 @@ impl Classifier {
         self
     }
 
-    /// The storage failure in `error`, or none.
+    /// Returns the storage failure in `error`, or none.
     ///
     /// ```
     /// use tower_storage_guard::fault::{Cause, Classifier, Fault, Resource, Verdict};
@@ -382,7 +383,7 @@ impl fmt::Debug for Classifier {
     }
 }
 
-/// The storage failure in `error`, by a default [`Classifier`] that all callers share, with its memory.
+/// Returns the storage failure in `error`, by a default [`Classifier`] that all callers share, with its memory.
 ///
 /// ```
 /// use std::io;

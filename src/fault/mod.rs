@@ -18,10 +18,10 @@
 //!
 //! # Failures that are not faults
 //!
-//! - A limit on the size of a file (`FileTooLarge`) is HTTP 413: a smaller request helps, making room does not. See
-//!   [`Verdict::TooLarge`].
-//! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about
-//!   storage. Where memory is the storage, as in Redis, it does.
+//! - A limit on the size of a file (`FileTooLarge`) is HTTP 413, because a smaller request helps, and making room does
+//!   not. See [`Verdict::TooLarge`].
+//! - Memory that ran out (`ENOMEM`) and a filesystem mounted read-only (`EROFS`) say nothing about storage. If memory
+//!   is the storage, as in Redis, memory that ran out is a fault.
 //! - A full disk at the other end of an outbound call is not the guarded server's. The classifier cannot know that:
 //!   return [`Verdict::NotOurs`] for it.
 #![doc = include_str!("libraries.md")]

@@ -33,8 +33,8 @@ use super::{Cause, Fault, Resource, Verdict};
 /// are never translated. The system's text and file names follow, so a disk quota, which has no subcode, cannot be
 /// distinguished from a broken disk. Not storage: `Memory limit reached`, `Busy`, `TimedOut`, `Incomplete`.
 ///
-/// RocksDB answers writes after a failure with that failure, until it has recovered (from a full disk by itself, when
-/// it finds space) or is reopened. So the refusal remains correct.
+/// After a failure, RocksDB answers writes with that failure until it has recovered or is reopened. It recovers from a
+/// full disk by itself when it finds space. So the refusal remains correct.
 ///
 /// "Status" and "Background Error Handling" in RocksDB's wiki; `Status::ToString` in its source.
 pub fn rocksdb(text: &str) -> Option<Verdict> {

@@ -33,7 +33,7 @@ impl Source {
         Self(boxed(error).into())
     }
 
-    /// The error.
+    /// Returns the error.
     pub fn error(&self) -> &(dyn Error + 'static) {
         &*self.0
     }

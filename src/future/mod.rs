@@ -35,7 +35,9 @@ use crate::{
 };
 
 pin_project! {
-    /// The response future of the guard's service.
+    /// The response future of [`StorageGuard`](crate::StorageGuard).
+    ///
+    /// Dropping it cancels the request, which [releases](crate#when-it-is-settled) its reservation.
     pub struct ResponseFuture<S, B, Q>
     where
         S: Service<Request<MeteredBody<B>>>,

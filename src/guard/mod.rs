@@ -19,10 +19,9 @@ use crate::{
 
 /// Makes [reservations](Reservation): on a volume, in the scopes of a quota source, or both. Cheap to clone.
 ///
-/// It does not depend on HTTP. A job, a cache fill or a handler of any framework reserves before it writes, and a
-/// [`StorageGuardLayer`](crate::StorageGuardLayer) made from the same guard does so for each request. Clones share
-/// the volume's ledger, the quota source and the queues, so that all of them together never exceed the available
-/// room.
+/// It does not depend on HTTP. A job, a cache fill or a handler of any framework reserves before it writes. A
+/// [`StorageGuardLayer`](crate::StorageGuardLayer) made from the same guard does so for each request. Clones share the
+/// volume's ledger, the quota source and the queues, so that all of them together never exceed the available room.
 ///
 /// ```
 /// use tower_storage_guard::{
@@ -52,7 +51,7 @@ pub struct Guard<Q = NoQuota> {
 }
 
 impl Guard {
-    /// Guards a volume. What is stored must find room on it.
+    /// Guards a volume. Each demand must find room on it.
     pub fn new(volume: Volume) -> Self {
         Self::with(Some(volume), NoQuota)
     }
@@ -89,7 +88,7 @@ impl<Q> Guard<Q> {
         }
     }
 
-    /// The volume, if one is guarded.
+    /// Returns the volume, if one is guarded.
     pub fn volume(&self) -> Option<&Volume> {
         self.context.volume.as_ref()
     }
@@ -131,8 +130,8 @@ impl<Q: Clone> Guard<Q> {
         self.set(|rules| rules.grants = Grants { first, most })
     }
 
-    /// Sets what is told of the guard's decisions, of the ends of its reservations, and of its volume and quota source. See
-    /// [`observer`](crate::observer).
+    /// Sets an observer of the guard's decisions, of the ends of its reservations, and of its volume and quota source.
+    /// See [`observer`](crate::observer).
     ///
     /// Set it last, and once for each volume: an observer is told of the volume with the headroom and the name that it has now. That
     /// takes a thread, which ends with the guard.
@@ -188,8 +187,8 @@ impl<Q: QuotaSource> Guard<Q> {
         Ok(Reservation::new(reserved))
     }
 
-    /// Like [`Self::reserve`], without waiting. So it may be refused for want of room that would be available a
-    /// moment later.
+    /// Reserves like [`Self::reserve`], but without waiting. So it may be refused for want of room that would be
+    /// available a moment later.
     ///
     /// # Errors
     ///
@@ -213,11 +212,12 @@ impl<Q: QuotaSource> Guard<Q> {
 
 /// Advice, for those who ask before they send.
 impl<Q: QuotaSource> Guard<Q> {
-    /// Returns whether the demand would be admitted now. It reserves nothing, so it is advice and no promise: others may take the room
-    /// in the next moment.
+    /// Returns whether the demand would be admitted now. It reserves nothing, so it is advice and no promise. Others
+    /// may take the room in the next moment.
     ///
-    /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not wait for room. Of
-    /// a demand of unknown length it asks for the size hint, or one byte. No [observer](Self::observer) is told.
+    /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not
+    /// wait for room. For a demand of unknown length it asks for the size hint, or one byte. No
+    /// [observer](Self::observer) is told.
     ///
     /// ```
     /// use tower_storage_guard::{Demand, Guard, quota::{Limits, MemoryQuota}};
@@ -236,7 +236,7 @@ impl<Q: QuotaSource> Guard<Q> {
     ///
     /// # Errors
     ///
-    /// As [`Self::reserve`].
+    /// As for [`Self::reserve`].
     pub async fn would_fit(
         &self,
         scopes: impl Into<Scopes>,
@@ -246,7 +246,7 @@ impl<Q: QuotaSource> Guard<Q> {
     }
 }
 
-/// Why [`Guard::try_reserve`] reserved nothing.
+/// The reason why [`Guard::try_reserve`] reserved nothing.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TryReserveError {

@@ -59,7 +59,7 @@ pub mod observing {}
 #[cfg_attr(feature = "axum", doc = include_str!("operating.md"))]
 pub mod operating {}
 
-/// Reporting what is written, so that as many uploads as possible fit.
+/// Reporting written bytes, so that as many uploads as possible fit.
 ///
 #[doc = include_str!("writing.md")]
 pub mod writing {}
@@ -69,7 +69,7 @@ pub mod writing {}
 #[cfg_attr(feature = "axum", doc = include_str!("multipart.md"))]
 pub mod multipart {}
 
-/// Charging what is kept after compression or deduplication.
+/// Charging the content that is kept after compression or deduplication.
 ///
 #[doc = include_str!("compression.md")]
 pub mod compression {}

@@ -16,8 +16,8 @@ pub type AccountsFuture<'a> =
 
 /// A quota source that can list its scopes, for an [`OperatorView`](super::OperatorView).
 ///
-/// [`MemoryQuota`], `CollectionQuota`, `StoredQuota` and `LeasedQuota` can. Implement it for a source of your own, with the query
-/// that finds them.
+/// [`MemoryQuota`], `CollectionQuota`, `StoredQuota` and `LeasedQuota` implement it. Implement it for a source of your
+/// own, with the query that finds the scopes.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot list its scopes",
     label = "not `Accounts`",
@@ -27,22 +27,23 @@ pub trait Accounts: Send + Sync + 'static {
     /// Resolves to the scopes with most bytes, used and held, the largest first: up to `count`.
     fn busiest(&self, count: usize) -> AccountsFuture<'_>;
 
-    /// What is known of the store that keeps the accounts, without asking it. None if this process keeps them.
+    /// Returns the backlog of the store that keeps the accounts, without asking the store. None if this process keeps
+    /// them.
     fn backlog(&self) -> Option<Backlog> {
         None
     }
 }
 
-/// What a store has not taken yet.
+/// The settlements that a store has not taken yet, and the state of the store.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Backlog {
-    /// How many settlements the store has not taken.
+    /// The number of settlements that the store has not taken.
     pub unsettled: usize,
     /// Whether all charges among them are in a journal, so that a kill would lose none.
     pub is_journaled: bool,
     /// Whether requests are refused because the store was emptied, until it is declared counted.
     pub is_emptied: bool,
-    /// How many scopes have a lease. None without leases.
+    /// The number of scopes that have a lease. None without leases.
     pub leases: Option<usize>,
 }
 

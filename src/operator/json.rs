@@ -15,7 +15,7 @@ use crate::{
 const VERSION: u32 = 1;
 
 impl Snapshot {
-    /// As JSON, by the [schema](super#schema).
+    /// Returns the snapshot as JSON, by the [schema](super#schema).
     pub fn to_json(&self) -> String {
         let json = || {
             let mut object = Object::default();

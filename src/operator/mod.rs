@@ -1,8 +1,8 @@
-//! What an operator asks about: volumes and when they are full, queues, the busiest scopes, open uploads, and whether stores
-//! answer.
+//! A view for operators: volumes and when they will be full, queues, the busiest scopes, open uploads, and whether
+//! stores answer.
 //!
-//! An [`OperatorView`] is made of the parts of a service, and shows them as values or as JSON. With feature `axum` it is a route
-//! by itself. Nothing is mounted unless the service mounts it.
+//! An [`OperatorView`] is made of the parts of a service, and shows them as values or as JSON. With feature `axum` it
+//! is a route. Nothing is mounted unless the service mounts it.
 //!
 //! **Put it behind authentication.** It shows the names of scopes and the keys of uploads, which may be secrets, and how full the
 //! server is. The guide [`operating`](crate::guide::operating) has an example.
@@ -53,7 +53,7 @@ use crate::{
     wait_queue::WaitQueue,
 };
 
-/// Shows an operator the parts of a service that it was made of.
+/// Shows an operator the state of the volumes, guards, quota sources and uploads that are added to it.
 ///
 /// Cheap enough to clone for each request. With feature `axum` it is a handler, which answers with the JSON of a
 /// [`snapshot`](Self::snapshot): see `tower_storage_guard::axum`.
@@ -74,7 +74,7 @@ pub struct OperatorView {
 }
 
 impl OperatorView {
-    /// A view of nothing.
+    /// Creates a view without parts.
     pub fn new() -> Self {
         Self {
             volumes: Vec::new(),
@@ -127,7 +127,7 @@ impl OperatorView {
         self
     }
 
-    /// Sets for how long quota sources may take. One that takes longer is shown as away.
+    /// Sets the timeout for quota sources. One that takes longer is shown as away.
     ///
     /// Defaults to two seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -135,14 +135,14 @@ impl OperatorView {
         self
     }
 
-    /// What there is to see now.
+    /// Returns the state of all parts now.
     ///
-    /// Resolves within the [timeout](Self::timeout): all quota sources are asked at once, and one that fails, panics or does not
-    /// answer is shown so. Cancel-safe.
+    /// It resolves within the [timeout](Self::timeout). All quota sources are asked at once, and one that fails, panics
+    /// or does not answer is shown as away. Cancel-safe.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, or in one whose timer is not enabled, if there are quota sources.
+    /// If there are quota sources, and it runs outside of a tokio runtime, or in one whose timer is not enabled.
     pub async fn snapshot(&self) -> Snapshot {
         let (most, timeout) = (self.most, self.timeout);
         // On tasks, so that they are asked side by side, and a source that panics ends only its own answer.

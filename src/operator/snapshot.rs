@@ -10,7 +10,7 @@ use crate::{
     volume::{Forecast, Volume, VolumeStatus},
 };
 
-/// What an [`OperatorView`](super::OperatorView) shows, at one time.
+/// The state that an [`OperatorView`](super::OperatorView) shows, at one time.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -34,9 +34,9 @@ pub struct VolumeView {
     pub state: State,
     /// Its figures.
     pub status: VolumeStatus,
-    /// When it will be full.
+    /// The forecast of when it will be full.
     pub forecast: Forecast,
-    /// How many of those that wait on its filesystem are reservations that have to grow.
+    /// The number of reservations that wait to grow on its filesystem.
     pub waiting_growths: usize,
 }
 
@@ -56,9 +56,9 @@ impl VolumeView {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum State {
-    /// It admits what fits.
+    /// It admits all that fits.
     Open,
-    /// Nothing is available above the headroom and what is claimed.
+    /// Nothing is available above the headroom and the claims.
     Full,
     /// It admits no bytes until its [level to resume](Volume::resume_at) is available.
     WaitingToResume,
@@ -67,7 +67,7 @@ pub enum State {
 }
 
 impl State {
-    /// The state in JSON: `open`, `full`, `waiting_to_resume` or `unknown`.
+    /// Returns the name of the state in JSON: `open`, `full`, `waiting_to_resume` or `unknown`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -101,7 +101,7 @@ pub struct GuardView {
     pub name: String,
     /// The name of its volume, if it has one.
     pub volume: Option<String>,
-    /// How many reservations wait for quota to grow.
+    /// The number of reservations that wait for quota to grow.
     pub waiting_growths: usize,
 }
 
@@ -111,11 +111,11 @@ pub struct GuardView {
 pub struct QuotaView {
     /// The name that it was added by.
     pub name: String,
-    /// Its busiest scopes, or why it could not list them.
+    /// Its busiest scopes, or the error if it could not list them.
     pub busiest: Result<Vec<(Scope, Usage)>, String>,
-    /// How long that took.
+    /// The time that listing them took.
     pub latency: Duration,
-    /// What its store has not taken yet. None if the accounts are kept in this process.
+    /// The backlog of its store. None if the accounts are kept in this process.
     pub backlog: Option<Backlog>,
 }
 
@@ -125,9 +125,9 @@ pub struct QuotaView {
 pub struct UploadsView {
     /// The name that it was added by.
     pub name: String,
-    /// How many uploads are open.
+    /// The number of open uploads.
     pub open: usize,
-    /// How many may be open, with their parts.
+    /// The number of uploads that may be open, with their parts.
     pub max_open: usize,
     /// Those that have most bytes reserved.
     pub largest: Vec<OpenUpload>,

@@ -54,7 +54,7 @@ impl QuotaSource for AnyQuota {
     }
 }
 
-/// What an [`AnyQuota`] has reserved.
+/// The hold of an [`AnyQuota`] for one request.
 pub struct AnyHold(Box<dyn AnyHeld>);
 
 impl fmt::Debug for AnyHold {

@@ -30,7 +30,7 @@ impl Change {
         objects: 0,
     };
 
-    /// What changes when `stored` takes the place of `replaced`. Stops at the ends of [`i64`].
+    /// Returns the change when `stored` takes the place of `replaced`. Stops at the ends of [`i64`].
     pub fn between(stored: Amount, replaced: Amount) -> Self {
         Self {
             bytes: difference(stored.bytes, replaced.bytes),

@@ -9,7 +9,7 @@ use crate::{
     scope::Scope,
 };
 
-/// Why a [`QuotaSource`](super::QuotaSource) reserved nothing.
+/// The reason why a [`QuotaSource`](super::QuotaSource) reserved nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuotaError {
@@ -40,17 +40,17 @@ pub enum QuotaError {
 #[error("{} quota exceeded", match .resource { Resource::Bytes => "byte", Resource::Objects => "object" })]
 #[non_exhaustive]
 pub struct Exceeded {
-    /// Whose limit it is.
+    /// The scope whose limit it is.
     pub scope: Scope,
     /// [`Cause::QuotaExceeded`], unless the source sets another.
     pub cause: Cause,
-    /// What ran out. The three figures below count it: bytes or objects.
+    /// The resource that ran out. The three figures below count it: bytes or objects.
     pub resource: Resource,
-    /// How much the scope may use.
+    /// The amount that the scope may use.
     pub limit: u64,
-    /// How much was used or held at the time of the decision.
+    /// The amount that was used or held at the time of the decision.
     pub used: u64,
-    /// How much the request asked for.
+    /// The amount that the request asked for.
     pub required: u64,
 }
 
@@ -79,7 +79,7 @@ impl From<&Exceeded> for Refused {
 }
 
 impl Exceeded {
-    /// A quota that is used up.
+    /// Creates the error of a quota that is used up.
     pub fn new(scope: Scope, resource: Resource, limit: u64, used: u64, required: u64) -> Self {
         Self {
             scope,

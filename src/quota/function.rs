@@ -22,16 +22,18 @@ const RETRIES: u32 = 8;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The state of one scope in your database: the result of the lookup of [`quota_fn`] and [`quota_future`].
+/// The limits and the usage of one scope, as the lookup of [`quota_fn`] or [`quota_future`] returns them.
+///
+/// Defaults to no limits and no usage. See [`quota_fn`] for an example.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Quota {
-    /// How much the scope may use.
+    /// The limits of the scope, in bytes and objects.
     pub limits: Limits,
-    /// How much it has stored.
+    /// The bytes and objects that the scope has stored.
     pub used: Amount,
 }
 
-/// Makes a source that calls `lookup` for the limits and the usage of each scope, and adds what is in flight.
+/// Makes a source that calls `lookup` for the limits and the usage of each scope, and adds the requests in flight.
 ///
 /// `lookup` must not block; it may read a map, for example. If it has to wait, use [`quota_future`].
 ///
@@ -39,10 +41,10 @@ pub struct Quota {
 ///
 /// # What `used` must include
 ///
-/// Everything that a request has stored **by the time its handler answers**. So the handler has to write the row
-/// before it answers. Between the two its bytes count twice, in the row and in the hold: meanwhile a request close to
-/// the limit may be refused, but none is wrongly admitted. Holds are in memory only, so nothing has to be cleaned up
-/// after a restart.
+/// `used` must include everything that a request has stored **by the time its handler answers**. So the handler has to
+/// write the row before it answers. Between the two its bytes count twice, in the row and in the hold. Meanwhile a
+/// request close to the limit may be refused, but none is wrongly admitted. Holds are in memory only, so nothing has to
+/// be cleaned up after a restart.
 ///
 /// Processes do not share their holds. If several serve one storage, use a source that they share.
 ///
@@ -85,7 +87,7 @@ where
     FunctionQuota::new(move |scope| Box::pin(ready(lookup(&scope).map_err(Into::into))))
 }
 
-/// Makes a source that awaits `lookup`: [`quota_fn`] for databases that answer asynchronously.
+/// Makes a source that awaits `lookup`, for databases that answer asynchronously.
 ///
 /// The requirements for [`quota_fn`] apply. Several scopes are looked up one after the other. If requests of the same
 /// scope end meanwhile and that affects the decision, the scope is looked up again.
@@ -123,7 +125,7 @@ where
     })
 }
 
-/// The source that [`quota_fn`] and [`quota_future`] make. A handle: clones share what is in flight.
+/// The source that [`quota_fn`] and [`quota_future`] make. It is a handle: clones share the requests in flight.
 #[derive(Clone)]
 pub struct FunctionQuota {
     shared: Arc<Shared>,
@@ -178,7 +180,7 @@ impl FunctionQuota {
     }
 }
 
-/// What a [`FunctionQuota`] has reserved for one request.
+/// The hold of a [`FunctionQuota`] for one request.
 pub struct FunctionHold {
     // Shared with growth futures, which may outlive it.
     claim: Arc<Claim>,

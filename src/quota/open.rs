@@ -17,9 +17,9 @@ use crate::{amount::Amount, scope::Scopes};
 /// Limits how many reservations a scope may have open at once, and how many bytes they hold together, whatever its quota
 /// is.
 ///
-/// Use it where one client must not keep the room of others busy: a reservation counts from its admission to its end, and
-/// nothing stays of it. Another quota source decides after it, if [one is set](Self::over). One that is too much is refused like
-/// any other for want of quota.
+/// Use it if one client must not keep the room of others busy. A reservation counts from its admission to its end, and
+/// then no longer. If [another quota source is set](Self::over), that decides after it. A reservation that is too much
+/// is refused like any other for want of quota.
 ///
 /// The objects of its [`Limits`] are the number of reservations. It counts in this process alone. A
 /// `CollectionQuota` under it is not found by
@@ -53,7 +53,8 @@ pub struct OpenQuota<Q = NoQuota> {
 }
 
 impl OpenQuota {
-    /// Limits each scope to so many bytes, and to so many reservations as the limits have objects.
+    /// Creates a source that limits each scope to the bytes of `each`, and to as many reservations as `each` has
+    /// objects.
     pub fn new(each: Limits) -> Self {
         Self {
             open: MemoryQuota::new(each),
@@ -63,7 +64,7 @@ impl OpenQuota {
 
     /// Sets the quota source that decides after it.
     ///
-    /// Defaults to none: then only what is open is limited.
+    /// Defaults to none: then only open reservations are limited.
     #[must_use]
     pub fn over<Q: QuotaSource>(self, quota: Q) -> OpenQuota<Q> {
         OpenQuota {
@@ -120,7 +121,7 @@ where
     }
 }
 
-/// What an [`OpenQuota`] has reserved for one request.
+/// The hold of an [`OpenQuota`] for one request.
 pub struct OpenHold<H> {
     inner: H,
     open: Arc<Mutex<MemoryHold>>,

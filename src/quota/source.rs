@@ -40,15 +40,16 @@ pub trait QuotaSource: Send + Sync + 'static {
     /// Changes the usage of each of `scopes` without a hold: content was removed, belongs to another scope now, or was stored
     /// without a hold.
     ///
-    /// The change has happened, and cannot be refused: it is charged even if it exceeds a limit. Must not block: slow work belongs
-    /// in a task, which retries if the source is away. A source that reads usage where it is counted anyway need not do anything.
+    /// The change has happened, and cannot be refused: it is charged even if it exceeds a limit. It must not block:
+    /// slow work belongs in a task, which retries if the source is away. A source that reads usage where it is counted
+    /// anyway need not do anything.
     ///
-    /// Content is stored without a hold where [`Outage::Admit`](crate::Outage::Admit) admitted it while this source was away, and
-    /// where its price is [`Price::counted`](crate::Price::counted).
+    /// Content is stored without a hold if [`Outage::Admit`](crate::Outage::Admit) admitted it while this source was
+    /// away, or if its price is [`Price::counted`](crate::Price::counted).
     fn charge(&self, scopes: &Scopes, change: Change);
 }
 
-/// What a [`QuotaSource`] has reserved for one request. Dropping it releases everything.
+/// The hold of a [`QuotaSource`] for one request. Dropping it releases everything.
 #[must_use = "dropped, it releases everything"]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not hold what a quota source has set aside",
@@ -66,17 +67,17 @@ pub trait QuotaHold: Send + 'static {
     /// If this fails, or the future is dropped, the hold is unchanged.
     fn grow(&mut self, more: Amount) -> Self::Grow;
 
-    /// Gives back a part of what is reserved: `to` is left, which is at most what is held. It does not happen while a growth
-    /// is under way.
+    /// Gives back a part of the hold, so that `to` is left, which is at most the amount that is held. It does not
+    /// happen while a growth is under way.
     ///
     /// Must not block: slow work belongs in a task.
     fn shrink_to(&mut self, to: Amount);
 
     /// Ends the hold: charges `change` to every scope and releases everything that was reserved.
     ///
-    /// `change` is final. It is charged even if it exceeds what was held, because the content is already on the disk.
-    /// The charge must not be lost when the returned future is dropped: record it before returning, or hand it to a
-    /// task. A source that records it at once answers at once, so that the request is not suspended.
+    /// `change` is final. It is charged even if it exceeds the hold, because the content is already on the disk. The
+    /// charge must not be lost when the returned future is dropped: record it before returning, or hand it to a task. A
+    /// source that records it at once answers at once, so that the request is not suspended.
     fn commit(self, change: Change) -> Answer<Self::Commit>;
 }
 

@@ -128,7 +128,7 @@ use crate::{
 pub trait Dialect: Send + Sync + 'static {
     /// Returns whether the client that sent this head speaks the dialect.
     ///
-    /// Called for every request, so it should be fast. The extensions are those that outer layers have set.
+    /// It is called for every request, so it should be fast. The extensions are those that outer layers have set.
     fn hears(&self, head: &Parts) -> bool;
 
     /// Makes the response for the refusal.
@@ -263,34 +263,35 @@ impl Asked {
         self.rpc.map(Rpc::protocol)
     }
 
-    /// The method.
+    /// Returns the method.
     pub const fn method(&self) -> &Method {
         &self.method
     }
 
-    /// The URI as the guard saw it: a router in front of the guard may have stripped its prefix.
+    /// Returns the URI as the guard saw it: a router in front of the guard may have stripped its prefix.
     ///
-    /// Kept only if a dialect of your own heard the request, or if there is a
+    /// It is kept only if a dialect of your own heard the request, or if there is a
     /// [`render_with`](crate::StorageGuardLayer::render_with): other requests are spared the copy. Always present in
     /// values made by `Asked::from`.
     pub fn uri(&self) -> Option<&Uri> {
         self.rare.as_ref()?.uri.as_ref()
     }
 
-    /// The version of HTTP.
+    /// Returns the version of HTTP.
     pub const fn version(&self) -> Version {
         self.version
     }
 
-    /// The lines of `Accept`, in their order. Empty if the only one was `*/*`, which means the same, and for a remote
-    /// procedure call, which accepts the type that it sends.
+    /// Returns the lines of `Accept`, in their order. Empty if the only one was `*/*`, which means the same, and for a
+    /// remote procedure call, which accepts the type that it sends.
     pub fn accept(&self) -> impl Iterator<Item = &HeaderValue> {
         let more = self.rare.iter().flat_map(|rare| &rare.more_accept);
         let first = self.line.iter().filter(|_| self.rpc.is_none());
         first.chain(more)
     }
 
-    /// The type of the request's content. Kept only for calls, and if a dialect of your own heard the request.
+    /// Returns the type of the request's content. It is kept only for calls, or if a dialect of your own heard the
+    /// request.
     pub fn content_type(&self) -> Option<&HeaderValue> {
         match self.rpc {
             Some(_) => self.line.as_ref(),

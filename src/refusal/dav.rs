@@ -25,14 +25,16 @@ use crate::{cause::Cause, rpc::Rpc};
 /// | a full disk or database | `DAV:sufficient-disk-space` |
 /// | an outage, an invalid Content-Length | none, because storage is not short |
 ///
-/// The same values as in the JSON of [`Http`](super::Http) follow, in elements of [`Self::NAMESPACE`]: `message`,
-/// `reason`, `resource`, `temporary`, and with [`Figures`](super::Figures) `limit`, `used` and `required`. Clients
-/// must ignore unknown elements. rclone shows the `message`; ownCloud's and Nextcloud's desktop clients read it.
+/// After the condition come the same values as in the JSON of [`Http`](super::Http), in elements of
+/// [`Self::NAMESPACE`]: `message`, `reason`, `resource`, `temporary`, and with [`Figures`](super::Figures) `limit`,
+/// `used` and `required`. Clients must ignore unknown elements. rclone shows the `message`; ownCloud's and Nextcloud's
+/// desktop clients read it.
 ///
 /// A 207 Multi-Status of the inner service is not rewritten, with or without this dialect.
 ///
-/// `StorageGuardLayer::webdav` answers in this dialect by itself. Beside other services, where
-/// [`dialect`](crate::StorageGuardLayer::dialect) adds it, it hears a request that is not a remote procedure call, if one of these identifies WebDAV:
+/// `StorageGuardLayer::webdav` uses this dialect by default. For other services, add it with
+/// [`dialect`](crate::StorageGuardLayer::dialect). It then answers a request that is not a remote procedure call if one
+/// of these identifies WebDAV:
 ///
 /// - its method, if WebDAV or one of its extensions defines it;
 /// - a header that only clients of WebDAV send, such as `If`, `Depth`, `Translate` or `X-OC-Mtime`;

@@ -27,9 +27,9 @@ use crate::rpc::{GRPC_MESSAGE, GRPC_STATUS, Rpc};
 /// | content that is larger than a file can be | 11, OUT_OF_RANGE |
 /// | an invalid Content-Length | 3, INVALID_ARGUMENT |
 ///
-/// With feature `tonic`, details are added: `ErrorInfo` (`DISK_FULL`, `QUOTA_EXCEEDED` and so on), for quotas
-/// `QuotaFailure`, whose subject is the scope; and `RetryInfo` if a retry is
-/// [allowed](crate::StorageGuardLayer::retry_after), because clients retry when they receive it.
+/// With feature `tonic`, details are added. Each refusal has an `ErrorInfo` (`DISK_FULL`, `QUOTA_EXCEEDED` and so on).
+/// A refusal that names a scope has a `QuotaFailure`, whose subject is that scope. `RetryInfo` is added only if a retry
+/// is [allowed](crate::StorageGuardLayer::retry_after), because clients retry when they receive it.
 ///
 /// Sources: the gRPC documents PROTOCOL-HTTP2 and PROTOCOL-WEB; the Connect protocol, "Error codes".
 #[derive(Clone, Debug, Default)]

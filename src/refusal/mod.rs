@@ -34,9 +34,9 @@
 //!
 //! # `Retry-After`
 //!
-//! The guard sends none unless it is configured for a cause. A 507 is temporary, but a request that was a user's
-//! action must not be repeated without a new one (RFC 4918, section 11.5), and clients repeat a request when they
-//! receive the header.
+//! The guard sends none unless it is configured for a cause. A 507 is temporary, but a request that was a user's action
+//! must not be repeated without a new one (RFC 4918, section 11.5). Clients repeat a request when they receive the
+//! header.
 
 mod answers;
 mod asked;

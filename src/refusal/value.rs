@@ -27,7 +27,8 @@ use crate::{
 /// assert!(refusal.is_temporary());
 /// ```
 ///
-/// It is in the extensions of the response. There, layers outside find what the client is not told: see [`Self::internal`].
+/// It is in the extensions of the response. There, layers outside find the details that the client is not told: see
+/// [`Self::internal`].
 ///
 /// Two are equal if their clients are told the same.
 #[derive(Clone, Debug)]
@@ -42,9 +43,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The guard could not determine whether there is room: the probe is stale, or the quota source is unreachable.
+    /// Creates the refusal when the guard cannot determine whether there is room: the probe is stale, or the quota
+    /// source is unreachable.
     ///
-    /// Answered with 503, because that is an outage and not a lack of storage.
+    /// It is answered with 503, because that is an outage and not a lack of storage.
     ///
     /// ```
     /// use tower_storage_guard::refusal::Refusal;
@@ -59,9 +61,9 @@ impl Refusal {
         )
     }
 
-    /// The request has a `Content-Length` that is not a number of bytes.
+    /// Creates the refusal of a request whose `Content-Length` is not a number of bytes.
     ///
-    /// Answered with 400 (RFC 9112, section 6.3).
+    /// It is answered with 400 (RFC 9112, section 6.3).
     ///
     /// ```
     /// use tower_storage_guard::refusal::Refusal;
@@ -72,9 +74,10 @@ impl Refusal {
         Self::new(RefusalKind::InvalidLength, StatusCode::BAD_REQUEST, false)
     }
 
-    /// The head of the request is malformed, or says two things: see [`Price::malformed`](crate::Price::malformed).
+    /// Creates the refusal of a request whose head is malformed or ambiguous: see
+    /// [`Price::malformed`](crate::Price::malformed).
     ///
-    /// Answered with 400.
+    /// It is answered with 400.
     ///
     /// ```
     /// use tower_storage_guard::refusal::Refusal;
@@ -85,9 +88,9 @@ impl Refusal {
         Self::new(RefusalKind::Malformed, StatusCode::BAD_REQUEST, false)
     }
 
-    /// The client has stopped sending its request's body, or sends it too slowly.
+    /// Creates the refusal of a request whose client has stopped sending the body, or sends it too slowly.
     ///
-    /// Answered with 408 (RFC 9110, section 15.5.9), and with DEADLINE_EXCEEDED over gRPC.
+    /// It is answered with 408 (RFC 9110, section 15.5.9), and with DEADLINE_EXCEEDED over gRPC.
     ///
     /// ```
     /// use tower_storage_guard::refusal::Refusal;
@@ -98,10 +101,11 @@ impl Refusal {
         Self::new(RefusalKind::Stalled, StatusCode::REQUEST_TIMEOUT, true)
     }
 
-    /// The content is larger than a file can be: a limit of the process or of the filesystem.
+    /// Creates the refusal of content that is larger than a file can be, by a limit of the process or of the
+    /// filesystem.
     ///
-    /// Answered with 413 (RFC 9110, section 15.5.14), because a smaller request helps, and making room does not. Over gRPC it is
-    /// OUT_OF_RANGE.
+    /// It is answered with 413 (RFC 9110, section 15.5.14), because a smaller request helps, and making room does not.
+    /// Over gRPC it is OUT_OF_RANGE.
     ///
     /// ```
     /// use tower_storage_guard::refusal::Refusal;
@@ -183,12 +187,12 @@ impl Refusal {
         self
     }
 
-    /// The kind of refusal.
+    /// Returns the kind of refusal.
     pub const fn kind(&self) -> RefusalKind {
         self.kind
     }
 
-    /// The storage fault, if that is the reason.
+    /// Returns the storage fault, if that is the reason.
     pub const fn fault(&self) -> Option<Fault> {
         match self.kind {
             RefusalKind::Storage(fault) => Some(fault),
@@ -196,12 +200,12 @@ impl Refusal {
         }
     }
 
-    /// The status of an HTTP answer: 4xx or 5xx.
+    /// Returns the status of an HTTP answer: 4xx or 5xx.
     pub const fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// One sentence for people, without a full stop. It reveals nothing about the server.
+    /// Returns one sentence for people, without a full stop. It reveals nothing about the server.
     pub const fn message(&self) -> &'static str {
         match self.kind {
             RefusalKind::Storage(fault) => Reason::Storage(fault).message(),
@@ -213,8 +217,8 @@ impl Refusal {
         }
     }
 
-    /// The name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason), `capacity_unknown`,
-    /// `body_stalled`, `file_too_large`, `invalid_content_length` or `malformed_request`.
+    /// Returns the name of the reason on the wire, for programs: [`Cause::reason`](crate::fault::Cause::reason),
+    /// `capacity_unknown`, `body_stalled`, `file_too_large`, `invalid_content_length` or `malformed_request`.
     pub const fn reason(&self) -> &'static str {
         self.kind.reason()
     }
@@ -224,28 +228,29 @@ impl Refusal {
         self.fault().map(|fault| fault.resource)
     }
 
-    /// Whether the same request can succeed later.
+    /// Returns whether the same request can succeed later.
     pub const fn is_temporary(&self) -> bool {
         self.temporary
     }
 
-    /// The figures, if the client may see them.
+    /// Returns the figures, if the client may see them.
     pub const fn figures(&self) -> Option<&Figures> {
         self.figures.as_ref()
     }
 
-    /// The scope whose limit was reached, if the client may see it.
+    /// Returns the scope whose limit was reached, if the client may see it.
     pub const fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
     }
 
-    /// The delay after which the client may retry, if it is set: whole seconds, at least one.
+    /// Returns the delay after which the client may retry, if it is set: whole seconds, at least one.
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// All that is known, for logs, and for layers outside of the guard that find the refusal in a response's extensions. It must
-    /// not reach the client. None if nothing more is known than what the client is told.
+    /// Returns the details that the client is not told. They are for logs, and for layers outside of the guard that
+    /// find the refusal in a response's extensions. They must not reach the client. None if there are no more details
+    /// than the client is told.
     pub fn internal(&self) -> Option<&Internal> {
         self.internal.as_deref()
     }
@@ -289,7 +294,7 @@ impl From<Fault> for Refusal {
     }
 }
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum RefusalKind {

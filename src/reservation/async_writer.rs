@@ -19,22 +19,22 @@ use super::{Reservation, writer::flush};
 /// The most that one job writes, in bytes. As for `tokio::fs::File`.
 const MOST: usize = 2 << 20;
 
-/// An asynchronous writer to a file that reports to its [`Reservation`] what has reached the volume, as soon as it has. Made by
-/// [`Reservation::async_writer`].
+/// An asynchronous writer to a file that reports bytes to its [`Reservation`] as soon as they have reached the volume.
+/// It is made by [`Reservation::async_writer`].
 ///
-/// As `tokio::fs::File` does, it takes up to 2 MiB at a time, and writes them on one of tokio's blocking threads while the handler
-/// goes on. The thread that has written them reports them, so that nothing is counted twice while the handler waits for the rest
-/// of the body.
+/// Like `tokio::fs::File`, it takes up to 2 MiB at a time. It writes them on one of tokio's blocking threads while the
+/// handler goes on. The thread that has written them reports them, so that nothing is counted twice while the handler
+/// waits for the rest of the body.
 ///
 /// A failure is returned by the next call: a write, a flush, a shutdown, or [`into_inner`](Self::into_inner). So end with one of
 /// these; otherwise a full disk is not noticed. After a failure, all later calls fail with an error of the same kind.
 ///
-/// Writes are cancel-safe: a write that is dropped while it is pending has written nothing. When the writer is dropped, what it has
-/// taken is written all the same, and the inner writer is dropped after that.
+/// Writes are cancel-safe: a write that is dropped while it is pending has written nothing. When the writer is dropped,
+/// the bytes that it has taken are written all the same, and the inner writer is dropped after that.
 ///
 /// # Panics
 ///
-/// Where it writes outside of a tokio runtime.
+/// If it writes outside of a tokio runtime.
 pub struct AsyncReportingWriter<W> {
     state: State<W>,
     reservation: Reservation,
@@ -56,8 +56,8 @@ struct Job<W> {
 impl<W> Unpin for AsyncReportingWriter<W> {}
 
 impl Reservation {
-    /// Makes an asynchronous writer of a blocking one to the guarded volume, such as a [`std::fs::File`], that reports what it writes as
-    /// [written](Self::written).
+    /// Wraps a blocking writer to the guarded volume, such as a [`std::fs::File`], in an asynchronous one that reports
+    /// its bytes as [written](Self::written).
     ///
     /// Do not report the same bytes by [`written`](Self::written) too.
     ///

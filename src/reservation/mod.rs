@@ -29,20 +29,20 @@ use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 /// any thread, everything is released.
 ///
 /// A [`Guard`](crate::Guard) makes one for any code that asks. It ends once: by [`commit`](Self::commit), which charges
-/// what was stored, or by [`release`](Self::release) or a drop, which charges nothing.
+/// the stored content, or by [`release`](Self::release) or a drop, which charges nothing.
 ///
-/// The layer makes one for each request, which a handler finds in the request's extensions. It needs no care: what the
-/// body brought is committed when the answer is a success, and everything is released on any other end. A handler that
+/// The layer makes one for each request, which a handler finds in the request's extensions. It needs no care: the bytes
+/// of the body are committed when the answer is a success, and everything is released on any other end. A handler that
 /// knows better says so:
 ///
-/// - [`written`](Self::written) as bytes reach the disk, so that a large upload in flight is not counted
-///   twice, on the disk and as claimed; [`async_writer`](Self::async_writer) and [`writer`](Self::writer) do so for what is written
-///   through them;
-/// - [`stored`](Self::stored) when what it keeps is not what it read, for instance after compression;
+/// - [`written`](Self::written) as bytes reach the disk, so that a large upload in flight is not counted twice, on the
+///   disk and as claimed. [`async_writer`](Self::async_writer) and [`writer`](Self::writer) report all bytes that are
+///   written through them;
+/// - [`stored`](Self::stored) when it keeps more or less than it read, for instance after compression;
 /// - [`replaces`](Self::replaces) when it overwrites;
 /// - [`grow`](Self::grow) before it writes more than was reserved.
 ///
-/// Where the layers of two guards are around a handler, what it says reaches both reservations.
+/// If the layers of two guards are around a handler, its reports reach both reservations.
 ///
 /// With feature `axum` it is an extractor.
 #[derive(Clone)]
@@ -70,22 +70,22 @@ impl Reservation {
         iter::successors(Some(&self.0), |ops| ops.outer().map(|outer| &outer.ops))
     }
 
-    /// What was wanted in the beginning.
+    /// Returns the demand that was made in the beginning.
     pub fn demand(&self) -> Demand {
         self.0.demand()
     }
 
-    /// Bytes reserved so far.
+    /// Returns the bytes that are reserved so far.
     pub fn reserved(&self) -> u64 {
         self.0.meter().reserved()
     }
 
-    /// Bytes of the request's body that were read so far. None are without a request.
+    /// Returns the bytes of the request's body that were read so far. Without a request it is 0.
     pub fn received(&self) -> u64 {
         self.0.meter().received()
     }
 
-    /// Bytes reserved and not read yet.
+    /// Returns the bytes that are reserved and not read yet.
     pub fn remaining(&self) -> u64 {
         self.reserved().saturating_sub(self.received())
     }
@@ -105,10 +105,10 @@ impl Reservation {
         }
     }
 
-    /// Sets how many bytes are stored in the end, where that is not what was read, or without a request, what was
-    /// reserved.
+    /// Sets how many bytes are stored in the end. Call it if that differs from the bytes that were read, or, without a
+    /// request, from the bytes that were reserved.
     ///
-    /// They count even if they are more than was reserved, because they are stored. Better
+    /// They count even if they are more than was reserved, because they are stored. It is better to
     /// [`grow`](Self::grow) first.
     pub fn stored(&self, bytes: u64) {
         for ops in self.chain() {
@@ -116,22 +116,22 @@ impl Reservation {
         }
     }
 
-    /// Sets how many objects are made in the end, where that is not what was asked for.
+    /// Sets how many objects are made in the end. Call it if that differs from the demand.
     pub fn made(&self, objects: u64) {
         for ops in self.chain() {
             ops.report(&mut |report| report.made = Some(objects));
         }
     }
 
-    /// Corrects what is replaced. Scopes are charged for the difference.
+    /// Corrects the amount that is replaced. Scopes are charged for the difference.
     ///
     /// # Errors
     ///
-    /// Where it is less than the demand said, the quota must hold the rest too, and has no room for it.
+    /// If `replaced` is less than the demand said, and the quota has no room for the rest.
     ///
     /// # Panics
     ///
-    /// Where the quota source waits, in a runtime of tokio whose timer is not enabled.
+    /// If the quota source waits, in a runtime of tokio whose timer is not enabled.
     pub async fn replaces(&self, replaced: Amount) -> Result<(), Refused> {
         for ops in self.chain() {
             let held = Arc::clone(ops).replaces(replaced).await;
@@ -144,11 +144,11 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// When there is no room for them. What was reserved before stays.
+    /// When there is no room for them. Everything that was reserved before stays.
     ///
     /// # Panics
     ///
-    /// Where it has to wait, in a runtime of tokio whose timer is not enabled.
+    /// If it has to wait, in a runtime of tokio whose timer is not enabled.
     pub async fn grow(&self, bytes: u64) -> Result<(), Refused> {
         // The outermost first: it may hold the claim for the others.
         let chain: Vec<_> = self.chain().collect();
@@ -166,11 +166,11 @@ impl Reservation {
         Ok(())
     }
 
-    /// Commits what was stored, now: whatever is answered, and whether or not the client is still there.
+    /// Commits the stored bytes and objects now, whatever is answered, and whether or not the client is still there.
     ///
-    /// For a job that is done, and for a handler that cannot take back what it has done: files that have got their names.
-    /// Nothing more of the body can be read then. False where the reservation has ended before, since the client left
-    /// or the body was cut: nothing is charged then.
+    /// Use it for a job that is done, or for a handler that cannot undo its work, such as a rename. Nothing more of the
+    /// body can be read then. Returns false if the reservation has ended before, because the client left or the body
+    /// was cut. Nothing is charged then.
     ///
     /// The charge is not lost when this future is dropped.
     pub async fn commit(&self) -> bool {
@@ -186,15 +186,16 @@ impl Reservation {
         committed
     }
 
-    /// Releases everything, now, and charges nothing. Does nothing where the reservation has ended before.
+    /// Releases everything now, and charges nothing. Does nothing if the reservation has ended before.
     ///
-    /// What was reported as [written](Self::written) stays claimed on the volume until the next reading sees whether it
-    /// is there.
+    /// Bytes that were reported as [written](Self::written) stay claimed on the volume until the next reading shows
+    /// whether they are there.
     pub fn release(&self) {
         self.chain().for_each(|ops| ops.release());
     }
 
-    /// Whether it has ended: committed or released. A task that outlives its request can tell by this.
+    /// Returns whether the reservation has ended: it was committed or released. A task that outlives its request can
+    /// tell by this.
     pub fn has_ended(&self) -> bool {
         self.0.has_ended()
     }

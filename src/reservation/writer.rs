@@ -13,12 +13,12 @@ use tokio::io::AsyncWrite;
 use super::Reservation;
 
 pin_project! {
-    /// A writer that flushes, and reports to its [`Reservation`] what has reached the volume. Made by
+    /// A writer that flushes, and reports to its [`Reservation`] the bytes that have reached the volume. It is made by
     /// [`Reservation::writer`].
     ///
-    /// It implements [`Write`] or [`AsyncWrite`], as the inner writer does. Bytes that are only in a buffer of the inner writer are
-    /// never reported, because they are not on the volume yet: each report is preceded by a flush. What a write or a flush has
-    /// failed on is not reported either.
+    /// It implements [`Write`] or [`AsyncWrite`], as the inner writer does. Bytes that are only in a buffer of the
+    /// inner writer are never reported, because they are not on the volume yet. Each report is preceded by a flush.
+    /// Bytes of a write or a flush that has failed are not reported either.
     ///
     /// It flushes after each write, which takes no measurable time where the inner writer has no buffer: [`std::fs::File`], tokio's
     /// `File`. Put a `BufWriter` around this writer, not inside of it: then each of its buffers is one write. For an inner writer
@@ -28,10 +28,10 @@ pin_project! {
     ///
     /// # Asynchronous writers
     ///
-    /// An `AsyncWrite` must return as soon as it has taken bytes. So what a write has begun is reported by the next call: a write, a
-    /// flush or a shutdown. `tokio::io::copy` flushes while it waits for its source, so it reports everything in time. A loop that
-    /// awaits the request's body between two writes has the last of them unreported while it waits; flush after each write, or use
-    /// [`Reservation::async_writer`], which reports by itself.
+    /// An `AsyncWrite` must return as soon as it has taken bytes. So the bytes of a write are reported by the next
+    /// call: a write, a flush or a shutdown. `tokio::io::copy` flushes while it waits for its source, so it reports
+    /// everything in time. A loop that awaits the request's body between two writes has the last of them unreported
+    /// while it waits. Flush after each write, or use [`Reservation::async_writer`], which reports by itself.
     ///
     /// Writes are cancel-safe: a write that is dropped while it is pending has written nothing.
     pub struct ReportingWriter<W> {
@@ -49,7 +49,7 @@ struct Unreported {
 }
 
 impl Reservation {
-    /// Wraps a writer to the guarded volume, so that what it writes is flushed and reported as [written](Self::written).
+    /// Wraps a writer to the guarded volume, so that its bytes are flushed and reported as [written](Self::written).
     ///
     /// Do not report the same bytes by [`written`](Self::written) too.
     ///
@@ -82,11 +82,12 @@ impl Reservation {
 }
 
 impl<W> ReportingWriter<W> {
-    /// Sets how many bytes may be written before it flushes and reports by itself. It always does so when it is flushed.
+    /// Sets how many bytes may be written before the writer flushes and reports by itself. It always reports when it is
+    /// flushed.
     ///
-    /// Use it for an inner writer with a buffer, such as an encoder: to a buffer of 256 KiB, writes of 8 KiB are five times as fast
-    /// with one flush in 256 KiB as with a flush after each. Up to so many bytes count twice until they are reported, on the volume
-    /// and as claimed, so each upload under way may need so much more room.
+    /// Use it for an inner writer with a buffer, such as an encoder. With a buffer of 256 KiB, writes of 8 KiB are five
+    /// times as fast with one flush in 256 KiB as with a flush after each. Up to `bytes` count twice until they are
+    /// reported, on the volume and as claimed. So each upload under way may need that much more room.
     ///
     /// Defaults to 0: after each write.
     #[must_use]
@@ -95,17 +96,17 @@ impl<W> ReportingWriter<W> {
         self
     }
 
-    /// The inner writer.
+    /// Returns the inner writer.
     pub fn get_ref(&self) -> &W {
         &self.inner
     }
 
-    /// The inner writer. What is written to it directly is not reported.
+    /// Returns the inner writer. Bytes that are written to it directly are not reported.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.inner
     }
 
-    /// Returns the inner writer. What was not flushed is not reported.
+    /// Returns the inner writer. Bytes that were not flushed are not reported.
     pub fn into_inner(self) -> W {
         self.inner
     }

@@ -1,4 +1,5 @@
-//! For tests of your own service: a volume and a quota source whose answers the test decides, and assertions on refusals.
+//! Fakes and assertions for tests of your own service. A test decides the answers of a volume and of a quota source,
+//! and checks refusals.
 //!
 //! | to test | use |
 //! |---|---|

@@ -18,7 +18,8 @@ use crate::{
 /// [`Guard::quota_outage`](crate::Guard::quota_outage) says. While it answers, limits and usage are those of
 /// [`Self::memory`], which the test may set and read.
 ///
-/// It answers from the start. What was asked before it was told to wait goes on. A handle: clones are one source.
+/// It answers from the start. Requests that were made before it was told to wait go on. It is a handle: clones are one
+/// source.
 ///
 /// ```
 /// use tower_storage_guard::{Demand, Guard, Reason, quota::Limits, test_util::FakeQuota};
@@ -61,7 +62,7 @@ enum Mode {
 }
 
 impl FakeQuota {
-    /// A source that answers, with these limits for each scope.
+    /// Creates a source that answers, with these limits for each scope.
     pub fn new(limits: Limits) -> Self {
         let shared = Arc::new(Shared {
             memory: MemoryQuota::new(limits),
@@ -75,17 +76,17 @@ impl FakeQuota {
         }
     }
 
-    /// The limits and the usage. What is reserved and not yet charged is not there.
+    /// Returns the limits and the usage. They leave out amounts that are reserved and not yet charged.
     pub fn memory(&self) -> &MemoryQuota {
         &self.shared.memory
     }
 
-    /// Answers from now on, also those that wait.
+    /// Answers every reservation and growth from now on, including those that wait.
     pub fn answer(&self) {
         self.shared.mode.send_replace(Mode::Answers);
     }
 
-    /// Fails from now on with [`QuotaError::Unavailable`], also those that wait.
+    /// Fails every reservation and growth from now on with [`QuotaError::Unavailable`], including those that wait.
     pub fn fail(&self) {
         self.shared.mode.send_replace(Mode::Fails);
     }
@@ -98,7 +99,8 @@ impl FakeQuota {
         self.shared.mode.send_replace(Mode::Waits);
     }
 
-    /// Resolves once something waits for an answer, so that a test can go on without a sleep. Cancel-safe.
+    /// Resolves once a reservation or a growth waits for an answer, so that a test can go on without a sleep.
+    /// Cancel-safe.
     pub async fn waiting(&self) {
         let mut waiting = self.shared.waiting.subscribe();
         // The sender is in `self`.
@@ -161,7 +163,7 @@ impl QuotaSource for FakeQuota {
     }
 }
 
-/// What a [`FakeQuota`] has reserved for one request.
+/// The hold of a [`FakeQuota`] for one request.
 pub struct FakeHold {
     reserved: FunctionHold,
     scopes: Scopes,

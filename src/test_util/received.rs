@@ -12,10 +12,10 @@ use crate::{
 
 /// A response as a client has received it: with the whole content, and the trailers.
 ///
-/// The assertions check that it is a given refusal in a dialect: its status, its content type, its message, and the names by which
-/// programs tell it. They do not check [figures](crate::refusal::Figures), which are the client's own. Each takes a
-/// [`Fault`](crate::fault::Fault), or any [`Refusal`], such as [`Refusal::unavailable`]. Where the guard is set to answer with
-/// another status, compare that status instead.
+/// The assertions check that the response is a given refusal in a dialect. They compare its status, its content type,
+/// its message, and the names that identify it to programs. They do not check [figures](crate::refusal::Figures), which
+/// are the client's own. Each takes a [`Fault`](crate::fault::Fault), or any [`Refusal`], such as
+/// [`Refusal::unavailable`]. If the guard is set to answer with another status, compare that status instead.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -75,17 +75,17 @@ impl Received {
         }
     }
 
-    /// The status.
+    /// Returns the status.
     pub const fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The headers.
+    /// Returns the headers.
     pub const fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The content.
+    /// Returns the content.
     pub fn content(&self) -> &[u8] {
         &self.content
     }
@@ -158,8 +158,9 @@ impl Received {
         self
     }
 
-    /// Asserts that the status of a call of gRPC is that of this refusal, in the headers or in the trailers: RESOURCE_EXHAUSTED of a
-    /// fault, UNAVAILABLE of an outage. gRPC-Web has it in the headers, too, unless the handler has begun to answer.
+    /// Asserts that the status of a gRPC call is that of this refusal, in the headers or in the trailers. It is
+    /// RESOURCE_EXHAUSTED of a fault, and UNAVAILABLE of an outage. A gRPC-Web call has it in the headers too, unless
+    /// the handler has begun to answer.
     ///
     /// # Panics
     ///

@@ -8,19 +8,19 @@ use tokio::time::Instant;
 
 use crate::volume::{Probe, Reading, Volume};
 
-/// A volume whose room is what a test has set.
+/// A volume whose room is set by a test.
 ///
-/// A setter returns once the volume has read the new room, so that the next request is decided by it: no sleep is needed, and a
-/// paused clock makes no difference. It blocks until then: five milliseconds at most.
+/// A setter blocks until the volume has read the new room, five milliseconds at most. So the next request is decided by
+/// it: no sleep is needed, and a paused clock makes no difference.
 ///
-/// What requests store does not change the room that was set, because the handlers of a test may store nothing. It stays claimed
-/// until the next reading: at the next setter, [`Volume::refresh`], or when a request is about to be refused. Set what is left after
-/// an upload where that matters.
+/// Content that requests store does not change the room that was set, because the handlers of a test may store nothing.
+/// It stays claimed until the next reading: at the next setter, [`Volume::refresh`], or when a request is about to be
+/// refused. If it matters, set the room that is left after an upload.
 ///
 /// A reading has the time of the test, which may be paused: advance it between two of them for a
 /// [forecast](Volume::forecast) in an instant.
 ///
-/// A handle: clones set the room of the same volume.
+/// It is a handle: clones set the room of the same volume.
 ///
 /// ```
 /// use tower_storage_guard::{Demand, Guard, Scopes, test_util::FakeVolume};
@@ -44,7 +44,7 @@ pub struct FakeVolume {
 }
 
 impl FakeVolume {
-    /// An empty volume of `total` bytes, which counts no inodes.
+    /// Creates an empty volume of `total` bytes, which counts no inodes.
     ///
     /// # Panics
     ///
@@ -61,7 +61,7 @@ impl FakeVolume {
         }
     }
 
-    /// The volume, for the guard. Its own settings, such as [`Volume::keep_free`], have their defaults.
+    /// Returns the volume, for the guard. Its own settings, such as [`Volume::keep_free`], have their defaults.
     pub fn volume(&self) -> Volume {
         self.volume.clone()
     }
@@ -79,8 +79,8 @@ impl FakeVolume {
         self.volume.filesystem().read_now();
     }
 
-    /// Loses the volume, as a filesystem that is no longer mounted. Its [`Outage`](crate::Outage) policy decides from now on, which
-    /// answers 503 by default, until room is set again. Blocks until the volume has found it out.
+    /// Loses the volume, as a filesystem that is no longer mounted. Its [`Outage`](crate::Outage) policy decides from
+    /// now on, which answers 503 by default, until room is set again. It blocks until the volume has noticed the loss.
     pub fn lose(&self) {
         *self.disk.lock() = None;
         self.volume.filesystem().read_now();

@@ -1,4 +1,4 @@
-//! The guard's state as `grpc.health.v1`, the health checks of gRPC.
+//! Health checks of gRPC (`grpc.health.v1`) that report whether volumes take writes.
 //!
 //! ```
 //! use tonic_health::{
@@ -38,19 +38,19 @@ use crate::volume::Readiness;
 /// Reports the status of a service by its volumes: SERVING while [all of them take writes](Readiness::takes_writes),
 /// otherwise NOT_SERVING.
 ///
-/// Spawn it as a task. It sets the status at once, then only when the status changes, and it never returns. When it
-/// is dropped, the status stays as it is. Before it is first polled, the health service does not know the name, and
-/// answers NOT_FOUND.
+/// Spawn it as a task, as in the example of the [module](self). It sets the status at once, then only when the status
+/// changes, and it never returns. When it is dropped, the status stays as it is. Before it is first polled, the health
+/// service does not know the name, and answers NOT_FOUND.
 ///
 /// `service` is the name that clients check before they write: the name of a service that writes, or any other. Do not
-/// use the empty name, which stands for the whole server, unless the server only writes: reads and deletes still work
+/// use the empty name, which stands for the whole server, unless the server only writes. Reads and deletes still work
 /// when the disk is full. No other code may set the status of the same name.
 ///
 /// `volumes` is a [`Volume`](crate::Volume) or a [`Readiness`] of several.
 ///
 /// # Panics
 ///
-/// Within a runtime whose timer is not enabled.
+/// If it runs in a tokio runtime whose timer is not enabled.
 pub async fn report(
     reporter: HealthReporter,
     service: impl Into<String>,

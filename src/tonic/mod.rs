@@ -1,4 +1,4 @@
-//! Support for tonic.
+//! Support for tonic: errors of handlers as [`Status`], the reservation of a request, and health checks.
 //!
 //! The guard itself supports gRPC without this module, because it reads headers and trailers. It is a layer for
 //! `tonic::transport::Server`, and for axum's router if both are on one port. With this module, a handler can pass
@@ -42,24 +42,24 @@
 //!
 //! # What is counted
 //!
-//! The bytes on the wire, with fields and prefixes, which are about ten bytes a message. So a file of exactly the
-//! remaining size does not fit. The final charge is what the handler reports as [stored](crate::Reservation::stored).
-//! If messages are compressed, that exceeds what was received: let the reservation [grow](crate::Reservation::grow)
-//! before you write.
+//! The guard counts the bytes on the wire, with fields and prefixes, which are about ten bytes a message. So a file of
+//! exactly the remaining size does not fit. The final charge is the size that the handler reports as
+//! [stored](crate::Reservation::stored). If messages are compressed, that exceeds the bytes received: let the
+//! reservation [grow](crate::Reservation::grow) before you write.
 //!
 //! # How a call is settled
 //!
-//! By the status in its trailers, when both directions have ended. A call that does not end in OK is released; so is
-//! a call whose client has disconnected. A stream that is cut after its head was sent ends in RESOURCE_EXHAUSTED, in
-//! the trailers.
+//! A call is settled by the status in its trailers, when both directions have ended. A call that does not end in OK is
+//! released, and so is a call whose client has disconnected. A stream that is cut after its head was sent ends in
+//! RESOURCE_EXHAUSTED, in the trailers.
 //!
 //! tonic treats a reset by the client as the end of the stream, so half an upload looks complete. The body of a
 //! guarded call prevents that: the stream ends in an error.
 //!
 //! # With gRPC-Web
 //!
-//! The guard may be on either side of tonic-web's layer. Inside of it, the guard counts what the service reads;
-//! outside, what the client sends.
+//! The guard may be on either side of tonic-web's layer. Inside of it, the guard counts the bytes that the service
+//! reads. Outside, it counts the bytes that the client sends.
 
 #[cfg(feature = "tonic-health")]
 pub mod health;
@@ -82,8 +82,8 @@ use tower::BoxError;
 /// UNKNOWN. So use `.map_err(status)?` instead.
 ///
 /// - A storage fault, as found by [`Classifier::default`], becomes RESOURCE_EXHAUSTED with the default message. The
-///   guard replaces it by the layer's message; after the head of a stream was sent, the guard only sees the status
-///   and passes it on.
+///   guard replaces it by the layer's message. After the head of a stream was sent, the guard only sees the status and
+///   passes it on.
 /// - Content that is larger than a file can be becomes OUT_OF_RANGE.
 /// - A `Status` in the error's chain is returned unchanged.
 /// - Everything else becomes INTERNAL, and the client learns nothing about it.
@@ -91,7 +91,7 @@ pub fn status(error: impl Into<BoxError> + 'static) -> Status {
     status_by(fault::common(), error)
 }
 
-/// Like [`status`], with a classifier of your own. It should be the layer's.
+/// Converts an error like [`status`], with a classifier of your own. It should be the layer's.
 pub fn status_by(classifier: &Classifier, error: impl Into<BoxError> + 'static) -> Status {
     let error = match fault::boxed(error).downcast::<Status>() {
         Ok(status) => return *status,

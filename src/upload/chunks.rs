@@ -7,8 +7,8 @@ use http::{StatusCode, request, response};
 use super::{Outcome, Protocol, Step, location::in_one_way};
 use crate::head::{Malformed, number};
 
-/// Uploads in chunks, as the sync clients of ownCloud and Nextcloud make them: a folder for each upload, chunks in it,
-/// and a MOVE of its `.file` at the end.
+/// Uploads in chunks, as the sync clients of ownCloud and Nextcloud make them. Each upload has a folder with its
+/// chunks, and ends with a MOVE of its `.file`.
 ///
 /// | request | is | and its answer |
 /// |---|---|---|
@@ -28,7 +28,7 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Chunks in the folders of a path, such as `/remote.php/dav/uploads`.
+    /// Recognises chunks in the folders of a path, such as `/remote.php/dav/uploads`.
     pub fn under(path: &str) -> Self {
         Self {
             under: in_one_way(path).trim_end_matches('/').into(),

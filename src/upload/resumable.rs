@@ -19,8 +19,8 @@ use crate::head::{Malformed, is_write, number, only};
 /// | PATCH with `Upload-Offset` | a part | has `Tus-Resumable` and `Upload-Offset`, which ends it at its length, or `Upload-Complete`, which ends it by `?1` |
 /// | DELETE | the end | is a success |
 ///
-/// Other answers are not in the words of these protocols: the request is then not one of several, and what it brought
-/// is charged at once. The same is true of a request that brings the whole upload.
+/// A request with any other successful answer does not belong to an upload of several requests, and its content is
+/// charged at once. The same is true of a request that brings the whole upload.
 ///
 /// A header that is there twice, or is not a number, is malformed: the request is answered 400.
 ///
@@ -36,17 +36,18 @@ pub struct Resumable {
 }
 
 impl Resumable {
-    /// Uploads of any size.
+    /// Recognises uploads of any size.
     pub const fn new() -> Self {
         Self { max_size: None }
     }
 
     /// Sets the largest upload, in bytes, and tells clients.
     ///
-    /// An upload that announces more is answered 413 before the service is called. Answers of the IETF's draft get `Upload-Limit`
-    /// with `max-size` and `max-age`, the time of [`expire_after`](super::Uploads::expire_after); one that the service has set
-    /// stays. It is a property of the service, and never what is free at the moment: it must not shrink during an upload (section
-    /// 4.1.4 of the draft). The service bounds uploads that announce no length.
+    /// An upload that announces more is answered 413 before the service is called. Answers of the IETF's draft get
+    /// `Upload-Limit` with `max-size` and `max-age`, the time of [`expire_after`](super::Uploads::expire_after). An
+    /// `Upload-Limit` that the service has set stays. The size is a property of the service, and never the room that is
+    /// free at the moment, because it must not shrink during an upload (section 4.1.4 of the draft). The service bounds
+    /// uploads that announce no length.
     ///
     /// Answers to OPTIONS do not pass the guard's hooks: let the service send [`options`](Self::options) there.
     ///
@@ -57,8 +58,9 @@ impl Resumable {
         self
     }
 
-    /// Returns the headers that an answer to OPTIONS should have, for uploads that are kept for `idle`: `Upload-Limit` of the IETF's
-    /// draft, and `Tus-Max-Size` of tus 1.0. An interim 104 (Upload Resumption Supported) should have the former too.
+    /// Returns the headers that an answer to OPTIONS should have, for uploads that are kept for `idle`. They are
+    /// `Upload-Limit` of the IETF's draft, and `Tus-Max-Size` of tus 1.0. An interim 104 (Upload Resumption Supported)
+    /// should have the former too.
     ///
     /// ```
     /// use std::time::Duration;

@@ -56,15 +56,16 @@ pub trait Protocol: Send + Sync + 'static {
     /// If the service may read the head differently, such as a header that is there twice, return
     /// [`Step::malformed`].
     ///
-    /// Called for every request, so it should be fast.
+    /// It is called for every request, so it should be fast.
     fn step(&self, head: &request::Parts) -> Option<Step>;
 
-    /// Returns what a successful answer means for the upload. It is not called for other answers, which change
-    /// nothing, nor for a 207 to a [`Step::abort`], because some of the resources still exist (RFC 4918, section 13).
+    /// Returns the meaning of a successful answer for the upload. It is not called for other answers, which change
+    /// nothing. Neither is it called for a 207 to a [`Step::abort`], because some of the resources still exist (RFC
+    /// 4918, section 13).
     ///
-    /// A client chooses the head of its request, so the head alone must not keep a reservation: return
-    /// [`Outcome::Ordinary`] unless the answer is in the words of the protocol. The handler may add to these by
-    /// extensions of its response, such as the key of the upload where that is only in the content of the answer.
+    /// A client chooses the head of its request, so the head alone must not keep a reservation. Return
+    /// [`Outcome::Ordinary`] unless the answer follows the protocol. The handler may add information in extensions of
+    /// its response, such as the key of the upload if only the content of the answer has it.
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
 
     /// Returns the header that tells the client the limits on uploads, for a successful answer. It is added unless the service
@@ -120,13 +121,13 @@ impl<T: Protocol + ?Sized> Protocol for Box<T> {
     }
 }
 
-/// What a successful answer means for an upload.
+/// The meaning of a successful answer for an upload.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// More is expected.
     ///
-    /// For a [`Step::begin`] it means that the first part will begin the upload: what this request has brought is
+    /// For a [`Step::begin`] it means that the first part will begin the upload: the content of this request is
     /// charged, and no object for it.
     Open,
     /// More is expected, at this URI (RFC 9110, section 10.2.2: a reference, relative to the request's). For a
@@ -134,18 +135,18 @@ pub enum Outcome {
     OpenAt(String),
     /// The upload is complete, and is charged.
     Complete,
-    /// The service has removed what was received. Nothing is charged.
+    /// The service has removed the content of the upload. Nothing is charged.
     Removed,
-    /// The answer is not in the words of the protocol: the service has treated the request as an ordinary one.
+    /// The answer does not follow the protocol: the service has treated the request as an ordinary one.
     ///
-    /// What it has brought is charged by itself, and it opens no upload. An upload that is open stays so.
+    /// Its content is charged by itself, and it opens no upload. An upload that is open stays open.
     Ordinary,
 }
 
 /// The role of a request in an upload.
 ///
 /// An upload is identified by a key that all of its requests have in common, usually a path. The content of every
-/// request counts for the upload, at the end of what was received unless [`named`](Self::named) or
+/// request counts for the upload, at the end of the received content unless [`named`](Self::named) or
 /// [`at_offset`](Self::at_offset) say otherwise.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -188,25 +189,26 @@ impl Step {
         Self::new(Kind::Part { or_begin: false }, key)
     }
 
-    /// Assembles what was received, and may bring the last part.
+    /// Assembles the parts that were received, and may bring the last part.
     ///
-    /// What its handler reports as [stored](crate::Reservation::stored) is the length of the whole.
+    /// The length that its handler reports as [stored](crate::Reservation::stored) is that of the whole.
     pub fn finish(key: &str) -> Self {
         Self::new(Kind::Finish, key)
     }
 
-    /// Ends the upload, and removes what was received.
+    /// Ends the upload, and removes its content.
     pub fn abort(key: &str) -> Self {
         Self::new(Kind::Abort, key)
     }
 
-    /// The head of the request is malformed, or says two things, so that the service may read it differently. The
-    /// request is answered 400, and the service is not called.
+    /// Refuses the request, because its head is malformed, or ambiguous so that the service may read it differently.
+    /// The request is answered 400, and the service is not called.
     pub fn malformed() -> Self {
         Self::new(Kind::Malformed, "")
     }
 
-    /// The upload is larger than the service takes. The request is answered 413, and the service is not called.
+    /// Refuses the request, because its upload is larger than the service takes. The request is answered 413, and the
+    /// service is not called.
     pub fn too_large() -> Self {
         Self::new(Kind::TooLarge, "")
     }
@@ -232,8 +234,8 @@ impl Step {
         self
     }
 
-    /// Sets the offset of the content in bytes, for protocols with parts in order. It takes the place of what was
-    /// received from there on.
+    /// Sets the offset of the content in bytes, for protocols with parts in order. It takes the place of the content
+    /// that was received from there on.
     #[must_use]
     pub fn at_offset(mut self, bytes: u64) -> Self {
         self.offset = Some(bytes);
@@ -265,30 +267,30 @@ impl Step {
         self
     }
 
-    /// The service does not store the content of the request: it is, for example, the list of parts that finishes an
-    /// upload to S3. It is admitted without room for it.
+    /// Says that the service does not store the content of the request, for example the list of parts that finishes an
+    /// upload to S3. The request is admitted without room for it.
     #[must_use]
     pub fn not_stored(mut self) -> Self {
         self.is_stored = false;
         self
     }
 
-    /// The total length of the upload in bytes, if this or an earlier request announced it.
+    /// Returns the total length of the upload in bytes, if this or an earlier request announced it.
     pub fn whole(&self) -> Option<u64> {
         self.whole
     }
 
-    /// Whether it begins an upload whose key is in the answer.
+    /// Returns whether the request begins an upload whose key is in the answer.
     pub fn is_begin(&self) -> bool {
         self.kind == Kind::Begin
     }
 
-    /// Whether it assembles what was received.
+    /// Returns whether the request assembles the parts that were received.
     pub fn is_finish(&self) -> bool {
         self.kind == Kind::Finish
     }
 
-    /// Whether it ends the upload, and removes what was received.
+    /// Returns whether the request ends the upload, and removes its content.
     pub fn is_abort(&self) -> bool {
         self.kind == Kind::Abort
     }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Probe, Volume, filesystem};
 
-/// How a volume is probed, to be set before it is opened. Made by [`Volume::builder`].
+/// A builder that sets how a volume is probed, before it is opened. It is made by [`Volume::builder`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,7 +39,7 @@ impl VolumeBuilder {
         self
     }
 
-    /// As [`Volume::open`].
+    /// Opens a volume like [`Volume::open`], with these settings.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl VolumeBuilder {
         }
     }
 
-    /// As [`Volume::from_probe`].
+    /// Makes a volume like [`Volume::from_probe`], with these settings.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ pub struct VolumeError {
 }
 
 impl VolumeError {
-    /// What the operating system or the probe said.
+    /// Returns the error of the operating system or of the probe.
     pub fn io_error(&self) -> &io::Error {
         &self.source
     }

@@ -61,7 +61,7 @@ impl Headroom {
         self
     }
 
-    /// The headroom on a volume of `total` bytes and `inodes` inodes (0: not known).
+    /// Returns the headroom on a volume of `total` bytes and `inodes` inodes (0: not known).
     ///
     /// The share is rounded up to whole bytes.
     #[inline]

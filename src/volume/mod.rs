@@ -1,22 +1,21 @@
 //! Volumes: filesystems under guard.
 //!
-//! A [`Volume`] reads in the background how full its filesystem is, on a thread of its own, and keeps a
-//! ledger of claims on it. A request only ever looks at the last reading and at the ledger: a
-//! filesystem that hangs costs that one thread, and no request waits for it.
+//! A [`Volume`] reads in the background how full its filesystem is, on a thread of its own, and keeps a ledger of
+//! claims on it. A request only ever looks at the last reading and at the ledger. So a filesystem that hangs costs that
+//! one thread, and no request waits for it.
 //!
-//! All volumes of a process that name a path on the same filesystem share one ledger, each with its own
-//! headroom. They tell filesystems apart by device number. Where one space has several device numbers
-//! (the subvolumes of a btrfs), clone one `Volume` instead.
+//! All volumes of a process that name a path on the same filesystem share one ledger, each with its own headroom. They
+//! tell filesystems apart by device number. If one space has several device numbers (the subvolumes of a btrfs), clone
+//! one `Volume` instead.
 //!
 //! # What a reading does not hold
 //!
-//! statvfs knows nothing of quotas of the filesystem itself, nor of the last blocks that a filesystem keeps
-//! for its own books. Headroom is what covers both; and a write that fails all the same is answered as the
-//! fault that it is.
+//! statvfs knows nothing of quotas of the filesystem itself, nor of the last blocks that a filesystem keeps for its own
+//! books. Headroom covers both. A write that fails all the same is answered as a fault.
 //!
-//! On btrfs statvfs follows writes only when the filesystem commits. So there a probe has it commit
-//! (`syncfs`) before it reads, if anything was stored since the last reading. Where that is too often,
-//! [probe less often](VolumeBuilder::probe_every).
+//! On btrfs statvfs follows writes only when the filesystem commits. So there a probe has it commit (`syncfs`) before
+//! it reads, if anything was stored since the last reading. If that is too often, [probe less
+//! often](VolumeBuilder::probe_every).
 
 mod admission;
 mod builder;

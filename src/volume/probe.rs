@@ -27,7 +27,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// A reading in bytes, of a store that has no inodes.
+    /// Makes a reading in bytes, of a store that has no inodes.
     pub const fn new(available: u64, total: u64) -> Self {
         Self {
             available,
@@ -38,7 +38,7 @@ impl Reading {
         }
     }
 
-    /// The same, with inodes.
+    /// Adds the number of inodes that are available, and of inodes in total.
     #[must_use]
     pub const fn with_inodes(mut self, available: u64, total: u64) -> Self {
         self.inodes_available = available;
@@ -60,11 +60,11 @@ pub trait Probe: Send + 'static {
     ///
     /// # Errors
     ///
-    /// If there is no reading. The last one is then used until it is too old; or not at all if the kind of the error is
-    /// [`StaleNetworkFileHandle`](io::ErrorKind::StaleNetworkFileHandle), which says that the store is gone.
+    /// If there is no reading. The last one is then used until it is too old. It is not used at all if the kind of the
+    /// error is [`StaleNetworkFileHandle`](io::ErrorKind::StaleNetworkFileHandle), which says that the store is gone.
     fn read(&mut self) -> io::Result<Reading>;
 
-    /// Updates the figures, if they do not follow writes by themselves. Called before a reading if something was
+    /// Updates the figures, if they do not follow writes by themselves. It is called before a reading if something was
     /// stored since the last one.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 use super::{Shortfall, Volume, filesystem::SHORTEST, ledger::Missing};
 use crate::{amount::Amount, cause::Fault, outage::Outage, refused::Reason, time::Bound};
 
-/// Why a volume takes no writes.
+/// The reason why a volume takes no writes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
@@ -18,7 +18,7 @@ pub enum Closed {
 }
 
 impl Closed {
-    /// The name of the reason on the wire, as refusals give it: `disk_full` or `capacity_unknown`.
+    /// Returns the name of the reason on the wire, as refusals give it: `disk_full` or `capacity_unknown`.
     ///
     /// ```
     /// use tower_storage_guard::{Headroom, Volume};
@@ -59,8 +59,8 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// - [`Closed::Full`] of bytes, when less than one block of the filesystem is available above the
-    ///   headroom, or when less is available than the level that the volume waits for.
+    /// - [`Closed::Full`] of bytes, when less than one block of the filesystem is available above the headroom. Also
+    ///   when less is available than the level that the volume waits for.
     /// - [`Closed::Full`] of objects, when no inode is available above the headroom.
     /// - [`Closed::Unknown`], when the last reading is older than [`Self::max_age`]. With [`Outage::Admit`] such a
     ///   volume takes writes, regardless of the last reading.
@@ -114,8 +114,8 @@ impl Volume {
     }
 }
 
-/// Whether all of one or several volumes take writes, for load balancers, orchestrators and clients that ask before
-/// they send.
+/// The state of one or several volumes: whether all of them take writes. It is for load balancers, orchestrators, and
+/// clients that ask before they send.
 ///
 /// With feature `axum` it is a route by itself, see `tower_storage_guard::axum`. With feature `tonic-health` it is
 /// reported as `grpc.health.v1`, see `tower_storage_guard::tonic::health`. Other code can call
@@ -152,21 +152,21 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Ready while this volume takes writes.
+    /// Creates the readiness of one volume.
     pub fn new(volume: Volume) -> Self {
         Self {
             volumes: vec![volume],
         }
     }
 
-    /// Adds a volume: ready while all volumes take writes.
+    /// Adds a volume, which has to take writes too.
     #[must_use]
     pub fn and(mut self, volume: Volume) -> Self {
         self.volumes.push(volume);
         self
     }
 
-    /// Whether all of the volumes [take writes](Volume::takes_writes). Reads memory only.
+    /// Returns whether all of the volumes [take writes](Volume::takes_writes). Reads memory only.
     ///
     /// # Errors
     ///
@@ -200,7 +200,7 @@ impl Readiness {
     ///
     /// # Panics
     ///
-    /// Within a tokio runtime whose timer is not enabled.
+    /// If it runs in a tokio runtime whose timer is not enabled.
     pub async fn changed(&self, known: Result<(), Closed>) -> Result<(), Closed> {
         let listener = |volume: &Volume| volume.filesystem().followers.listener();
         let listeners: Vec<_> = self.volumes.iter().map(listener).collect();

@@ -8,7 +8,7 @@ use std::{
 use super::{Volume, VolumeStatus};
 use crate::wait_queue::Listener;
 
-/// Resolves to what is known of the volume once the reading that [`Volume::refresh`] has asked for has ended.
+/// Resolves to the state of the volume once the reading that [`Volume::refresh`] has asked for has ended.
 ///
 /// The reading is taken whether this is awaited or not. Cancel-safe, and needs no runtime.
 #[derive(Debug)]
