@@ -344,11 +344,28 @@ mod tests {
         assert_eq!(seconds(trend.forecast(1_000)), 400_000.0);
     }
 
+    /// The fewest readings rise by chance now and then, if three fifths are all that is asked of them.
+    #[test]
+    fn a_few_readings_of_noise_are_no_trend() {
+        for seed in 0..1_000 {
+            let shape = Shape::new(15, |second| GIB as f64 * (4.0 + noise(seed, second)));
+            shape.run(
+                &mut Trend::new(),
+                0,
+                5 * MINUTE,
+                8 * GIB,
+                |second, forecast| {
+                    assert_eq!(forecast.time_to_full(), None, "at {second} of {seed}");
+                },
+            );
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(8))]
 
         #[test]
-        fn linear(rate in 1.0e3..1.0e9, hours in 1.0..100.0_f64, every in 1..30_u64, minutes in 60..900_u64) {
+        fn linear(rate in 1.0e3..1.0e9, hours in 1.0..100.0_f64, every in 1..30_u64, minutes in 60..300_u64) {
             let shape = Shape::new(every, |second| second as f64 * rate);
             let taken = minutes * MINUTE;
             let room = hours * HOUR as f64;
@@ -407,7 +424,7 @@ mod tests {
 
         /// What rises and falls again and again does not fill the volume, however near to the end its teeth are.
         #[test]
-        fn sawtooth(minutes in 3..150_u64, height in 0.01..0.9, every in 5..15_u64) {
+        fn sawtooth(minutes in 3..150_u64, height in 0.01..0.9, every in 7..15_u64) {
             let period = minutes * MINUTE;
             let total = 100 * GIB;
             let shape = Shape::new(every, |second| {
@@ -415,30 +432,30 @@ mod tests {
             });
             let mut trend = Trend::new();
             shape.run(&mut trend, 0, 7 * HOUR, total, |_, _| {});
-            shape.run(&mut trend, 7 * HOUR, 12 * HOUR, total, |second, forecast| {
+            shape.run(&mut trend, 7 * HOUR, 11 * HOUR, total, |second, forecast| {
                 assert_eq!(forecast, Forecast::NotFilling, "at {second}");
             });
         }
 
         /// After a removal the volume is not full any sooner than the rest of its room lasts.
         #[test]
-        fn freed(hours in 5.0..30.0_f64, freed in 0.05..0.9, at in 1..20_u64) {
+        fn freed(hours in 5.0..30.0_f64, freed in 0.05..0.9, at in 1..14_u64) {
             let at = at * 20 * MINUTE;
             let rate = 100.0 * GIB as f64 / (hours * HOUR as f64);
-            let shape = Shape::new(5, |second| {
+            let shape = Shape::new(15, |second| {
                 let taken = second as f64 * rate;
                 if second < at { taken } else { taken - freed * at as f64 * rate }
             });
             let mut trend = Trend::new();
             shape.run(&mut trend, 0, at, 100 * GIB, |_, _| {});
-            shape.run(&mut trend, at, at + 8 * HOUR, 100 * GIB, |second, forecast| {
+            shape.run(&mut trend, at, at + 7 * HOUR, 100 * GIB, |second, forecast| {
                 let room = 100.0 * GIB as f64 - (shape.taken)(second);
                 if room > rate * 60.0 && let Some(left) = forecast.time_to_full() {
                     assert!(left.as_secs_f64() > 0.8 * room / rate, "at {second}: {left:?}");
                 }
             });
             // Six hours later the removal is out of sight.
-            let room = 100.0 * GIB as f64 - (shape.taken)(at + 8 * HOUR - 5);
+            let room = 100.0 * GIB as f64 - (shape.taken)(at + 7 * HOUR - 15);
             let left = trend.forecast(room.max(0.0) as u64).time_to_full();
             prop_assert!((left.unwrap().as_secs_f64() - room.max(0.0) / rate).abs() < 60.0);
         }

@@ -472,3 +472,31 @@ async fn the_documented_schema_is_the_one_that_is_written() {
     };
     assert_eq!(of(&written), of(&documented));
 }
+
+/// A scope that is busy has a lease, whose budget is held in the store.
+#[tokio::test(start_paused = true)]
+async fn leases_are_counted() {
+    let stored = StoredQuota::new(ReferenceStore::default(), Limits::bytes(1 << 30));
+    stored
+        .admin()
+        .set_used("user:42", Amount::new(1, 1))
+        .await
+        .unwrap();
+    let quota = LeasedQuota::new(stored);
+    let view = OperatorView::new().quota("leased", quota.clone());
+    let user = Scopes::from("user:42");
+    for _ in 0..50 {
+        let hold = quota
+            .reserve(&user, Amount::new(1_000, 1), Amount::ZERO)
+            .await
+            .unwrap();
+        drop(hold);
+        advance(Duration::from_millis(20)).await;
+    }
+    let snapshot = view.snapshot().await;
+    let quota = &snapshot.quotas[0];
+    assert_eq!(quota.backlog.unwrap().leases, Some(1));
+    let (scope, usage) = &quota.busiest.as_ref().unwrap()[0];
+    assert_eq!(scope.as_str(), "user:42");
+    assert!(usage.held.bytes > 0);
+}
