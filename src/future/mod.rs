@@ -310,7 +310,7 @@ where
                     None => continue,
                 }
             };
-            let answered = ready!(response.poll(cx));
+            let mut answered = ready!(response.poll(cx));
             let guarded = guarded.take();
             // The inner future may still hold the request's body.
             this.state.set(State::Done);
@@ -322,11 +322,8 @@ where
                 };
                 match settled {
                     Some(Answer::Now(())) => {
-                        let mut answered = answered;
-                        if settings.warns_of_soft_limits()
-                            && let (Some(guarded), Ok(response)) = (&guarded, &mut answered)
-                        {
-                            warn(settings, &guarded.scopes(), response);
+                        if settings.warns_of_soft_limits() {
+                            warn_plainly(settings, guarded.as_ref(), &mut answered);
                         }
                         return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
                     }
@@ -459,9 +456,12 @@ impl<Q: QuotaSource> Guarded<Q> {
         whole.unwrap_or_else(|| self.reservation.scopes().clone())
     }
 
+    #[inline]
     fn warns(&self, settings: &Settings<Q>) -> Warns {
-        let warns = settings.warns_of_soft_limits();
-        warns.then(|| Box::new(self.scopes()))
+        match settings.warns_of_soft_limits() {
+            true => Some(Box::new(self.scopes())),
+            false => None,
+        }
     }
 
     /// Whether the answer comes before the end of the request, on a connection that others may use behind it (HTTP/1).
@@ -478,6 +478,18 @@ impl<Q: QuotaSource> Guarded<Q> {
 
 /// The scopes of whose soft limits the answer warns. None if the layer does not warn. Boxed, because few do.
 type Warns = Option<Box<Scopes>>;
+
+#[cold]
+#[inline(never)]
+fn warn_plainly<R, E, Q: QuotaSource>(
+    settings: &Settings<Q>,
+    guarded: Option<&Guarded<Q>>,
+    answered: &mut Result<Response<R>, E>,
+) {
+    if let (Some(guarded), Ok(response)) = (guarded, answered) {
+        warn(settings, &guarded.scopes(), response);
+    }
+}
 
 /// The answer of a success that is charged.
 fn charged<R, Q: QuotaSource>(

@@ -97,26 +97,20 @@ impl MemoryQuota {
     /// deletes. Usage is then zero until both are counted, and exact after that: a scope may be below
     /// zero by as much as it holds. What is given back beyond that is [unmatched](Self::unmatched), and no credit.
     pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
-        self.tell(self.adjust_quietly(&scope.into(), change));
+        self.charge(&Scopes::from(scope.into()), change);
     }
 
-    /// Does not call the hooks, which a caller that holds a lock does later.
-    fn adjust_quietly(&self, scope: &Scope, change: Change) -> Vec<OverSoftLimit> {
-        self.store.charge(scope, Amount::ZERO, change)
-    }
-
-    /// Charges all of these scopes, and does not call the hooks.
+    /// Charges all of these scopes, and does not call the hooks, which a caller that holds a lock does later.
     pub(crate) fn charge_quietly(&self, scopes: &Scopes, change: Change) -> Vec<OverSoftLimit> {
-        let scopes = scopes.iter();
-        let over = scopes.flat_map(|scope| self.adjust_quietly(scope, change));
-        over.collect()
+        match self.store.leave(scopes, Amount::ZERO, change) {
+            true => self.store.review_all(scopes),
+            false => Vec::new(),
+        }
     }
 
     /// Calls the hooks for soft limits that were crossed.
-    pub(crate) fn tell(&self, over: Vec<OverSoftLimit>) {
-        if !over.is_empty() {
-            self.store.hooks.tell(&over);
-        }
+    pub(crate) fn tell(&self, crossed: Vec<OverSoftLimit>) {
+        self.store.hooks.tell(&crossed);
     }
 
     /// Returns the limits and the usage of a scope.
@@ -233,11 +227,11 @@ impl QuotaHold for MemoryHold {
         self.leave(to, Change::ZERO);
     }
 
+    #[inline]
     fn commit(mut self, change: Change) -> Answer<Self::Commit> {
         // Zero is left, so that the drop finds nothing to release.
-        let over = self.leave(Amount::ZERO, change);
-        if !over.is_empty() {
-            self.store.hooks.tell(&over);
+        if self.leave(Amount::ZERO, change) {
+            self.review();
         }
         Answer::Now(())
     }
@@ -261,23 +255,27 @@ impl MemoryHold {
 
     /// Commits, and does not call the hooks, which a caller that holds a lock does later.
     pub(crate) fn commit_quietly(mut self, change: Change) -> Vec<OverSoftLimit> {
-        self.leave(Amount::ZERO, change)
+        match self.leave(Amount::ZERO, change) {
+            true => self.store.review_all(&self.scopes),
+            false => Vec::new(),
+        }
     }
 
-    /// Charges a change, and leaves so much reserved. Returns the soft limits that this has crossed.
-    #[inline]
-    fn leave(&mut self, rest: Amount, change: Change) -> Vec<OverSoftLimit> {
+    /// Reviews timers after a charge, and tells of what was crossed.
+    #[cold]
+    #[inline(never)]
+    fn review(&self) {
+        self.store.hooks.tell(&self.store.review_all(&self.scopes));
+    }
+
+    /// Charges a change, and leaves so much reserved. Returns whether timers are to be reviewed.
+    fn leave(&mut self, rest: Amount, change: Change) -> bool {
         let released = self.amount - rest;
         self.amount = self.amount - released;
-        let mut over = Vec::new();
         if released.is_zero() && change == Change::ZERO {
-            return over;
+            return false;
         }
-        for scope in &self.scopes {
-            let mut crossed = self.store.charge(scope, released, change);
-            over.append(&mut crossed);
-        }
-        over
+        self.store.leave(&self.scopes, released, change)
     }
 }
 
@@ -377,37 +375,50 @@ impl Store {
         }
     }
 
+    #[cold]
     fn rare_ceiling(&self, account: &Account) -> Ceiling {
         self.usage(account).in_force().into()
     }
 
-    /// Releases what was held, and charges a change. Returns the soft limits that this has crossed.
-    #[inline]
-    fn charge(&self, scope: &Scope, released: Amount, change: Change) -> Vec<OverSoftLimit> {
-        self.update(scope, |account| {
-            account.held = account.held - released;
-            account.used = account.used.then(change);
-            match account.rare.is_some() || self.has_soft.load(Relaxed) {
-                true if change != Change::ZERO => self.review(scope, account),
-                _ => Vec::new(),
-            }
-        })
+    /// Releases what was held, and charges a change. Returns whether the timers of these scopes are to be reviewed.
+    #[inline(always)]
+    fn leave(&self, scopes: &Scopes, released: Amount, change: Change) -> bool {
+        let mut may_have_soft = self.has_soft.load(Relaxed);
+        for scope in scopes {
+            self.update(scope, |account| {
+                account.held = account.held - released;
+                account.used = account.used.then(change);
+                may_have_soft |= account.rare.is_some();
+            });
+        }
+        // Nothing but a charge starts or resets a timer.
+        may_have_soft && change != Change::ZERO
     }
 
-    /// Starts and resets the timers of an account that may have soft limits.
+    /// Reviews the timers of these scopes, as usage is now: right after a charge, so that one without soft limits does not pay
+    /// for this. Returns the soft limits that were crossed.
     #[cold]
+    fn review_all(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let mut crossed = Vec::new();
+        for scope in scopes {
+            self.update(scope, |account| {
+                crossed.extend(self.review(scope, account));
+            });
+        }
+        crossed
+    }
+
+    /// Starts and resets the timers of an account. Returns the soft limits that were crossed.
     fn review(&self, scope: &Scope, account: &mut Account) -> Vec<OverSoftLimit> {
         let Usage { limits, used, .. } = self.usage(account);
-        let mut since = account
-            .rare
-            .as_deref()
-            .map(|rare| rare.over)
-            .unwrap_or_default();
+        let rare = account.rare.as_deref();
+        let mut since = rare.map(|rare| rare.over).unwrap_or_default();
         let crossed = since.review(&limits, used, Instant::now());
         if account.rare.is_some() || !since.is_never() {
             account.change_rare(|rare| rare.over = since);
         }
-        let all = over(scope, &limits, used, self.usage(account).over, crossed);
+        let over_for = self.usage(account).over;
+        let all = over(scope, &limits, used, over_for, crossed);
         all.filter(|over| over.has_just_crossed).collect()
     }
 
@@ -471,33 +482,26 @@ impl Store {
         Ok(())
     }
 
-    fn update<R>(&self, scope: &Scope, change: impl FnOnce(&mut Account) -> R) -> R {
-        self.update_in(&mut self.lock(shard_of(scope)), scope, change)
+    fn update(&self, scope: &Scope, change: impl FnOnce(&mut Account)) {
+        self.update_in(&mut self.lock(shard_of(scope)), scope, change);
     }
 
     /// Changes one account. Accounts in the default state are removed, so that they do not accumulate as scopes come and
     /// go.
-    fn update_in<R>(
-        &self,
-        shard: &mut Shard,
-        scope: &Scope,
-        change: impl FnOnce(&mut Account) -> R,
-    ) -> R {
+    fn update_in(&self, shard: &mut Shard, scope: &Scope, change: impl FnOnce(&mut Account)) {
         if let Some(account) = shard.get_mut(scope) {
-            let changed = change(account);
+            change(account);
             self.note(account.used.stop_below(account.held));
             if account.is_empty() {
                 shard.remove(scope);
             }
-            changed
         } else {
             let mut account = Account::EMPTY;
-            let changed = change(&mut account);
+            change(&mut account);
             self.note(account.used.stop_below(account.held));
             if !account.is_empty() {
                 shard.insert(scope.clone(), account);
             }
-            changed
         }
     }
 

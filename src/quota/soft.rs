@@ -195,8 +195,10 @@ impl SoftLimitHooks {
     }
 
     /// Calls each hook for each limit that was crossed. They are foreign code: no lock may be held.
-    #[cold]
     pub(crate) fn tell(&self, over: &[OverSoftLimit]) {
+        if over.is_empty() {
+            return;
+        }
         let hooks = self
             .0
             .read()

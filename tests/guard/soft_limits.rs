@@ -10,7 +10,8 @@ use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Demand, Guard, Reservation, ResponseBody, Scope, StorageGuardLayer,
-    quota::{Change, Limits, MemoryQuota, OverSoftLimit, QuotaSource},
+    observer::{Event, Observer},
+    quota::{Change, Limits, MemoryQuota, QuotaSource},
     setup::Charges,
 };
 
@@ -86,25 +87,34 @@ async fn clients_are_warned_from_the_request_that_crosses_the_limit() {
     expect(send(1).await, &warning(81, 60));
 }
 
-#[tokio::test]
-async fn hooks_stay_with_a_guard_when_its_source_is_replaced() {
+/// An observer, and the usage at each crossing that it was told of.
+fn observer() -> (impl Observer, mpsc::Receiver<u64>) {
     let (sender, told) = mpsc::channel();
-    let tell = move |over: &OverSoftLimit| sender.send(over.used).unwrap();
-    let first = MemoryQuota::new(LIMITS);
-    let guard = Guard::quota_only(first.clone()).on_soft_limit(tell);
-    first.adjust(USER, Amount::bytes(81).into());
-    assert_eq!(told.try_recv(), Ok(81));
-    let guard = guard.quota(MemoryQuota::new(LIMITS));
+    let observer = move |event: &Event<'_>| {
+        if let Event::SoftLimit { used, .. } = event {
+            sender.send(*used).unwrap();
+        }
+    };
+    (observer, told)
+}
+
+#[tokio::test]
+async fn each_crossing_is_observed_once() {
+    let (observer, told) = observer();
+    let quota = MemoryQuota::new(LIMITS);
+    let guard = Guard::quota_only(quota.clone()).observer(observer);
     let reservation = guard.reserve(USER, Demand::known(90)).await.unwrap();
     assert!(told.try_recv().is_err(), "nothing is stored yet");
     reservation.commit().await;
     assert_eq!(told.try_recv(), Ok(90));
-
-    let layer = StorageGuardLayer::quota_only(MemoryQuota::new(LIMITS)).scope_by(|_| USER);
-    let (sender, told) = mpsc::channel();
-    let layer = layer.on_soft_limit(move |over| sender.send(over.used).unwrap());
-    ask(&layer, put(full(85))).await;
-    assert_eq!(told.try_recv(), Ok(85));
+    quota.adjust(USER, Amount::bytes(1).into());
+    assert!(told.try_recv().is_err(), "it was told before");
+    quota.adjust(USER, Change::between(Amount::ZERO, Amount::bytes(90)));
+    quota.adjust(USER, Amount::bytes(80).into());
+    assert_eq!(told.try_recv(), Ok(81));
+    drop((guard, reservation));
+    quota.adjust("user:43", Amount::bytes(90).into());
+    assert!(told.try_recv().is_err(), "the guard is gone");
 }
 
 /// As on a disk, the timers of a store outlive the process.
@@ -116,22 +126,19 @@ async fn a_store_keeps_the_timers() {
     use tower_storage_guard::store::{StoredQuota, conformance::ReferenceStore};
 
     let store = Arc::new(ReferenceStore::default());
-    let (sender, told) = mpsc::channel();
     let process = || {
-        let sender = sender.clone();
+        let (observer, told) = observer();
         let quota = StoredQuota::new(Arc::clone(&store), LIMITS);
-        StorageGuardLayer::quota_only(quota)
-            .scope_by(|_| USER)
-            .storage_warning()
-            .on_soft_limit(move |over| sender.send(over.used).unwrap())
+        let layer = StorageGuardLayer::quota_only(quota).scope_by(|_| USER);
+        (layer.storage_warning().observer(observer), told)
     };
-    let before = process();
+    let (before, told) = process();
     let (status, warned, _) = ask(&before, put(full(81))).await;
     assert_eq!((status, warned), (201, warning(81, 60)));
     assert_eq!(told.try_recv(), Ok(81));
     drop(before);
     advance(Duration::from_secs(59)).await;
-    let after = process();
+    let (after, told) = process();
     let (status, warned, _) = ask(&after, put(full(1))).await;
     assert_eq!((status, warned), (201, warning(82, 1)));
     assert!(told.try_recv().is_err(), "it was told before");

@@ -35,8 +35,9 @@ fn in_weeks(over: Vec<OverSoftLimit>) -> Vec<OverSoftLimit> {
 pub(super) async fn crossing([one, two]: [Handle; 2]) {
     let user = "{soft}user";
     let limits = Limits::bytes(100).objects(9).soft_bytes(50).soft_objects(2);
-    let limits = Some(limits.grace(WEEK));
-    let charge = async |store: &Handle, change| in_weeks(store.charge(user, change, limits).await);
+    let limits = limits.grace(WEEK);
+    let charge =
+        async |store: &Handle, change| in_weeks(store.charge(user, change, Some(limits)).await);
     let week = |over: OverSoftLimit| over.with_grace(WEEK);
 
     one.hold(user, 40, 100).await;
@@ -48,7 +49,7 @@ pub(super) async fn crossing([one, two]: [Handle; 2]) {
     let found = charge(&two, bytes(1)).await;
     let expected = vec![week(over(user, 50, 52))];
     two.expect("a charge above a soft limit", found, expected);
-    let asked = reserve(HoldId::unique(), user, 1, 0).with_default(limits.unwrap_or_default());
+    let asked = reserve(HoldId::unique(), user, 1, 0).with_default(limits);
     two.admit("a byte within the grace", &asked).await;
     two.settle(asked.id, user, 0).await;
     let found = charge(&two, change(0, 1)).await;

@@ -64,7 +64,7 @@ pub(super) fn account(
         "" => None,
         own => Some(limits(own)?),
     };
-    let [bytes, objects] = read(over, |word| figure_or_none(word))?;
+    let [bytes, objects] = read(over, figure_or_none)?;
     Ok(Account {
         own,
         used: change(used)?,
