@@ -4,6 +4,8 @@
 //! and its ledger compares once more as it takes. PostgreSQL and Redis state it in SQL and Lua, and the
 //! conformance suite of stores holds them to it.
 
+use std::time::Duration;
+
 use crate::{amount::Amount, cause::Resource, outage::Outage};
 
 /// What is needed: `amount` is reserved, and `expected` bytes must fit too if that is more.
@@ -41,10 +43,34 @@ pub(crate) struct VolumeState {
 /// What is known of a scope.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ScopeState {
-    /// The most that it may use. The largest number is no limit.
+    /// The most that it may use, by [`in_force`]. The largest number is no limit.
     pub(crate) limit: Amount,
     /// What it uses, with what is held there.
     pub(crate) counted: Amount,
+}
+
+/// What is known of a soft limit of a scope.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SoftState {
+    pub(crate) limit: u64,
+    /// How long it may be passed. None is for ever.
+    pub(crate) grace: Option<Duration>,
+    /// What is stored. What is held does not count, because it may be given back.
+    pub(crate) used: u64,
+    /// For how long usage has been above it.
+    pub(crate) over_for: Option<Duration>,
+}
+
+/// The most that a scope may use: the smaller of its limit and of its soft limit, once usage has been above that for its grace.
+pub(crate) fn in_force(hard: Option<u64>, soft: Option<SoftState>) -> Option<u64> {
+    let enforced = soft.filter(|soft| {
+        let has_passed = |(grace, over_for)| over_for >= grace;
+        soft.used > soft.limit && soft.grace.zip(soft.over_for).is_some_and(has_passed)
+    });
+    match (hard, enforced) {
+        (Some(hard), Some(soft)) => Some(hard.min(soft.limit)),
+        (hard, soft) => hard.or(soft.map(|soft| soft.limit)),
+    }
 }
 
 /// What is decided of a demand.
@@ -74,7 +100,8 @@ pub(crate) enum Lack {
 ///    skipped.
 /// 3. What is needed, and the length that was announced, fit on the volume beside all that is claimed there and the
 ///    headroom. An exact fit is admitted. A volume that waits to resume admits no bytes.
-/// 4. The same fits into each scope beside all that is held there. What is replaced is taken off by the caller.
+/// 4. The same fits into each scope beside all that is held there. What is replaced is taken off by the caller. The limit of a
+///    scope is the smaller one of those that are [`in_force`].
 #[inline]
 pub(crate) fn decide(
     need: Need,

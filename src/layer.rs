@@ -129,7 +129,10 @@ impl<Q: Clone, P> StorageGuardLayer<Q, P> {
     }
 
     /// Sets [`Guard::observer`].
-    pub fn observer(self, observer: impl Observer) -> Self {
+    pub fn observer(self, observer: impl Observer) -> Self
+    where
+        Q: QuotaSource,
+    {
         let Settings { guard, http } = Arc::unwrap_or_clone(self.settings);
         Self::with(guard.observer(observer), http)
     }
@@ -362,6 +365,31 @@ impl<Q, P> StorageGuardLayer<Q, P> {
         F: Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync + 'static,
     {
         self.set_answers(|answers| answers.set_renderer(render))
+    }
+
+    /// Warns clients of [soft limits](crate::quota::Limits#soft-limits): a success whose scopes are above one has the header
+    /// `Storage-Warning`, from the answer of the request that crosses it to the end of the crossing.
+    ///
+    /// It is a list of strings with parameters, one for each limit (RFC 9651):
+    ///
+    /// ```text
+    /// Storage-Warning: "quota-soft-limit";resource=bytes;limit=800;used=850;grace=604800;scope="user:42"
+    /// ```
+    ///
+    /// | parameter | |
+    /// |---|---|
+    /// | `resource` | what `limit` and `used` count: `bytes` or `objects` |
+    /// | `limit` | the soft limit |
+    /// | `used` | what the scope has stored. Figures stop at 999,999,999,999,999, the largest of such a field |
+    /// | `grace` | seconds until the soft limit is enforced, rounded down; 0 once it is, and missing if it never is |
+    /// | `scope` | the name of the scope; one that [is not disclosed](crate::Scope::undisclosed) is left out with its figures |
+    ///
+    /// The answer of a request whose body is still being read, or of a remote procedure call, has what was known when its head
+    /// was sent. Browsers see it across origins if CORS exposes it.
+    ///
+    /// Defaults to no header.
+    pub fn storage_warning(self) -> Self {
+        self.set(|http| Arc::make_mut(&mut http.responder).warns_of_soft_limits = true)
     }
 
     /// Sets how many bytes of a refused upload are read and discarded beside the answer, and for how long. An HTTP/1

@@ -86,9 +86,9 @@
 //! 3. The demand, and the length that the client announced, fit on the [`Volume`] beside all that is claimed there and the
 //!    [`Headroom`]. An exact fit is admitted. A volume that waits to [resume](Volume::resume_at) admits no bytes. Otherwise:
 //!    507 `disk_full`.
-//! 4. The same fits into each of its [`Scopes`], less the replaced content, beside all that is held there. Otherwise:
-//!    507 `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full
-//!    (`dav::CollectionQuota`).
+//! 4. The same fits into each of its [`Scopes`], less the replaced content, beside all that is held there. A
+//!    [soft limit](quota::Limits#soft-limits) is the limit once usage has been above it for its grace. Otherwise: 507
+//!    `quota_exceeded`, or `collection_limit_reached` where it is a directory that is full (`dav::CollectionQuota`).
 //!
 //! A demand that finds no room waits for it for a moment, the [patience](Guard::patience), and behind uploads that wait
 //! to grow. If the quota source does not answer, [`Guard::quota_outage`] decides.

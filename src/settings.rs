@@ -33,6 +33,12 @@ pub(crate) struct Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
+    /// Whether successes say which soft limits their scopes are above.
+    #[inline]
+    pub(crate) fn warns_of_soft_limits(&self) -> bool {
+        self.http.responder.warns_of_soft_limits
+    }
+
     /// Whether the reading of the volume is too old, so that requests that need room are refused.
     pub(crate) fn refuses_unseen(&self) -> bool {
         let volume = self.guard.context.volume.as_ref();

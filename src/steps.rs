@@ -14,6 +14,7 @@ use crate::{
     refusal::Asked,
     refused::Refused,
     reservation::{BoxFuture, EndHook},
+    scope::Scopes,
 };
 
 /// Finds the requests that are steps of an upload.
@@ -56,6 +57,9 @@ pub(crate) trait Visit: Send {
 
     /// The request is answered. Called before it has ended, unless the handler has committed it. It may add headers.
     fn answered(&self, answer: &mut response::Parts, success: bool);
+
+    /// The scopes that the whole upload is charged to. None if the request is charged like any other.
+    fn scopes(&self) -> Option<Scopes>;
 
     /// The request was answered and has ended. Returns the work that is still pending.
     fn settling(&self) -> Option<BoxFuture<bool>>;

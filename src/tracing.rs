@@ -32,12 +32,13 @@
 //! | `stale` | ERROR | `volume` | [`Event::Stale`] |
 //! | `moved` | ERROR | `volume` | [`Event::Moved`] |
 //! | `fresh` | WARN | `volume` | [`Event::Fresh`] |
+//! | `soft_limit` | DEBUG | `resource`, `limit`, `used`, `grace_s`, `scope` | [`Event::SoftLimit`] |
 //! | `quota_slow` | WARN | `took_ms` | [`Event::QuotaSlow`] |
 //! | `quota_away` | ERROR | `error` | [`Event::QuotaAway`] |
 //! | `quota_back` | WARN | `after_s` | [`Event::QuotaBack`] |
 //!
-//! `bytes`, `reserved`, `stored`, `received`, `total`, `available`, `claimed` and `headroom` are bytes. `needed` is bytes or objects, as
-//! `resource` says. `volume` is the [name](crate::Volume::named) of the volume.
+//! `bytes`, `reserved`, `stored`, `received`, `total`, `available`, `claimed` and `headroom` are bytes. `needed`, `limit` and `used` are
+//! bytes or objects, as `resource` says. `volume` is the [name](crate::Volume::named) of the volume.
 //!
 //! # What is left out
 //!
@@ -146,6 +147,22 @@ impl Observer for Tracing {
                 "quota_back",
                 "the quota source answers again",
                 after_s = after.as_secs_f64()
+            ),
+            Event::SoftLimit {
+                scope,
+                resource,
+                limit,
+                used,
+                grace,
+            } => send!(
+                DEBUG,
+                "soft_limit",
+                "a soft limit was crossed",
+                resource = resource.as_str(),
+                limit = limit,
+                used = used,
+                grace_s = grace.map(|grace| grace.as_secs_f64()),
+                scope = scope.is_disclosed().then_some(scope.as_str())
             ),
             Event::Probed { .. }
             | Event::Full { .. }
@@ -430,6 +447,7 @@ mod tests {
         let error = &error as &(dyn Error + 'static);
         let volume = Some("files");
         let scopes = &Scopes::from("user:42");
+        let scope = Scope::from("user:42");
         let figures = Figures::new(10, 5, 6);
         let quota = Fault::new(Cause::QuotaExceeded, Resource::Bytes);
         let by_quota = Refused::from(quota).with_figures(figures, Scope::from("user:42"));
@@ -517,6 +535,13 @@ mod tests {
             },
             Event::Fresh {
                 volume: volume_name,
+            },
+            Event::SoftLimit {
+                scope: &scope,
+                resource: Resource::Bytes,
+                limit: 8,
+                used: 9,
+                grace: Some(took),
             },
             Event::QuotaSlow { took },
             Event::QuotaAway { error },

@@ -82,7 +82,8 @@ impl CollectionQuota {
         });
         let mut left = Some(Amount::new(u64::MAX, u64::MAX));
         for scope in collections.iter().chain(&others) {
-            let Usage { limits, used, held } = self.quota().usage(scope);
+            let usage = self.quota().usage(scope);
+            let (limits, Usage { used, held, .. }) = (usage.in_force(), usage);
             let most = Amount::new(
                 limits.bytes.unwrap_or(u64::MAX),
                 limits.objects.unwrap_or(u64::MAX),

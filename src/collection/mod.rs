@@ -24,8 +24,8 @@ use crate::{
     amount::Amount,
     config::ConfigError,
     quota::{
-        Answer, AnyQuota, Change, Limits, MemoryHold, MemoryQuota, QuotaError, QuotaHold,
-        QuotaSource, Usage,
+        Answer, AnyQuota, Change, Limits, MemoryHold, MemoryQuota, OverSoftLimit, QuotaError,
+        QuotaHold, QuotaSource, SoftLimitHook, Usage,
     },
     scope::{Scope, Scopes},
     tree::Tree,
@@ -311,11 +311,20 @@ impl QuotaSource for CollectionQuota {
         // Under the lock: no scan is adopted between this note and the change.
         let mut state = shared.lock();
         let is_due = state.note_charge_without_hold(scopes, change);
-        shared.quota.charge(scopes, change);
+        let over = shared.quota.charge_quietly(scopes, change);
         drop(state);
+        shared.quota.tell(over);
         if is_due {
             shared.changed.notify_all();
         }
+    }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.shared().quota.over_soft_limits(scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.shared().quota.on_soft_limit(hook);
     }
 }
 
@@ -351,10 +360,11 @@ impl QuotaHold for CollectionHold {
         // Under the lock: no scan is adopted between the note and the change.
         let mut state = visit.shared.lock();
         state.note_charge(&visit.places, change);
-        let committed = hold.commit(change);
+        let over = hold.commit_quietly(change);
         drop(state);
+        visit.shared.quota.tell(over);
         drop(visit);
-        committed
+        Answer::Now(())
     }
 }
 

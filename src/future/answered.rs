@@ -5,8 +5,9 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Guarded, State, close_after,
+    Guarded, State, Warns, charged, close_after,
     verdict::{look_at_head, of_error, refusal_of, success},
+    warning::warn,
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
@@ -86,7 +87,7 @@ where
             // A refusal instead of it would have another length.
             response.headers_mut().remove(CONTENT_LENGTH);
             close_after(&mut response, guarded.is_early());
-            return watched(response, guarded, ending);
+            return watched(settings, response, guarded, ending);
         }
         let mut unread = None;
         let ended = match guarded.reservation.end_if_read(&mut unread) {
@@ -98,13 +99,14 @@ where
             // The body is still being read while the answer is sent. Both have to end.
             close_after(&mut response, guarded.is_http_1);
             let ending = Ending::of_content(&response.body().size_hint());
-            return watched(response, guarded, ending);
+            return watched(settings, response, guarded, ending);
         };
         if let Some(unread) = unread {
             finish_early(settings, &mut response, unread);
         }
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
-        Self::after_end(settings, ended, settled, response)
+        let warns = guarded.warns(settings);
+        Self::after_end(settings, ended, settled, response, warns)
     }
 
     /// A success whose reservation has ended: what it stored is charged before it is answered.
@@ -113,23 +115,25 @@ where
         ended: Ended<Q::Hold>,
         settled: Option<BoxFuture<bool>>,
         response: Response<R>,
+        warns: Warns,
     ) -> Next<S, B, Q, R> {
         let commit = ended
             .into_commit()
             .map(|(hold, change)| hold.commit(change));
         match (commit, settled) {
             (Some(Answer::Later(commit)), _) => {
-                Next::Wait(Self::commit(settings, commit, Some(response)))
+                Next::Wait(Self::commit(settings, commit, Some(response), warns))
             }
             (Some(Answer::Now(())), _) => {
                 settings.guard.context.rules.quota_queue.notify();
-                as_it_is(response)
+                Next::Done(Ok(charged(settings, &mut Some(response), &warns)))
             }
             (None, Some(settled)) => Next::Wait(Self::Complete {
                 settled,
                 response: Some(response),
+                warns,
             }),
-            (None, None) => as_it_is(response),
+            (None, None) => Next::Done(Ok(charged(settings, &mut Some(response), &warns))),
         }
     }
 }
@@ -153,7 +157,8 @@ where
 }
 
 fn watched<S, B, R, Q>(
-    response: Response<R>,
+    settings: &Settings<Q>,
+    mut response: Response<R>,
     guarded: Guarded<Q>,
     ending: Ending,
 ) -> Next<S, B, Q, R>
@@ -162,6 +167,9 @@ where
     B: Body,
     Q: QuotaSource,
 {
+    if let Some(scopes) = guarded.warns(settings) {
+        warn(settings, &scopes, &mut response);
+    }
     let watch = Watch::new(guarded.hand_on(), ending);
     Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))
 }

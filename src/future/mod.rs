@@ -4,6 +4,7 @@ mod answered;
 mod door;
 mod empty;
 mod verdict;
+mod warning;
 
 use std::{
     fmt,
@@ -19,7 +20,7 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 pub(crate) use self::door::{Declared, Held, admitted, plain_terms};
-use self::{answered::Next, door::Door, verdict::plain_status};
+use self::{answered::Next, door::Door, verdict::plain_status, warning::warn};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Transfer, Unread, WhenDropped},
     cause::{Cause, Fault, Resource},
@@ -27,7 +28,8 @@ use crate::{
     guard::Admit,
     quota::{Answer, QuotaHold, QuotaSource},
     refusal::{Asked, Refusal, carry_over},
-    reservation::BoxFuture,
+    reservation::{BoxFuture, ReservationOps},
+    scope::Scopes,
     settings::Settings,
     steps::Visit,
     time::Bound,
@@ -71,9 +73,10 @@ pin_project! {
             #[pin] commit: <Q::Hold as QuotaHold>::Commit,
             time: Bound,
             response: Option<S::Response>,
+            warns: Warns,
         },
         /// The same for a complete upload. Boxed, because few requests are the last of several.
-        Complete { settled: BoxFuture<bool>, response: Option<S::Response> },
+        Complete { settled: BoxFuture<bool>, response: Option<S::Response>, warns: Warns },
         /// The answer was a fault, or the body was cut.
         Failed { failed: Option<Box<Failed>> },
         Done,
@@ -268,11 +271,13 @@ where
         settings: &Settings<Q>,
         commit: <Q::Hold as QuotaHold>::Commit,
         response: Option<S::Response>,
+        warns: Warns,
     ) -> Self {
         Self::Commit {
             commit,
             time: Bound::new(settings.guard.context.rules.quota_timeout),
             response,
+            warns,
         }
     }
 
@@ -307,7 +312,7 @@ where
                     None => continue,
                 }
             };
-            let answered = ready!(response.poll(cx));
+            let mut answered = ready!(response.poll(cx));
             let guarded = guarded.take();
             // The inner future may still hold the request's body.
             this.state.set(State::Done);
@@ -319,11 +324,15 @@ where
                 };
                 match settled {
                     Some(Answer::Now(())) => {
+                        if settings.warns_of_soft_limits() {
+                            warn_plainly(settings, guarded.as_ref(), &mut answered);
+                        }
                         return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
                     }
                     Some(Answer::Later(commit)) => {
-                        let response = answered.ok();
-                        this.state.set(State::commit(settings, commit, response));
+                        let warns = guarded.as_ref().and_then(|guarded| guarded.warns(settings));
+                        let state = State::commit(settings, commit, answered.ok(), warns);
+                        this.state.set(state);
                         continue;
                     }
                     None => {}
@@ -368,17 +377,22 @@ where
                 commit,
                 time,
                 response,
+                warns,
             } => {
                 // By its contract the source keeps the charge even if this future is dropped.
                 if commit.poll(cx).is_pending() {
                     ready!(time.poll(cx));
                 }
                 settings.guard.context.rules.quota_queue.notify();
-                response.take().expect(ONCE).map(ResponseBody::inner)
+                charged(settings, response, warns)
             }
-            StateProj::Complete { settled, response } => {
+            StateProj::Complete {
+                settled,
+                response,
+                warns,
+            } => {
                 ready!(settled.as_mut().poll(cx));
-                response.take().expect(ONCE).map(ResponseBody::inner)
+                charged(settings, response, warns)
             }
             StateProj::Failed { failed } => {
                 let volume = settings.guard.volume();
@@ -437,6 +451,21 @@ impl<Q: QuotaSource> Guarded<Q> {
         Some(answer)
     }
 
+    /// The scopes that the request is charged to, or the whole that it is a part of.
+    #[cold]
+    fn scopes(&self) -> Scopes {
+        let whole = self.visit.as_ref().and_then(|visit| visit.scopes());
+        whole.unwrap_or_else(|| self.reservation.scopes().clone())
+    }
+
+    #[inline]
+    fn warns(&self, settings: &Settings<Q>) -> Warns {
+        match settings.warns_of_soft_limits() {
+            true => Some(Box::new(self.scopes())),
+            false => None,
+        }
+    }
+
     /// Whether the answer comes before the end of the request, on a connection that others may use behind it (HTTP/1).
     fn is_early(&self) -> bool {
         self.is_http_1 && self.reservation.is_unfinished()
@@ -447,6 +476,34 @@ impl<Q: QuotaSource> Guarded<Q> {
         self.is_handed_on = true;
         Arc::clone(&self.reservation)
     }
+}
+
+/// The scopes of whose soft limits the answer warns. None if the layer does not warn. Boxed, because few do.
+type Warns = Option<Box<Scopes>>;
+
+#[cold]
+#[inline(never)]
+fn warn_plainly<R, E, Q: QuotaSource>(
+    settings: &Settings<Q>,
+    guarded: Option<&Guarded<Q>>,
+    answered: &mut Result<Response<R>, E>,
+) {
+    if let (Some(guarded), Ok(response)) = (guarded, answered) {
+        warn(settings, &guarded.scopes(), response);
+    }
+}
+
+/// The answer of a success that is charged.
+fn charged<R, Q: QuotaSource>(
+    settings: &Settings<Q>,
+    response: &mut Option<Response<R>>,
+    warns: &Warns,
+) -> Response<ResponseBody<R>> {
+    let mut response = response.take().expect(ONCE);
+    if let Some(scopes) = warns {
+        warn(settings, scopes, &mut response);
+    }
+    response.map(ResponseBody::inner)
 }
 
 /// Renders a refusal, and drains the unread rest.

@@ -8,9 +8,9 @@ use self::admission::would_fit;
 pub(crate) use self::admission::{Admission, Admit, Claim, admit};
 use crate::{
     demand::Demand,
-    observer::{Observed, Observer},
+    observer::{Event, Observed, Observer},
     outage::Outage,
-    quota::{NoQuota, QuotaSource},
+    quota::{NoQuota, QuotaSource, SoftLimitHook},
     refused::Refused,
     reservation::{Context, Grants, Reservation, Rules, Shared, Terms},
     scope::Scopes,
@@ -141,8 +141,25 @@ impl<Q: Clone> Guard<Q> {
     /// # Panics
     ///
     /// If no thread can be started.
-    pub fn observer(self, observer: impl Observer) -> Self {
+    pub fn observer(self, observer: impl Observer) -> Self
+    where
+        Q: QuotaSource,
+    {
         let observed = Observed::new(observer);
+        let told = observed.downgrade();
+        self.context
+            .quota
+            .on_soft_limit(SoftLimitHook::new(move |over| {
+                if let Some(observer) = told.upgrade() {
+                    observer.observe(&Event::SoftLimit {
+                        scope: &over.scope,
+                        resource: over.resource,
+                        limit: over.limit,
+                        used: over.used,
+                        grace: over.grace,
+                    });
+                }
+            }));
         if let Some(volume) = self.volume() {
             volume.tell(&observed);
         }

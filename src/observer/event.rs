@@ -4,10 +4,10 @@ use std::{error::Error, time::Duration};
 
 use crate::{
     amount::Amount,
-    cause::Fault,
+    cause::{Fault, Resource},
     forecast::Forecast,
     refused::{Internal, Reason},
-    scope::Scopes,
+    scope::{Scope, Scopes},
     status::VolumeStatus,
 };
 
@@ -162,6 +162,23 @@ pub enum Event<'a> {
         horizon: Duration,
         /// The forecast.
         forecast: Forecast,
+    },
+    /// A charge has crossed a [soft limit](crate::quota::Limits#soft-limits) of a scope. Told once for each crossing: by the request
+    /// that crosses it, or with a store, by the process whose charge the store has taken.
+    ///
+    /// Use it to tell users that they should tidy up, before requests are refused.
+    #[non_exhaustive]
+    SoftLimit {
+        /// Whose limit it is.
+        scope: &'a Scope,
+        /// What the two figures below count: bytes or objects.
+        resource: Resource,
+        /// The soft limit.
+        limit: u64,
+        /// What the scope has stored.
+        used: u64,
+        /// How long it will take until the soft limit is enforced. `None` if it never will be.
+        grace: Option<Duration>,
     },
     /// The quota source has answered late: after more than half of [`quota_timeout`](crate::Guard::quota_timeout).
     #[non_exhaustive]

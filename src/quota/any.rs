@@ -2,7 +2,7 @@
 
 use std::{any::Any, fmt, pin::Pin, sync::Arc};
 
-use super::{Answer, Change, QuotaError, QuotaHold, QuotaSource};
+use super::{Answer, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook};
 use crate::{amount::Amount, scope::Scopes};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -52,6 +52,14 @@ impl QuotaSource for AnyQuota {
     fn charge(&self, scopes: &Scopes, change: Change) {
         self.0.charge_any(scopes, change);
     }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.0.over_any(scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.0.on_any(hook);
+    }
 }
 
 /// The hold of an [`AnyQuota`] for one request.
@@ -92,6 +100,8 @@ trait AnySource: Send + Sync {
     ) -> Answer<BoxFuture<Result<AnyHold, QuotaError>>>;
 
     fn charge_any(&self, scopes: &Scopes, change: Change);
+    fn over_any(&self, scopes: &Scopes) -> Vec<OverSoftLimit>;
+    fn on_any(&self, hook: SoftLimitHook);
 }
 
 impl<Q: QuotaSource> AnySource for Q {
@@ -115,6 +125,14 @@ impl<Q: QuotaSource> AnySource for Q {
 
     fn charge_any(&self, scopes: &Scopes, change: Change) {
         self.charge(scopes, change);
+    }
+
+    fn over_any(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.over_soft_limits(scopes)
+    }
+
+    fn on_any(&self, hook: SoftLimitHook) {
+        self.on_soft_limit(hook);
     }
 }
 

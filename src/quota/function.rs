@@ -8,14 +8,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::time::Instant;
+use tower::BoxError;
+
 use super::{
-    Answer, Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource, limits::Ceiling,
+    Answer, Change, Crossed, Exceeded, Limits, OverFor, OverSince, OverSoftLimit, QuotaError,
+    QuotaHold, QuotaSource, SoftLimitHook, SoftLimitHooks, limits::Ceiling, over,
 };
 use crate::{
     amount::Amount,
     scope::{Scope, Scopes},
 };
-use tower::BoxError;
 
 /// How often a decision is retried because requests ended while it was being made.
 const RETRIES: u32 = 8;
@@ -47,6 +50,13 @@ pub struct Quota {
 /// be cleaned up after a restart.
 ///
 /// Processes do not share their holds. If several serve one storage, use a source that they share.
+///
+/// # Soft limits
+///
+/// The limits may have a [soft limit](Limits#soft-limits). The source learns of usage when it looks it up: the first lookup that
+/// finds it above the soft limit starts the timer, and one that does not resets it. So a crossing is told with the next request
+/// of the scope rather than with the one that has crossed the limit. The timers are in memory only: after a restart the grace
+/// begins again.
 ///
 /// # Panics
 ///
@@ -139,6 +149,8 @@ impl FunctionQuota {
             shared: Arc::new(Shared {
                 lookup: Box::new(lookup),
                 flights: Mutex::default(),
+                over: Mutex::default(),
+                hooks: SoftLimitHooks::default(),
             }),
         }
     }
@@ -160,6 +172,24 @@ impl QuotaSource for FunctionQuota {
 
     /// The next lookup sees the new usage.
     fn charge(&self, _: &Scopes, _: Change) {}
+
+    /// By the last lookup of each scope.
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let all = self.shared.over();
+        let mut found = Vec::new();
+        for scope in scopes {
+            if let Some(Over { since, quota }) = all.get(scope) {
+                let over_for = elapsed(*since);
+                let crossed = Crossed::default();
+                found.extend(over(scope, &quota.limits, quota.used, over_for, crossed));
+            }
+        }
+        found
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.shared.hooks.push(hook);
+    }
 }
 
 impl FunctionQuota {
@@ -216,9 +246,50 @@ impl fmt::Debug for FunctionHold {
 struct Shared {
     lookup: Box<dyn Fn(Scope) -> BoxFuture<Result<Quota, BoxError>> + Send + Sync>,
     flights: Mutex<HashMap<Scope, Flight>>,
+    /// The scopes that were above a soft limit when they were last looked up.
+    over: Mutex<HashMap<Scope, Over>>,
+    hooks: SoftLimitHooks,
+}
+
+/// A scope above a soft limit.
+#[derive(Clone, Copy, Default)]
+struct Over {
+    since: OverSince<Instant>,
+    /// The last lookup.
+    quota: Quota,
+}
+
+fn elapsed(since: OverSince<Instant>) -> OverFor {
+    since.elapsed(|since| since.elapsed())
 }
 
 impl Shared {
+    /// Looks a scope up. Returns the limits that are in force.
+    async fn look_up(&self, scope: &Scope) -> Result<Quota, QuotaError> {
+        let quota = (self.lookup)(scope.clone()).await;
+        let quota = quota.map_err(QuotaError::Unavailable)?;
+        let mut all = self.over();
+        if !quota.limits.has_soft() && all.is_empty() {
+            return Ok(quota);
+        }
+        let Over { mut since, .. } = all.get(scope).copied().unwrap_or_default();
+        let crossed = since.review(&quota.limits, quota.used, Instant::now());
+        match since.is_never() {
+            true => all.remove(scope),
+            false => all.insert(scope.clone(), Over { since, quota }),
+        };
+        drop(all);
+        let over_for = elapsed(since);
+        let found = over(scope, &quota.limits, quota.used, over_for, crossed);
+        self.hooks.tell(&found.collect::<Vec<_>>());
+        let limits = quota.limits.in_force(quota.used, over_for);
+        Ok(Quota { limits, ..quota })
+    }
+
+    fn over(&self) -> MutexGuard<'_, HashMap<Scope, Over>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Flight>> {
         // Ignoring poison is sound: no user code runs under this lock, and none of this crate's code under it can
         // panic.
@@ -294,11 +365,7 @@ impl Claim {
             let before = self.settled();
             let mut quotas = Vec::with_capacity(self.scopes.len());
             for scope in &self.scopes {
-                quotas.push(
-                    (self.shared.lookup)(scope.clone())
-                        .await
-                        .map_err(QuotaError::Unavailable)?,
-                );
+                quotas.push(self.shared.look_up(scope).await?);
             }
             match self.admit(need, expected, &quotas, &before) {
                 Ok(()) => return Ok(()),
@@ -391,12 +458,16 @@ mod tests {
         cell::Cell,
         mem,
         panic::{AssertUnwindSafe, catch_unwind},
-        sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        sync::{
+            atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+            mpsc,
+        },
         task::{Context, Poll, Waker},
+        time::Duration,
     };
 
     use proptest::prelude::*;
-    use tokio::sync::oneshot;
+    use tokio::{sync::oneshot, time::advance};
 
     use super::*;
     use crate::cause::Resource;
@@ -624,6 +695,46 @@ mod tests {
     fn zero_needs_no_lookup() {
         let source = quota_fn(|_| -> Result<Quota, BoxError> { panic!("unexpected lookup") });
         assert!(ready(source.ask(&"s".into(), Amount::ZERO, Amount::ZERO)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_soft_limit_is_timed_by_lookups() {
+        let used = Arc::new(AtomicU64::new(80));
+        let read = Arc::clone(&used);
+        let grace = Duration::from_secs(60);
+        let source = quota_fn(move |_| {
+            Ok::<_, BoxError>(Quota {
+                limits: Limits::bytes(LIMIT).soft_percent(80).grace(grace),
+                used: Amount::bytes(read.load(SeqCst)),
+            })
+        });
+        let (sender, crossings) = mpsc::channel();
+        source.on_soft_limit(SoftLimitHook::new(move |over| {
+            let _ = sender.send(over.clone());
+        }));
+        let user = Scopes::from("s");
+        let ask = || source.reserve(&user, Amount::bytes(1), Amount::ZERO);
+        ask().await.unwrap();
+        assert!(crossings.try_recv().is_err());
+        used.store(81, SeqCst);
+        ask().await.unwrap();
+        let over = OverSoftLimit::new("s".into(), Resource::Bytes, 80, 81);
+        let over = over.with_grace(grace);
+        assert_eq!(crossings.try_recv(), Ok(over.clone().crossed()));
+        assert_eq!(source.over_soft_limits(&user), [over]);
+        advance(grace).await;
+        let Err(QuotaError::Exceeded(refused)) = ask().await else {
+            panic!("the grace has passed");
+        };
+        assert_eq!(
+            refused,
+            Exceeded::new("s".into(), Resource::Bytes, 80, 81, 1)
+        );
+        used.store(80, SeqCst);
+        ask().await.unwrap();
+        assert_eq!(source.over_soft_limits(&user), []);
+        assert!(source.shared.over().is_empty());
+        assert!(crossings.try_recv().is_err());
     }
 
     #[test]

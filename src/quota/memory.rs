@@ -7,12 +7,17 @@ use std::{
     hash::BuildHasherDefault,
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
-use super::{Answer, Change, Limits, QuotaError, QuotaHold, QuotaSource, Usage, limits::Ceiling};
+use tokio::time::Instant;
+
+use super::{
+    Answer, Change, Crossed, Limits, OverSince, OverSoftLimit, QuotaError, QuotaHold, QuotaSource,
+    SoftLimitHook, SoftLimitHooks, Usage, limits::Ceiling, over,
+};
 use crate::{
     amount::Amount,
     scope::{PassThrough, Scope, Scopes},
@@ -55,26 +60,27 @@ impl MemoryQuota {
     /// Quotas with these limits for every scope that has none of its own.
     pub fn new(default: Limits) -> Self {
         Self {
-            store: Arc::new(Store::new(default.into())),
+            store: Arc::new(Store::new(default)),
         }
     }
 
     /// Changes the limits of every scope that has none of its own. Existing holds are kept.
     pub fn set_default(&self, limits: Limits) {
-        self.store.set_default(limits.into());
+        self.store.set_default(limits);
     }
 
     /// Sets a scope's own limits. Existing holds are kept.
     pub fn set_limits(&self, scope: impl Into<Scope>, limits: Limits) {
         self.store.update(&scope.into(), |account| {
-            account.ceiling = Some(Box::new(limits.into()))
+            account.change_rare(|rare| rare.limits = Some(limits))
         });
     }
 
     /// Removes a scope's own limits: the default limits apply again.
     pub fn clear_limits(&self, scope: impl Into<Scope>) {
-        self.store
-            .update(&scope.into(), |account| account.ceiling = None);
+        self.store.update(&scope.into(), |account| {
+            account.change_rare(|rare| rare.limits = None)
+        });
     }
 
     /// Sets how much a scope has stored, whatever was counted so far.
@@ -91,9 +97,20 @@ impl MemoryQuota {
     /// deletes. Usage is then zero until both are counted, and exact after that: a scope may be below
     /// zero by as much as it holds. What is given back beyond that is [unmatched](Self::unmatched), and no credit.
     pub fn adjust(&self, scope: impl Into<Scope>, change: Change) {
-        self.store.update(&scope.into(), |account| {
-            account.used = account.used.then(change)
-        });
+        self.charge(&Scopes::from(scope.into()), change);
+    }
+
+    /// Charges all of these scopes, and does not call the hooks, which a caller that holds a lock does later.
+    pub(crate) fn charge_quietly(&self, scopes: &Scopes, change: Change) -> Vec<OverSoftLimit> {
+        match self.store.leave(scopes, Amount::ZERO, change) {
+            true => self.store.review_all(scopes),
+            false => Vec::new(),
+        }
+    }
+
+    /// Calls the hooks for soft limits that were crossed.
+    pub(crate) fn tell(&self, crossed: Vec<OverSoftLimit>) {
+        self.store.hooks.tell(&crossed);
     }
 
     /// Returns the limits and the usage of a scope.
@@ -128,7 +145,7 @@ impl MemoryQuota {
     pub fn remove(&self, scope: impl Into<Scope>) {
         self.store.update(&scope.into(), |account| {
             account.used = Change::ZERO;
-            account.ceiling = None;
+            account.rare = None;
         });
     }
 }
@@ -136,7 +153,7 @@ impl MemoryQuota {
 impl fmt::Debug for MemoryQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryQuota")
-            .field("default", &Limits::from(self.store.default()))
+            .field("default", &self.store.default())
             .finish_non_exhaustive()
     }
 }
@@ -168,9 +185,22 @@ impl QuotaSource for MemoryQuota {
     }
 
     fn charge(&self, scopes: &Scopes, change: Change) {
-        for scope in scopes {
-            self.adjust(scope, change);
-        }
+        self.tell(self.charge_quietly(scopes, change));
+    }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let over = scopes.iter().flat_map(|scope| {
+            let Usage {
+                limits, used, over, ..
+            } = self.usage(scope);
+            let over = super::over(scope, &limits, used, over, Crossed::default());
+            over.collect::<Vec<_>>()
+        });
+        over.collect()
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.store.hooks.push(hook);
     }
 }
 
@@ -197,9 +227,12 @@ impl QuotaHold for MemoryHold {
         self.leave(to, Change::ZERO);
     }
 
+    #[inline]
     fn commit(mut self, change: Change) -> Answer<Self::Commit> {
         // Zero is left, so that the drop finds nothing to release.
-        self.leave(Amount::ZERO, change);
+        if self.leave(Amount::ZERO, change) {
+            self.review();
+        }
         Answer::Now(())
     }
 }
@@ -220,19 +253,29 @@ impl MemoryHold {
         self.amount = self.amount + mem::replace(&mut other.amount, Amount::ZERO);
     }
 
-    /// Charges a change, and leaves so much reserved.
-    fn leave(&mut self, rest: Amount, change: Change) {
+    /// Commits, and does not call the hooks, which a caller that holds a lock does later.
+    pub(crate) fn commit_quietly(mut self, change: Change) -> Vec<OverSoftLimit> {
+        match self.leave(Amount::ZERO, change) {
+            true => self.store.review_all(&self.scopes),
+            false => Vec::new(),
+        }
+    }
+
+    /// Reviews timers after a charge, and tells of what was crossed.
+    #[cold]
+    #[inline(never)]
+    fn review(&self) {
+        self.store.hooks.tell(&self.store.review_all(&self.scopes));
+    }
+
+    /// Charges a change, and leaves so much reserved. Returns whether timers are to be reviewed.
+    fn leave(&mut self, rest: Amount, change: Change) -> bool {
         let released = self.amount - rest;
         self.amount = self.amount - released;
         if released.is_zero() && change == Change::ZERO {
-            return;
+            return false;
         }
-        for scope in &self.scopes {
-            self.store.update(scope, |account| {
-                account.held = account.held - released;
-                account.used = account.used.then(change);
-            });
-        }
+        self.store.leave(&self.scopes, released, change)
     }
 }
 
@@ -264,39 +307,119 @@ struct Store {
     // so it is not observable that the two change at different instants.
     default_bytes: AtomicU64,
     default_objects: AtomicU64,
+    /// Whether the default limits have a soft limit, so that charges of scopes without limits of their own are reviewed.
+    has_soft: AtomicBool,
+    /// The default limits in whole, for what is rare. Locked inside of a shard.
+    default: RwLock<Limits>,
+    hooks: SoftLimitHooks,
     /// Bytes and objects.
     unmatched: [AtomicU64; 2],
     shards: Box<[Mutex<Shard>]>,
 }
 
 impl Store {
-    fn new(default: Ceiling) -> Self {
-        Self {
-            default_bytes: AtomicU64::new(default.0.bytes),
-            default_objects: AtomicU64::new(default.0.objects),
+    fn new(default: Limits) -> Self {
+        let store = Self {
+            default_bytes: AtomicU64::default(),
+            default_objects: AtomicU64::default(),
+            has_soft: AtomicBool::default(),
+            default: RwLock::default(),
+            hooks: SoftLimitHooks::default(),
             unmatched: Default::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
+        };
+        store.set_default(default);
+        store
     }
 
-    fn default(&self) -> Ceiling {
+    fn default_ceiling(&self) -> Ceiling {
         Ceiling(Amount::new(
             self.default_bytes.load(Relaxed),
             self.default_objects.load(Relaxed),
         ))
     }
 
+    fn default(&self) -> Limits {
+        *self.default.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_default(&self, default: Limits) {
+        let mut limits = self.default.write().unwrap_or_else(PoisonError::into_inner);
+        *limits = default;
+        let Ceiling(most) = default.into();
+        self.default_bytes.store(most.bytes, Relaxed);
+        self.default_objects.store(most.objects, Relaxed);
+        self.has_soft.store(default.has_soft(), Relaxed);
+    }
+
+    /// The limits and the usage of an account.
     fn usage(&self, account: &Account) -> Usage {
+        let rare = account.rare.as_deref();
+        let (own, over) = rare
+            .map(|rare| (rare.limits, rare.over))
+            .unwrap_or_default();
         Usage {
-            limits: account.ceiling(self.default()).into(),
+            limits: own.unwrap_or_else(|| self.default()),
             used: account.used.gain(),
             held: account.held,
+            over: over.elapsed(|since: Instant| since.elapsed()),
         }
     }
 
-    fn set_default(&self, default: Ceiling) {
-        self.default_bytes.store(default.0.bytes, Relaxed);
-        self.default_objects.store(default.0.objects, Relaxed);
+    /// The most that an account may use now.
+    #[inline]
+    fn ceiling(&self, account: &Account, default: Ceiling) -> Ceiling {
+        match account.rare {
+            None => default,
+            Some(_) => self.rare_ceiling(account),
+        }
+    }
+
+    #[cold]
+    fn rare_ceiling(&self, account: &Account) -> Ceiling {
+        self.usage(account).in_force().into()
+    }
+
+    /// Releases what was held, and charges a change. Returns whether the timers of these scopes are to be reviewed.
+    #[inline(always)]
+    fn leave(&self, scopes: &Scopes, released: Amount, change: Change) -> bool {
+        let mut may_have_soft = self.has_soft.load(Relaxed);
+        for scope in scopes {
+            self.update(scope, |account| {
+                account.held = account.held - released;
+                account.used = account.used.then(change);
+                may_have_soft |= account.rare.is_some();
+            });
+        }
+        // Nothing but a charge starts or resets a timer.
+        may_have_soft && change != Change::ZERO
+    }
+
+    /// Reviews the timers of these scopes, as usage is now: right after a charge, so that one without soft limits does not pay
+    /// for this. Returns the soft limits that were crossed.
+    #[cold]
+    fn review_all(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let mut crossed = Vec::new();
+        for scope in scopes {
+            self.update(scope, |account| {
+                crossed.extend(self.review(scope, account));
+            });
+        }
+        crossed
+    }
+
+    /// Starts and resets the timers of an account. Returns the soft limits that were crossed.
+    fn review(&self, scope: &Scope, account: &mut Account) -> Vec<OverSoftLimit> {
+        let Usage { limits, used, .. } = self.usage(account);
+        let rare = account.rare.as_deref();
+        let mut since = rare.map(|rare| rare.over).unwrap_or_default();
+        let crossed = since.review(&limits, used, Instant::now());
+        if account.rare.is_some() || !since.is_never() {
+            account.change_rare(|rare| rare.over = since);
+        }
+        let over_for = self.usage(account).over;
+        let all = over(scope, &limits, used, over_for, crossed);
+        all.filter(|over| over.has_just_crossed).collect()
     }
 
     /// Reserves `need` in every scope, or in none. `expected` must fit too.
@@ -306,16 +429,16 @@ impl Store {
         if required.is_zero() {
             return Ok(());
         }
-        let default = self.default();
+        let default = self.default_ceiling();
         if let [scope] = scopes.as_slice() {
             return self.take_of_one(scope, default, need, required);
         }
         let mut shards = self.lock_all(scopes);
         for scope in scopes {
             let account = shards.of(scope).get(scope).unwrap_or(&Account::EMPTY);
-            account
-                .ceiling(default)
-                .admit(scope, account.used.gain() + account.held, required)?;
+            let counted = account.used.gain() + account.held;
+            self.ceiling(account, default)
+                .admit(scope, counted, required)?;
         }
         if need.is_zero() {
             return Ok(());
@@ -353,7 +476,8 @@ impl Store {
             return Ok(());
         };
         let counted = account.used.gain() + account.held;
-        account.ceiling(default).admit(scope, counted, required)?;
+        self.ceiling(account, default)
+            .admit(scope, counted, required)?;
         account.held = account.held + need;
         Ok(())
     }
@@ -434,8 +558,17 @@ struct Account {
     /// Below zero by what is held at most: a delete may be counted before the commit of what it deletes.
     used: Change,
     held: Amount,
-    /// The scope's own limits, which few have.
-    ceiling: Option<Box<Ceiling>>,
+    /// None where there is nothing in it.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few accounts have.
+#[derive(Default)]
+struct Rare {
+    /// The scope's own limits.
+    limits: Option<Limits>,
+    /// Since when usage has been above the soft limits.
+    over: OverSince<Instant>,
 }
 
 impl Account {
@@ -443,28 +576,38 @@ impl Account {
     const EMPTY: Self = Self {
         used: Change::ZERO,
         held: Amount::ZERO,
-        ceiling: None,
+        rare: None,
     };
 
-    fn ceiling(&self, default: Ceiling) -> Ceiling {
-        self.ceiling.as_deref().copied().unwrap_or(default)
+    fn change_rare(&mut self, change: impl FnOnce(&mut Rare)) {
+        let rare = self.rare.get_or_insert_default();
+        change(rare);
+        if rare.limits.is_none() && rare.over.is_never() {
+            self.rare = None;
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.used == Change::ZERO && self.held.is_zero() && self.ceiling.is_none()
+        self.used == Change::ZERO && self.held.is_zero() && self.rare.is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, thread};
+    use std::{
+        collections::HashSet,
+        sync::{atomic::Ordering::SeqCst, mpsc},
+        thread,
+        time::Duration,
+    };
 
     use proptest::prelude::*;
+    use tokio::time::advance;
 
     use super::*;
     use crate::{
         cause::{Cause, Resource},
-        quota::Exceeded,
+        quota::{Exceeded, OverFor},
     };
 
     const NAMES: [&str; 4] = ["a", "b", "c", "a name that is too long to be kept inline"];
@@ -745,6 +888,8 @@ mod tests {
         ClearLimits(usize),
         SetDefault(Limits),
         Remove(usize),
+        /// Seconds pass.
+        Wait(u64),
     }
 
     fn any_op() -> impl Strategy<Value = Op> {
@@ -753,8 +898,14 @@ mod tests {
         let change =
             || (-25..25_i64, -3..3_i64).prop_map(|(bytes, objects)| Change { bytes, objects });
         let limits = || {
-            (prop::option::of(0..80_u64), prop::option::of(0..8_u64))
-                .prop_map(|(bytes, objects)| Limits { bytes, objects })
+            let each = || (prop::option::of(0..80_u64), prop::option::of(0..8_u64));
+            let grace = prop::option::of((0..6_u64).prop_map(Duration::from_secs));
+            (each(), each(), grace).prop_map(|(hard, (soft_bytes, soft_objects), grace)| Limits {
+                soft_bytes,
+                soft_objects,
+                grace,
+                ..Limits::new(hard.0, hard.1)
+            })
         };
         let scope = || 0..NAMES.len();
         prop_oneof![
@@ -769,22 +920,48 @@ mod tests {
             1 => scope().prop_map(Op::ClearLimits),
             1 => limits().prop_map(Op::SetDefault),
             1 => scope().prop_map(Op::Remove),
+            2 => (0..4_u64).prop_map(Op::Wait),
         ]
     }
 
     /// The reference model: `[bytes, objects]` per scope, and every hold individually.
     #[derive(Default)]
     struct Model {
-        default: [Option<u64>; 2],
-        own: [Option<[Option<u64>; 2]>; NAMES.len()],
+        default: Limits,
+        own: [Option<Limits>; NAMES.len()],
         used: [[i64; 2]; NAMES.len()],
+        /// Since when usage is above a soft limit.
+        over: [[Option<Instant>; 2]; NAMES.len()],
+        /// The crossings since the last step.
+        crossed: Vec<(usize, usize)>,
         unmatched: [u64; 2],
         holds: Vec<(MemoryHold, HashSet<usize>, [u64; 2])>,
     }
 
     impl Model {
-        fn limits(&self, scope: usize) -> [Option<u64>; 2] {
-            self.own[scope].unwrap_or(self.default)
+        /// Hard, soft and grace.
+        fn limits(&self, scope: usize) -> ([Option<u64>; 2], [Option<u64>; 2], Option<Duration>) {
+            let limits = self.own[scope].unwrap_or(self.default);
+            (
+                [limits.bytes, limits.objects],
+                [limits.soft_bytes, limits.soft_objects],
+                limits.grace,
+            )
+        }
+
+        /// The smaller of the hard limit, and of the soft limit if that was passed for the grace.
+        fn limit(&self, scope: usize, resource: usize) -> Option<u64> {
+            let (hard, soft, grace) = self.limits(scope);
+            let used = self.used[scope][resource].max(0) as u64;
+            let mut limits = vec![hard[resource]];
+            if let (Some(soft), Some(grace), Some(since)) =
+                (soft[resource], grace, self.over[scope][resource])
+                && used > soft
+                && since.elapsed() >= grace
+            {
+                limits.push(Some(soft));
+            }
+            limits.into_iter().flatten().min()
         }
 
         fn held(&self, scope: usize) -> [u64; 2] {
@@ -806,7 +983,7 @@ mod tests {
             scopes.iter().all(|&scope| {
                 (0..2).all(|resource| {
                     need[resource] == 0
-                        || self.limits(scope)[resource].is_none_or(|limit| {
+                        || self.limit(scope, resource).is_none_or(|limit| {
                             self.total(scope, resource) + need[resource] <= limit
                         })
                 })
@@ -816,6 +993,22 @@ mod tests {
         fn charge(&mut self, scope: usize, change: Change) {
             self.used[scope][0] += change.bytes;
             self.used[scope][1] += change.objects;
+            if change == Change::ZERO {
+                return;
+            }
+            let (_, soft, _) = self.limits(scope);
+            for (resource, soft) in soft.into_iter().enumerate() {
+                let since = &mut self.over[scope][resource];
+                let used = self.used[scope][resource];
+                match soft.is_some_and(|soft| used > soft as i64) {
+                    true if since.is_none() => {
+                        *since = Some(Instant::now());
+                        self.crossed.push((scope, resource));
+                    }
+                    true => {}
+                    false => *since = None,
+                }
+            }
         }
 
         /// A scope is below zero by what it holds at most.
@@ -833,7 +1026,6 @@ mod tests {
         /// Applies `op` to both, and checks that they agree on the result.
         fn apply(&mut self, quota: &MemoryQuota, op: Op) {
             let pair = |amount: Amount| [amount.bytes, amount.objects];
-            let options = |limits: Limits| [limits.bytes, limits.objects];
             let pick = |hold: usize| (!self.holds.is_empty()).then(|| hold % self.holds.len());
             match op {
                 Op::Reserve(scopes, need) => {
@@ -887,7 +1079,7 @@ mod tests {
                 }
                 Op::SetLimits(scope, limits) => {
                     quota.set_limits(NAMES[scope], limits);
-                    self.own[scope] = Some(options(limits));
+                    self.own[scope] = Some(limits);
                 }
                 Op::ClearLimits(scope) => {
                     quota.clear_limits(NAMES[scope]);
@@ -895,12 +1087,14 @@ mod tests {
                 }
                 Op::SetDefault(limits) => {
                     quota.set_default(limits);
-                    self.default = options(limits);
+                    self.default = limits;
                 }
                 Op::Remove(scope) => {
                     quota.remove(NAMES[scope]);
                     (self.used[scope], self.own[scope]) = ([0; 2], None);
+                    self.over[scope] = [None; 2];
                 }
+                Op::Wait(_) => {}
             }
         }
 
@@ -908,7 +1102,7 @@ mod tests {
         fn check_limits(&self, admitted: bool, scopes: &HashSet<usize>, need: [u64; 2]) {
             for &scope in scopes.iter().filter(|_| admitted) {
                 for resource in (0..2).filter(|&resource| need[resource] > 0) {
-                    let limit = self.limits(scope)[resource].unwrap_or(u64::MAX);
+                    let limit = self.limit(scope, resource).unwrap_or(u64::MAX);
                     assert!(self.total(scope, resource) <= limit);
                 }
             }
@@ -919,16 +1113,16 @@ mod tests {
             for (scope, name) in NAMES.into_iter().enumerate() {
                 let usage = quota.usage(name);
                 let (used, held) = (self.used[scope], self.held(scope));
-                assert_eq!(
-                    [usage.limits.bytes, usage.limits.objects],
-                    self.limits(scope)
-                );
+                assert_eq!(usage.limits, self.own[scope].unwrap_or(self.default));
+                let over = self.over[scope].map(|since| since.map(|since| since.elapsed()));
+                assert_eq!([usage.over.bytes, usage.over.objects], over);
                 assert_eq!(
                     [usage.used.bytes, usage.used.objects],
                     used.map(|used| used.max(0) as u64)
                 );
                 assert_eq!([usage.held.bytes, usage.held.objects], held);
-                known += usize::from(used != [0; 2] || held != [0; 2] || self.own[scope].is_some());
+                let is_empty = used == [0; 2] && held == [0; 2] && over == [None; 2];
+                known += usize::from(!is_empty || self.own[scope].is_some());
             }
             assert_eq!(accounts(quota), known);
             let [bytes, objects] = self.unmatched;
@@ -939,17 +1133,129 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_the_model(ops in prop::collection::vec(any_op(), 1..150)) {
-            let quota = MemoryQuota::new(Limits::UNLIMITED);
-            let mut model = Model::default();
-            for op in ops {
-                model.apply(&quota, op);
+            paused().block_on(async {
+                let quota = MemoryQuota::new(Limits::UNLIMITED);
+                let crossings = crossings(&quota);
+                let mut model = Model::default();
+                for op in ops {
+                    if let Op::Wait(seconds) = op {
+                        advance(Duration::from_secs(seconds)).await;
+                    }
+                    model.apply(&quota, op);
+                    model.stop_at_holds();
+                    model.check_figures(&quota);
+                    let mut crossed: Vec<_> = crossings.try_iter().map(|over| {
+                        let scope = NAMES.iter().position(|name| *name == over.scope.as_str());
+                        (scope.unwrap(), usize::from(over.resource == Resource::Objects))
+                    }).collect();
+                    // A set of scopes has no order.
+                    crossed.sort_unstable();
+                    model.crossed.sort_unstable();
+                    assert_eq!(crossed, mem::take(&mut model.crossed));
+                }
+                model.holds.clear();
                 model.stop_at_holds();
                 model.check_figures(&quota);
-            }
-            model.holds.clear();
-            model.stop_at_holds();
-            model.check_figures(&quota);
+            });
         }
+    }
+
+    fn paused() -> tokio::runtime::Runtime {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap()
+    }
+
+    /// What the source tells its hooks.
+    fn crossings(quota: &MemoryQuota) -> mpsc::Receiver<OverSoftLimit> {
+        let (sender, crossings) = mpsc::channel();
+        quota.on_soft_limit(SoftLimitHook::new(move |over| {
+            let _ = sender.send(over.clone());
+        }));
+        crossings
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_soft_limit_is_enforced_after_its_grace_until_usage_has_fallen_to_it() {
+        const GRACE: Duration = Duration::from_secs(60);
+        let quota = MemoryQuota::new(Limits::bytes(100).soft_percent(80).grace(GRACE));
+        let crossings = crossings(&quota);
+        let user = Scopes::from("user:42");
+        commit(
+            reserve(&quota, &user, Amount::bytes(80)).unwrap(),
+            Amount::bytes(80),
+        );
+        // An exact fit is not above it, and what is held does not count.
+        let held = reserve(&quota, &user, Amount::bytes(10)).unwrap();
+        advance(GRACE).await;
+        drop(held);
+        assert_eq!(quota.over_soft_limits(&user), []);
+        assert!(crossings.try_recv().is_err());
+
+        let crossing = reserve(&quota, &user, Amount::bytes(1)).unwrap();
+        commit(crossing, Amount::bytes(1));
+        let over = |used| OverSoftLimit::new("user:42".into(), Resource::Bytes, 80, used);
+        assert_eq!(
+            crossings.try_recv(),
+            Ok(over(81).with_grace(GRACE).crossed())
+        );
+        let second = Duration::from_secs(1);
+        advance(GRACE - second).await;
+        let early = reserve(&quota, &user, Amount::bytes(9)).unwrap();
+        commit(early, Amount::bytes(9));
+        assert_eq!(quota.over_soft_limits(&user), [over(90).with_grace(second)]);
+        let under_way = reserve(&quota, &user, Amount::bytes(5)).unwrap();
+        advance(second).await;
+
+        let refused = reserve(&quota, &user, Amount::bytes(1)).unwrap_err();
+        let expected = Exceeded::new("user:42".into(), Resource::Bytes, 80, 95, 1);
+        assert_eq!(refused, expected);
+        assert!(reserve(&quota, &user, Amount::ZERO).is_ok());
+        assert!(reserve(&quota, &user, Amount::objects(1)).is_ok());
+        // What was admitted before is charged, and crosses nothing again.
+        commit(under_way, Amount::bytes(5));
+        assert_eq!(quota.usage("user:42").over.bytes, Some(GRACE));
+        quota.adjust("user:42", Change::between(Amount::ZERO, Amount::bytes(14)));
+        assert!(reserve(&quota, &user, Amount::bytes(1)).is_err());
+        assert!(crossings.try_recv().is_err());
+
+        quota.adjust("user:42", Change::between(Amount::ZERO, Amount::bytes(1)));
+        assert_eq!(quota.usage("user:42").over, OverFor::default());
+        commit(
+            reserve(&quota, &user, Amount::bytes(20)).unwrap(),
+            Amount::bytes(20),
+        );
+        let again = over(100).with_grace(GRACE).crossed();
+        assert_eq!(crossings.try_recv(), Ok(again));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_soft_limit_without_a_grace_only_warns() {
+        let quota = MemoryQuota::new(Limits::UNLIMITED.soft_objects(1));
+        let crossings = crossings(&quota);
+        quota.adjust("user:42", Amount::objects(2).into());
+        assert_eq!(crossings.try_recv().unwrap().grace, None);
+        advance(Duration::from_secs(1 << 30)).await;
+        assert!(reserve(&quota, "user:42", Amount::objects(1)).is_ok());
+        // Usage that is counted is no charge.
+        quota.set_used("user:43", Amount::objects(9));
+        assert!(crossings.try_recv().is_err());
+        quota.remove("user:42");
+        assert_eq!(accounts(&quota), 1);
+    }
+
+    /// A hook may ask the source.
+    #[test]
+    fn hooks_are_called_without_a_lock() {
+        let quota = MemoryQuota::new(Limits::UNLIMITED.soft_objects(1));
+        let asked = quota.clone();
+        let (sender, seen) = mpsc::channel();
+        quota.on_soft_limit(SoftLimitHook::new(move |over| {
+            asked.on_soft_limit(SoftLimitHook::new(|_| {}));
+            let _ = sender.send(asked.usage(over.scope.clone()).used);
+        }));
+        let hold = reserve(&quota, "user:42", Amount::objects(2)).unwrap();
+        commit(hold, Amount::objects(2));
+        assert_eq!(seen.try_recv(), Ok(Amount::objects(2)));
     }
 
     #[test]

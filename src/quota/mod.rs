@@ -41,10 +41,12 @@ mod limits;
 mod memory;
 mod none;
 mod open;
+mod soft;
 mod source;
 
 #[cfg(any(feature = "store-postgres", feature = "store-sqlite"))]
 pub(crate) use self::limits::Ceiling;
+pub(crate) use self::soft::{Crossed, OverSince, SoftLimitHooks, over};
 pub use self::{
     answer::{Answer, Answering},
     any::{AnyHold, AnyQuota},
@@ -55,5 +57,6 @@ pub use self::{
     memory::{MemoryHold, MemoryQuota},
     none::NoQuota,
     open::{OpenFuture, OpenGrow, OpenHold, OpenQuota},
+    soft::{OverFor, OverSoftLimit, SoftLimitHook},
     source::{QuotaHold, QuotaSource},
 };

@@ -10,7 +10,8 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::{
-    Answer, Change, Limits, MemoryHold, MemoryQuota, NoQuota, QuotaError, QuotaHold, QuotaSource,
+    Answer, Change, Limits, MemoryHold, MemoryQuota, NoQuota, OverSoftLimit, QuotaError, QuotaHold,
+    QuotaSource, SoftLimitHook,
 };
 use crate::{amount::Amount, scope::Scopes};
 
@@ -55,7 +56,12 @@ pub struct OpenQuota<Q = NoQuota> {
 impl OpenQuota {
     /// Creates a source that limits each scope to the bytes of `each`, and to as many reservations as `each` has
     /// objects.
+    ///
+    /// # Panics
+    ///
+    /// If the limits have a soft limit. It goes by what is stored, and nothing of what is open is.
     pub fn new(each: Limits) -> Self {
+        assert!(!each.has_soft(), "what is open has no soft limit");
         Self {
             open: MemoryQuota::new(each),
             inner: NoQuota,
@@ -95,6 +101,14 @@ impl<Q: QuotaSource> QuotaSource for OpenQuota<Q> {
 
     fn charge(&self, scopes: &Scopes, change: Change) {
         self.inner.charge(scopes, change);
+    }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.inner.over_soft_limits(scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.inner.on_soft_limit(hook);
     }
 }
 
@@ -239,6 +253,12 @@ mod tests {
         let user = Scopes::from("user:42");
         let reserved = quota.reserve(&user, Amount::new(bytes, 1), Amount::ZERO);
         reserved.now().ok().expect("memory decides at once")
+    }
+
+    #[test]
+    #[should_panic(expected = "what is open has no soft limit")]
+    fn what_is_open_has_no_soft_limit() {
+        OpenQuota::new(Limits::bytes(100).soft_percent(80));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Change, QuotaError};
+use super::{Answer, Change, OverSoftLimit, QuotaError, SoftLimitHook};
 use crate::{amount::Amount, scope::Scopes};
 
 /// A source of limits and usage per [`Scope`](crate::Scope).
@@ -47,6 +47,24 @@ pub trait QuotaSource: Send + Sync + 'static {
     /// Content is stored without a hold if [`Outage::Admit`](crate::Outage::Admit) admitted it while this source was
     /// away, or if its price is [`Price::counted`](crate::Price::counted).
     fn charge(&self, scopes: &Scopes, change: Change);
+
+    /// Returns the soft limits that usage of these scopes is above, as far as the source knows without waiting. The entries have
+    /// the scopes that are given here.
+    ///
+    /// It is called after a commit, for the answer of
+    /// [`storage_warning`](crate::StorageGuardLayer::storage_warning). Defaults to none, for a source without soft limits.
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let _ = scopes;
+        Vec::new()
+    }
+
+    /// Calls `hook` once for each crossing of a soft limit from now on, without a lock that the source needs. Several hooks are
+    /// all called.
+    ///
+    /// [`Guard::observer`](crate::Guard::observer) sets one. Defaults to nothing, for a source without soft limits.
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        drop(hook);
+    }
 }
 
 /// The hold of a [`QuotaSource`] for one request. Dropping it releases everything.
@@ -91,5 +109,13 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
 
     fn charge(&self, scopes: &Scopes, change: Change) {
         Q::charge(self, scopes, change);
+    }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        Q::over_soft_limits(self, scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        Q::on_soft_limit(self, hook);
     }
 }

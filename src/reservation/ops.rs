@@ -14,6 +14,7 @@ use crate::{
     demand::Demand,
     offers::{Offer, Silent},
     refused::Refused,
+    scope::Scopes,
     volume::Volume,
 };
 
@@ -24,6 +25,7 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) trait ReservationOps: Send + Sync {
     fn meter(&self) -> &Meter;
     fn demand(&self) -> Demand;
+    fn scopes(&self) -> &Scopes;
 
     /// The volume that this reservation holds a claim on, by itself or through an outer reservation.
     fn volume(&self) -> Option<&Volume>;

@@ -579,6 +579,10 @@ where
         self.demand
     }
 
+    fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
     fn volume(&self) -> Option<&Volume> {
         self.context.volume.as_ref()
     }

@@ -12,9 +12,7 @@ use std::{
 use tokio::time::sleep;
 use tower::BoxError;
 
-use super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Settlement, Store, StoreError,
-};
+use super::{Account, Baseline, HoldEntry, HoldId, Reserve, Settlement, Store, StoreError};
 use crate::{
     amount::Amount,
     quota::{Change, Limits, QuotaError},
@@ -78,8 +76,8 @@ impl<S: Store> Admin<S> {
         Self { store }
     }
 
-    /// Returns the account of a scope: the limits of its own, and how much is used and held, in bytes and objects. Empty
-    /// if the store does not know the scope.
+    /// Returns the account of a scope: the limits of its own, how much is used and held, in bytes and objects, and for how long
+    /// usage has been above the [soft limits](Limits#soft-limits). Empty if the store does not know the scope.
     ///
     /// # Errors
     ///
@@ -134,7 +132,8 @@ impl<S: Store> Admin<S> {
 
     /// Sets the limits of a scope, in place of the default ones of each service.
     ///
-    /// They apply to later requests: nothing that is used or held already is taken away.
+    /// They apply to later requests: nothing that is used or held already is taken away. Where usage is above a new
+    /// [soft limit](Limits#soft-limits), its grace begins with the next charge. Stores keep it in milliseconds.
     ///
     /// # Errors
     ///
@@ -142,9 +141,8 @@ impl<S: Store> Admin<S> {
     pub async fn set_limits(
         &self,
         scope: impl Into<Scope>,
-        limits: impl Into<Ceilings>,
+        limits: Limits,
     ) -> Result<(), StoreError> {
-        let limits = limits.into();
         self.store.set_limits(&scope.into(), Some(limits)).await
     }
 
@@ -169,7 +167,8 @@ impl<S: Store> Admin<S> {
         self.store.set_used(&scope.into(), used).await
     }
 
-    /// Charges more bytes and objects to a scope. Never refused: limits apply to requests.
+    /// Charges more bytes and objects to a scope. Never refused: limits apply to requests. If this crosses a soft limit, that is
+    /// told to nothing: services tell what they charge.
     ///
     /// This is one step of the store, so concurrent charges count as well. If no answer comes it is asked for once more,
     /// and still counts once.
@@ -408,8 +407,8 @@ impl<S: Store> Admin<S> {
         let settlements = [Settlement::new(id, scopes, change)];
         // Settlements are idempotent, so a second attempt is safe.
         match self.store.settle(&settlements).await {
-            Ok(()) => Ok(()),
-            Err(_) => self.store.settle(&settlements).await,
+            Ok(_) => Ok(()),
+            Err(_) => self.store.settle(&settlements).await.map(drop),
         }
     }
 }

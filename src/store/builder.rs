@@ -3,13 +3,14 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Ceilings, Journal, Store, StoredQuota,
+    Journal, Store, StoredQuota,
     baseline::{Based, OnEmptied},
     records::TIME_TO_LIVE,
     settler::Settler,
-    source::{LimitsBy, Shared, Warn},
+    soft::SoftLimits,
+    source::{LimitsBy, Shared},
 };
-use crate::{quota::Usage, scope::Scope};
+use crate::{quota::Limits, scope::Scope};
 
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -22,17 +23,15 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 ///
 /// use tower_storage_guard::{
 ///     quota::Limits,
-///     store::{Ceilings, Journal, SqliteStore, StoredQuota},
+///     store::{Journal, SqliteStore, StoredQuota},
 /// };
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let folder = folder.path();
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// let store = SqliteStore::open(folder.join("quota.db"))?;
-/// let limits = Ceilings::from(Limits::bytes(1 << 30)).with_soft(Limits::bytes(900 << 20));
-/// let quota = StoredQuota::builder(store, limits)
+/// let quota = StoredQuota::builder(store, Limits::bytes(1 << 30))
 ///     .time_to_live(Duration::from_secs(60))
-///     .warn_with(|scope, usage| println!("{scope} uses {} bytes", usage.used.bytes))
 ///     .journal(Journal::open(folder.join("journal"))?)
 ///     .build();
 /// # drop(quota);
@@ -45,7 +44,6 @@ pub struct StoredQuotaBuilder<S> {
     store: S,
     limits: Box<LimitsBy>,
     time_to_live: Duration,
-    warn: Option<Arc<Warn>>,
     journal: Option<Journal>,
     on_emptied: Option<Box<OnEmptied>>,
 }
@@ -56,18 +54,16 @@ impl<S: Store> StoredQuota<S> {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn new(store: S, default: impl Into<Ceilings>) -> Self {
+    pub fn new(store: S, default: Limits) -> Self {
         Self::builder(store, default).build()
     }
 
     /// Returns a builder of quotas with these limits for every scope that has none of its own.
-    pub fn builder(store: S, default: impl Into<Ceilings>) -> StoredQuotaBuilder<S> {
-        let default = default.into();
+    pub fn builder(store: S, default: Limits) -> StoredQuotaBuilder<S> {
         StoredQuotaBuilder {
             store,
             limits: Box::new(move |_| default),
             time_to_live: TIME_TO_LIVE,
-            warn: None,
             journal: None,
             on_emptied: None,
         }
@@ -88,11 +84,8 @@ impl<S: Store> StoredQuotaBuilder<S> {
     ///
     /// Use it for limits that come from a configuration. A store that was emptied has forgotten the limits that were set in
     /// it, and these apply again.
-    pub fn limits_by<C: Into<Ceilings>>(
-        mut self,
-        limits: impl Fn(&Scope) -> C + Send + Sync + 'static,
-    ) -> Self {
-        self.limits = Box::new(move |scope| limits(scope).into());
+    pub fn limits_by(mut self, limits: impl Fn(&Scope) -> Limits + Send + Sync + 'static) -> Self {
+        self.limits = Box::new(limits);
         self
     }
 
@@ -112,14 +105,6 @@ impl<S: Store> StoredQuotaBuilder<S> {
         self
     }
 
-    /// Calls `warn` when a request makes a scope pass its soft limit. It must not block.
-    ///
-    /// Use it to tell users that they should tidy up, before requests are refused. Defaults to doing nothing.
-    pub fn warn_with(mut self, warn: impl Fn(&Scope, &Usage) + Send + Sync + 'static) -> Self {
-        self.warn = Some(Arc::new(warn));
-        self
-    }
-
     /// Keeps charges in this journal until the store has taken them, and charges what an earlier process left there.
     ///
     /// Use it when charges must survive a kill while the store is away. Defaults to none: charges that the store has not
@@ -136,13 +121,14 @@ impl<S: Store> StoredQuotaBuilder<S> {
     /// Outside of a tokio runtime.
     pub fn build(self) -> StoredQuota<S> {
         let store = Arc::new(self.store);
-        let settler = Settler::start(Arc::clone(&store), self.time_to_live, self.journal);
+        let soft = SoftLimits::new(self.limits);
+        let (own, watched) = (Arc::clone(&store), Arc::clone(&soft));
+        let settler = Settler::start(own, watched, self.time_to_live, self.journal);
         StoredQuota {
             shared: Arc::new(Shared {
                 store,
-                limits: self.limits,
+                soft,
                 time_to_live: self.time_to_live,
-                warn: self.warn,
                 settler,
                 based: Based::new(self.on_emptied),
             }),
@@ -175,7 +161,7 @@ mod tests {
         assert!(of_one > 0);
         let set_up = builder()
             .time_to_live(SECOND)
-            .warn_with(|_, _| {})
+            .limits_by(|_| Limits::UNLIMITED)
             .time_to_live(SECOND * 3);
         assert_eq!(tasks(), of_one, "a setter starts nothing");
         let quota = set_up.build();

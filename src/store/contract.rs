@@ -2,12 +2,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError,
-};
+use super::{Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError};
 use crate::{
     amount::Amount,
-    quota::QuotaError,
+    quota::{Limits, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -26,8 +24,12 @@ pub type StoreFuture<'a, T, E = StoreError> =
 /// 4. Usage falls below zero by what is held in the scope at most, as a removal may be counted before the charge of what it
 ///    removes. What is given back beyond that is [unmatched](super::Account::unmatched), and no credit: usage is stopped at
 ///    the beginning and at the end of each settlement, and before a reservation.
-/// 5. The [baseline](Baseline) goes when usage goes: whatever deletes the accounts of the store deletes it too.
-/// 6. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
+/// 5. A [soft limit](Limits#soft-limits) is timed by the clock of the engine, for bytes and objects apart. Settlements with a
+///    change review the timers of their scopes, at the end of the step: usage above the soft limit starts a timer that does not
+///    run, and other usage resets it. Nothing else does, but `remove`. A reservation finds the soft limit in place of the limit
+///    where usage is above it and its timer has run for the grace, in milliseconds.
+/// 6. The [baseline](Baseline) goes when usage goes: whatever deletes the accounts of the store deletes it too.
+/// 7. Each call fails in bounded time while the engine is away. A call that failed, or whose future was dropped, has
 ///    happened or has not; the caller cannot know, and settles whatever it has reserved.
 ///
 /// The module `conformance`, behind the feature of that name, tests all of this. Run it against an implementation of
@@ -46,7 +48,9 @@ pub trait Store: Send + Sync + 'static {
     /// decide. A [`StoreError`] converts into the latter.
     fn reserve<'a>(&'a self, reserve: &'a Reserve) -> StoreFuture<'a, Reserved, QuotaError>;
 
-    /// Ends holds: releases what they held, and charges the change. All settlements are made, or none.
+    /// Ends holds: releases what they held, and charges the change. All settlements are made, or none. Returns the soft limits
+    /// that usage in their scopes is above then. The one step that starts a timer, and no other, says that it
+    /// [has just crossed](OverSoftLimit::has_just_crossed) the limit.
     ///
     /// A settlement without a hold is charged all the same, since its content is on the disk. [`Settlement::keep`] is
     /// never ended by the call that sets it.
@@ -55,7 +59,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the engine fails or does not answer in time. The settlements may have been made all the same. They are
     /// idempotent, so the caller settles them again.
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()>;
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>>;
 
     /// Prolongs holds: each expires when this time has passed from now. A hold that is gone stays gone.
     ///
@@ -80,7 +84,7 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the engine fails or does not answer in time. The change may have been made all the same.
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()>;
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()>;
 
     /// Sets how much a scope has stored, whatever was counted so far.
     ///
@@ -134,7 +138,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         S::reserve(self, reserve)
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         S::settle(self, settlements)
     }
 
@@ -150,7 +154,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         S::account(self, scope)
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         S::set_limits(self, scope, limits)
     }
 

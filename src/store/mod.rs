@@ -62,6 +62,7 @@ mod records;
 #[cfg(feature = "store-redis")]
 mod redis;
 mod settler;
+mod soft;
 mod source;
 #[cfg(any(feature = "store-postgres", feature = "store-sqlite"))]
 mod sql;
@@ -84,9 +85,7 @@ pub use self::{
     intent::Intent,
     journal::Journal,
     leased::{LeasedHold, LeasedQuota},
-    records::{
-        Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
-    },
+    records::{Account, Baseline, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement},
     settler::Settled,
     source::{StoredHold, StoredQuota},
 };

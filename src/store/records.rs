@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     amount::Amount,
-    quota::{Change, Limits, Usage},
+    quota::{Change, Limits, OverFor, OverSoftLimit, Usage},
     scope::{Scope, Scopes},
 };
 
@@ -109,7 +109,7 @@ pub struct Reserve {
     pub expected: Amount,
     /// The limits of each scope that has none of its own, in the order of the scopes. A scope without an element here is
     /// unlimited.
-    pub defaults: Vec<Ceilings>,
+    pub defaults: Vec<Limits>,
     /// How long the hold lives from now on, unless it is renewed.
     pub time_to_live: Duration,
 }
@@ -136,20 +136,19 @@ impl Reserve {
 
     /// Sets the same [default limits](Self::defaults) for all scopes.
     #[must_use]
-    pub fn with_default(self, default: impl Into<Ceilings>) -> Self {
-        let default = default.into();
+    pub fn with_default(self, default: Limits) -> Self {
         self.with_defaults(|_| default)
     }
 
     /// Sets the [default limits](Self::defaults) of each scope.
     #[must_use]
-    pub fn with_defaults(mut self, default: impl Fn(&Scope) -> Ceilings) -> Self {
+    pub fn with_defaults(mut self, default: impl Fn(&Scope) -> Limits) -> Self {
         self.defaults = self.scopes.iter().map(default).collect();
         self
     }
 
     /// Returns the default limits of the scope at an index.
-    pub fn default_at(&self, index: usize) -> Ceilings {
+    pub fn default_at(&self, index: usize) -> Limits {
         self.defaults.get(index).copied().unwrap_or_default()
     }
 
@@ -165,52 +164,16 @@ impl Reserve {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Reserved {
-    /// The scopes that have passed their soft limit by this hold, and their accounts after it.
-    pub warnings: Vec<(Scope, Account)>,
+    /// The soft limits that the scopes are above. A reservation crosses none: a charge does.
+    pub over: Vec<OverSoftLimit>,
     /// The baseline of the store, read in the same step as the usage or after it.
     pub baseline: Option<Baseline>,
 }
 
 impl Reserved {
-    /// Creates an answer with these warnings, in a store with this baseline.
-    pub fn new(warnings: Vec<(Scope, Account)>, baseline: Option<Baseline>) -> Self {
-        Self { warnings, baseline }
-    }
-}
-
-/// A hard limit that is enforced, and a soft limit that is only reported.
-///
-/// ```
-/// use tower_storage_guard::{quota::Limits, store::Ceilings};
-///
-/// let ceilings = Ceilings::from(Limits::bytes(100)).with_soft(Limits::bytes(80));
-/// assert_eq!(ceilings.hard, Limits::bytes(100));
-/// assert_eq!(ceilings.soft, Limits::bytes(80));
-/// ```
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub struct Ceilings {
-    /// The limits that are enforced.
-    pub hard: Limits,
-    /// The limits whose passing is reported, by [`warn_with`](super::StoredQuotaBuilder::warn_with).
-    pub soft: Limits,
-}
-
-impl Ceilings {
-    /// Sets the limits whose passing is reported. Defaults to none.
-    #[must_use]
-    pub const fn with_soft(mut self, soft: Limits) -> Self {
-        self.soft = soft;
-        self
-    }
-}
-
-impl From<Limits> for Ceilings {
-    fn from(hard: Limits) -> Self {
-        Self {
-            hard,
-            soft: Limits::UNLIMITED,
-        }
+    /// Creates an answer with these soft limits, in a store with this baseline.
+    pub fn new(over: Vec<OverSoftLimit>, baseline: Option<Baseline>) -> Self {
+        Self { over, baseline }
     }
 }
 
@@ -226,6 +189,9 @@ pub struct Settlement {
     pub change: Change,
     /// A hold that takes the place of the ended one.
     pub keep: Option<Keep>,
+    /// The limits of each scope that has none of its own, in the order of the scopes: for their soft limits. Of a scope without
+    /// an element here they are unknown, and its timers stay as they are unless it has limits of its own.
+    pub defaults: Vec<Limits>,
 }
 
 impl Settlement {
@@ -236,7 +202,20 @@ impl Settlement {
             scopes: scopes.into(),
             change,
             keep: None,
+            defaults: Vec::new(),
         }
+    }
+
+    /// Sets the [default limits](Self::defaults) of each scope.
+    #[must_use]
+    pub fn with_defaults(mut self, default: impl Fn(&Scope) -> Limits) -> Self {
+        self.defaults = self.scopes.iter().map(default).collect();
+        self
+    }
+
+    /// Returns the default limits of the scope at an index, if they are known.
+    pub fn default_at(&self, index: usize) -> Option<Limits> {
+        self.defaults.get(index).copied()
     }
 
     /// Sets [`keep`](Self::keep).
@@ -290,7 +269,7 @@ impl Keep {
 #[non_exhaustive]
 pub struct Account {
     /// The limits of its own.
-    pub own: Option<Ceilings>,
+    pub own: Option<Limits>,
     /// How much is stored. Below zero while a removal is counted before the charge of what it removes, by what is
     /// reserved at most.
     pub used: Change,
@@ -299,6 +278,8 @@ pub struct Account {
     /// How much was given back beyond that, since the account was made: it had not been charged, and is no credit. If it
     /// grows, the scope needs a recount.
     pub unmatched: Amount,
+    /// For how long usage has been above the soft limits, as of the last charge.
+    pub over: OverFor,
 }
 
 impl Account {
@@ -309,13 +290,21 @@ impl Account {
             used,
             held,
             unmatched: Amount::ZERO,
+            over: OverFor::default(),
         }
     }
 
     /// Sets [`own`](Self::own).
     #[must_use]
-    pub fn with_own(mut self, own: Option<Ceilings>) -> Self {
+    pub fn with_own(mut self, own: Option<Limits>) -> Self {
         self.own = own;
+        self
+    }
+
+    /// Sets [`over`](Self::over).
+    #[must_use]
+    pub fn with_over(mut self, over: OverFor) -> Self {
+        self.over = over;
         self
     }
 
@@ -332,11 +321,12 @@ impl Account {
     }
 
     /// Returns the limits and figures that are enforced where these are the default limits.
-    pub fn usage(&self, default: Ceilings) -> Usage {
+    pub fn usage(&self, default: Limits) -> Usage {
         Usage {
-            limits: self.own.unwrap_or(default).hard,
+            limits: self.own.unwrap_or(default),
             used: self.used.gain(),
             held: self.held,
+            over: self.over,
         }
     }
 }

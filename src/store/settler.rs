@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     HoldId, Journal, Settlement, Store,
     journal::{Noted, Together},
+    soft::SoftLimits,
 };
 use crate::{quota::Change, scope::Scopes};
 
@@ -72,6 +73,7 @@ struct Work {
 impl Settler {
     pub(super) fn start<S: Store>(
         store: Arc<S>,
+        soft: Arc<SoftLimits>,
         time_to_live: Duration,
         mut journal: Option<Journal>,
     ) -> Self {
@@ -86,7 +88,7 @@ impl Settler {
         for settlement in left.into_iter().flatten() {
             drop(queue.push(settlement, true));
         }
-        tokio::spawn(settle(Arc::clone(&queue), Arc::clone(&store)));
+        tokio::spawn(settle(Arc::clone(&queue), Arc::clone(&store), soft));
         tokio::spawn(renew(Arc::downgrade(&queue), store, time_to_live));
         Self { queue }
     }
@@ -234,17 +236,24 @@ impl Queue {
 }
 
 /// Settles until the queue is empty and the handle was dropped.
-async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>) {
+async fn settle<S: Store>(queue: Arc<Queue>, store: Arc<S>, soft: Arc<SoftLimits>) {
     let (mut most, mut pause) = (BATCH, PAUSE);
     while let Some(batch) = queue.next(most).await {
-        let settlements: Vec<_> = batch.iter().map(|one| one.settlement.clone()).collect();
+        let settlements = batch.iter().map(|one| one.settlement.clone());
+        let settlements: Vec<_> = settlements
+            .map(|one| one.with_defaults(&soft.limits))
+            .collect();
         if queue.has_intents.load(Ordering::Relaxed)
             && let Some(journal) = &queue.journal
         {
             journal.written().await;
         }
+        let asked = Instant::now();
         let settled = call(PATIENCE, async { store.settle(&settlements).await });
-        if matches!(settled.await, Some(Ok(()))) {
+        if let Some(Ok(over)) = settled.await {
+            let scopes = settlements.iter().flat_map(|one| &one.scopes);
+            // Before the requests go on, whose answers warn.
+            soft.learn(scopes, over, asked);
             queue.confirm(batch);
             (most, pause) = (BATCH, PAUSE);
         } else {

@@ -2,22 +2,25 @@
 
 use std::{fmt, mem, pin::Pin, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
-    Account, Admin, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement, Store, StoreError,
+    Account, Admin, Baseline, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreError,
     baseline::Based,
     settler::{Settled, Settler},
+    soft::SoftLimits,
 };
 use crate::{
     amount::Amount,
-    quota::{Answer, Change, QuotaError, QuotaHold, QuotaSource, Usage},
+    quota::{
+        Answer, Change, Limits, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook,
+        Usage,
+    },
     scope::{Scope, Scopes},
 };
 
 /// The limits of a scope that has none of its own.
-pub(super) type LimitsBy = dyn Fn(&Scope) -> Ceilings + Send + Sync;
-
-/// A function that is called when a soft limit is passed.
-pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
+pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 
 /// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
 ///
@@ -34,6 +37,11 @@ pub(super) type Warn = dyn Fn(&Scope, &Usage) + Send + Sync;
 ///
 /// A process that is stopped, or cannot reach the store, for longer loses its holds. What its requests store is charged
 /// all the same, because it is on the disk. Only then may usage pass a limit.
+///
+/// # Soft limits
+///
+/// [Soft limits](Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
+/// charge the store has taken. If its answer is lost on the way, the crossing is not told.
 ///
 /// # When the store was emptied
 ///
@@ -54,11 +62,9 @@ pub struct StoredQuota<S> {
 
 pub(super) struct Shared<S> {
     pub(super) store: Arc<S>,
-    /// The limits of each scope that has none of its own.
-    pub(super) limits: Box<LimitsBy>,
+    pub(super) soft: Arc<SoftLimits>,
     /// Of holds.
     pub(super) time_to_live: Duration,
-    pub(super) warn: Option<Arc<Warn>>,
     pub(super) settler: Settler,
     pub(super) based: Based,
 }
@@ -82,7 +88,7 @@ impl<S: Store> StoredQuota<S> {
     pub async fn usage(&self, scope: impl Into<Scope>) -> Result<Usage, StoreError> {
         let scope = scope.into();
         let account = self.shared.store.account(&scope).await?;
-        Ok(account.usage((self.shared.limits)(&scope)))
+        Ok(account.usage((self.shared.soft.limits)(&scope)))
     }
 
     /// Declares that the usage in the store is what is stored, so that requests are admitted.
@@ -140,7 +146,7 @@ impl<S: Store> StoredQuota<S> {
     pub(crate) async fn largest(&self, count: usize) -> Result<Vec<(Scope, Usage)>, StoreError> {
         let accounts = self.shared.store.largest(count).await?;
         let usage = |(scope, account): (Scope, Account)| {
-            let usage = account.usage((self.shared.limits)(&scope));
+            let usage = account.usage((self.shared.soft.limits)(&scope));
             (scope, usage)
         };
         Ok(accounts.into_iter().map(usage).collect())
@@ -174,6 +180,15 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
 
     fn charge(&self, scopes: &Scopes, change: Change) {
         drop(self.adjust(scopes.clone(), change));
+    }
+
+    /// By the last answer of the store about each scope, to this process.
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.shared.soft.over(scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.shared.soft.hooks.push(hook);
     }
 }
 
@@ -223,7 +238,7 @@ impl<S: Store> Shared<S> {
     /// The request to send to the store.
     pub(super) fn reserve(&self, id: HoldId, scopes: Scopes, amount: Amount) -> Reserve {
         Reserve::new(id, scopes, amount)
-            .with_defaults(&self.limits)
+            .with_defaults(&self.soft.limits)
             .with_time_to_live(self.time_to_live)
     }
 
@@ -242,13 +257,9 @@ impl<S: Store> Shared<S> {
     }
 
     pub(super) async fn set_aside(&self, reserve: Reserve) -> Result<(), QuotaError> {
-        let reserved = self.store.reserve(&reserve).await?;
-        let baseline = reserved.baseline;
-        if let Some(warn) = &self.warn {
-            for (scope, account) in &reserved.warnings {
-                warn(scope, &account.usage((self.limits)(scope)));
-            }
-        }
+        let asked = Instant::now();
+        let Reserved { over, baseline } = self.store.reserve(&reserve).await?;
+        self.soft.learn(&reserve.scopes, over, asked);
         if reserve.scopes.is_empty() {
             return Ok(());
         }

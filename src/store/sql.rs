@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Account, Ceilings, Reserve, Reserved};
+use super::{Account, Reserve, Reserved};
 use crate::{
     amount::Amount,
-    quota::{Ceiling, Change, Exceeded, Limits},
-    scope::Scope,
+    quota::{Ceiling, Change, Crossed, Exceeded, Limits, OverFor, OverSince, over},
 };
 
 /// The largest number that an engine can count to. A limit above it has no effect.
@@ -15,22 +14,32 @@ const COUNTABLE: u64 = i64::MAX as u64;
 /// How long an engine may take for one call.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Limits as they are stored: hard bytes, hard objects, soft bytes, soft objects. NULL is unlimited, and a limit above
-/// [`i64::MAX`] is stored as the negative number with the same bits.
-pub(super) type Columns = [Option<i64>; 4];
+/// Limits as they are stored: hard bytes, hard objects, soft bytes, soft objects, and the grace in milliseconds. NULL is none,
+/// and a limit above [`i64::MAX`] is stored as the negative number with the same bits.
+pub(super) type Columns = [Option<i64>; 5];
 
-pub(super) fn columns(limits: Ceilings) -> Columns {
-    let Ceilings { hard, soft } = limits;
-    [hard.bytes, hard.objects, soft.bytes, soft.objects].map(|limit| limit.map(u64::cast_signed))
+pub(super) fn columns(limits: Limits) -> Columns {
+    let soft = [limits.soft_bytes, limits.soft_objects];
+    let [bytes, objects, soft_bytes, soft_objects] =
+        [limits.bytes, limits.objects, soft[0], soft[1]].map(|limit| limit.map(u64::cast_signed));
+    let grace = limits.grace.map(milliseconds);
+    [bytes, objects, soft_bytes, soft_objects, grace]
 }
 
-pub(super) fn ceilings(columns: Columns) -> Ceilings {
-    let [bytes, objects, soft_bytes, soft_objects] =
+pub(super) fn limits(columns: Columns) -> Limits {
+    let [bytes, objects, soft_bytes, soft_objects, _] =
         columns.map(|limit| limit.map(i64::cast_unsigned));
-    Ceilings {
-        hard: Limits::new(bytes, objects),
-        soft: Limits::new(soft_bytes, soft_objects),
+    Limits {
+        soft_bytes,
+        soft_objects,
+        grace: columns[4].map(lives),
+        ..Limits::new(bytes, objects)
     }
+}
+
+/// How long a timer has run by now, in milliseconds of an engine.
+pub(super) fn elapsed(since: OverSince<i64>, now: i64) -> OverFor {
+    since.elapsed(|since| lives(now.saturating_sub(since)))
 }
 
 /// Clamped to the largest signed number.
@@ -54,7 +63,7 @@ pub(super) fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// How long a hold lives, in milliseconds of an engine. A negative number reads as zero.
+/// A time in milliseconds of an engine. A negative number reads as zero.
 pub(super) fn lives(milliseconds: i64) -> Duration {
     Duration::from_millis(milliseconds.max(0).unsigned_abs())
 }
@@ -64,16 +73,14 @@ pub(super) fn judge(reserve: &Reserve, accounts: &[Account]) -> Result<Reserved,
     let need = reserve.amount.max(reserve.expected);
     let mut reserved = Reserved::default();
     for (index, (scope, account)) in reserve.scopes.iter().zip(accounts).enumerate() {
-        let before = counted(account);
-        let limits = account.own.unwrap_or_else(|| reserve.default_at(index));
-        ceiling(limits.hard).admit(scope, before, need)?;
-        let account = Account {
-            held: account.held + reserve.amount,
-            ..*account
-        };
-        if passes(limits.soft, before, counted(&account)) {
-            reserved.warnings.push((Scope::clone(scope), account));
-        }
+        let mut limits = account.own.unwrap_or_else(|| reserve.default_at(index));
+        // As the engine compares.
+        limits.grace = limits.grace.map(|grace| lives(milliseconds(grace)));
+        let used = account.used.gain();
+        let in_force = limits.in_force(used, account.over);
+        ceiling(in_force).admit(scope, used + account.held, need)?;
+        let above = over(scope, &limits, used, account.over, Crossed::default());
+        reserved.over.extend(above);
     }
     Ok(reserved)
 }
@@ -84,17 +91,6 @@ fn ceiling(limits: Limits) -> Ceiling {
         most.bytes.min(COUNTABLE),
         most.objects.min(COUNTABLE),
     ))
-}
-
-fn counted(account: &Account) -> Amount {
-    account.used.gain() + account.held
-}
-
-fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
-    let passes =
-        |soft: Option<u64>, before, after| soft.is_some_and(|soft| (before..after).contains(&soft));
-    passes(soft.bytes, before.bytes, after.bytes)
-        || passes(soft.objects, before.objects, after.objects)
 }
 
 #[cfg(test)]
@@ -108,10 +104,7 @@ mod tests {
             scopes: "s".into(),
             amount: Amount::bytes(bytes),
             expected: Amount::ZERO,
-            defaults: vec![Ceilings {
-                hard: limits,
-                soft: Limits::bytes(10),
-            }],
+            defaults: vec![limits],
             time_to_live: Duration::MAX,
         }
     }
@@ -119,17 +112,12 @@ mod tests {
     #[test]
     fn limits_come_back_as_they_were() {
         for limit in [None, Some(0), Some(COUNTABLE), Some(u64::MAX)] {
-            let limits = Ceilings {
-                hard: Limits {
-                    bytes: limit,
-                    objects: Some(1),
-                },
-                soft: Limits {
-                    bytes: None,
-                    objects: limit,
-                },
+            let limits = Limits {
+                soft_objects: limit,
+                grace: Some(Duration::from_millis(3)),
+                ..Limits::new(limit, Some(1))
             };
-            assert_eq!(ceilings(columns(limits)), limits);
+            assert_eq!(super::limits(columns(limits)), limits);
         }
     }
 
@@ -154,18 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn a_soft_limit_is_passed_once() {
-        let warns = |before, more| {
-            let account = Account {
-                used: Amount::bytes(before).into(),
-                ..Account::default()
-            };
-            let judged = judge(&asked(more, Limits::UNLIMITED), &[account]);
-            !judged.unwrap().warnings.is_empty()
+    fn a_grace_ends_with_a_millisecond_of_the_engine() {
+        let grace = Duration::from_micros(1_900);
+        let limits = Limits::bytes(100).soft_bytes(10).grace(grace);
+        let judged = |over: u64| {
+            let over = OverFor::new(Some(Duration::from_millis(over)), None);
+            let account = Account::new(Amount::bytes(11).into(), Amount::ZERO).with_over(over);
+            judge(&asked(1, limits), &[account])
         };
-        assert!(!warns(0, 10));
-        assert!(warns(10, 1));
-        assert!(!warns(11, 1));
+        assert_eq!(judged(0).unwrap().over.len(), 1);
+        assert_eq!(judged(1).unwrap_err().limit, 10);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
     offers::{Offer, Silent},
     refused::Refused,
     reservation::{BoxFuture, Meter, Outer, Report, ReservationOps},
+    scope::Scopes,
     volume::Volume,
 };
 
@@ -46,6 +47,10 @@ impl ReservationOps for Part {
 
     fn demand(&self) -> Demand {
         self.own.demand()
+    }
+
+    fn scopes(&self) -> &Scopes {
+        self.whole().scopes()
     }
 
     fn volume(&self) -> Option<&Volume> {

@@ -19,6 +19,7 @@ use crate::{
     price::Price,
     refusal::Asked,
     reservation::{BoxFuture, EndHook, ReservationOps},
+    scope::Scopes,
     steps,
 };
 
@@ -184,6 +185,13 @@ impl steps::Visit for Visit {
         } else if answer.status.is_client_error() {
             draw.answered(Answer::Refused);
         }
+    }
+
+    fn scopes(&self) -> Option<Scopes> {
+        let At::Open(draw) = &self.at else {
+            return None;
+        };
+        Some(draw.upload().whole_reservation().scopes().clone())
     }
 
     fn settling(&self) -> Option<BoxFuture<bool>> {

@@ -8,7 +8,7 @@ use test_support::example::path_of;
 use tower_storage_guard::{
     Amount,
     quota::Limits,
-    store::{Ceilings, HoldId, Reserve, SqliteStore, Store},
+    store::{HoldId, Reserve, SqliteStore, Store},
 };
 
 /// The output of the tool, and its exit code.
@@ -95,6 +95,7 @@ pub(crate) fn corrects(store: &str) {
             "held": { "bytes": 0, "objects": 0 },
             "unmatched": { "bytes": 0, "objects": 0 },
             "limits": limits,
+            "over_ms": { "bytes": null, "objects": null },
         })
     };
     for (args, used) in [
@@ -118,8 +119,11 @@ pub(crate) fn corrects(store: &str) {
             "objects": objects,
             "soft_bytes": soft_bytes,
             "soft_objects": soft_objects,
+            "grace_ms": null,
         })
     };
+    let mut week = limits(Value::Null, Value::Null, json!(9), Value::Null);
+    week["grace_ms"] = json!(7 * 24 * 60 * 60 * 1_000_u64);
     let none = Value::Null;
     for (args, own) in [
         (
@@ -130,6 +134,7 @@ pub(crate) fn corrects(store: &str) {
             &["--objects", "0", "--soft-bytes", "5"],
             limits(none.clone(), json!(0), json!(5), none.clone()),
         ),
+        (&["--soft-bytes", "9", "--grace", "7days"], week),
         (
             &["--unlimited"],
             limits(none.clone(), none.clone(), none.clone(), none.clone()),
@@ -153,8 +158,7 @@ async fn shows_and_corrects_a_scope() {
     answer(&file.name(), &["limit", "user:1", "--soft-bytes", "9"]);
     let account = file.store.account(&"user:1".into()).await.unwrap();
     assert_eq!(account.used, Amount::bytes(7).into());
-    let own = Ceilings::default().with_soft(Limits::bytes(9));
-    assert_eq!(account.own, Some(own));
+    assert_eq!(account.own, Some(Limits::UNLIMITED.soft_bytes(9)));
 }
 
 #[tokio::test]
@@ -182,8 +186,23 @@ async fn tells_people_in_lines_and_tables() {
          held        0 B (0 bytes), 0 objects\n\
          unmatched   0 B (0 bytes), 0 objects\n\
          limit       20.0 GiB (21474836480 bytes), 40 objects\n\
-         soft limit  none\n"
+         soft limit  none\n\
+         grace       for ever\n\
+         above       no\n"
     );
+    let soft = ["--soft-bytes", "1GiB", "--grace", "7days"];
+    answer(store, &[&["limit", "everyone"], &soft[..]].concat());
+    // The charge crosses it.
+    let shown = answer(store, &["add", "everyone", "--objects", "1"]);
+    assert!(shown.contains("grace       7days\n"), "{shown}");
+    assert!(shown.contains("above       bytes for "), "{shown}");
+    let over = &json(store, &["subtract", "everyone", "--objects", "1"])["over_ms"];
+    assert!(
+        over["bytes"].is_u64() && over["objects"].is_null(),
+        "{over}"
+    );
+    let limits = ["--bytes", "20GiB", "--objects", "40"];
+    answer(store, &[&["limit", "everyone"], &limits[..]].concat());
     let id = hold(&file.store, ["everyone", "user:é"], 2048).await;
     answer(store, &["subtract", "user:é", "--bytes", "300"]);
     assert_eq!(

@@ -24,7 +24,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_storage_guard::{
     Amount, Scopes, StorageGuardLayer, Volume,
     dav::{CollectionQuota, CollectionQuotaBuilder, DavQuota, Depth, Folder, Tree, Walk, WebDav},
-    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource, SoftLimitHook},
 };
 
 /// A folder of files, its collections, and a guarded service that carries out the requests.
@@ -276,6 +276,36 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         copy(&entry.path(), &to.join(entry.file_name()))?;
     }
     Ok(())
+}
+
+/// A hook may ask the collections: they are not locked.
+#[tokio::test]
+async fn a_collection_has_a_soft_limit() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits::bytes(100).soft_bytes(8);
+    let collections = CollectionQuota::builder(Folder::new(root.path()))
+        .limit("", limits)
+        .unwrap()
+        .build();
+    let (asked, (sender, told)) = (collections.clone(), mpsc::channel());
+    collections.on_soft_limit(SoftLimitHook::new(move |over| {
+        let usage = asked.usage("").unwrap();
+        sender
+            .send((over.used, usage.over.bytes.is_some()))
+            .unwrap();
+    }));
+    let scopes = collections.scopes("file");
+    let hold = collections
+        .reserve(&scopes, Amount::bytes(9), Amount::ZERO)
+        .await
+        .unwrap();
+    hold.commit(Amount::bytes(9).into()).await;
+    assert_eq!(told.try_recv(), Ok((9, true)));
+    assert_eq!(collections.over_soft_limits(&scopes).len(), 1);
+    collections.charge(&scopes, Change::between(Amount::ZERO, Amount::bytes(1)));
+    assert_eq!(collections.over_soft_limits(&scopes), []);
+    collections.charge(&scopes, Amount::bytes(1).into());
+    assert_eq!(told.try_recv(), Ok((9, true)));
 }
 
 #[tokio::test]

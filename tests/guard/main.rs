@@ -33,6 +33,7 @@ mod reservations;
 mod silence;
 #[cfg(feature = "axum")]
 mod soak;
+mod soft_limits;
 #[cfg(all(feature = "axum", target_os = "linux"))]
 mod store;
 mod volume;

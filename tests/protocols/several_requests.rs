@@ -228,6 +228,22 @@ fn reply(status: u16) -> Reply {
     reply
 }
 
+/// The whole is charged with its last request, so that is the first one that warns.
+#[tokio::test]
+async fn the_last_request_warns_of_a_soft_limit() {
+    let site = Site::set(1_000, 100, Uploads::default(), Layered::storage_warning);
+    let limits = Limits::bytes(100).soft_bytes(8);
+    site.quota.set_limits(USER, limits);
+    let path = site.begin(10).await.unwrap();
+    for (offset, warns) in [(0, false), (5, true)] {
+        let request = tus("PATCH", &path).header("upload-offset", offset);
+        let answer = site.send(request.body(full(5)).unwrap()).await;
+        let warning = answer.headers().get("storage-warning");
+        assert_eq!(warning.is_some(), warns, "{:?}", answer.headers());
+    }
+    assert_eq!(site.used(), 10);
+}
+
 #[tokio::test]
 async fn the_whole_is_held_at_the_first_request_and_charged_at_the_last() {
     let site = Site::new(1_000, 100);

@@ -10,7 +10,7 @@ use test_support::{Dice, times};
 use tokio::time::{Instant, advance, sleep};
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource},
+    quota::{Change, Limits, QuotaError, QuotaHold, QuotaSource, SoftLimitHook},
     store::{LeasedHold, LeasedQuota, Store, StoredQuota, conformance::ReferenceStore},
 };
 
@@ -123,6 +123,61 @@ async fn a_node_returns_idle_budget_before_a_refusal() {
     // An amount that a request releases at this moment is available to the next one.
     drop(take(&quota, "user", 960_000).await.expect("it fits"));
     drop(take(&quota, "user", 960_000).await.expect("it fits again"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_given_away_above_a_soft_limit_after_its_grace() {
+    const GRACE: Duration = Duration::from_secs(60);
+    let reference = Arc::new(ReferenceStore::default());
+    let limits = Limits::bytes(1 << 40).soft_bytes(10_000).grace(GRACE);
+    let (one, line) = node(&reference, limits);
+    let (other, _) = node(&reference, limits);
+    let crossings = Arc::new(Mutex::new(Vec::new()));
+    for quota in [&one, &other] {
+        let crossings = Arc::clone(&crossings);
+        quota.on_soft_limit(SoftLimitHook::new(move |over| {
+            crossings.lock().unwrap().push((Instant::now(), over.used));
+        }));
+    }
+    let user = Scopes::from("user");
+    let every = Duration::from_millis(10);
+    steady(&one, "user", 500, every, Duration::from_secs(2)).await;
+    let told = crossings.lock().unwrap().clone();
+    let [(crossed, used)] = told[..] else {
+        panic!("{told:?} is not one crossing");
+    };
+    assert!(used > 10_000);
+    let [over] = &one.over_soft_limits(&user)[..] else {
+        panic!("it is above the soft limit");
+    };
+    assert!(over.grace.is_some_and(|left| left < GRACE));
+
+    // Both nodes lease on, up to the end of the grace, and not beyond it.
+    let end = crossed + GRACE;
+    while Instant::now() + every * 2 < end {
+        store(&one, "user", 500).await;
+        store(&other, "user", 500).await;
+        sleep(every).await;
+    }
+    let trips = line.trips();
+    store(&one, "user", 1).await;
+    assert_eq!(line.trips(), trips, "it was leased");
+    sleep(end.saturating_duration_since(Instant::now())).await;
+    for quota in [&one, &other] {
+        assert_eq!(exceeded(take(quota, "user", 1).await).limit, 10_000);
+    }
+    let (used, _) = figures(&*reference, "user").await;
+    one.charge(
+        &user,
+        Change::between(Amount::ZERO, Amount::bytes(used as u64 - 10_000)),
+    );
+    sleep(Duration::from_secs(2)).await;
+    drop(
+        take(&other, "user", 1)
+            .await
+            .expect("usage is at the soft limit"),
+    );
+    assert_eq!(crossings.lock().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

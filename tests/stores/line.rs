@@ -10,10 +10,10 @@ use std::{
 
 use tower_storage_guard::{
     Amount, Scope, Scopes,
-    quota::QuotaError,
+    quota::{Limits, OverSoftLimit, QuotaError},
     store::{
-        Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
-        StoreError, StoreFuture,
+        Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
+        StoreFuture,
     },
 };
 
@@ -77,7 +77,7 @@ impl<S: Store> Store for Line<S> {
         Box::pin(async { self.trip(async { self.store.reserve(asked).await }).await? })
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         Box::pin(async {
             self.trip(async { self.store.settle(settlements).await })
                 .await?
@@ -99,7 +99,7 @@ impl<S: Store> Store for Line<S> {
         self.store.account(scope)
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         self.store.set_limits(scope, limits)
     }
 

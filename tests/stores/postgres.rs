@@ -149,15 +149,15 @@ async fn who_has_not_heard_of_a_correction_makes_none() {
     let pool = server.pool();
     server.store().migrate().await.unwrap();
     for (query, is_ahead) in [
-        ("SELECT ahead FROM storage_guard_1_time(NULL, NULL)", false),
-        ("SELECT ahead FROM storage_guard_1_time(0, 1)", false),
-        ("SELECT ahead FROM storage_guard_1_time(0, 0)", true),
+        ("SELECT ahead FROM storage_guard_2_time(NULL, NULL)", false),
+        ("SELECT ahead FROM storage_guard_2_time(0, 1)", false),
+        ("SELECT ahead FROM storage_guard_2_time(0, 0)", true),
         (
-            "SELECT ahead FROM storage_guard_1_time((extract(epoch FROM now()) * 1000)::bigint, 0)",
+            "SELECT ahead FROM storage_guard_2_time((extract(epoch FROM now()) * 1000)::bigint, 0)",
             true,
         ),
         (
-            "SELECT ahead FROM storage_guard_1_time((extract(epoch FROM now()) * 1000)::bigint, (
+            "SELECT ahead FROM storage_guard_2_time((extract(epoch FROM now()) * 1000)::bigint, (
                 SELECT ahead FROM storage_guard_clock
             ))",
             false,
@@ -256,7 +256,7 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
     execute(&pool, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
     many().await;
     assert_eq!(figures(&store, "user").await, (32, 0));
-    execute(&pool, "DROP FUNCTION storage_guard_1_lock").await;
+    execute(&pool, "DROP FUNCTION storage_guard_2_lock").await;
     many().await;
     execute(
         &pool,
@@ -265,6 +265,13 @@ async fn missing_tables_and_functions_are_created_by_the_next_call() {
     .await;
     many().await;
     assert_eq!(figures(&store, "user").await, (96, 0));
+    // As it was before there were soft limits with a grace.
+    execute(
+        &pool,
+        "ALTER TABLE storage_guard_accounts DROP COLUMN grace, DROP COLUMN over_bytes, DROP COLUMN over_objects",
+    )
+    .await;
+    sql::a_grace_is_kept(&store).await;
     execute(&pool, "DROP TABLE storage_guard_accounts").await;
     assert_eq!(figures(&store, "user").await, (0, 0));
     store.migrate().await.unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tower_storage_guard::{
     Amount, Scope,
     quota::{Change, Limits, QuotaError},
-    store::{Ceilings, HoldId, Settlement, Store},
+    store::{HoldId, Settlement, Store},
 };
 
 use super::{exceeded, figures, hold, reserve, settle};
@@ -76,9 +76,8 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         .unwrap();
     assert_eq!(figures(store, user).await, (i64::MAX, 0));
     for limit in [None, Some(0), Some(u64::MAX), Some(all + 1)] {
-        let hard = Limits::new(limit, Some(3));
-        let soft = Limits::new(None, limit);
-        let limits = Ceilings::from(hard).with_soft(soft);
+        let mut limits = Limits::new(limit, Some(3)).grace(Duration::from_secs(1));
+        limits.soft_objects = limit;
         store.set_limits(&scope, Some(limits)).await.unwrap();
         let account = store.account(&scope).await.unwrap();
         assert_eq!(account.own, Some(limits));
@@ -94,6 +93,19 @@ pub(crate) async fn nothing_wraps<S: Store>(store: &S) {
         Default::default(),
         "all is as it was"
     );
+}
+
+/// A charge of the scope `user` crosses its own soft limit, in a store whose schema was older.
+pub(crate) async fn a_grace_is_kept<S: Store>(store: &S) {
+    let limits = Limits::UNLIMITED.soft_bytes(7).grace(Duration::ZERO);
+    let user = Scope::from("user");
+    store.set_limits(&user, Some(limits)).await.unwrap();
+    store.set_used(&user, Amount::bytes(7)).await.unwrap();
+    assert_eq!(store.account(&user).await.unwrap().own, Some(limits));
+    settle(store, HoldId::unique(), "user", 1).await;
+    assert_eq!(exceeded(hold(store, "user", 1, 0).await).limit, 7);
+    settle(store, HoldId::unique(), "user", -1).await;
+    assert!(hold(store, "user", 1, 0).await.is_ok());
 }
 
 /// If a settlement is named twice, it counts once, even in one step.

@@ -342,13 +342,30 @@ async fn a_broken_or_unreachable_file_is_an_outage_and_recovers() {
 async fn a_file_of_another_version_is_left_alone() {
     let file = File::new();
     drop(file.open());
-    for version in [1, 3] {
+    for version in [1, 4] {
         file.raw()
             .pragma_update(None, "user_version", version)
             .unwrap();
         let error = SqliteStore::open(file.path()).unwrap_err().to_string();
         assert!(error.contains(&format!("version {version}")), "{error}");
     }
+}
+
+/// As it was before there were soft limits with a grace.
+#[tokio::test]
+async fn a_file_of_the_version_before_is_kept() {
+    let file = File::new();
+    settle(&file.open(), HoldId::unique(), "user", 7).await;
+    let before = "ALTER TABLE accounts DROP COLUMN grace;
+        ALTER TABLE accounts DROP COLUMN over_bytes;
+        ALTER TABLE accounts DROP COLUMN over_objects;
+        PRAGMA user_version = 2";
+    file.raw().execute_batch(before).unwrap();
+    let store = file.open();
+    assert_eq!(figures(&store, "user").await, (7, 0));
+    sql::a_grace_is_kept(&store).await;
+    drop(store);
+    sql::a_grace_is_kept(&file.open()).await;
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use tower_storage_guard::{
     Amount, BoxError, Scope,
     quota::{Change, Limits},
-    store::{Account, Admin, Ceilings, HoldEntry, HoldId, Rescan, Store},
+    store::{Account, Admin, HoldEntry, HoldId, Rescan, Store},
 };
 
 use example_support::{
@@ -139,22 +139,25 @@ struct OwnLimits {
     soft_bytes: Option<ByteSize>,
     #[arg(long, value_name = "NUMBER")]
     soft_objects: Option<u64>,
+    /// How long a soft limit may be passed before it is enforced, such as 7days. Without it, a soft limit only warns
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    grace: Option<Duration>,
     /// No limit on anything
-    #[arg(long, conflicts_with_all = ["bytes", "objects", "soft_bytes", "soft_objects", "default"])]
+    #[arg(long, conflicts_with_all = ["bytes", "objects", "soft_bytes", "soft_objects", "grace", "default"])]
     unlimited: bool,
     /// None of its own: the service's own default is in force
-    #[arg(long, conflicts_with_all = ["bytes", "objects", "soft_bytes", "soft_objects"])]
+    #[arg(long, conflicts_with_all = ["bytes", "objects", "soft_bytes", "soft_objects", "grace"])]
     default: bool,
 }
 
-impl From<OwnLimits> for Option<Ceilings> {
-    fn from(limits: OwnLimits) -> Self {
-        let limit = |bytes: Option<ByteSize>, objects| {
-            Limits::new(bytes.map(|bytes| bytes.as_u64()), objects)
-        };
-        let hard = limit(limits.bytes, limits.objects);
-        let soft = limit(limits.soft_bytes, limits.soft_objects);
-        (!limits.default).then(|| Ceilings::from(hard).with_soft(soft))
+impl From<OwnLimits> for Option<Limits> {
+    fn from(own: OwnLimits) -> Self {
+        let size = |bytes: Option<ByteSize>| bytes.map(|bytes| bytes.as_u64());
+        let mut limits = Limits::new(size(own.bytes), own.objects);
+        limits.soft_bytes = size(own.soft_bytes);
+        limits.soft_objects = own.soft_objects;
+        limits.grace = own.grace;
+        (!own.default).then_some(limits)
     }
 }
 
@@ -227,7 +230,7 @@ async fn execute(
             scope
         }
         Command::Limit { scope, limits } => {
-            match Option::<Ceilings>::from(limits) {
+            match Option::<Limits>::from(limits) {
                 Some(limits) => admin.set_limits(scope.as_str(), limits).await?,
                 None => admin.clear_limits(scope.as_str()).await?,
             }
@@ -315,20 +318,24 @@ fn print<T: ?Sized>(
 }
 
 fn account_json((scope, account): &(Scope, Account)) -> Value {
-    let limits = account.own.map(|Ceilings { hard, soft, .. }| {
+    let milliseconds = |time: Option<Duration>| time.map(|time| time.as_millis() as u64);
+    let limits = account.own.map(|limits| {
         json!({
-            "bytes": hard.bytes,
-            "objects": hard.objects,
-            "soft_bytes": soft.bytes,
-            "soft_objects": soft.objects,
+            "bytes": limits.bytes,
+            "objects": limits.objects,
+            "soft_bytes": limits.soft_bytes,
+            "soft_objects": limits.soft_objects,
+            "grace_ms": milliseconds(limits.grace),
         })
     });
+    let over = [account.over.bytes, account.over.objects].map(milliseconds);
     json!({
         "scope": scope.as_str(),
         "used": change_json(account.used),
         "held": amount_json(account.held),
         "unmatched": amount_json(account.unmatched),
         "limits": limits,
+        "over_ms": { "bytes": over[0], "objects": over[1] },
     })
 }
 
@@ -367,15 +374,22 @@ fn change_json(change: Change) -> Value {
 }
 
 fn account_text((scope, account): &(Scope, Account)) -> String {
-    let (limit, soft) = match account.own {
-        Some(Ceilings { hard, soft, .. }) => {
-            (limits_text(hard, "unlimited"), limits_text(soft, "none"))
-        }
-        None => (
-            "the service's default".to_owned(),
-            "the service's default".to_owned(),
+    let default = || "the service's default".to_owned();
+    let (limit, soft, grace) = match account.own {
+        Some(own) => (
+            limits_text(own.bytes, own.objects, "unlimited"),
+            limits_text(own.soft_bytes, own.soft_objects, "none"),
+            own.grace.map_or("for ever".to_owned(), time_text),
         ),
+        None => (default(), default(), default()),
     };
+    let over =
+        |name: &str, over: Option<Duration>| Some(format!("{name} for {}", time_text(over?)));
+    let over = [
+        over("bytes", account.over.bytes),
+        over("objects", account.over.objects),
+    ];
+    let over = over.into_iter().flatten().collect::<Vec<_>>().join(", ");
     lines([
         ("scope", printable(scope.as_str())),
         ("used", change_text(account.used)),
@@ -383,6 +397,15 @@ fn account_text((scope, account): &(Scope, Account)) -> String {
         ("unmatched", amount_text(account.unmatched)),
         ("limit", limit),
         ("soft limit", soft),
+        ("grace", grace),
+        (
+            "above",
+            if over.is_empty() {
+                "no".to_owned()
+            } else {
+                over
+            },
+        ),
     ])
 }
 
@@ -403,7 +426,7 @@ fn rescan_text((scope, rescan): &(String, Rescan)) -> String {
 fn accounts_table(accounts: &[(Scope, Account)]) -> String {
     let rows = accounts.iter().map(|(scope, account)| {
         let limit = match account.own {
-            Some(own) => own.hard.bytes.map_or("unlimited".to_owned(), size),
+            Some(own) => own.bytes.map_or("unlimited".to_owned(), size),
             None => "default".to_owned(),
         };
         [
@@ -476,8 +499,8 @@ fn change_text(Change { bytes, objects }: Change) -> String {
     format!("{} ({bytes} bytes), {objects} objects", signed_size(bytes))
 }
 
-fn limits_text(limits: Limits, none: &str) -> String {
-    match (limits.bytes, limits.objects) {
+fn limits_text(bytes: Option<u64>, objects: Option<u64>, none: &str) -> String {
+    match (bytes, objects) {
         (None, None) => none.to_owned(),
         (Some(bytes), Some(objects)) => amount_text(Amount::new(bytes, objects)),
         (Some(bytes), None) => format!("{} ({bytes} bytes)", size(bytes)),
@@ -492,6 +515,11 @@ fn size(bytes: u64) -> String {
 fn signed_size(bytes: i64) -> String {
     let sign = if bytes < 0 { "-" } else { "" };
     format!("{sign}{}", size(bytes.unsigned_abs()))
+}
+
+/// In whole seconds, such as `6days 23h`.
+fn time_text(time: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
 }
 
 fn seconds(time: Duration) -> String {

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tower::BoxError;
 
 use super::{
-    super::{Account, Admin, Ceilings, HoldId, Rescan, RescanError},
+    super::{Account, Admin, HoldId, Rescan, RescanError},
     check::{AnyStore, Handle, bytes, change, figures, join, reserve},
 };
 use crate::{
@@ -43,7 +43,8 @@ async fn shows_and_sets(admin: &Admin<AnyStore>, one: &Handle) {
         one.expect(what, found, expected);
     };
     expect("an account that is unknown", Account::default()).await;
-    let limits = Ceilings::from(Limits::bytes(9 << 50).objects(3)).with_soft(Limits::bytes(7));
+    let limits = Limits::bytes(9 << 50).objects(3).soft_bytes(7);
+    let limits = limits.grace(Duration::from_secs(7 * 24 * 60 * 60));
     one.done("set_limits", admin.set_limits(user, limits).await);
     let used = Amount::new(8 << 50, 2);
     one.done("set_used", admin.set_used(user, used).await);

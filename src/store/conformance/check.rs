@@ -10,7 +10,7 @@ use tokio::{
 use super::super::{Account, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoredQuota};
 use crate::{
     amount::Amount,
-    quota::{Change, Exceeded, Limits, QuotaError},
+    quota::{Change, Exceeded, Limits, OverFor, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -44,6 +44,19 @@ pub(super) fn bytes(bytes: i64) -> Change {
 /// A change of bytes and objects.
 pub(super) fn change(bytes: i64, objects: i64) -> Change {
     Change { bytes, objects }
+}
+
+/// An account, with whether its timers run in place of for how long they have.
+pub(super) fn timeless(account: Account) -> Account {
+    let OverFor { bytes, objects } = account.over;
+    let [bytes, objects] = [bytes, objects].map(|over| over.map(|_| Duration::ZERO));
+    account.with_over(OverFor::new(bytes, objects))
+}
+
+/// Answers have no order.
+pub(super) fn in_order(mut over: Vec<OverSoftLimit>) -> Vec<OverSoftLimit> {
+    over.sort_by_key(|over| (over.scope.clone(), over.resource.as_str()));
+    over
 }
 
 /// The hold, the scope and the bytes of each entry.
@@ -140,8 +153,22 @@ impl Handle {
         self.refuse(&what, &reserve).await
     }
 
-    pub(super) async fn settle_all(&self, settlements: &[Settlement]) {
-        self.done("settle", self.store.settle(settlements).await);
+    pub(super) async fn settle_all(&self, settlements: &[Settlement]) -> Vec<OverSoftLimit> {
+        in_order(self.done("settle", self.store.settle(settlements).await))
+    }
+
+    /// Charges bytes and objects without a hold, where a scope without limits of its own has these, if they are known.
+    pub(super) async fn charge(
+        &self,
+        scopes: impl Into<Scopes>,
+        change: Change,
+        default: Option<Limits>,
+    ) -> Vec<OverSoftLimit> {
+        let mut charge = Settlement::new(HoldId::unique(), scopes, change);
+        if let Some(default) = default {
+            charge = charge.with_defaults(|_| default);
+        }
+        self.settle_all(&[charge]).await
     }
 
     /// Ends a hold, and charges bytes.

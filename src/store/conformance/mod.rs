@@ -35,7 +35,7 @@
 //!
 //! | rule | of the [contract](Store) |
 //! |---|---|
-//! | a store has the baseline that was set first | 5 |
+//! | a store has the baseline that was set first | 6 |
 //! | an exact fit is admitted, and one byte more is not | 1 |
 //! | a reservation holds in all of its scopes, or in none | 1 |
 //! | what is expected must fit, and is not held | 1 |
@@ -43,11 +43,13 @@
 //! | a hold expires unless it is renewed | 2 |
 //! | a hold is kept under another id in one step | 1, 3 |
 //! | limits are those of the scope, or the default ones | 1 |
-//! | passing a soft limit is reported once | 1 |
 //! | usage may be below zero by what is held | 1 |
 //! | names are kept as they are | 1 |
 //! | accounts can be read and corrected | 1 |
 //! | concurrent requests never pass a limit | 1 |
+//! | a charge above a soft limit crosses it once | 5 |
+//! | a crossing is told once, and lasts until it is over | 3, 5 |
+//! | a soft limit is enforced after its grace | 2, 5 |
 //! | a quota over the store holds, charges and releases | 1 to 4 |
 //! | what was just released is free | 1 |
 //! | an admin reads and corrects accounts, as [`Admin`](super::Admin) promises | 1, 3 |
@@ -67,6 +69,7 @@ mod quota;
 mod random;
 mod reference;
 mod rules;
+mod soft;
 
 use std::sync::Arc;
 
@@ -100,11 +103,13 @@ pub async fn run<S: Store>(one: S, other: S) {
     rules::expiry(by("a hold expires unless it is renewed")).await;
     rules::kept(by("a hold is kept under another id in one step")).await;
     rules::own_limits(by("limits are those of the scope, or the default ones")).await;
-    rules::soft_limits(by("passing a soft limit is reported once")).await;
     rules::below_zero(by("usage may be below zero by what is held")).await;
     rules::names(by("names are kept as they are")).await;
     rules::accounts(by("accounts can be read and corrected")).await;
     rules::stampede(by("concurrent requests never pass a limit")).await;
+    soft::crossing(by("a charge above a soft limit crosses it once")).await;
+    soft::once(by("a crossing is told once, and lasts until it is over")).await;
+    soft::grace(by("a soft limit is enforced after its grace")).await;
     quota::holds(by("a quota over the store holds, charges and releases")).await;
     quota::just_released(by("what was just released is free")).await;
     admin::rules(by("an admin reads and corrects accounts")).await;
@@ -123,11 +128,11 @@ mod tests {
     use super::{check::LONG, *};
     use crate::{
         amount::Amount,
-        quota::{Change, Limits, QuotaError},
+        quota::{Change, Limits, OverSoftLimit, QuotaError},
         scope::{Scope, Scopes},
         store::{
-            Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement,
-            StoreError, StoreFuture,
+            Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError,
+            StoreFuture,
         },
     };
 
@@ -148,7 +153,9 @@ mod tests {
         NeverExpires,
         DropsKeep,
         IgnoresOwnLimits,
-        NeverWarns,
+        ForgetsCrossings,
+        CrossesAgain,
+        HasNoGrace,
         StopsAtZero,
         RenamesScopes,
         RemovesNothing,
@@ -181,21 +188,22 @@ mod tests {
                     self.0.settle(&[release]).await?;
                     yield_now().await;
                     for default in &mut asked.defaults {
-                        default.hard = Limits::UNLIMITED;
+                        *default = Limits::UNLIMITED;
                     }
                 }
                 let reserved = self.0.reserve(&asked).await?;
-                let (mut warnings, mut baseline) = (reserved.warnings, reserved.baseline);
-                match self.1 {
-                    Defect::NeverWarns => warnings.clear(),
-                    Defect::HasNoBaseline => baseline = None,
-                    _ => {}
-                }
-                Ok(Reserved::new(warnings, baseline))
+                let baseline = match self.1 {
+                    Defect::HasNoBaseline => None,
+                    _ => reserved.baseline,
+                };
+                Ok(Reserved::new(reserved.over, baseline))
             })
         }
 
-        fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+        fn settle<'a>(
+            &'a self,
+            settlements: &'a [Settlement],
+        ) -> StoreFuture<'a, Vec<OverSoftLimit>> {
             let mut settlements = settlements.to_vec();
             for settlement in &mut settlements {
                 match self.1 {
@@ -219,7 +227,18 @@ mod tests {
                 }
                 settlements = all;
             }
-            Box::pin(async move { self.0.settle(&settlements).await })
+            Box::pin(async move {
+                let mut over = self.0.settle(&settlements).await?;
+                match self.1 {
+                    Defect::ForgetsCrossings => over.clear(),
+                    Defect::CrossesAgain => {
+                        over.iter_mut()
+                            .for_each(|over| over.has_just_crossed = true);
+                    }
+                    _ => {}
+                }
+                Ok(over)
+            })
         }
 
         fn renew<'a>(
@@ -244,10 +263,18 @@ mod tests {
         fn set_limits<'a>(
             &'a self,
             scope: &'a Scope,
-            limits: Option<Ceilings>,
+            limits: Option<Limits>,
         ) -> StoreFuture<'a, ()> {
             let ignored = self.1 == Defect::IgnoresOwnLimits;
-            self.0.set_limits(scope, limits.filter(|_| !ignored))
+            let grace = |limits: Limits| match self.1 {
+                Defect::HasNoGrace => Limits {
+                    grace: None,
+                    ..limits
+                },
+                _ => limits,
+            };
+            self.0
+                .set_limits(scope, limits.map(grace).filter(|_| !ignored))
         }
 
         fn set_used<'a>(&'a self, scope: &'a Scope, used: Amount) -> StoreFuture<'a, ()> {
@@ -342,7 +369,18 @@ mod tests {
                 Defect::IgnoresOwnLimits,
                 "limits are those of the scope, or the default ones",
             ),
-            (Defect::NeverWarns, "passing a soft limit is reported once"),
+            (
+                Defect::ForgetsCrossings,
+                "a charge above a soft limit crosses it once",
+            ),
+            (
+                Defect::CrossesAgain,
+                "a charge above a soft limit crosses it once",
+            ),
+            (
+                Defect::HasNoGrace,
+                "a soft limit is enforced after its grace",
+            ),
             (
                 Defect::StopsAtZero,
                 "usage may be below zero by what is held",

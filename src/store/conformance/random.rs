@@ -1,8 +1,10 @@
 //! Random steps on a store and on the reference, whose results must be the same.
 
+use std::time::Duration;
+
 use super::{
-    super::{Ceilings, HoldId, Keep, Reserve, Settlement, Store},
-    check::{Handle, LONG, change, reserve},
+    super::{HoldId, Keep, Reserve, Settlement, Store},
+    check::{Handle, LONG, change, in_order, reserve, timeless},
     reference::ReferenceStore,
 };
 use crate::{
@@ -28,7 +30,7 @@ pub(super) async fn steps(stores: [Handle; 2]) {
         match steps.dice.roll(10) {
             0..4 => steps.reserve(store, step).await,
             4 if !steps.open.is_empty() => steps.grow(store, step).await,
-            5..8 if !steps.open.is_empty() => steps.settle(store).await,
+            5..8 if !steps.open.is_empty() => steps.settle(store, step).await,
             8 => steps.set_used(store).await,
             _ => steps.set_limits(store).await,
         }
@@ -36,8 +38,8 @@ pub(super) async fn steps(stores: [Handle; 2]) {
             let expected = steps.reference.account(&name.into()).await;
             store.expect(
                 &format!("the account of `{name}` after step {step}"),
-                store.account(name).await,
-                store.done("account", expected),
+                timeless(store.account(name).await),
+                timeless(store.done("account", expected)),
             );
         }
     }
@@ -56,10 +58,9 @@ impl Steps {
             0 => self.scope().into(),
             _ => Scopes::from([self.scope(), self.scope()]),
         };
-        let limits = Ceilings::from(Limits::bytes(200).objects(9));
         let asked = Reserve::new(HoldId::unique(), scopes.clone(), self.amount())
             .with_expected(Amount::bytes(self.dice.roll(60)))
-            .with_default(limits.with_soft(Limits::bytes(100)))
+            .with_default(default())
             .with_time_to_live(LONG);
         self.compare(store, &asked, step).await;
         self.open.push((asked.id, scopes));
@@ -75,7 +76,9 @@ impl Steps {
     async fn compare(&self, store: &Handle, asked: &Reserve, step: usize) {
         let found = store.store.reserve(asked).await;
         match (found, self.reference.reserve(asked).await) {
-            (Ok(found), Ok(expected)) => {
+            (Ok(mut found), Ok(mut expected)) => {
+                found.over = in_order(found.over);
+                expected.over = in_order(expected.over);
                 store.expect(&format!("the answer to step {step}"), found, expected);
             }
             (Err(QuotaError::Exceeded(found)), Err(QuotaError::Exceeded(expected))) => {
@@ -93,7 +96,7 @@ impl Steps {
         }
     }
 
-    async fn settle(&mut self, store: &Handle) {
+    async fn settle(&mut self, store: &Handle, step: usize) {
         let index = self.dice.roll(self.open.len() as u64) as usize;
         let (id, scopes) = self.open.swap_remove(index);
         let change = change(self.dice.roll(80) as i64 - 20, self.dice.roll(3) as i64 - 1);
@@ -103,11 +106,16 @@ impl Steps {
             self.open.push((keep.id, scopes));
             settlement = settlement.with_keep(keep);
         }
+        if self.dice.roll(4) > 0 {
+            settlement = settlement.with_defaults(|_| default());
+        }
         let settlements = [settlement];
         // Once or twice, which must make no difference.
         for _ in 0..=self.dice.roll(2) {
-            store.settle_all(&settlements).await;
-            store.done("settle", self.reference.settle(&settlements).await);
+            let found = store.settle_all(&settlements).await;
+            let expected = store.done("settle", self.reference.settle(&settlements).await);
+            let what = format!("the soft limits that are passed after step {step}");
+            store.expect(&what, found, in_order(expected));
         }
     }
 
@@ -124,7 +132,12 @@ impl Steps {
         let scope = self.scope();
         let own = match self.dice.roll(2) {
             0 => None,
-            _ => Some(Ceilings::from(Limits::bytes(self.dice.roll(300)))),
+            _ => {
+                let soft = Limits::bytes(self.dice.roll(300)).soft_bytes(self.dice.roll(200));
+                let soft = soft.soft_objects(self.dice.roll(9));
+                let grace = (self.dice.roll(2) == 0).then_some(Duration::ZERO);
+                Some(Limits { grace, ..soft })
+            }
         };
         store.done("set_limits", store.store.set_limits(&scope, own).await);
         store.done("set_limits", self.reference.set_limits(&scope, own).await);
@@ -137,6 +150,12 @@ impl Steps {
     fn amount(&mut self) -> Amount {
         Amount::new(self.dice.roll(60), self.dice.roll(3))
     }
+}
+
+/// The limits of a scope that has none of its own. A grace of zero has passed, whatever the clock says.
+fn default() -> Limits {
+    let limits = Limits::bytes(200).objects(9);
+    limits.soft_percent(50).grace(Duration::ZERO)
 }
 
 /// Numbers that look random, and are the same in every run. This is SplitMix64.

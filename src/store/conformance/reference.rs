@@ -10,13 +10,12 @@ use std::{
 use tokio::time::Instant;
 
 use super::super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store,
-    StoreFuture,
+    Account, Baseline, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement, Store, StoreFuture,
 };
 use crate::{
     amount::Amount,
     cause::Resource,
-    quota::{Change, Exceeded, Limits, QuotaError},
+    quota::{Change, Exceeded, Limits, OverFor, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -29,8 +28,10 @@ pub struct ReferenceStore(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
-    /// Without what is held.
+    /// Without what is held, and without timers.
     accounts: HashMap<Scope, Account>,
+    /// The timers of soft limits: since when usage is above, of bytes and objects.
+    timers: HashMap<Scope, [Option<Instant>; 2]>,
     holds: HashMap<HoldId, Hold>,
     settled: HashSet<HoldId>,
     baseline: Option<Baseline>,
@@ -62,8 +63,11 @@ impl Tables {
     fn account(&self, scope: &Scope) -> Account {
         let holds = self.holds.values();
         let held = holds.filter(|hold| hold.scopes.iter().any(|held| held == scope));
+        let [bytes, objects] = self.timers.get(scope).copied().unwrap_or_default();
+        let elapsed = |since: Option<Instant>| since.map(|since| since.elapsed());
         let mut account = Account {
             held: held.fold(Amount::ZERO, |sum, hold| sum + hold.amount),
+            over: OverFor::new(elapsed(bytes), elapsed(objects)),
             ..self.accounts.get(scope).copied().unwrap_or_default()
         };
         account.stop_below_zero();
@@ -83,22 +87,16 @@ impl Tables {
     fn reserve(&mut self, asked: &Reserve) -> Result<Reserved, QuotaError> {
         self.stop_below_zero(&asked.scopes);
         let required = asked.amount.max(asked.expected);
-        let mut warnings = Vec::new();
+        let mut over = Vec::new();
         for (index, scope) in asked.scopes.iter().enumerate() {
             let account = self.account(scope);
             let limits = account.own.unwrap_or_else(|| asked.default_at(index));
-            admit(scope, limits.hard, counted(account), required)?;
-            let after = Account {
-                held: account.held + asked.amount,
-                ..account
-            };
-            if passes(limits.soft, counted(account), counted(after)) {
-                warnings.push((scope.clone(), after));
-            }
+            admit(scope, limits, account, required)?;
+            over.extend(self.over(scope, limits, [false; 2]));
         }
         let held = Keep::new(asked.id, asked.amount, asked.time_to_live);
         self.hold(&asked.scopes, held);
-        Ok(Reserved::new(warnings, self.baseline))
+        Ok(Reserved::new(over, self.baseline))
     }
 
     fn hold(&mut self, scopes: &Scopes, held: Keep) {
@@ -110,6 +108,66 @@ impl Tables {
         });
         hold.amount = hold.amount + held.amount;
         hold.until = until;
+    }
+
+    /// Starts and resets the timers of a scope. Returns which were started.
+    fn review(&mut self, scope: &Scope, limits: Limits) -> [bool; 2] {
+        let used = self.account(scope).used;
+        let timers = self.timers.entry(scope.clone()).or_default();
+        let review = |since: &mut Option<Instant>, soft: Option<u64>, used: i64| {
+            let was_above = since.is_some();
+            *since = match soft {
+                Some(soft) if i128::from(used) > i128::from(soft) => {
+                    Some(since.unwrap_or_else(Instant::now))
+                }
+                _ => None,
+            };
+            since.is_some() && !was_above
+        };
+        let [bytes, objects] = timers;
+        [
+            review(bytes, limits.soft_bytes, used.bytes),
+            review(objects, limits.soft_objects, used.objects),
+        ]
+    }
+
+    /// The soft limits that a scope is above.
+    fn over(&self, scope: &Scope, limits: Limits, crossed: [bool; 2]) -> Vec<OverSoftLimit> {
+        let both = both(limits, self.account(scope)).into_iter().zip(crossed);
+        let over = both.filter_map(|((resource, soft, used, over_for), has_just_crossed)| {
+            let (soft, over_for) = (soft?, over_for?);
+            (used > soft).then(|| OverSoftLimit {
+                grace: limits.grace.map(|grace| grace.saturating_sub(over_for)),
+                has_just_crossed,
+                ..OverSoftLimit::new(scope.clone(), resource, soft, used)
+            })
+        });
+        over.collect()
+    }
+
+    /// Reviews the timers of what was charged. Returns the soft limits that usage is above.
+    fn review_all(&mut self, settlements: &[Settlement]) -> Vec<OverSoftLimit> {
+        let is_charge = |settlement: &&Settlement| settlement.change != Change::ZERO;
+        let charges = settlements.iter().filter(is_charge);
+        let charged: HashSet<_> = charges.flat_map(|charge| &charge.scopes).collect();
+        let (mut over, mut seen) = (Vec::new(), HashSet::new());
+        for settlement in settlements {
+            for (index, scope) in settlement.scopes.iter().enumerate() {
+                let own = self.account(scope).own;
+                let Some(limits) = own.or(settlement.default_at(index)) else {
+                    continue;
+                };
+                if !seen.insert(scope) {
+                    continue;
+                }
+                let crossed = match charged.contains(scope) {
+                    true => self.review(scope, limits),
+                    false => [false; 2],
+                };
+                over.extend(self.over(scope, limits, crossed));
+            }
+        }
+        over
     }
 
     fn settle(&mut self, settlement: &Settlement) {
@@ -127,35 +185,44 @@ impl Tables {
     }
 }
 
-fn counted(account: Account) -> Amount {
-    account.used.gain() + account.held
-}
+/// Of bytes and objects: the soft limit, what is used, and for how long that has been above it.
+type Above = (Resource, Option<u64>, u64, Option<Duration>);
 
-fn admit(scope: &Scope, limits: Limits, counted: Amount, required: Amount) -> Result<(), Exceeded> {
-    for (resource, limit, counted, required) in [
-        (Resource::Bytes, limits.bytes, counted.bytes, required.bytes),
+fn both(limits: Limits, account: Account) -> [Above; 2] {
+    let (used, over) = (account.used.gain(), account.over);
+    [
+        (Resource::Bytes, limits.soft_bytes, used.bytes, over.bytes),
         (
             Resource::Objects,
-            limits.objects,
-            counted.objects,
-            required.objects,
+            limits.soft_objects,
+            used.objects,
+            over.objects,
         ),
-    ] {
-        let limit = limit.unwrap_or(u64::MAX);
+    ]
+}
+
+fn admit(
+    scope: &Scope,
+    limits: Limits,
+    account: Account,
+    required: Amount,
+) -> Result<(), Exceeded> {
+    let hard = [limits.bytes, limits.objects];
+    for ((resource, soft, used, over), hard) in both(limits, account).into_iter().zip(hard) {
+        let (counted, required) = (used + resource.of(account.held), resource.of(required));
+        let mut limit = hard.unwrap_or(u64::MAX);
+        if let (Some(soft), Some(grace), Some(over)) = (soft, limits.grace, over)
+            && used > soft
+            && over >= grace
+        {
+            limit = limit.min(soft);
+        }
         if required > 0 && u128::from(counted) + u128::from(required) > limit.into() {
             let scope = scope.clone();
             return Err(Exceeded::new(scope, resource, limit, counted, required));
         }
     }
     Ok(())
-}
-
-fn passes(soft: Limits, before: Amount, after: Amount) -> bool {
-    let passes = |soft: Option<u64>, before: u64, after: u64| {
-        soft.is_some_and(|soft| before <= soft && after > soft)
-    };
-    passes(soft.bytes, before.bytes, after.bytes)
-        || passes(soft.objects, before.objects, after.objects)
 }
 
 /// A future of what is there already.
@@ -168,7 +235,7 @@ impl Store for ReferenceStore {
         now(self.tables().reserve(asked))
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         let mut tables = self.tables();
         let scopes = || settlements.iter().flat_map(|settlement| &settlement.scopes);
         tables.stop_below_zero(scopes());
@@ -176,7 +243,7 @@ impl Store for ReferenceStore {
             tables.settle(settlement);
         }
         tables.stop_below_zero(scopes());
-        now(Ok(()))
+        now(Ok(tables.review_all(settlements)))
     }
 
     fn renew<'a>(
@@ -197,7 +264,7 @@ impl Store for ReferenceStore {
         now(Ok(self.tables().account(scope)))
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         let mut tables = self.tables();
         tables.accounts.entry(scope.clone()).or_default().own = limits;
         now(Ok(()))
@@ -237,7 +304,9 @@ impl Store for ReferenceStore {
     }
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
-        self.tables().accounts.remove(scope);
+        let mut tables = self.tables();
+        tables.accounts.remove(scope);
+        tables.timers.remove(scope);
         now(Ok(()))
     }
 

@@ -5,7 +5,7 @@ use std::{slice, time::Duration};
 use tokio::time::sleep;
 
 use super::{
-    super::{Account, Baseline, Ceilings, HoldId, Keep, Reserve, Settlement},
+    super::{Account, Baseline, HoldId, Keep, Reserve, Settlement},
     check::{Handle, LONG, bytes, change, figures, join, reserve},
 };
 use crate::{
@@ -37,7 +37,7 @@ pub(super) async fn exact_fit([one, _]: [Handle; 2]) {
     one.expect_figures("after its release", user, (50, 0)).await;
 
     let mut objects = reserve(HoldId::unique(), "{fit}objects", 0, 100);
-    objects.defaults = vec![Limits::UNLIMITED.objects(2).into()];
+    objects.defaults = vec![Limits::UNLIMITED.objects(2)];
     objects.amount = Amount::objects(2);
     one.admit("two objects of two", &objects).await;
     let refused = one.refuse("two objects more", &objects).await;
@@ -192,8 +192,7 @@ pub(super) async fn own_limits([one, _]: [Handle; 2]) {
     let user = "{limits}user";
     let scope = Scope::from(user);
     let set = async |limits: Option<Limits>| {
-        let set = one.store.set_limits(&scope, limits.map(Ceilings::from));
-        one.done("set_limits", set.await);
+        one.done("set_limits", one.store.set_limits(&scope, limits).await);
     };
     set(Some(Limits::bytes(10))).await;
     let refused = one.refuse_hold(user, 11, 100).await;
@@ -216,7 +215,6 @@ pub(super) async fn own_limits([one, _]: [Handle; 2]) {
             } else {
                 20
             })
-            .into()
         })
         .with_time_to_live(LONG)
     };
@@ -226,19 +224,6 @@ pub(super) async fn own_limits([one, _]: [Handle; 2]) {
     let refused = one.refuse("6 bytes more in two scopes", &ask(6)).await;
     one.expect("the default limit of the second scope", refused.limit, 20);
     one.admit("5 bytes more in two scopes", &ask(5)).await;
-}
-
-pub(super) async fn soft_limits([one, _]: [Handle; 2]) {
-    let user = "{soft}user";
-    let limits = Ceilings::from(Limits::bytes(100)).with_soft(Limits::bytes(50));
-    let ask = |bytes| reserve(HoldId::unique(), user, bytes, 0).with_default(limits);
-    let reserved = one.admit("as much as the soft limit", &ask(50)).await;
-    one.expect("the warnings at the soft limit", reserved.warnings, vec![]);
-    let reserved = one.admit("one byte more", &ask(1)).await;
-    let warning = (user.into(), Account::new(Change::ZERO, Amount::bytes(51)));
-    one.expect("the warnings beyond it", reserved.warnings, vec![warning]);
-    let reserved = one.admit("another byte", &ask(1)).await;
-    one.expect("the warnings after that", reserved.warnings, vec![]);
 }
 
 pub(super) async fn below_zero([one, _]: [Handle; 2]) {

@@ -31,6 +31,8 @@ const SETTLED_AFTER: u8 = 2;
 #[derive(Default)]
 pub(super) struct Lease {
     in_store: InStore,
+    /// When a soft limit that usage is above may be enforced. From then on the store decides.
+    in_force_from: Option<Instant>,
     /// What the next requests may take.
     free: Amount,
     /// What requests under way have taken.
@@ -263,6 +265,11 @@ impl Lease {
         self.in_store.sure = Some(sure);
     }
 
+    /// Notes when a soft limit will be enforced, by the last answer of the store.
+    pub(super) fn holds_from(&mut self, in_force_from: Option<Instant>) {
+        self.in_force_from = in_force_from;
+    }
+
     /// The store has refused a chunk.
     pub(super) fn not_grown(&mut self, chunk: Chunk) {
         self.in_store.is_there &= !chunk.is_first;
@@ -358,10 +365,18 @@ impl Lease {
         }
     }
 
-    /// Drops what is free once the store may have given it to others.
+    /// Drops what is free once the store may have given it to others, or may refuse it.
     fn expire(&mut self, now: Instant) {
-        if self.in_store.sure.is_some_and(|sure| sure <= now) {
+        let has_passed = |time: Option<Instant>| time.is_some_and(|time| time <= now);
+        if has_passed(self.in_store.sure) {
             self.lapse();
+        }
+        if has_passed(self.in_force_from) && !self.free.is_zero() {
+            // It goes back to the store, which still holds it.
+            self.free = Amount::ZERO;
+            self.this.idle = Amount::ZERO;
+            self.last.idle = Amount::ZERO;
+            self.in_store.needs_resync |= self.in_store.is_there;
         }
     }
 

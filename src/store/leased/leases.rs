@@ -228,7 +228,10 @@ impl<S: Store> Leases<S> {
         let mut table = self.table();
         let (lease, now) = (of(&mut table, scope), Instant::now());
         match answer {
-            Ok(Ok(())) if shared.based.changes() == changes => lease.grown(chunk, sure, now),
+            Ok(Ok(())) if shared.based.changes() == changes => {
+                lease.holds_from(shared.soft.in_force_from(scope));
+                lease.grown(chunk, sure, now);
+            }
             Ok(Err(QuotaError::Exceeded(full))) => {
                 lease.not_grown(chunk);
                 let less = lease.wants_less(chunk, &full);
@@ -282,7 +285,11 @@ impl<S: Store> Leases<S> {
         };
         for (scope, settled) in turned {
             settled.await;
-            of(&mut self.table(), scope).turned(asked + time_to_live, Instant::now());
+            let in_force_from = shared.soft.in_force_from(scope);
+            let mut table = self.table();
+            let lease = of(&mut table, scope);
+            lease.holds_from(in_force_from);
+            lease.turned(asked + time_to_live, Instant::now());
         }
     }
 

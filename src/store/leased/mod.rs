@@ -9,7 +9,9 @@ use self::leases::{Leases, of};
 use super::{Settled, Store, StoredHold, StoredQuota, journal::Noted};
 use crate::{
     amount::Amount,
-    quota::{Answer, Answering, Change, QuotaError, QuotaHold, QuotaSource},
+    quota::{
+        Answer, Answering, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook,
+    },
     scope::Scopes,
 };
 
@@ -66,8 +68,11 @@ use crate::{
 ///   that time loses it, unless there is a [journal](super::StoredQuotaBuilder::journal): each charge is in the journal
 ///   before its request is answered. What the process had leased is free again after the time to live. When a service
 ///   stops, wait for [`settled`](Self::settled).
-/// - [Soft limits](super::StoredQuotaBuilder::warn_with) go by what is held, which includes leases. They are reported
-///   earlier than without leases, and perhaps more than once.
+/// - A charge crosses a [soft limit](crate::quota::Limits#soft-limits) when the store learns of it, within a second. It is told then, and answers
+///   warn from then on. Nothing is given away of a lease once a soft limit may be enforced: the store decides then. The node
+///   learns of it with each call to the store about the lease, at least three times in the
+///   [time to live](super::StoredQuotaBuilder::time_to_live). So a grace that is shorter than that may be passed by what was
+///   leased before.
 /// - A limit that is lowered applies once what is leased is used up, or back in the store.
 pub struct LeasedQuota<S: Store> {
     leases: Arc<Leases<S>>,
@@ -153,6 +158,14 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
         if !others.is_empty() {
             self.leases.stored.charge(&others, change);
         }
+    }
+
+    fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        self.leases.stored.over_soft_limits(scopes)
+    }
+
+    fn on_soft_limit(&self, hook: SoftLimitHook) {
+        self.leases.stored.on_soft_limit(hook);
     }
 }
 

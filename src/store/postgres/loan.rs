@@ -30,8 +30,8 @@ pub(super) async fn rows<'q>(
             Err(error) => error,
         };
         match code(&error).as_deref() {
-            // No such table, no such function.
-            Some("42P01" | "42883") if !has_migrated => {
+            // No such table, no such function, no such column.
+            Some("42P01" | "42883" | "42703") if !has_migrated => {
                 has_migrated = true;
                 loan.give_back();
                 migrate(pool).await?;

@@ -2,7 +2,11 @@
 
 mod loan;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use sqlx::{
     PgPool, Postgres, Row,
@@ -13,14 +17,14 @@ use tokio::time::timeout;
 use tower::BoxError;
 
 use super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
-    StoreError, StoreFuture,
-    sql::{PATIENCE, amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
+    Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
+    StoreFuture,
+    sql::{Columns, PATIENCE, amount, columns, judge, limit, limits, lives, milliseconds, signed},
     time::{Clocks, EngineTime},
 };
 use crate::{
     amount::Amount,
-    quota::{Change, QuotaError},
+    quota::{Change, Crossed, Limits, OverFor, OverSoftLimit, QuotaError, over},
     scope::{Scope, Scopes},
 };
 
@@ -131,13 +135,11 @@ impl PostgresStore {
         let need = reserve.amount.max(reserve.expected);
         let places = 0..reserve.scopes.len();
         let defaults = places.map(|place| columns(reserve.default_at(place)));
-        let (default_bytes, default_objects): (Vec<_>, Vec<_>) = defaults
-            .map(|[bytes, objects, ..]| (bytes, objects))
-            .unzip();
+        let defaults = transposed(defaults);
         let query = || {
-            sqlx::query(
-                "SELECT * FROM storage_guard_1_reserve(
-                    $1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
+            let query = sqlx::query(
+                "SELECT * FROM storage_guard_2_reserve(
+                    $1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
                 )",
             )
             .bind(reserve.id.to_string())
@@ -146,14 +148,13 @@ impl PostgresStore {
             .bind(signed(reserve.amount.bytes))
             .bind(signed(reserve.amount.objects))
             .bind(i64::try_from(need.bytes).ok())
-            .bind(i64::try_from(need.objects).ok())
-            .bind(&default_bytes)
-            .bind(&default_objects)
+            .bind(i64::try_from(need.objects).ok());
+            defaults.iter().fold(query, Query::bind)
         };
-        let rows = self.timed_rows(query, [13, 14]).await?;
+        let rows = self.timed_rows(query, [16, 17]).await?;
         let (is_reserved, accounts) = read_accounts(&rows).map_err(unreadable)?;
         let mut reserved = judge(reserve, &accounts)?;
-        reserved.baseline = read_baseline(&rows, 12)?;
+        reserved.baseline = read_baseline(&rows, 15)?;
         if !is_reserved || accounts.len() < reserve.scopes.len() {
             // The function in the database is not the one of the schema.
             let error = "PostgreSQL has refused what fits: its functions were changed";
@@ -168,13 +169,14 @@ impl Store for PostgresStore {
         Box::pin(self.set_aside(reserve))
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         Box::pin(async {
-            let parts = Parts::of(settlements);
+            let (parts, reviews) = (Parts::of(settlements), Reviews::of(settlements));
             let query = || {
-                sqlx::query(
-                    "SELECT * FROM storage_guard_1_settle(
-                        $1::text[]::uuid[], $2, $3, $4, $5::text[]::uuid[], $6, $7, $8, $9, $10
+                let query = sqlx::query(
+                    "SELECT * FROM storage_guard_2_settle(
+                        $1::text[]::uuid[], $2, $3, $4, $5::text[]::uuid[], $6, $7, $8,
+                        $9, $10, $11, $12, $13, $14, $15, $16
                     )",
                 )
                 .bind(&parts.ids)
@@ -185,8 +187,14 @@ impl Store for PostgresStore {
                 .bind(&parts.kept_bytes)
                 .bind(&parts.kept_objects)
                 .bind(&parts.kept_milliseconds)
+                .bind(&reviews.names)
+                .bind(&reviews.are_charged)
+                .bind(&reviews.are_known);
+                reviews.softs.iter().fold(query, Query::bind)
             };
-            self.timed_rows(query, [0, 1]).await.map(drop)
+            let rows = self.timed_rows(query, [0, 1]).await?;
+            let over: Result<Vec<_>, _> = rows.iter().map(read_over).collect();
+            Ok(over?.concat())
         })
     }
 
@@ -202,7 +210,7 @@ impl Store for PostgresStore {
                 .unzip();
             let query = || {
                 sqlx::query(
-                    "SELECT * FROM storage_guard_1_renew($1::text[]::uuid[], $2, $3, $4, $5)",
+                    "SELECT * FROM storage_guard_2_renew($1::text[]::uuid[], $2, $3, $4, $5)",
                 )
                 .bind(&ids)
                 .bind(&names)
@@ -215,12 +223,15 @@ impl Store for PostgresStore {
     fn account<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, Account> {
         const ACCOUNT: &str = "
             SELECT account.used_bytes, account.used_objects, account.has_limits,
-                account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects,
-                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects
+                account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects, account.grace,
+                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects,
+                time.now - account.over_bytes, time.now - account.over_objects
             FROM (
                 SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(objects), 0)::bigint AS objects
-                FROM storage_guard_holds WHERE key = sha256($1) AND expires > (SELECT storage_guard_1_now())
-            ) AS held LEFT JOIN storage_guard_accounts AS account ON account.key = sha256($1)";
+                FROM storage_guard_holds WHERE key = sha256($1) AND expires > (SELECT storage_guard_2_now())
+            ) AS held
+            CROSS JOIN (SELECT storage_guard_2_milliseconds(storage_guard_2_now()) AS now) AS time
+            LEFT JOIN storage_guard_accounts AS account ON account.key = sha256($1)";
         Box::pin(async {
             let rows = self.rows(|| sqlx::query(ACCOUNT).bind(name(scope))).await?;
             let row = rows.first().ok_or_else(|| unreadable("there is no row"))?;
@@ -228,15 +239,16 @@ impl Store for PostgresStore {
         })
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         const SET_LIMITS: &str = "
             INSERT INTO storage_guard_accounts
-                (scope, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects)
-            VALUES ($1, $2, $3, $4, $5, $6)
+                (scope, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects, grace)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
             ON CONFLICT (key) DO UPDATE SET
                 has_limits = excluded.has_limits,
                 hard_bytes = excluded.hard_bytes, hard_objects = excluded.hard_objects,
-                soft_bytes = excluded.soft_bytes, soft_objects = excluded.soft_objects";
+                soft_bytes = excluded.soft_bytes, soft_objects = excluded.soft_objects,
+                grace = excluded.grace";
         Box::pin(async move {
             let query = || {
                 let columns = limits.map(columns).unwrap_or_default();
@@ -266,16 +278,18 @@ impl Store for PostgresStore {
         // Usage changes with each request, and this is called rarely, so an index would cost more than it saves.
         const LARGEST: &str = "
             SELECT account.scope, account.used_bytes, account.used_objects, account.has_limits,
-                account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects,
-                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects
+                account.hard_bytes, account.hard_objects, account.soft_bytes, account.soft_objects, account.grace,
+                account.unmatched_bytes, account.unmatched_objects, held.bytes, held.objects,
+                time.now - account.over_bytes, time.now - account.over_objects
             FROM (
                 SELECT * FROM storage_guard_accounts WHERE used_bytes <> 0 OR used_objects <> 0
                 ORDER BY used_bytes DESC, scope LIMIT $1
             ) AS account
+            CROSS JOIN (SELECT storage_guard_2_milliseconds(storage_guard_2_now()) AS now) AS time
             CROSS JOIN LATERAL (
                 SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(objects), 0)::bigint AS objects
                 FROM storage_guard_holds AS hold
-                WHERE hold.key = account.key AND expires > (SELECT storage_guard_1_now())
+                WHERE hold.key = account.key AND expires > (SELECT storage_guard_2_now())
             ) AS held
             ORDER BY account.used_bytes DESC, account.scope";
         Box::pin(async move {
@@ -299,7 +313,7 @@ impl Store for PostgresStore {
         const HOLDS: &str = "
             SELECT scope, replace(id::text, '-', ''), bytes, objects,
                 (extract(epoch FROM expires - moment) * 1000)::bigint
-            FROM storage_guard_holds, storage_guard_1_now() AS moment
+            FROM storage_guard_holds, storage_guard_2_now() AS moment
             WHERE expires > moment AND ($1::bytea IS NULL OR key = sha256($1)) LIMIT $2";
         Box::pin(async move {
             let name = scope.map(name);
@@ -382,6 +396,52 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// The columns of what is reviewed: one element for each scope.
+struct Reviews<'a> {
+    names: Vec<&'a [u8]>,
+    are_charged: Vec<bool>,
+    /// Whether the default limits are known.
+    are_known: Vec<bool>,
+    /// Their soft limits and graces.
+    softs: [Vec<Option<i64>>; 3],
+}
+
+impl<'a> Reviews<'a> {
+    fn of(settlements: &'a [Settlement]) -> Self {
+        let mut scopes: HashMap<&Scope, (bool, Option<Limits>)> = HashMap::new();
+        for settlement in settlements {
+            for (index, scope) in settlement.scopes.iter().enumerate() {
+                let (is_charged, default) = scopes.entry(scope).or_default();
+                *is_charged |= settlement.change != Change::ZERO;
+                *default = default.or(settlement.default_at(index));
+            }
+        }
+        let defaults = scopes.values().map(|(_, default)| default);
+        let [_, _, soft_bytes, soft_objects, graces] =
+            transposed(defaults.map(|default| default.map(columns).unwrap_or_default()));
+        Self {
+            names: scopes.keys().map(|scope| name(scope)).collect(),
+            are_charged: scopes.values().map(|(is_charged, _)| *is_charged).collect(),
+            are_known: scopes
+                .values()
+                .map(|(_, default)| default.is_some())
+                .collect(),
+            softs: [soft_bytes, soft_objects, graces],
+        }
+    }
+}
+
+/// Columns of limits, from those of each scope.
+fn transposed(all: impl Iterator<Item = Columns>) -> [Vec<Option<i64>>; 5] {
+    let mut columns: [Vec<_>; 5] = Default::default();
+    for of_one in all {
+        for (column, limit) in columns.iter_mut().zip(of_one) {
+            column.push(limit);
+        }
+    }
+    columns
+}
+
 /// Bounds a call: the pool waits for longer than a request may, and a server that hangs waits forever.
 async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     match timeout(PATIENCE, work).await {
@@ -412,22 +472,45 @@ fn read_accounts(rows: &[PgRow]) -> sqlx::Result<(bool, Vec<Account>)> {
     Ok((is_reserved.unwrap_or(false), accounts?))
 }
 
-/// Usage, whether there are limits, the limits, what is unmatched, and what is held. All but the last may be NULL.
+/// Usage, whether there are limits, the limits, what is unmatched, what is held, and for how long the timers have run. What is
+/// held is not NULL.
 fn read_account(row: &PgRow, from: usize) -> sqlx::Result<Account> {
     let number = |column| row.try_get::<Option<i64>, _>(from + column);
-    let limits = ceilings([number(3)?, number(4)?, number(5)?, number(6)?]);
+    let own = limits([number(3)?, number(4)?, number(5)?, number(6)?, number(7)?]);
     let has_limits: Option<bool> = row.try_get(from + 2)?;
     let mut account = Account {
-        own: has_limits.unwrap_or(false).then_some(limits),
+        own: has_limits.unwrap_or(false).then_some(own),
         used: Change {
             bytes: number(0)?.unwrap_or(0),
             objects: number(1)?.unwrap_or(0),
         },
-        unmatched: amount(number(7)?.unwrap_or(0), number(8)?.unwrap_or(0)),
-        held: read_amount(row, from + 9)?,
+        unmatched: amount(number(8)?.unwrap_or(0), number(9)?.unwrap_or(0)),
+        held: read_amount(row, from + 10)?,
+        over: OverFor::new(number(12)?.map(lives), number(13)?.map(lives)),
     };
     account.stop_below_zero();
     Ok(account)
+}
+
+/// The soft limits that the scope of a row is above, after the time. None if it has no scope.
+fn read_over(row: &PgRow) -> Result<Vec<OverSoftLimit>, StoreError> {
+    let number = |column| row.try_get::<Option<i64>, _>(column).map_err(unreadable);
+    let crossed = |column| row.try_get(column).map_err(unreadable);
+    if row
+        .try_get::<Option<&[u8]>, _>(2)
+        .map_err(unreadable)?
+        .is_none()
+    {
+        return Ok(Vec::new());
+    }
+    let used = read_amount(row, 3).map_err(unreadable)?;
+    let limits = limits([None, None, number(5)?, number(6)?, number(7)?]);
+    let over_for = OverFor::new(number(8)?.map(lives), number(9)?.map(lives));
+    let crossed = Crossed {
+        bytes: crossed(10)?,
+        objects: crossed(11)?,
+    };
+    Ok(over(&read_scope(row, 2)?, &limits, used, over_for, crossed).collect())
 }
 
 fn read_amount(row: &PgRow, from: usize) -> sqlx::Result<Amount> {

@@ -156,7 +156,7 @@ end
 -- Loads the account of a scope, and deletes the holds that have expired.
 local function load(key, expiry, now)
   local dead = redis.call('ZRANGEBYSCORE', expiry, '-inf', now)
-  local found = redis.call('HMGET', key, 'used', 'held', 'limits', 'unmatched')
+  local found = redis.call('HMGET', key, 'used', 'held', 'limits', 'unmatched', 'over')
   local account = {
     key = key,
     expiry = expiry,
@@ -164,7 +164,13 @@ local function load(key, expiry, now)
     held = amount(found[2]),
     limits = found[3] or '',
     unmatched = amount(found[4]),
+    -- Since when usage has been above the soft limits, in milliseconds. Two numbers, or nil.
+    over = {},
   }
+  if found[5] then
+    local bytes, objects = string.match(found[5], '^(%S+) (%S+)$')
+    account.over = {tonumber(bytes), tonumber(objects)}
+  end
   for _, id in ipairs(dead) do
     release(account, id)
   end
@@ -175,3 +181,59 @@ local function load(key, expiry, now)
   return account
 end
 
+
+-- What is used, which is nothing where it is below zero.
+local function gain(account, resource)
+  return less(account.used[resource], ZERO) and ZERO or account.used[resource]
+end
+
+-- Reads limits: hard bytes, hard objects, soft bytes, soft objects, and the grace in milliseconds. `-` is none.
+local function limits(text)
+  local read = {}
+  for limit in string.gmatch(text, '%S+') do
+    table.insert(read, limit ~= '-' and limit)
+  end
+  local function parsed(place)
+    return read[place] and parse(read[place])
+  end
+  return {
+    hard = {parsed(1), parsed(2)},
+    soft = {parsed(3), parsed(4)},
+    grace = read[5] and tonumber(read[5]),
+  }
+end
+
+-- Whether usage of a resource is above its soft limit.
+local function is_above(account, limits, resource)
+  local soft = limits.soft[resource]
+  return soft and less(soft, gain(account, resource))
+end
+
+-- For how long the timer of a resource has run.
+local function elapsed(account, resource, now)
+  local since = account.over[resource]
+  return since and math.max(now - since, 0)
+end
+
+-- The most that a scope may use: its soft limit once usage has been above that for the grace.
+local function in_force(account, limits, resource, now)
+  local hard, over_for = limits.hard[resource] or UNLIMITED, elapsed(account, resource, now)
+  if over_for and limits.grace and over_for >= limits.grace and is_above(account, limits, resource) then
+    local soft = limits.soft[resource]
+    return less(soft, hard) and soft or hard
+  end
+  return hard
+end
+
+-- Adds to `over` the soft limits that an account is above: its key, the resource, the limit, what is used, milliseconds until it
+-- is enforced or `-`, and whether it was crossed.
+local function tell(over, account, limits, now, crossed)
+  for resource = 1, 2 do
+    local over_for = elapsed(account, resource, now)
+    if over_for and is_above(account, limits, resource) then
+      local left = limits.grace and string.format('%.0f', math.max(limits.grace - over_for, 0)) or '-'
+      local soft, used = digits(limits.soft[resource]), digits(gain(account, resource))
+      table.insert(over, {account.key, resource, soft, used, left, crossed[resource] and 1 or 0})
+    end
+  end
+end

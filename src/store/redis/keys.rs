@@ -12,10 +12,12 @@
 //! |---|---|
 //! | `used` | bytes and objects stored. Missing if zero |
 //! | `held` | bytes and objects reserved: the sum of the holds, some of which may have expired |
-//! | `limits` | the limits of its own: hard bytes, hard objects, soft bytes, soft objects; `-` is unlimited. Missing if it has none |
+//! | `limits` | the limits of its own: hard bytes, hard objects, soft bytes, soft objects, and the grace in milliseconds; `-` is none. Missing if it has none |
+//! | `unmatched` | bytes and objects that were given back without having been charged. Missing if zero |
+//! | `over` | since when usage of bytes and of objects has been above the soft limit, by the same clock as holds; `-` if it is not. Missing if neither is |
 //! | `<id>` | bytes and objects of one hold |
 //!
-//! Figures are plain decimal digits, two or four of them with spaces between. A field that is zero is deleted, so a scope
+//! Figures are plain decimal digits, two or five of them with spaces between. A field that is zero is deleted, so a scope
 //! that has nothing leaves no key.
 
 use crate::scope::Scope;

@@ -26,13 +26,13 @@ use self::{
     script::{ACCOUNT, Call, Failure, Function, HOLDS, RENEW, RESERVE, SETTLE, all, ask, not_ours},
 };
 use super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
-    StoreError, StoreFuture,
+    Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
+    StoreFuture,
 };
 use crate::{
     amount::Amount,
     cause::Resource,
-    quota::{Change, Exceeded, QuotaError},
+    quota::{Change, Exceeded, Limits, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -215,14 +215,13 @@ where
             text::of_amount(required),
         ];
         let places = 0..reserve.scopes.len();
-        args.extend(places.map(|place| text::of_ceilings(reserve.default_at(place))));
+        args.extend(places.map(|place| text::of_limits(reserve.default_at(place))));
         let call = self.call(&RESERVE, &reserve.scopes, args);
-        // The number of a scope: the resource, the limit and what is counted; or the account.
+        // The number of a scope, the resource, the limit and what is counted.
         type Refusal = (usize, String, String, String);
-        type Warning = (usize, String, String, String, String);
         let first = reserve.scopes.iter().next().map(tag).unwrap_or_default();
         let answer = self.with_baseline(self.run(first, call)).await;
-        let ((refusal, warnings), baseline): ((Option<Refusal>, Vec<Warning>), _) =
+        let ((refusal, over), baseline): ((Option<Refusal>, Vec<Over>), _) =
             answer.map_err(StoreError::from)?;
         let scope = |number: usize| {
             let index = number.checked_sub(1);
@@ -230,23 +229,30 @@ where
             scope.cloned().ok_or_else(|| not_ours(&number.to_string()))
         };
         if let Some((number, resource, limit, counted)) = refusal {
-            let (resource, required) = match &*resource {
-                "1" => (Resource::Bytes, required.bytes),
-                _ => (Resource::Objects, required.objects),
-            };
+            let resource = self::resource(&resource);
+            let required = resource.of(required);
             let (limit, counted) = (text::figure(&limit)?, text::figure(&counted)?);
             let exceeded = Exceeded::new(scope(number)?, resource, limit, counted, required);
             return Err(exceeded.into());
         }
-        let mut reserved = Reserved::new(Vec::new(), baseline);
-        for (number, used, held, limits, unmatched) in warnings {
-            let account = text::account(&used, &held, &limits, &unmatched)?;
-            reserved.warnings.push((scope(number)?, account));
-        }
-        Ok(reserved)
+        Ok(Reserved::new(self.read_over(over)?, baseline))
     }
 
-    async fn end(&self, settlements: &[Settlement]) -> Result<(), Failure> {
+    fn read_over(&self, all: Vec<Over>) -> Result<Vec<OverSoftLimit>, StoreError> {
+        let read = |(key, resource, limit, used, left, crossed): Over| {
+            let scope = self.keys.scope(KeyKind::Account, key.as_bytes());
+            let scope = scope.ok_or_else(|| not_ours(&key))?;
+            let (limit, used) = (text::figure(&limit)?, text::figure(&used)?);
+            Ok(OverSoftLimit {
+                grace: text::time(&left)?,
+                has_just_crossed: crossed == 1,
+                ..OverSoftLimit::new(scope, self::resource(&resource), limit, used)
+            })
+        };
+        all.into_iter().map(read).collect()
+    }
+
+    async fn end(&self, settlements: &[Settlement]) -> Result<Vec<OverSoftLimit>, Failure> {
         // Settlements with the same hash tags are made together.
         let mut groups: BTreeMap<BTreeSet<&str>, Vec<Settlement>> = BTreeMap::new();
         for settlement in settlements {
@@ -271,7 +277,8 @@ where
                 work.push(settle(self.clone(), together, apart));
             }
         }
-        all(work).await.into_iter().collect()
+        let over: Result<Vec<_>, _> = all(work).await.into_iter().collect();
+        Ok(self.read_over(over?.concat())?)
     }
 
     fn settle_in_one(&self, settlements: &[Settlement]) -> Call {
@@ -294,6 +301,8 @@ where
                 milliseconds(time_to_live),
                 scopes.len().to_string(),
             ]);
+            let defaults = (0..scopes.len()).map(|place| settlement.default_at(place));
+            args.extend(defaults.map(|default| default.map(text::of_limits).unwrap_or_default()));
         }
         Call {
             function: &SETTLE,
@@ -335,9 +344,8 @@ where
 
     async fn stand(&self, scope: &Scope) -> Result<Account, Failure> {
         let call = self.call(&ACCOUNT, [scope], Vec::new());
-        let (used, held, limits, unmatched): (String, String, String, String) =
-            self.run(tag(scope), call).await?;
-        Ok(text::account(&used, &held, &limits, &unmatched)?)
+        let fields: [String; 5] = self.run(tag(scope), call).await?;
+        Ok(text::account(fields.each_ref().map(|field| &**field))?)
     }
 
     /// One command for a scope's account.
@@ -396,14 +404,28 @@ where
     }
 }
 
+/// A soft limit that a scope is above: the key of its account, the resource, the limit, what is used, milliseconds until it is
+/// enforced or `-`, and 1 if it was crossed.
+type Over = (String, String, String, String, String, u8);
+
+fn resource(number: &str) -> Resource {
+    match number {
+        "1" => Resource::Bytes,
+        _ => Resource::Objects,
+    }
+}
+
 /// The part of a settlement with one hash tag.
 fn in_tag(settlement: &Settlement, wanted: &str) -> Settlement {
-    let scopes = settlement.scopes.iter();
+    let scopes = settlement.scopes.iter().enumerate();
+    let (places, scopes): (Vec<_>, Vec<_>) =
+        scopes.filter(|(_, scope)| tag(scope) == wanted).unzip();
+    let defaults = places
+        .iter()
+        .map_while(|place| settlement.default_at(*place));
     Settlement {
-        scopes: scopes
-            .filter(|scope| tag(scope) == wanted)
-            .cloned()
-            .collect(),
+        defaults: defaults.collect(),
+        scopes: scopes.into_iter().cloned().collect(),
         ..settlement.clone()
     }
 }
@@ -416,7 +438,7 @@ async fn settle<C>(
     store: RedisStore<C>,
     (tag, together): (String, Call),
     apart: Vec<(String, Call)>,
-) -> Result<(), Failure>
+) -> Result<Vec<Over>, Failure>
 where
     C: ConnectionLike + Clone,
 {
@@ -425,10 +447,11 @@ where
             if error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot)
                 && !apart.is_empty() =>
         {
+            let mut over = Vec::new();
             for (tag, part) in apart {
-                store.run::<()>(&tag, part).await?;
+                over.extend(store.run::<Vec<Over>>(&tag, part).await?);
             }
-            Ok(())
+            Ok(over)
         }
         answer => answer,
     }
@@ -472,7 +495,7 @@ where
         Box::pin(self.set_aside(reserve))
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         boxed(self.end(settlements))
     }
 
@@ -488,9 +511,9 @@ where
         boxed(self.stand(scope))
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         boxed(async move {
-            match limits.map(text::of_ceilings) {
+            match limits.map(text::of_limits) {
                 Some(limits) => self.change("HSET", scope, &["limits", &limits]).await,
                 None => self.change("HDEL", scope, &["limits"]).await,
             }
@@ -522,7 +545,7 @@ where
     }
 
     fn remove<'a>(&'a self, scope: &'a Scope) -> StoreFuture<'a, ()> {
-        boxed(self.change("HDEL", scope, &["used", "limits", "unmatched"]))
+        boxed(self.change("HDEL", scope, &["used", "limits", "unmatched", "over"]))
     }
 
     fn baseline(&self) -> StoreFuture<'_, Option<Baseline>> {

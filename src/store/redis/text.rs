@@ -1,14 +1,15 @@
 //! Figures in decimal digits, as they are stored in Redis. See [`keys`](super::keys).
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use super::{
-    super::{Account, Ceilings, StoreError},
+    super::{Account, StoreError},
+    LONGEST,
     script::not_ours,
 };
 use crate::{
     amount::Amount,
-    quota::{Change, Limits},
+    quota::{Change, Limits, OverFor},
 };
 
 pub(super) fn of_amount(Amount { bytes, objects }: Amount) -> String {
@@ -19,10 +20,20 @@ pub(super) fn of_change(Change { bytes, objects }: Change) -> String {
     format!("{bytes} {objects}")
 }
 
-pub(super) fn of_ceilings(Ceilings { hard, soft }: Ceilings) -> String {
-    [hard.bytes, hard.objects, soft.bytes, soft.objects]
-        .map(|limit| limit.map_or_else(|| "-".into(), |limit| limit.to_string()))
-        .join(" ")
+pub(super) fn of_limits(limits: Limits) -> String {
+    // Whole milliseconds, of which a script can make sums.
+    let grace = limits.grace.map(|grace| grace.min(LONGEST).as_millis());
+    let grace = grace.map_or_else(|| "-".into(), |grace| grace.to_string());
+    let Limits {
+        bytes,
+        objects,
+        soft_bytes,
+        soft_objects,
+        ..
+    } = limits;
+    let all = [bytes, objects, soft_bytes, soft_objects]
+        .map(|limit| limit.map_or_else(|| "-".into(), |limit| limit.to_string()));
+    format!("{} {grace}", all.join(" "))
 }
 
 pub(super) fn amount(text: &str) -> Result<Amount, StoreError> {
@@ -45,34 +56,53 @@ fn clamped(word: &str) -> Option<u64> {
     Some(u64::try_from(figure).unwrap_or(u64::MAX))
 }
 
+/// An account, from its fields, and from the milliseconds for which its timers have run.
 pub(super) fn account(
-    used: &str,
-    held: &str,
-    limits: &str,
-    unmatched: &str,
+    [used, held, own, unmatched, over]: [&str; 5],
 ) -> Result<Account, StoreError> {
-    let own = match limits {
+    let own = match own {
         "" => None,
-        limits => Some(ceilings(limits)?),
+        own => Some(limits(own)?),
     };
+    let [bytes, objects] = read(over, figure_or_none)?;
     Ok(Account {
         own,
         used: change(used)?,
         held: amount(held)?,
         unmatched: amount(unmatched)?,
+        over: OverFor::new(
+            bytes.map(Duration::from_millis),
+            objects.map(Duration::from_millis),
+        ),
     })
 }
 
-fn ceilings(text: &str) -> Result<Ceilings, StoreError> {
-    let limit = |word: &str| match word {
-        "-" => Some(None),
-        limit => u64::from_str(limit).ok().map(Some),
+fn limits(text: &str) -> Result<Limits, StoreError> {
+    // Older versions wrote no grace.
+    let whole = match text.split(' ').count() {
+        4 => format!("{text} -"),
+        _ => text.to_owned(),
     };
-    let [hard_bytes, hard_objects, soft_bytes, soft_objects] = read(text, limit)?;
-    Ok(Ceilings {
-        hard: Limits::new(hard_bytes, hard_objects),
-        soft: Limits::new(soft_bytes, soft_objects),
+    let [bytes, objects, soft_bytes, soft_objects, grace] = read(&whole, figure_or_none)?;
+    Ok(Limits {
+        soft_bytes,
+        soft_objects,
+        grace: grace.map(Duration::from_millis),
+        ..Limits::new(bytes, objects)
     })
+}
+
+/// A time in milliseconds, or none.
+pub(super) fn time(text: &str) -> Result<Option<Duration>, StoreError> {
+    let [time] = read(text, figure_or_none)?;
+    Ok(time.map(Duration::from_millis))
+}
+
+fn figure_or_none(word: &str) -> Option<Option<u64>> {
+    match word {
+        "-" => Some(None),
+        figure => u64::from_str(figure).ok().map(Some),
+    }
 }
 
 fn read<T, const N: usize>(
@@ -91,18 +121,17 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let all = Ceilings {
-            hard: Limits::bytes(u64::MAX).objects(0),
-            soft: Limits::UNLIMITED.objects(7),
-        };
-        assert_eq!(of_ceilings(all), "18446744073709551615 0 - 7");
-        for own in [all, Ceilings::default()] {
-            let read = account(
+        let all = Limits::bytes(u64::MAX).objects(0).soft_objects(7);
+        assert_eq!(of_limits(all), "18446744073709551615 0 - 7 -");
+        let grace = all.grace(Duration::from_millis(9));
+        for own in [all, grace, Limits::UNLIMITED] {
+            let read = account([
                 "-9223372036854775808 1",
                 "18446744073709551615 2",
-                &of_ceilings(own),
+                &of_limits(own),
                 "5 6",
-            );
+                "8 -",
+            ]);
             let expected = Account {
                 own: Some(own),
                 used: Change {
@@ -111,9 +140,13 @@ mod tests {
                 },
                 held: Amount::new(u64::MAX, 2),
                 unmatched: Amount::new(5, 6),
+                over: OverFor::new(Some(Duration::from_millis(8)), None),
             };
             assert_eq!(read.unwrap(), expected);
         }
+        let before = account(["0 0", "0 0", "1 2 3 4", "0 0", "- -"]).unwrap();
+        let expected = Limits::bytes(1).objects(2).soft_bytes(3).soft_objects(4);
+        assert_eq!(before.own, Some(expected));
         let amount = Amount::new(3, 4);
         assert_eq!(self::amount(&of_amount(amount)).unwrap(), amount);
     }
@@ -121,8 +154,11 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_an_error() {
         for text in ["", "1", "1 2 3", "1 -", "1  2", "x y", "1.0 2"] {
-            assert!(account("0 0", text, "", "0 0").is_err(), "{text}");
+            assert!(account(["0 0", text, "", "0 0", "- -"]).is_err(), "{text}");
         }
-        assert!(account("0 0", "0 0", "1 2 3", "0 0").is_err());
+        for own in ["1 2 3", "1 2 3 4 5 6", "1 2 3 4 x"] {
+            assert!(account(["0 0", "0 0", own, "0 0", "- -"]).is_err(), "{own}");
+        }
+        assert!(account(["0 0", "0 0", "", "0 0", "-"]).is_err());
     }
 }

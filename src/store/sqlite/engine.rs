@@ -15,7 +15,12 @@ use super::super::{StoreError, sql::milliseconds};
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema, which is kept in the file.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
+/// What a file of version 2 misses.
+const SINCE_2: &str = "
+    ALTER TABLE accounts ADD COLUMN grace INTEGER;
+    ALTER TABLE accounts ADD COLUMN over_bytes INTEGER;
+    ALTER TABLE accounts ADD COLUMN over_objects INTEGER;";
 
 /// How much of the disk is set aside in the file, and in its log: the file cannot grow on a full disk.
 const ROOM: i64 = 1 << 20;
@@ -226,11 +231,14 @@ fn prepared(path: &Path, deadline: Instant) -> Result<Connection, Failure> {
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if ![0, VERSION].contains(&version) {
+    if ![0, 2, VERSION].contains(&version) {
         let error = format!(
             "the quota's file is of version {version}, and this version of the crate reads {VERSION}"
         );
         return Err(Failure::Broken(StoreError::unreadable(error)));
+    }
+    if version == 2 {
+        transaction.execute_batch(SINCE_2)?;
     }
     transaction.execute_batch(SCHEMA)?;
     // Nothing is written if nothing is missing.

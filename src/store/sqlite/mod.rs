@@ -15,12 +15,12 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use self::engine::{Engine, StepKind};
 use super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store,
-    StoreError, StoreFuture, sql::PATIENCE,
+    Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, Store, StoreError,
+    StoreFuture, sql::PATIENCE,
 };
 use crate::{
     amount::Amount,
-    quota::{Change, QuotaError},
+    quota::{Change, Limits, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
 
@@ -159,7 +159,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, ()> {
+    fn settle<'a>(&'a self, settlements: &'a [Settlement]) -> StoreFuture<'a, Vec<OverSoftLimit>> {
         let settlements = settlements.to_vec();
         // A power failure may lose a release: the request that was released is lost with it.
         let kind = match settlements.iter().all(|one| one.change == Change::ZERO) {
@@ -187,7 +187,7 @@ impl Store for SqliteStore {
         }))
     }
 
-    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Ceilings>) -> StoreFuture<'a, ()> {
+    fn set_limits<'a>(&'a self, scope: &'a Scope, limits: Option<Limits>) -> StoreFuture<'a, ()> {
         let scope = scope.clone();
         Box::pin(self.run(StepKind::Charge, move |tx, _| {
             steps::set_limits(tx, &scope, limits)

@@ -3,8 +3,8 @@
 -- Run whenever the file is opened. What exists stays.
 
 -- The usage of each scope, and its limits if it has its own. Usage may be below zero by what is held; what was given back
--- beyond that is unmatched. A limit of NULL is
--- unlimited, and a negative one stands for the number above 2^63 with the same bits.
+-- beyond that is unmatched. A limit of NULL is unlimited, and a negative one stands for the number above 2^63 with the same
+-- bits. The grace is in milliseconds. The timers of soft limits are the times since when usage has been above them, or NULL.
 -- The row that is named x'FF', which is no UTF-8 and so no scope, has the baseline in `hard_bytes`.
 CREATE TABLE IF NOT EXISTS accounts (
     scope TEXT NOT NULL PRIMARY KEY,
@@ -16,7 +16,10 @@ CREATE TABLE IF NOT EXISTS accounts (
     soft_bytes INTEGER,
     soft_objects INTEGER,
     unmatched_bytes INTEGER NOT NULL DEFAULT 0,
-    unmatched_objects INTEGER NOT NULL DEFAULT 0
+    unmatched_objects INTEGER NOT NULL DEFAULT 0,
+    grace INTEGER,
+    over_bytes INTEGER,
+    over_objects INTEGER
 ) STRICT, WITHOUT ROWID;
 
 -- What each hold has reserved in each of its scopes. Expired rows do not count, and are deleted some time later.

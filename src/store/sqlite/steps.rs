@@ -1,16 +1,19 @@
 //! The steps of a store, each within a transaction.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use rusqlite::{Error, OptionalExtension, Result, Row, Transaction, params, types::Type};
 
 use super::super::{
-    Account, Baseline, Ceilings, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
-    sql::{amount, ceilings, columns, judge, limit, lives, milliseconds, signed},
+    Account, Baseline, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
+    sql::{amount, columns, elapsed, judge, limit, limits, lives, milliseconds, signed},
 };
 use crate::{
     amount::Amount,
-    quota::{Change, Exceeded},
+    quota::{Change, Crossed, Exceeded, Limits, OverSince, OverSoftLimit, over},
     scope::{Scope, Scopes},
 };
 
@@ -56,7 +59,11 @@ fn hold(tx: &Transaction<'_>, now: i64, scopes: &Scopes, held: Keep) -> Result<(
     Ok(())
 }
 
-pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement]) -> Result<()> {
+pub(super) fn settle(
+    tx: &Transaction<'_>,
+    now: i64,
+    settlements: &[Settlement],
+) -> Result<Vec<OverSoftLimit>> {
     let mut release = tx.prepare_cached("DELETE FROM holds WHERE scope = ?1 AND id = ?2")?;
     let mut remember =
         tx.prepare_cached("INSERT OR IGNORE INTO settled (id, settled) VALUES (?1, ?2)")?;
@@ -80,13 +87,54 @@ pub(super) fn settle(tx: &Transaction<'_>, now: i64, settlements: &[Settlement])
         }
     }
     for (scope, change) in changes {
-        let used = without_held(tx, scope)?.used;
+        let used = without_held(tx, scope)?.0.used;
         set_used(tx, scope, used.then(change))?;
     }
-    for scope in settlements.iter().flat_map(|settlement| &settlement.scopes) {
-        stop_below_zero(tx, now, scope)?;
+    let over = review(tx, now, settlements)?;
+    sweep(tx, now)?;
+    Ok(over)
+}
+
+/// Stops usage where it is as far below zero as is held, and reviews the timers of what was charged. Returns the soft limits that
+/// usage is above.
+fn review(
+    tx: &Transaction<'_>,
+    now: i64,
+    settlements: &[Settlement],
+) -> Result<Vec<OverSoftLimit>> {
+    let is_charge = |settlement: &&Settlement| settlement.change != Change::ZERO;
+    let charges = settlements.iter().filter(is_charge);
+    let charged: HashSet<_> = charges.flat_map(|charge| &charge.scopes).collect();
+    let (mut all, mut seen) = (Vec::new(), HashSet::new());
+    for settlement in settlements {
+        for (index, scope) in settlement.scopes.iter().enumerate() {
+            stop_below_zero(tx, now, scope)?;
+            let (account, since) = without_held(tx, scope)?;
+            let Some(limits) = account.own.or(settlement.default_at(index)) else {
+                continue;
+            };
+            if !seen.insert(scope) || !limits.has_soft() && since.is_never() {
+                continue;
+            }
+            let (mut reviewed, used) = (since, account.used.gain());
+            let mut crossed = Crossed::default();
+            if charged.contains(scope) {
+                crossed = reviewed.review(&limits, used, now);
+            }
+            if reviewed != since {
+                tx.prepare_cached(
+                    "UPDATE accounts SET over_bytes = ?2, over_objects = ?3 WHERE scope = ?1",
+                )?
+                .execute(params![
+                    scope.as_str(),
+                    reviewed.bytes,
+                    reviewed.objects
+                ])?;
+            }
+            all.extend(over(scope, &limits, used, elapsed(reviewed, now), crossed));
+        }
     }
-    sweep(tx, now)
+    Ok(all)
 }
 
 /// Deletes some of the rows that no longer count.
@@ -127,7 +175,7 @@ pub(super) fn renew(
 
 /// Stops usage where it is as far below zero as is held.
 fn stop_below_zero(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<()> {
-    let used = without_held(tx, scope)?.used;
+    let used = without_held(tx, scope)?.0.used;
     if used.bytes < 0 || used.objects < 0 {
         stopped(tx, now, scope)?;
     }
@@ -136,10 +184,7 @@ fn stop_below_zero(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<()> 
 
 /// The account, with what is cut off below zero written down: it stays so, whatever is held later.
 fn stopped(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
-    let mut account = Account {
-        held: held(tx, now, scope)?,
-        ..without_held(tx, scope)?
-    };
+    let mut account = whole(tx, now, scope)?;
     if account.stop_below_zero() {
         tx.prepare_cached(
             "UPDATE accounts SET unmatched_bytes = ?2, unmatched_objects = ?3 WHERE scope = ?1",
@@ -154,22 +199,30 @@ fn stopped(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
     Ok(account)
 }
 
-/// Usage, whether there are limits, the limits, and what is unmatched.
+/// Usage, whether there are limits, the limits, what is unmatched, and the timers.
 const ACCOUNT: &str =
-    "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects,
-    unmatched_bytes, unmatched_objects";
+    "used_bytes, used_objects, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects, grace,
+    unmatched_bytes, unmatched_objects, over_bytes, over_objects";
+/// How many columns these are.
+const COLUMNS: usize = 12;
 
 pub(super) fn account(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
-    let mut account = Account {
-        held: held(tx, now, scope)?,
-        ..without_held(tx, scope)?
-    };
+    let mut account = whole(tx, now, scope)?;
     account.stop_below_zero();
     Ok(account)
 }
 
-/// Leaves out the sum of what is held, which would read every hold.
-fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
+fn whole(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Account> {
+    let (account, since) = without_held(tx, scope)?;
+    Ok(Account {
+        held: held(tx, now, scope)?,
+        over: elapsed(since, now),
+        ..account
+    })
+}
+
+/// Leaves out the sum of what is held, which would read every hold. The timers are beside it.
+fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<(Account, OverSince<i64>)> {
     let account = tx
         .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts WHERE scope = ?1"))?
         .query_row([scope.as_str()], read_account)
@@ -177,17 +230,24 @@ fn without_held(tx: &Transaction<'_>, scope: &Scope) -> Result<Account> {
     Ok(account.unwrap_or_default())
 }
 
-fn read_account(row: &Row<'_>) -> Result<Account> {
-    let limits = ceilings([row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?]);
-    Ok(Account {
-        own: row.get::<_, bool>(2)?.then_some(limits),
-        used: Change {
-            bytes: row.get(0)?,
-            objects: row.get(1)?,
-        },
-        held: Amount::ZERO,
-        unmatched: amount(row.get(7)?, row.get(8)?),
-    })
+fn read_account(row: &Row<'_>) -> Result<(Account, OverSince<i64>)> {
+    let columns = [3, 4, 5, 6, 7].map(|column| row.get(column));
+    let [bytes, objects, soft_bytes, soft_objects, grace] = columns;
+    let own = limits([bytes?, objects?, soft_bytes?, soft_objects?, grace?]);
+    let used = Change {
+        bytes: row.get(0)?,
+        objects: row.get(1)?,
+    };
+    let account = Account {
+        own: row.get::<_, bool>(2)?.then_some(own),
+        unmatched: amount(row.get(8)?, row.get(9)?),
+        ..Account::new(used, Amount::ZERO)
+    };
+    let since = OverSince {
+        bytes: row.get(10)?,
+        objects: row.get(11)?,
+    };
+    Ok((account, since))
 }
 
 fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
@@ -203,24 +263,27 @@ fn held(tx: &Transaction<'_>, now: i64, scope: &Scope) -> Result<Amount> {
 pub(super) fn set_limits(
     tx: &Transaction<'_>,
     scope: &Scope,
-    limits: Option<Ceilings>,
+    limits: Option<Limits>,
 ) -> Result<()> {
-    let [hard_bytes, hard_objects, soft_bytes, soft_objects] =
+    let [hard_bytes, hard_objects, soft_bytes, soft_objects, grace] =
         limits.map(columns).unwrap_or_default();
     tx.execute(
-        "INSERT INTO accounts (scope, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        "INSERT INTO accounts
+            (scope, has_limits, hard_bytes, hard_objects, soft_bytes, soft_objects, grace)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
         ON CONFLICT DO UPDATE SET
             has_limits = excluded.has_limits,
             hard_bytes = excluded.hard_bytes, hard_objects = excluded.hard_objects,
-            soft_bytes = excluded.soft_bytes, soft_objects = excluded.soft_objects",
+            soft_bytes = excluded.soft_bytes, soft_objects = excluded.soft_objects,
+            grace = excluded.grace",
         params![
             scope.as_str(),
             limits.is_some(),
             hard_bytes,
             hard_objects,
             soft_bytes,
-            soft_objects
+            soft_objects,
+            grace
         ],
     )?;
     forget_empty(tx, scope)
@@ -241,7 +304,8 @@ fn forget_empty(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
     tx.prepare_cached(
         "DELETE FROM accounts
         WHERE scope = ?1 AND used_bytes = 0 AND used_objects = 0 AND NOT has_limits
-            AND unmatched_bytes = 0 AND unmatched_objects = 0",
+            AND unmatched_bytes = 0 AND unmatched_objects = 0
+            AND over_bytes IS NULL AND over_objects IS NULL",
     )?
     .execute([scope.as_str()])?;
     Ok(())
@@ -258,10 +322,12 @@ pub(super) fn largest(
         ORDER BY used_bytes DESC, scope LIMIT ?1"
     ))?;
     let rows = largest.query_map([limit(count)], |row| {
-        let scope = Scope::from(row.get::<_, String>(9)?);
+        let scope = Scope::from(row.get::<_, String>(COLUMNS)?);
+        let (account, since) = read_account(row)?;
         let mut account = Account {
             held: held(tx, now, &scope)?,
-            ..read_account(row)?
+            over: elapsed(since, now),
+            ..account
         };
         account.stop_below_zero();
         Ok((scope, account))

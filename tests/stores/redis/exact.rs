@@ -4,12 +4,12 @@ use test_support::Dice;
 use tower_storage_guard::{
     Amount,
     fault::Resource,
-    quota::{Change, Exceeded, Limits},
-    store::{Ceilings, HoldId, Store},
+    quota::{Change, Exceeded, Limits, OverSoftLimit},
+    store::{HoldId, Settlement, Store},
 };
 
 use super::{
-    super::{exceeded, figures, hold, reserve, settle},
+    super::{exceeded, figures, hold, settle},
     server::Server,
 };
 
@@ -98,8 +98,8 @@ async fn nothing_wraps_at_the_ends() {
     );
     hold(&store, "new", most, u64::MAX).await.unwrap();
 
-    let own = Ceilings::from(Limits::bytes(u64::MAX).objects(u64::MAX - 1))
-        .with_soft(Limits::bytes(1 << 63));
+    let own = Limits::bytes(u64::MAX).objects(u64::MAX - 1);
+    let own = own.soft_bytes((1 << 63) - 2);
     store.set_limits(&"own".into(), Some(own)).await.unwrap();
     let used = Amount::new(u64::MAX, 1 << 60);
     store.set_used(&"own".into(), used).await.unwrap();
@@ -109,9 +109,12 @@ async fn nothing_wraps_at_the_ends() {
         objects: 1 << 60,
     };
     assert_eq!((account.own, account.used), (Some(own), stored));
-    let told = store
-        .reserve(&reserve(HoldId::unique(), "own", 2, 0))
-        .await
-        .unwrap();
-    assert_eq!(told.warnings.len(), 1);
+    let change = Change {
+        bytes: 0,
+        objects: 1,
+    };
+    let charge = Settlement::new(HoldId::unique(), "own", change);
+    let over = store.settle(&[charge]).await.unwrap();
+    let expected = OverSoftLimit::new("own".into(), Resource::Bytes, (1 << 63) - 2, most);
+    assert_eq!(over, [expected.crossed()]);
 }

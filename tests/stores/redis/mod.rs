@@ -14,7 +14,7 @@ use test_support::running::free_port;
 use tower_storage_guard::{
     Amount, Scope, Scopes,
     quota::{Change, Limits, QuotaError},
-    store::{Ceilings, HoldId, Keep, RedisStore, Settlement, Store, StoredQuota, conformance},
+    store::{HoldId, Keep, RedisStore, Settlement, Store, StoredQuota, conformance},
 };
 
 #[cfg(target_os = "linux")]
@@ -305,7 +305,7 @@ async fn scopes_on_every_node_are_found() {
     }
     store.settle(&settlements).await.unwrap();
     store.settle(&settlements).await.unwrap();
-    let limits = Some(Ceilings::from(Limits::bytes(1)));
+    let limits = Some(Limits::bytes(1));
     store.set_limits(&"limited".into(), limits).await.unwrap();
     settlements.sort_by_key(|settlement| -settlement.change.bytes);
     for count in [0, 1, 2, 50, 2_999] {
