@@ -145,8 +145,8 @@ async fn a_store_keeps_the_timers() {
     advance(Duration::from_secs(1)).await;
     let (status, _, refusal) = ask(&after, put(full(1))).await;
     assert_eq!(
-        StatusCode::from_u16(status).unwrap(),
-        StatusCode::INSUFFICIENT_STORAGE
+        http::StatusCode::from_u16(status).unwrap(),
+        http::StatusCode::INSUFFICIENT_STORAGE
     );
     assert_eq!(refusal["limit"], 80, "{refusal}");
 }
