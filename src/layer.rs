@@ -389,7 +389,29 @@ impl<Q, P> StorageGuardLayer<Q, P> {
     ///
     /// Defaults to no header.
     pub fn storage_warning(self) -> Self {
-        self.set(|http| Arc::make_mut(&mut http.responder).warns_of_soft_limits = true)
+        self.set(|http| http.advice.soft_limits = true)
+    }
+
+    /// Tells clients how much of their quotas is left, in the fields of the RateLimit draft
+    /// (draft-ietf-httpapi-ratelimit-headers), which count bytes of content here:
+    ///
+    /// ```text
+    /// RateLimit-Policy: "user:42";q=1000;qu="content-bytes"
+    /// RateLimit: "user:42";r=150
+    /// ```
+    ///
+    /// `q` is the limit, and `r` is the limit less the used and the held bytes. There is one item for each scope that has a limit in
+    /// bytes, with its name. A scope that [is not disclosed](crate::Scope::undisclosed), or whose name is not plain ASCII, is left
+    /// out.
+    ///
+    /// Successes have the fields if the quota source [knows the usage](QuotaSource::usage_now) without waiting, as those in memory
+    /// do. Refusals by a quota have them with each source. The answer of a request whose body is still being read, or of a remote
+    /// procedure call, has what was known when its head was sent. They are advice: the next request is decided by itself.
+    ///
+    /// Defaults to no such fields.
+    pub fn rate_limit_fields(self) -> Self {
+        self.set_answers(|answers| answers.tells_rate_limit = true)
+            .set(|http| http.advice.rate_limit = true)
     }
 
     /// Sets how many bytes of a refused upload are read and discarded beside the answer, and for how long. An HTTP/1

@@ -33,12 +33,6 @@ pub(crate) struct Settings<Q> {
 }
 
 impl<Q> Settings<Q> {
-    /// Whether successes say which soft limits their scopes are above.
-    #[inline]
-    pub(crate) fn warns_of_soft_limits(&self) -> bool {
-        self.http.responder.warns_of_soft_limits
-    }
-
     /// Whether the reading of the volume is too old, so that requests that need room are refused.
     pub(crate) fn refuses_unseen(&self) -> bool {
         let volume = self.guard.context.volume.as_ref();
@@ -65,6 +59,23 @@ pub(crate) struct HttpSettings {
     pub(crate) success: Option<Judge>,
     pub(crate) classifier: Classifier,
     pub(crate) responder: Arc<Responder>,
+    pub(crate) advice: Advice,
+}
+
+/// What successes tell clients of their quotas.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Advice {
+    /// The soft limits that they are above.
+    pub(crate) soft_limits: bool,
+    /// What is left.
+    pub(crate) rate_limit: bool,
+}
+
+impl Advice {
+    #[inline]
+    pub(crate) const fn is_any(self) -> bool {
+        self.soft_limits | self.rate_limit
+    }
 }
 
 /// Which requests are guarded.

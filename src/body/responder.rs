@@ -13,8 +13,6 @@ pub(crate) struct Responder {
     silence: Silence,
     /// The same for calls that were named.
     silence_of_calls: Silence,
-    /// Whether successes say which soft limits their scopes are above.
-    pub(crate) warns_of_soft_limits: bool,
 }
 
 /// How a body is read.
@@ -37,7 +35,6 @@ impl Default for Responder {
                 timeout: None,
                 ..silence
             },
-            warns_of_soft_limits: false,
         }
     }
 }

@@ -323,6 +323,10 @@ impl QuotaSource for CollectionQuota {
         self.shared().quota.over_soft_limits(scopes)
     }
 
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        self.shared().quota.usage_now(scopes)
+    }
+
     fn on_soft_limit(&self, hook: SoftLimitHook) {
         self.shared().quota.on_soft_limit(hook);
     }

@@ -5,9 +5,10 @@ use http_body::Body;
 use tower::Service;
 
 use super::{
-    Guarded, State, Warns, charged, close_after,
+    Advised, Guarded, State,
+    advice::advise,
+    charged, close_after,
     verdict::{look_at_head, of_error, refusal_of, success},
-    warning::warn,
 };
 use crate::{
     body::{Ending, MeteredBody, ResponseBody, Unread, Watch},
@@ -105,8 +106,8 @@ where
             finish_early(settings, &mut response, unread);
         }
         let settled = guarded.visit.as_ref().and_then(|visit| visit.settling());
-        let warns = guarded.warns(settings);
-        Self::after_end(settings, ended, settled, response, warns)
+        let advised = guarded.advised(settings);
+        Self::after_end(settings, ended, settled, response, advised)
     }
 
     /// A success whose reservation has ended: what it stored is charged before it is answered.
@@ -115,25 +116,25 @@ where
         ended: Ended<Q::Hold>,
         settled: Option<BoxFuture<bool>>,
         response: Response<R>,
-        warns: Warns,
+        advised: Advised,
     ) -> Next<S, B, Q, R> {
         let commit = ended
             .into_commit()
             .map(|(hold, change)| hold.commit(change));
         match (commit, settled) {
             (Some(Answer::Later(commit)), _) => {
-                Next::Wait(Self::commit(settings, commit, Some(response), warns))
+                Next::Wait(Self::commit(settings, commit, Some(response), advised))
             }
             (Some(Answer::Now(())), _) => {
                 settings.guard.context.rules.quota_queue.notify();
-                Next::Done(Ok(charged(settings, &mut Some(response), &warns)))
+                Next::Done(Ok(charged(settings, &mut Some(response), &advised)))
             }
             (None, Some(settled)) => Next::Wait(Self::Complete {
                 settled,
                 response: Some(response),
-                warns,
+                advised,
             }),
-            (None, None) => Next::Done(Ok(charged(settings, &mut Some(response), &warns))),
+            (None, None) => Next::Done(Ok(charged(settings, &mut Some(response), &advised))),
         }
     }
 }
@@ -167,8 +168,8 @@ where
     B: Body,
     Q: QuotaSource,
 {
-    if let Some(scopes) = guarded.warns(settings) {
-        warn(settings, &scopes, &mut response);
+    if let Some(scopes) = guarded.advised(settings) {
+        advise(settings, &scopes, &mut response);
     }
     let watch = Watch::new(guarded.hand_on(), ending);
     Next::Done(Ok(response.map(|body| ResponseBody::watched(body, watch))))

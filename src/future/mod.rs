@@ -1,10 +1,10 @@
 //! Price, reserve, call, settle: the processing of a request as one future.
 
+mod advice;
 mod answered;
 mod door;
 mod empty;
 mod verdict;
-mod warning;
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 pub(crate) use self::door::{Declared, Held, admitted, plain_terms};
-use self::{answered::Next, door::Door, verdict::plain_status, warning::warn};
+use self::{advice::advise, answered::Next, door::Door, verdict::plain_status};
 use crate::{
     body::{HttpReservation, MeteredBody, ResponseBody, Transfer, Unread, WhenDropped},
     cause::{Cause, Fault, Resource},
@@ -73,10 +73,10 @@ pin_project! {
             #[pin] commit: <Q::Hold as QuotaHold>::Commit,
             time: Bound,
             response: Option<S::Response>,
-            warns: Warns,
+            advised: Advised,
         },
         /// The same for a complete upload. Boxed, because few requests are the last of several.
-        Complete { settled: BoxFuture<bool>, response: Option<S::Response>, warns: Warns },
+        Complete { settled: BoxFuture<bool>, response: Option<S::Response>, advised: Advised },
         /// The answer was a fault, or the body was cut.
         Failed { failed: Option<Box<Failed>> },
         Done,
@@ -271,13 +271,13 @@ where
         settings: &Settings<Q>,
         commit: <Q::Hold as QuotaHold>::Commit,
         response: Option<S::Response>,
-        warns: Warns,
+        advised: Advised,
     ) -> Self {
         Self::Commit {
             commit,
             time: Bound::new(settings.guard.context.rules.quota_timeout),
             response,
-            warns,
+            advised,
         }
     }
 
@@ -312,7 +312,7 @@ where
                     None => continue,
                 }
             };
-            let mut answered = ready!(response.poll(cx));
+            let answered = ready!(response.poll(cx));
             let guarded = guarded.take();
             // The inner future may still hold the request's body.
             this.state.set(State::Done);
@@ -324,15 +324,12 @@ where
                 };
                 match settled {
                     Some(Answer::Now(())) => {
-                        if settings.warns_of_soft_limits() {
-                            warn_plainly(settings, guarded.as_ref(), &mut answered);
-                        }
                         return Poll::Ready(answered.map(|it| it.map(ResponseBody::inner)));
                     }
                     Some(Answer::Later(commit)) => {
-                        let warns = guarded.as_ref().and_then(|guarded| guarded.warns(settings));
-                        let state = State::commit(settings, commit, answered.ok(), warns);
-                        this.state.set(state);
+                        let response = answered.ok();
+                        this.state
+                            .set(State::commit(settings, commit, response, None));
                         continue;
                     }
                     None => {}
@@ -377,22 +374,22 @@ where
                 commit,
                 time,
                 response,
-                warns,
+                advised,
             } => {
                 // By its contract the source keeps the charge even if this future is dropped.
                 if commit.poll(cx).is_pending() {
                     ready!(time.poll(cx));
                 }
                 settings.guard.context.rules.quota_queue.notify();
-                charged(settings, response, warns)
+                charged(settings, response, advised)
             }
             StateProj::Complete {
                 settled,
                 response,
-                warns,
+                advised,
             } => {
                 ready!(settled.as_mut().poll(cx));
-                charged(settings, response, warns)
+                charged(settings, response, advised)
             }
             StateProj::Failed { failed } => {
                 let volume = settings.guard.volume();
@@ -437,7 +434,8 @@ impl<Q: QuotaSource> Guarded<Q> {
         let is_success = status.is_success() && status != StatusCode::MULTI_STATUS
             || status == StatusCode::SEE_OTHER;
         let judges = settings.http.success.is_some() || asked.protocol().is_some();
-        if !is_success || judges || self.visit.is_some() {
+        let advises = settings.http.advice.is_any();
+        if !is_success || judges || advises || self.visit.is_some() {
             return None;
         }
         let ended = self.reservation.end_if_plain()?;
@@ -458,12 +456,9 @@ impl<Q: QuotaSource> Guarded<Q> {
         whole.unwrap_or_else(|| self.reservation.scopes().clone())
     }
 
-    #[inline]
-    fn warns(&self, settings: &Settings<Q>) -> Warns {
-        match settings.warns_of_soft_limits() {
-            true => Some(Box::new(self.scopes())),
-            false => None,
-        }
+    fn advised(&self, settings: &Settings<Q>) -> Advised {
+        let advises = settings.http.advice.is_any();
+        advises.then(|| Box::new(self.scopes()))
     }
 
     /// Whether the answer comes before the end of the request, on a connection that others may use behind it (HTTP/1).
@@ -478,30 +473,18 @@ impl<Q: QuotaSource> Guarded<Q> {
     }
 }
 
-/// The scopes of whose soft limits the answer warns. None if the layer does not warn. Boxed, because few do.
-type Warns = Option<Box<Scopes>>;
-
-#[cold]
-#[inline(never)]
-fn warn_plainly<R, E, Q: QuotaSource>(
-    settings: &Settings<Q>,
-    guarded: Option<&Guarded<Q>>,
-    answered: &mut Result<Response<R>, E>,
-) {
-    if let (Some(guarded), Ok(response)) = (guarded, answered) {
-        warn(settings, &guarded.scopes(), response);
-    }
-}
+/// The scopes of whose quotas the answer tells. None if the layer tells nothing. Boxed, because few do.
+type Advised = Option<Box<Scopes>>;
 
 /// The answer of a success that is charged.
 fn charged<R, Q: QuotaSource>(
     settings: &Settings<Q>,
     response: &mut Option<Response<R>>,
-    warns: &Warns,
+    advised: &Advised,
 ) -> Response<ResponseBody<R>> {
     let mut response = response.take().expect(ONCE);
-    if let Some(scopes) = warns {
-        warn(settings, scopes, &mut response);
+    if let Some(scopes) = advised {
+        advise(settings, scopes, &mut response);
     }
     response.map(ResponseBody::inner)
 }

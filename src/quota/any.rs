@@ -2,8 +2,13 @@
 
 use std::{any::Any, fmt, pin::Pin, sync::Arc};
 
-use super::{Answer, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook};
-use crate::{amount::Amount, scope::Scopes};
+use super::{
+    Answer, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook, Usage,
+};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -57,6 +62,10 @@ impl QuotaSource for AnyQuota {
         self.0.over_any(scopes)
     }
 
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        self.0.usage_any(scopes)
+    }
+
     fn on_soft_limit(&self, hook: SoftLimitHook) {
         self.0.on_any(hook);
     }
@@ -101,6 +110,7 @@ trait AnySource: Send + Sync {
 
     fn charge_any(&self, scopes: &Scopes, change: Change);
     fn over_any(&self, scopes: &Scopes) -> Vec<OverSoftLimit>;
+    fn usage_any(&self, scopes: &Scopes) -> Vec<(Scope, Usage)>;
     fn on_any(&self, hook: SoftLimitHook);
 }
 
@@ -129,6 +139,10 @@ impl<Q: QuotaSource> AnySource for Q {
 
     fn over_any(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
         self.over_soft_limits(scopes)
+    }
+
+    fn usage_any(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        self.usage_now(scopes)
     }
 
     fn on_any(&self, hook: SoftLimitHook) {

@@ -199,6 +199,11 @@ impl QuotaSource for MemoryQuota {
         over.collect()
     }
 
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        let usage = |scope: &Scope| (scope.clone(), self.usage(scope));
+        scopes.iter().map(usage).collect()
+    }
+
     fn on_soft_limit(&self, hook: SoftLimitHook) {
         self.store.hooks.push(hook);
     }

@@ -11,9 +11,12 @@ use pin_project_lite::pin_project;
 
 use super::{
     Answer, Change, Limits, MemoryHold, MemoryQuota, NoQuota, OverSoftLimit, QuotaError, QuotaHold,
-    QuotaSource, SoftLimitHook,
+    QuotaSource, SoftLimitHook, Usage,
 };
-use crate::{amount::Amount, scope::Scopes};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
 
 /// Limits how many reservations a scope may have open at once, and how many bytes they hold together, whatever its quota
 /// is.
@@ -105,6 +108,10 @@ impl<Q: QuotaSource> QuotaSource for OpenQuota<Q> {
 
     fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
         self.inner.over_soft_limits(scopes)
+    }
+
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        self.inner.usage_now(scopes)
     }
 
     fn on_soft_limit(&self, hook: SoftLimitHook) {

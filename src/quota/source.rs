@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Change, OverSoftLimit, QuotaError, SoftLimitHook};
-use crate::{amount::Amount, scope::Scopes};
+use super::{Answer, Change, OverSoftLimit, QuotaError, SoftLimitHook, Usage};
+use crate::{
+    amount::Amount,
+    scope::{Scope, Scopes},
+};
 
 /// A source of limits and usage per [`Scope`](crate::Scope).
 ///
@@ -54,6 +57,15 @@ pub trait QuotaSource: Send + Sync + 'static {
     /// It is called after a commit, for the answer of
     /// [`storage_warning`](crate::StorageGuardLayer::storage_warning). Defaults to none, for a source without soft limits.
     fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
+        let _ = scopes;
+        Vec::new()
+    }
+
+    /// Returns the usage of those of these scopes that the source knows without waiting, each with the scope that is given here.
+    ///
+    /// It is called after a commit, for the answer of
+    /// [`rate_limit_fields`](crate::StorageGuardLayer::rate_limit_fields). Defaults to none.
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
         let _ = scopes;
         Vec::new()
     }
@@ -113,6 +125,10 @@ impl<Q: QuotaSource + ?Sized> QuotaSource for Arc<Q> {
 
     fn over_soft_limits(&self, scopes: &Scopes) -> Vec<OverSoftLimit> {
         Q::over_soft_limits(self, scopes)
+    }
+
+    fn usage_now(&self, scopes: &Scopes) -> Vec<(Scope, Usage)> {
+        Q::usage_now(self, scopes)
     }
 
     fn on_soft_limit(&self, hook: SoftLimitHook) {

@@ -1,10 +1,23 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
+use http::{HeaderMap, Method, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 
-use super::{Asked, Dialect, Grpc, Http, Refusal};
-use crate::{cause::Cause, config::ConfigError, head::Lines};
+use super::{Asked, Dialect, Grpc, Http, Refusal, add_rate_limits};
+use crate::{
+    cause::{Cause, Resource},
+    config::ConfigError,
+    head::Lines,
+};
+
+/// Tells what is left of the quota that was exceeded, if the client may know it.
+fn tell_rate_limit(refusal: &Refusal, headers: &mut HeaderMap) {
+    let is_of_bytes = (refusal.fault()).is_some_and(|fault| fault.resource == Resource::Bytes);
+    if let (true, Some(scope), Some(figures)) = (is_of_bytes, refusal.scope(), refusal.figures()) {
+        let left = figures.limit.saturating_sub(figures.used);
+        add_rate_limits(headers, [(scope, figures.limit, left)]);
+    }
+}
 
 /// How refusals are answered: the settings, and the code that applies them.
 #[derive(Clone, Default)]
@@ -17,6 +30,8 @@ pub(crate) struct Answers {
     grpc: Grpc,
     http: Http,
     renderer: Option<Arc<Renderer>>,
+    /// Whether refusals by a quota tell what is left of it.
+    pub(crate) tells_rate_limit: bool,
 }
 
 type Renderer = dyn Fn(&Refusal, &Asked) -> Option<Response<Bytes>> + Send + Sync;
@@ -119,6 +134,9 @@ impl Answers {
             headers
                 .entry(RETRY_AFTER)
                 .or_insert_with(|| after.as_secs().into());
+        }
+        if self.tells_rate_limit {
+            tell_rate_limit(&refusal, response.headers_mut());
         }
         for (name, value) in asked.to_answer() {
             let headers = response.headers_mut();

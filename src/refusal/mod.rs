@@ -51,6 +51,7 @@ mod grpc;
 mod http;
 pub(crate) mod json;
 mod negotiate;
+mod rate_limit;
 mod value;
 
 #[cfg(feature = "test-util")]
@@ -59,7 +60,11 @@ pub(crate) use self::code::Code;
 pub use self::dav::Dav;
 #[cfg(feature = "tonic")]
 pub(crate) use self::details::status;
-pub(crate) use self::{answers::Answers, carry_over::carry_over};
+pub(crate) use self::{
+    answers::Answers,
+    carry_over::carry_over,
+    rate_limit::{LARGEST, add_rate_limits, quoted},
+};
 pub use self::{
     asked::{Asked, Dialect},
     grpc::Grpc,

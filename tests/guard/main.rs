@@ -1,5 +1,6 @@
 //! The guard in this process: what it admits, what it refuses, and how it answers.
 
+mod advice;
 mod allocations;
 #[cfg(feature = "axum")]
 mod arrival;

@@ -1,4 +1,4 @@
-//! The header that warns of soft limits.
+//! What the head of a success tells clients of their quotas: soft limits that they are above, and what is left.
 
 use std::fmt::Write;
 
@@ -6,24 +6,34 @@ use http::{HeaderName, HeaderValue, Response};
 
 use crate::{
     quota::{OverSoftLimit, QuotaSource},
+    refusal::{LARGEST, add_rate_limits, quoted},
     scope::Scopes,
     settings::Settings,
 };
 
 const STORAGE_WARNING: HeaderName = HeaderName::from_static("storage-warning");
-/// The largest integer of a structured field (RFC 9651, section 3.3.1).
-const LARGEST: u64 = 999_999_999_999_999;
 
-/// Says in the head of an answer which soft limits these scopes are above.
+/// Tells in the head of an answer what the layer tells of these scopes.
 #[cold]
-pub(super) fn warn<Q: QuotaSource, R>(
+pub(super) fn advise<Q: QuotaSource, R>(
     settings: &Settings<Q>,
     scopes: &Scopes,
     response: &mut Response<R>,
 ) {
-    let over = settings.guard.context.quota.over_soft_limits(scopes);
-    if let Some(warning) = header(&over) {
+    let (quota, advice) = (&settings.guard.context.quota, settings.http.advice);
+    if advice.soft_limits
+        && let Some(warning) = header(&quota.over_soft_limits(scopes))
+    {
         response.headers_mut().insert(STORAGE_WARNING, warning);
+    }
+    if advice.rate_limit {
+        let usage = quota.usage_now(scopes);
+        let left = usage.iter().filter_map(|(scope, usage)| {
+            let limit = usage.limits.bytes?;
+            let taken = usage.used.bytes.saturating_add(usage.held.bytes);
+            Some((scope, limit, limit.saturating_sub(taken)))
+        });
+        add_rate_limits(response.headers_mut(), left);
     }
 }
 
@@ -54,8 +64,7 @@ fn warning(over: &OverSoftLimit) -> String {
 fn write_text(to: &mut String, text: &str) {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~');
     if text.bytes().all(|byte| is_plain(&byte)) {
-        let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
-        return write!(to, "\"{escaped}\"").expect(STRING);
+        return to.push_str(&quoted(text));
     }
     to.push_str("%\"");
     for byte in text.bytes() {
