@@ -13,14 +13,10 @@ use super::{
 use crate::{
     amount::Amount,
     quota::{
-        Answer, Change, Limits, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook,
-        Usage,
+        Answer, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook, Usage,
     },
     scope::{Scope, Scopes},
 };
-
-/// The limits of a scope that has none of its own.
-pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 
 /// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
 ///
@@ -40,7 +36,7 @@ pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 ///
 /// # Soft limits
 ///
-/// [Soft limits](Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
+/// [Soft limits](crate::quota::Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
 /// charge the store has taken. If its answer is lost on the way, the crossing is not told.
 ///
 /// # When the store was emptied
