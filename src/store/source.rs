@@ -37,7 +37,7 @@ use crate::{
 /// # Soft limits
 ///
 /// [Soft limits](crate::quota::Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
-/// charge the store has taken. If its answer is lost on the way, the crossing is not told.
+/// charge the store has taken. If its answer is lost on the way, or an [`Admin`] makes the charge, the crossing is not told.
 ///
 /// # When the store was emptied
 ///
