@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Exceeded, OverFor};
+use super::Exceeded;
 use crate::{
     amount::Amount,
     cause::Resource,
@@ -172,6 +172,30 @@ const fn share(limit: Option<u64>, percent: u32) -> Option<u64> {
     } else {
         share as u64
     })
+}
+
+/// For how long the usage of a scope has been above its soft limits: since the charge that has crossed them.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub struct OverFor {
+    /// Of bytes; `None` if usage is not above.
+    pub bytes: Option<Duration>,
+    /// Of objects; `None` if usage is not above.
+    pub objects: Option<Duration>,
+}
+
+impl OverFor {
+    /// Creates it from the time of each resource.
+    pub const fn new(bytes: Option<Duration>, objects: Option<Duration>) -> Self {
+        Self { bytes, objects }
+    }
+
+    pub(super) fn of(self, resource: Resource) -> Option<Duration> {
+        match resource {
+            Resource::Objects => self.objects,
+            _ => self.bytes,
+        }
+    }
 }
 
 /// Limits as two plain numbers, the largest of which means "unlimited": no sum of this crate's can exceed it.

@@ -53,10 +53,10 @@ pub use self::{
     change::Change,
     error::{Exceeded, QuotaError},
     function::{FunctionHold, FunctionQuota, Quota, quota_fn, quota_future},
-    limits::{Limits, Usage},
+    limits::{Limits, OverFor, Usage},
     memory::{MemoryHold, MemoryQuota},
     none::NoQuota,
     open::{OpenFuture, OpenGrow, OpenHold, OpenQuota},
-    soft::{OverFor, OverSoftLimit, SoftLimitHook},
+    soft::{OverSoftLimit, SoftLimitHook},
     source::{QuotaHold, QuotaSource},
 };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::Limits;
+use super::{Limits, OverFor};
 use crate::{amount::Amount, cause::Resource, scope::Scope};
 
 /// A scope whose usage is above one of its [soft limits](Limits#soft-limits).
@@ -62,30 +62,6 @@ impl OverSoftLimit {
     pub fn crossed(mut self) -> Self {
         self.has_just_crossed = true;
         self
-    }
-}
-
-/// For how long the usage of a scope has been above its soft limits: since the charge that has crossed them.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub struct OverFor {
-    /// Of bytes; `None` if usage is not above.
-    pub bytes: Option<Duration>,
-    /// Of objects; `None` if usage is not above.
-    pub objects: Option<Duration>,
-}
-
-impl OverFor {
-    /// Creates it from the time of each resource.
-    pub const fn new(bytes: Option<Duration>, objects: Option<Duration>) -> Self {
-        Self { bytes, objects }
-    }
-
-    fn of(self, resource: Resource) -> Option<Duration> {
-        match resource {
-            Resource::Objects => self.objects,
-            _ => self.bytes,
-        }
     }
 }
 

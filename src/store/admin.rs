@@ -167,8 +167,8 @@ impl<S: Store> Admin<S> {
         self.store.set_used(&scope.into(), used).await
     }
 
-    /// Charges more bytes and objects to a scope. Never refused: limits apply to requests. If this crosses a soft limit, that is
-    /// told to nothing: services tell what they charge.
+    /// Charges more bytes and objects to a scope. Never refused: limits apply to requests. If this crosses a soft limit, no
+    /// observer is told of it.
     ///
     /// This is one step of the store, so concurrent charges count as well. If no answer comes it is asked for once more,
     /// and still counts once.

@@ -7,8 +7,8 @@ use super::{
     baseline::{Based, OnEmptied},
     records::TIME_TO_LIVE,
     settler::Settler,
-    soft::SoftLimits,
-    source::{LimitsBy, Shared},
+    soft::{LimitsBy, SoftLimits},
+    source::Shared,
 };
 use crate::{quota::Limits, scope::Scope};
 

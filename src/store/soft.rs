@@ -9,11 +9,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::source::LimitsBy;
 use crate::{
-    quota::{OverSoftLimit, SoftLimitHooks},
+    quota::{Limits, OverSoftLimit, SoftLimitHooks},
     scope::{Scope, Scopes},
 };
+
+/// The limits of a scope that has none of its own.
+pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 
 /// How long an answer is remembered where there are many.
 const REMEMBERED: Duration = Duration::from_secs(2 * 60);

@@ -13,14 +13,10 @@ use super::{
 use crate::{
     amount::Amount,
     quota::{
-        Answer, Change, Limits, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook,
-        Usage,
+        Answer, Change, OverSoftLimit, QuotaError, QuotaHold, QuotaSource, SoftLimitHook, Usage,
     },
     scope::{Scope, Scopes},
 };
-
-/// The limits of a scope that has none of its own.
-pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 
 /// Keeps quotas in a [`Store`], so that they outlive the process and are shared by several.
 ///
@@ -40,8 +36,8 @@ pub(super) type LimitsBy = dyn Fn(&Scope) -> Limits + Send + Sync;
 ///
 /// # Soft limits
 ///
-/// [Soft limits](Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
-/// charge the store has taken. If its answer is lost on the way, the crossing is not told.
+/// [Soft limits](crate::quota::Limits#soft-limits) are timed by the clock of the store, for all processes. A crossing is told by the process whose
+/// charge the store has taken. If its answer is lost on the way, or an [`Admin`] makes the charge, the crossing is not told.
 ///
 /// # When the store was emptied
 ///

@@ -137,7 +137,7 @@ async fn is_exact(store: &dyn Store, dirs: &[&Path], round: u32) {
     let (mut used, began) = (Amount::ZERO, Instant::now());
     while began.elapsed() < SOON {
         let account = store.account(&everyone).await.unwrap();
-        used = account.usage(Limits::UNLIMITED.into()).used;
+        used = account.usage(Limits::UNLIMITED).used;
         if used == stored {
             return;
         }

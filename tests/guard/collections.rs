@@ -282,7 +282,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 #[tokio::test]
 async fn a_collection_has_a_soft_limit() {
     let root = tempfile::tempdir().unwrap();
-    let limits = Limits::bytes(100).soft_bytes(8);
+    let limits = Limits::bytes(100).soft_bytes(8).grace(Duration::ZERO);
     let collections = CollectionQuota::builder(Folder::new(root.path()))
         .limit("", limits)
         .unwrap()
@@ -302,8 +302,11 @@ async fn a_collection_has_a_soft_limit() {
     hold.commit(Amount::bytes(9).into()).await;
     assert_eq!(told.try_recv(), Ok((9, true)));
     assert_eq!(collections.over_soft_limits(&scopes).len(), 1);
+    let available = || collections.dav_quota(None, "file").available;
+    assert_eq!(available(), Some(0), "its grace has passed");
     collections.charge(&scopes, Change::between(Amount::ZERO, Amount::bytes(1)));
     assert_eq!(collections.over_soft_limits(&scopes), []);
+    assert_eq!(available(), Some(92));
     collections.charge(&scopes, Amount::bytes(1).into());
     assert_eq!(told.try_recv(), Ok((9, true)));
 }

@@ -304,7 +304,7 @@ async fn trips_beside(scopes: &str, others: Scopes, bytes: u64) -> u64 {
     let (quota, line) = node(&reference, Limits::bytes(1 << 40));
     let full = Scope::from("full");
     reference
-        .set_limits(&full, Some(Limits::bytes(0).into()))
+        .set_limits(&full, Some(Limits::bytes(0)))
         .await
         .unwrap();
     let refused = async {
