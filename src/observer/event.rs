@@ -120,6 +120,8 @@ pub enum Event<'a> {
         status: &'a VolumeStatus,
         /// How long the reading took.
         took: Duration,
+        /// When the volume will be full.
+        forecast: Forecast,
     },
     /// A volume [takes no writes](crate::Volume::takes_writes) from now on.
     #[non_exhaustive]

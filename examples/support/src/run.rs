@@ -37,7 +37,12 @@ pub fn report(result: Result<(), BoxError>) -> ExitCode {
     }
 }
 
-async fn start(
+/// Opens the store that these flags describe, and serves it.
+///
+/// # Errors
+///
+/// When it cannot start, or serving fails.
+pub async fn start(
     flags: Flags,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {

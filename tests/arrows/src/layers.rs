@@ -9,6 +9,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused"],
     &["observer"],
+    &["metrics"],
     // The core: reservable resources, and reservations.
     &["offers", "tree"],
     &["wait_queue"],
