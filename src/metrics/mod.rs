@@ -52,6 +52,13 @@
 //! | `storage_guard_volume_full` | gauge | | `volume` | 1 while the volume takes no writes because it is full, else 0 |
 //! | `storage_guard_volume_stale` | gauge | | `volume` | 1 while the volume cannot be read, else 0 |
 //! | `storage_guard_volume_moved` | gauge | | `volume` | 1 while another filesystem is mounted there, or none, else 0 |
+//! | `storage_guard_store_call_duration_seconds` | histogram | seconds | `operation` | How long a store took to answer |
+//! | `storage_guard_store_errors_total` | counter | | `operation` | Calls that a store has failed |
+//! | `storage_guard_store_away` | gauge | | | Stores that fail now |
+//! | `storage_guard_lease_hits_total` | counter | | | Demands for which enough was leased |
+//! | `storage_guard_lease_misses_total` | counter | | | Demands for which the store was asked, because too little was leased |
+//!
+//! The last five are of stores that are [observed](crate::store::ObservedStore).
 //!
 //! What follows from them, in PromQL:
 //!
@@ -60,6 +67,8 @@
 //! | room for new demands | `storage_guard_volume_available_bytes - storage_guard_volume_claimed_bytes - storage_guard_volume_headroom_bytes` |
 //! | used | `storage_guard_volume_size_bytes - storage_guard_volume_available_bytes` |
 //! | reservations in flight | `storage_guard_admissions_total - storage_guard_settlements_total - storage_guard_releases_total` |
+//! | round trips to the store for each admission | `sum(rate(storage_guard_store_call_duration_seconds_count[5m])) / sum(rate(storage_guard_admissions_total[5m]))` |
+//! | the share of demands that leases decide | `rate(storage_guard_lease_hits_total[5m]) / (rate(storage_guard_lease_hits_total[5m]) + rate(storage_guard_lease_misses_total[5m]))` |
 //! | the age of the last reading | `time() - storage_guard_volume_read_timestamp_seconds` |
 //!
 //! # Labels
@@ -68,6 +77,7 @@
 //!   its own: the figures of two volumes of one name would replace each other.
 //! - `cause` is [`Reason::as_str`](crate::Reason::as_str).
 //! - `resource` is [`Resource::as_str`](crate::fault::Resource::as_str), and empty where the cause is no storage fault.
+//! - `operation` is the name of a method of [`Store`](crate::store::Store).
 //!
 //! No label is a scope, a path or an error, so the number of series depends on the number of volumes alone.
 //!
@@ -89,13 +99,13 @@ mod series;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ::metrics::Recorder;
 
 use self::{
     registry::{ByName, Installed, Registry},
-    series::{Process, Requests, VolumeSeries},
+    series::{Operation, Process, Requests, Stores, VolumeSeries},
 };
 use crate::observer::{Event, Observer};
 
@@ -118,6 +128,8 @@ struct Inner {
     process: Process,
     requests: ByName<Requests>,
     volumes: ByName<VolumeSeries>,
+    operations: ByName<Operation>,
+    stores: OnceLock<Stores>,
 }
 
 impl Metrics {
@@ -134,6 +146,8 @@ impl Metrics {
             registry,
             requests: ByName::new(),
             volumes: ByName::new(),
+            operations: ByName::new(),
+            stores: OnceLock::new(),
         }))
     }
 
@@ -185,6 +199,29 @@ impl Metrics {
                 process.quota_away.increment(1);
             }
             Event::QuotaBack { .. } => process.quota_away.decrement(1),
+            _ => self.observe_store(event),
+        }
+    }
+
+    fn observe_store(&self, event: &Event<'_>) {
+        let stores = || self.0.stores.get_or_init(|| Stores::new(&self.0.registry));
+        match *event {
+            Event::StoreAnswered {
+                operation,
+                took,
+                error,
+                ..
+            } => {
+                stores();
+                let make = || Operation::new(&self.0.registry, operation);
+                let series = self.0.operations.get_or_make(operation, make);
+                series.duration.record(took);
+                series.errors.increment(error.is_some().into());
+            }
+            Event::StoreAway { .. } => stores().away.increment(1),
+            Event::StoreBack { .. } => stores().away.decrement(1),
+            Event::Leased { is_hit: true, .. } => stores().hits.increment(1),
+            Event::Leased { is_hit: false, .. } => stores().misses.increment(1),
             _ => {}
         }
     }

@@ -161,3 +161,29 @@ pub(super) const MOVED: Metric = Metric(
     Unit::Count,
     "1 while another filesystem is mounted there, or none, else 0",
 );
+
+pub(super) const STORE_CALL: Metric = Metric(
+    "storage_guard_store_call_duration_seconds",
+    Unit::Seconds,
+    "How long a store took to answer",
+);
+pub(super) const STORE_ERRORS: Metric = Metric(
+    "storage_guard_store_errors_total",
+    Unit::Count,
+    "Calls that a store has failed",
+);
+pub(super) const STORE_AWAY: Metric = Metric(
+    "storage_guard_store_away",
+    Unit::Count,
+    "Stores that fail now",
+);
+pub(super) const LEASE_HITS: Metric = Metric(
+    "storage_guard_lease_hits_total",
+    Unit::Count,
+    "Demands for which enough was leased",
+);
+pub(super) const LEASE_MISSES: Metric = Metric(
+    "storage_guard_lease_misses_total",
+    Unit::Count,
+    "Demands for which the store was asked, because too little was leased",
+);

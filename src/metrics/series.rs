@@ -278,3 +278,38 @@ impl VolumeSeries {
         self.state.moved.set(u8::from(is_moved));
     }
 }
+
+/// One operation of stores.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) duration: Histogram,
+    pub(super) errors: Counter,
+}
+
+impl Operation {
+    pub(super) fn new(registry: &Registry, operation: &str) -> Self {
+        let labels = [("operation", operation)];
+        Self {
+            duration: registry.histogram(&names::STORE_CALL, &labels),
+            errors: registry.counter(&names::STORE_ERRORS, &labels),
+        }
+    }
+}
+
+/// All stores that are observed.
+#[derive(Debug)]
+pub(super) struct Stores {
+    pub(super) away: Gauge,
+    pub(super) hits: Counter,
+    pub(super) misses: Counter,
+}
+
+impl Stores {
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            away: registry.gauge(&names::STORE_AWAY, &[]),
+            hits: registry.counter(&names::LEASE_HITS, &[]),
+            misses: registry.counter(&names::LEASE_MISSES, &[]),
+        }
+    }
+}

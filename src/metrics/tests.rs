@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -160,6 +161,7 @@ const STATUS: VolumeStatus = VolumeStatus {
     total: 1_000,
     available: 600,
     claimed: 30,
+    settling: 10,
     headroom: 100,
     inodes_total: Some(50),
     inodes_available: Some(40),
@@ -180,6 +182,15 @@ fn probed<'a>(volume: &'a str, status: &'a VolumeStatus, forecast: Forecast) -> 
     }
 }
 
+fn answered<'a>(operation: &'static str, error: Option<&'a (dyn Error + 'static)>) -> Event<'a> {
+    let took = Duration::from_millis(20);
+    Event::StoreAnswered {
+        operation,
+        took,
+        error,
+    }
+}
+
 fn kept() -> (Kept, Metrics) {
     let kept = Kept::default();
     (kept.clone(), Metrics::with_recorder(kept))
@@ -189,6 +200,7 @@ fn kept() -> (Kept, Metrics) {
 fn the_table_is_what_is_registered() {
     let (kept, metrics) = kept();
     metrics.observe(&probed("a", &STATUS, Forecast::Full));
+    metrics.observe(&answered("reserve", None));
     let (registered, documented) = (kept.rows(), documented());
     let difference: Vec<_> = registered.symmetric_difference(&documented).collect();
     assert!(difference.is_empty(), "{difference:#?}");
@@ -402,4 +414,35 @@ fn inodes_are_shown_where_there_are_any() {
     assert!(!has("inodes"));
     metrics.observe(&probed("b", &STATUS, Forecast::Unknown));
     assert!(has("inodes"));
+}
+
+#[test]
+fn each_event_of_a_store_is_counted() {
+    let (kept, metrics) = kept();
+    let error = &std::io::Error::other("no");
+    for event in [
+        answered("reserve", None),
+        answered("reserve", Some(error)),
+        Event::StoreAway { error },
+        answered("settle", None),
+        Event::Leased { is_hit: true },
+        Event::Leased { is_hit: true },
+        Event::Leased { is_hit: false },
+    ] {
+        metrics.observe(&event);
+    }
+    for (series, value) in [
+        ("store_call_duration_seconds reserve", 0.04),
+        ("store_call_duration_seconds settle", 0.02),
+        ("store_errors_total reserve", 1.0),
+        ("store_errors_total settle", 0.0),
+        ("store_away", 1.0),
+        ("lease_hits_total", 2.0),
+        ("lease_misses_total", 1.0),
+    ] {
+        assert_eq!(kept.value(&format!("storage_guard_{series}")), value);
+    }
+    let after = Duration::from_secs(1);
+    metrics.observe(&Event::StoreBack { after });
+    assert_eq!(kept.value("storage_guard_store_away"), 0.0);
 }

@@ -9,7 +9,6 @@ pub const LAYERS: &[&[&str]] = &[
     &["cause", "config", "outage", "scope", "time"],
     &["decide", "demand", "refused"],
     &["observer"],
-    &["metrics"],
     // The core: reservable resources, and reservations.
     &["offers", "tree"],
     &["wait_queue"],
@@ -32,7 +31,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["calls", "dav", "upload"],
     &["operator"],
     // Frameworks.
-    &["axum", "preflight", "tonic", "tracing"],
+    &["axum", "metrics", "preflight", "tonic", "tracing"],
     // For the tests of services.
     &["test_util"],
     // Pages of the documentation.
