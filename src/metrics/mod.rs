@@ -39,11 +39,12 @@
 //! | `storage_guard_quota_away` | gauge | | | Quota sources that are away now |
 //! | `storage_guard_volume_size_bytes` | gauge | bytes | `volume` | The size of the volume |
 //! | `storage_guard_volume_available_bytes` | gauge | bytes | `volume` | What the last reading saw as available |
-//! | `storage_guard_volume_claimed_bytes` | gauge | bytes | `volume` | What of it requests in flight have reserved, or have stored since |
-//! | `storage_guard_volume_headroom_bytes` | gauge | bytes | `volume` | What of it stays free |
+//! | `storage_guard_volume_claimed_bytes` | gauge | bytes | `volume` | What requests in flight have reserved, or have stored since the last reading |
+//! | `storage_guard_volume_settling_bytes` | gauge | bytes | `volume` | The part of what is claimed that is stored already, and waits for the next reading |
+//! | `storage_guard_volume_headroom_bytes` | gauge | bytes | `volume` | What stays free |
 //! | `storage_guard_volume_inodes` | gauge | | `volume` | The inodes of the volume, where it has a fixed number |
 //! | `storage_guard_volume_available_inodes` | gauge | | `volume` | The inodes that the last reading saw as available |
-//! | `storage_guard_volume_claimed_inodes` | gauge | | `volume` | The inodes of it that requests in flight have reserved, or have made since |
+//! | `storage_guard_volume_claimed_inodes` | gauge | | `volume` | The inodes that requests in flight have reserved, or have made since the last reading |
 //! | `storage_guard_volume_waiting_requests` | gauge | | `volume` | Requests that wait for room, at the last reading |
 //! | `storage_guard_volume_time_to_full_seconds` | gauge | seconds | `volume` | When the volume will be full by its trend: infinite while it is not filling, NaN while that is not known |
 //! | `storage_guard_volume_horizons_total` | counter | | `volume` | How often that has fallen below one of the volume's horizons |
@@ -66,6 +67,7 @@
 //! |---|---|
 //! | room for new demands | `storage_guard_volume_available_bytes - storage_guard_volume_claimed_bytes - storage_guard_volume_headroom_bytes` |
 //! | used | `storage_guard_volume_size_bytes - storage_guard_volume_available_bytes` |
+//! | reserved by requests in flight | `storage_guard_volume_claimed_bytes - storage_guard_volume_settling_bytes` |
 //! | reservations in flight | `storage_guard_admissions_total - storage_guard_settlements_total - storage_guard_releases_total` |
 //! | round trips to the store for each admission | `sum(rate(storage_guard_store_call_duration_seconds_count[5m])) / sum(rate(storage_guard_admissions_total[5m]))` |
 //! | the share of demands that leases decide | `rate(storage_guard_lease_hits_total[5m]) / (rate(storage_guard_lease_hits_total[5m]) + rate(storage_guard_lease_misses_total[5m]))` |

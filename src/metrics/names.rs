@@ -99,12 +99,17 @@ pub(super) const AVAILABLE: Metric = Metric(
 pub(super) const CLAIMED: Metric = Metric(
     "storage_guard_volume_claimed_bytes",
     Unit::Bytes,
-    "What of it requests in flight have reserved, or have stored since",
+    "What requests in flight have reserved, or have stored since the last reading",
+);
+pub(super) const SETTLING: Metric = Metric(
+    "storage_guard_volume_settling_bytes",
+    Unit::Bytes,
+    "The part of what is claimed that is stored already, and waits for the next reading",
 );
 pub(super) const HEADROOM: Metric = Metric(
     "storage_guard_volume_headroom_bytes",
     Unit::Bytes,
-    "What of it stays free",
+    "What stays free",
 );
 pub(super) const INODES: Metric = Metric(
     "storage_guard_volume_inodes",
@@ -119,7 +124,7 @@ pub(super) const AVAILABLE_INODES: Metric = Metric(
 pub(super) const CLAIMED_INODES: Metric = Metric(
     "storage_guard_volume_claimed_inodes",
     Unit::Count,
-    "The inodes of it that requests in flight have reserved, or have made since",
+    "The inodes that requests in flight have reserved, or have made since the last reading",
 );
 pub(super) const WAITING: Metric = Metric(
     "storage_guard_volume_waiting_requests",

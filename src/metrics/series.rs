@@ -179,6 +179,7 @@ struct Space {
     size: Gauge,
     available: Gauge,
     claimed: Gauge,
+    settling: Gauge,
     headroom: Gauge,
 }
 
@@ -205,6 +206,7 @@ impl VolumeSeries {
                 size: gauge(&names::SIZE),
                 available: gauge(&names::AVAILABLE),
                 claimed: gauge(&names::CLAIMED),
+                settling: gauge(&names::SETTLING),
                 headroom: gauge(&names::HEADROOM),
             },
             inodes: OnceLock::new(),
@@ -232,11 +234,13 @@ impl VolumeSeries {
             size,
             available,
             claimed,
+            settling,
             headroom,
         } = &self.space;
         size.set(status.total as f64);
         available.set(status.available as f64);
         claimed.set(status.claimed as f64);
+        settling.set(status.settling as f64);
         headroom.set(status.headroom as f64);
         if let (Some(total), Some(free)) = (status.inodes_total, status.inodes_available) {
             let gauge = |metric| registry.gauge(metric, &[("volume", volume)]);

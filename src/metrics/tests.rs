@@ -350,6 +350,7 @@ fn each_event_of_a_volume_is_shown() {
         ("size_bytes", 1_000.0),
         ("available_bytes", 600.0),
         ("claimed_bytes", 30.0),
+        ("settling_bytes", 10.0),
         ("headroom_bytes", 100.0),
         ("inodes", 50.0),
         ("available_inodes", 40.0),

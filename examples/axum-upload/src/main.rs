@@ -11,7 +11,7 @@ mod metrics;
 mod page;
 mod room;
 
-use std::{fmt::Display, io, process::ExitCode};
+use std::{fmt::Display, io, process::ExitCode, sync::Arc};
 
 use axum::{
     Extension, Json, RequestExt, Router,
@@ -78,7 +78,10 @@ async fn main() -> ExitCode {
 
 async fn run(flags: UploadFlags) -> Result<(), BoxError> {
     let exporter = flags.metrics.then(Exporter::start).transpose()?;
-    start(flags.all, async |listener, store| {
+    let observer = exporter
+        .as_ref()
+        .map(|exporter| Arc::new(exporter.observer()) as _);
+    start(flags.all, observer, async |listener, store| {
         serve(listener, app(store, exporter)).await
     })
     .await
