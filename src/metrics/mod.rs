@@ -11,7 +11,7 @@
 //! let volume = Volume::open(std::env::temp_dir())?.named("uploads");
 //! let guard = Guard::new(volume).observer(Metrics::new());
 //!
-//! guard.reserve((), Demand::known(800)).await?.commit().await;
+//! guard.reserve("user:42", Demand::known(800)).await?.commit().await;
 //! assert!(exporter.render().contains("storage_guard_admissions_total{volume=\"uploads\"} 1"));
 //! # Ok(())
 //! # }
