@@ -60,13 +60,12 @@ pub mod observing {}
 #[cfg_attr(feature = "axum", doc = include_str!("operating.md"))]
 pub mod operating {}
 
-/// Reporting written bytes, so that as many uploads as possible fit.
 /// Exporting metrics to Prometheus, with alerts and a dashboard. The examples need the feature `metrics`.
 ///
 #[cfg_attr(feature = "metrics", doc = include_str!("metrics.md"))]
 pub mod metrics {}
 
-/// Reporting what is written, so that as many uploads as possible fit.
+/// Reporting written bytes, so that as many uploads as possible fit.
 ///
 #[doc = include_str!("writing.md")]
 pub mod writing {}

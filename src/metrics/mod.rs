@@ -34,6 +34,7 @@
 //! | `storage_guard_drained_bytes_total` | counter | bytes | | What was read of refused requests and thrown away, so that the answer arrives |
 //! | `storage_guard_faults_total` | counter | | `cause`, `resource` | Storage failures that were found in answers of the service |
 //! | `storage_guard_suspects_total` | counter | | | Errors that were not classified, with a text that names full storage |
+//! | `storage_guard_soft_limits_total` | counter | | `resource` | Soft limits that were crossed |
 //! | `storage_guard_quota_slow_answers_total` | counter | | | Answers of the quota source that took more than half of the timeout |
 //! | `storage_guard_quota_outages_total` | counter | | | How often a quota source went away |
 //! | `storage_guard_quota_away` | gauge | | | Quota sources that are away now |
@@ -185,7 +186,7 @@ impl Metrics {
             Event::Moved { volume, .. } => self.volume(volume).set_sight(true, true),
             Event::Fresh { volume, .. } => self.volume(volume).set_sight(false, false),
             Event::Horizon { volume, .. } => self.volume(volume).horizons.increment(1),
-            _ => self.observe_process(event),
+            _ => {}
         }
     }
 
@@ -201,7 +202,8 @@ impl Metrics {
                 process.quota_away.increment(1);
             }
             Event::QuotaBack { .. } => process.quota_away.decrement(1),
-            _ => self.observe_store(event),
+            Event::SoftLimit { resource, .. } => process.soft_limits(resource).increment(1),
+            _ => {}
         }
     }
 
@@ -249,7 +251,24 @@ impl Observer for Metrics {
             Event::Released {
                 volume, received, ..
             } => self.requests(volume).released(received),
-            _ => self.observe_volume(event),
+            Event::Probed { .. }
+            | Event::Full { .. }
+            | Event::Resumed { .. }
+            | Event::Stale { .. }
+            | Event::Fresh { .. }
+            | Event::Moved { .. }
+            | Event::Horizon { .. } => self.observe_volume(event),
+            Event::Drained { .. }
+            | Event::Fault { .. }
+            | Event::Suspect { .. }
+            | Event::SoftLimit { .. }
+            | Event::QuotaSlow { .. }
+            | Event::QuotaAway { .. }
+            | Event::QuotaBack { .. } => self.observe_process(event),
+            Event::StoreAnswered { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }
+            | Event::Leased { .. } => self.observe_store(event),
         }
     }
 }

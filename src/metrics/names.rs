@@ -70,6 +70,11 @@ pub(super) const SUSPECTS: Metric = Metric(
     Unit::Count,
     "Errors that were not classified, with a text that names full storage",
 );
+pub(super) const SOFT_LIMITS: Metric = Metric(
+    "storage_guard_soft_limits_total",
+    Unit::Count,
+    "Soft limits that were crossed",
+);
 pub(super) const QUOTA_SLOW: Metric = Metric(
     "storage_guard_quota_slow_answers_total",
     Unit::Count,

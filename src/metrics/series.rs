@@ -141,6 +141,7 @@ pub(super) struct Process {
     pub(super) drained: Counter,
     pub(super) faults: ByFault,
     pub(super) suspects: Counter,
+    soft_limits: [Counter; RESOURCES.len()],
     pub(super) quota_slow: Counter,
     pub(super) quota_outages: Counter,
     pub(super) quota_away: Gauge,
@@ -154,10 +155,17 @@ impl Process {
                 registry.counter(&names::FAULTS, &[("cause", cause), ("resource", resource)])
             }),
             suspects: registry.counter(&names::SUSPECTS, &[]),
+            soft_limits: RESOURCES.map(|resource| {
+                registry.counter(&names::SOFT_LIMITS, &[("resource", resource.as_str())])
+            }),
             quota_slow: registry.counter(&names::QUOTA_SLOW, &[]),
             quota_outages: registry.counter(&names::QUOTA_OUTAGES, &[]),
             quota_away: registry.gauge(&names::QUOTA_AWAY, &[]),
         }
+    }
+
+    pub(super) fn soft_limits(&self, resource: Resource) -> &Counter {
+        &self.soft_limits[resource as usize]
     }
 }
 

@@ -293,6 +293,13 @@ fn each_event_of_a_request_is_counted() {
             },
             Event::Drained { bytes: 5 },
             Event::Suspect { error },
+            Event::SoftLimit {
+                scope: &"user:42".into(),
+                resource: Resource::Objects,
+                limit: 8,
+                used: 9,
+                grace: None,
+            },
             Event::QuotaSlow { took: second },
             Event::QuotaAway { error },
         ] {
@@ -323,6 +330,8 @@ fn each_event_of_a_request_is_counted() {
     for (series, value) in [
         ("drained_bytes_total", 10.0),
         ("suspects_total", 2.0),
+        ("soft_limits_total bytes", 0.0),
+        ("soft_limits_total objects", 2.0),
         ("quota_slow_answers_total", 2.0),
         ("quota_outages_total", 2.0),
         ("quota_away", 1.0),

@@ -170,6 +170,41 @@ async fn leases_are_counted() {
     }
 }
 
+/// What a server shows whose quotas are in a Redis that is killed and started again.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn an_outage_of_the_quotas_is_shown() {
+    let mut database = test_support::redis::Server::start();
+    let flags = ["--metrics", "--quota-store", &database.url()];
+    let server = Server::start("axum-upload", &flags);
+    assert_eq!(server.put("/files/a", "content").await.status(), 201);
+    let is_away = |text: &str, times| {
+        let store = value(text, "store_away");
+        value(text, "quota_away") == Some(times) && store == Some(times)
+    };
+    assert!(is_away(&scrape(&server).await, 0.0));
+
+    database.kill();
+    assert_eq!(server.put("/files/b", "content").await.status(), 503);
+    let text = until(&server, "store_away", 1.0).await;
+    assert!(is_away(&text, 1.0), "{text}");
+    let refused = r#"refusals_total{cause="capacity_unknown",resource="",volume="uploads"}"#;
+    assert_eq!(value(&text, refused), Some(1.0));
+    assert_eq!(value(&text, "quota_outages_total"), Some(1.0));
+    let errors = r#"store_errors_total{operation="reserve"}"#;
+    assert!(value(&text, errors) >= Some(1.0), "{text}");
+
+    database.start_again();
+    let start = Instant::now();
+    // Emptied, so that the files are counted first.
+    while server.put("/files/b", "content").await.status() != 201 {
+        assert!(start.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(is_away(&scrape(&server).await, 0.0));
+}
+
 /// How full the disk is concerns those who may store.
 #[tokio::test]
 async fn metrics_are_off_by_default_and_for_users_alone() {
