@@ -31,7 +31,7 @@ TOOLS = curl:curl java:default-jdk-headless node:nodejs /usr/bin/python3:python3
 	mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs fusermount3:fuse3 bindfs \
 	prlimit:util-linux unshare:util-linux ip:iproute2 cc:gcc c++:g++ \
 	litmus rclone cadaver mount.davfs:davfs2 \
-	setpriv:util-linux valgrind nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server \
+	setpriv:util-linux valgrind nginx:nginx-light haproxy openssl faketime redis-server mariadbd:mariadb-server nats-server clickhouse-server promtool:prometheus \
 	chromium chromedriver:chromium-driver
 
 # Installs what is missing where it may, and says what is missing where it may not.

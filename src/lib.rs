@@ -150,6 +150,7 @@
 //! | `store-redis` | redis | the same in Redis or Valkey: `store::RedisStore` |
 //! | `store` | crc32fast | the same in a store of your own: `store::Store` |
 //! | `conformance` | `store` | tests for a store of your own: `store::conformance` |
+//! | `metrics` | metrics | counters, gauges and histograms of what the guard does: `metrics::Metrics` |
 //! | `test-util` | nothing | fakes and assertions for the tests of your service: `test_util` |
 //! | `preflight` | serde_json, http-body-util | a route for clients that ask before they send: `preflight::Preflight` |
 //! | `tracing` | tracing | an observer that sends `tracing` events: `tracing::Tracing` |
@@ -184,6 +185,8 @@ mod guard;
 pub mod guide;
 mod head;
 mod layer;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod observer;
 mod offers;
 pub mod operator;

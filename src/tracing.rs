@@ -36,6 +36,10 @@
 //! | `quota_slow` | WARN | `took_ms` | [`Event::QuotaSlow`] |
 //! | `quota_away` | ERROR | `error` | [`Event::QuotaAway`] |
 //! | `quota_back` | WARN | `after_s` | [`Event::QuotaBack`] |
+//! | `store_answered` | TRACE | `operation`, `took_ms`, `error` | [`Event::StoreAnswered`] |
+//! | `store_away` | ERROR | `error` | [`Event::StoreAway`] |
+//! | `store_back` | WARN | `after_s` | [`Event::StoreBack`] |
+//! | `leased` | TRACE | `is_hit` | [`Event::Leased`] |
 //!
 //! `bytes`, `reserved`, `stored`, `received`, `total`, `available`, `claimed` and `headroom` are bytes. `needed`, `limit` and `used` are
 //! bytes or objects, as `resource` says. `volume` is the [name](crate::Volume::named) of the volume.
@@ -171,6 +175,49 @@ impl Observer for Tracing {
             | Event::Stale { .. }
             | Event::Moved { .. }
             | Event::Fresh { .. } => of_volume(event),
+            Event::StoreAnswered { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }
+            | Event::Leased { .. } => self.of_store(event),
+        }
+    }
+}
+
+impl Tracing {
+    /// What a store has answered, or a lease.
+    fn of_store(self, event: &Event<'_>) {
+        match *event {
+            Event::StoreAnswered {
+                operation,
+                took,
+                error,
+            } => send!(
+                TRACE,
+                "store_answered",
+                "the store of the quotas has answered",
+                operation = operation,
+                took_ms = ms(took),
+                error = self.error(error)
+            ),
+            Event::StoreAway { error } => send!(
+                ERROR,
+                "store_away",
+                "the store of the quotas fails",
+                error = self.error(Some(error))
+            ),
+            Event::StoreBack { after } => send!(
+                WARN,
+                "store_back",
+                "the store of the quotas answers again",
+                after_s = after.as_secs_f64()
+            ),
+            Event::Leased { is_hit } => send!(
+                TRACE,
+                "leased",
+                "a lease was asked for room",
+                is_hit = is_hit
+            ),
+            _ => {}
         }
     }
 }
@@ -282,6 +329,7 @@ fn of_volume(event: &Event<'_>) {
             volume,
             status,
             took,
+            ..
         } => send!(
             TRACE,
             "probed",
@@ -514,6 +562,7 @@ mod tests {
                 volume: volume_name,
                 status,
                 took,
+                forecast: Forecast::Unknown,
             },
             Event::Full {
                 volume: volume_name,
@@ -546,6 +595,14 @@ mod tests {
             Event::QuotaSlow { took },
             Event::QuotaAway { error },
             Event::QuotaBack { after: took },
+            Event::StoreAnswered {
+                operation: "reserve",
+                took,
+                error: Some(error),
+            },
+            Event::StoreAway { error },
+            Event::StoreBack { after: took },
+            Event::Leased { is_hit: true },
         ];
         look(&events);
     }

@@ -35,4 +35,4 @@ rm -rf Cargo.lock examples
 export RUSTFLAGS='-A unexpected_cfgs'
 RUSTC_BOOTSTRAP=1 $cargo -Z direct-minimal-versions generate-lockfile
 $cargo check --lib --no-default-features
-$cargo check --lib --features anyhow1,axum-multipart,conformance,eyre06,test-util,tonic-health,webdav
+$cargo check --lib --features anyhow1,axum-multipart,conformance,eyre06,metrics,test-util,tonic-health,webdav

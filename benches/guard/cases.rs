@@ -144,7 +144,7 @@ fn read<B: Body + 'static>()
 }
 
 /// As [`read`], for the handler that looks at its reservation.
-fn read_with_reservation<B: Body + 'static>()
+pub(crate) fn read_with_reservation<B: Body + 'static>()
 -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: 'static>
 + Clone {
     service_fn(async |request: Request<B>| {
@@ -252,7 +252,7 @@ fn download() -> Request<Full<Bytes>> {
     by_curl(Method::GET, Full::default())
 }
 
-fn upload() -> Request<Full<Bytes>> {
+pub(crate) fn upload() -> Request<Full<Bytes>> {
     by_curl(Method::PUT, Full::from(&[7; UPLOAD][..]))
 }
 

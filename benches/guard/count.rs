@@ -12,6 +12,7 @@ mod cases;
 mod expected;
 mod floor;
 mod grpc;
+mod observed;
 
 /// The service of the gRPC example.
 #[allow(dead_code, unreachable_pub)]
@@ -93,6 +94,10 @@ fn differences(counts: &Counts) -> Vec<Count> {
         Count::new("a request that is not guarded", counts.over("download/1")),
         Count::upload("disk guard", disk).at_most(2000.0),
         Count::upload("disk guard, memory quota, handle", counts.over("upload/4")).at_most(2900.0),
+        Count::upload(
+            "disk guard, memory quota, handle, metrics",
+            counts.over("upload/7"),
+        ),
         Count::new("a frame of a long upload", frame).at_most(75.0),
         Count::new("a gRPC call that is not guarded", counts.over("call/1")),
         Count::new("a unary gRPC call, disk guard, memory quota", call),
@@ -107,6 +112,7 @@ fn run(requests: u32) {
     let few = requests.div_ceil(10);
     serve_all("download", cases::downloads(), requests);
     let uploads = cases::uploads().into_iter().chain(cases::floors());
+    let uploads = uploads.chain([observed::upload()]);
     serve_all("upload", uploads, requests);
     serve_all("long", cases::long_uploads(), few);
     serve_all("call", grpc::unary_calls(), requests);

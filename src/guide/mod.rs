@@ -8,6 +8,7 @@
 //! | change the status or the body of a refusal | [`answers`] |
 //! | keep an error type of your own | [`errors`] |
 //! | log and count refusals | [`observing`] |
+//! | export metrics to Prometheus, with alerts and a dashboard | [`metrics`] |
 //! | show operators what is full, and tell them before it is | [`operating`] |
 //! | report what is written, so that as many uploads as possible fit | [`writing`] |
 //! | store the files of a form | [`multipart`] |
@@ -58,6 +59,11 @@ pub mod observing {}
 ///
 #[cfg_attr(feature = "axum", doc = include_str!("operating.md"))]
 pub mod operating {}
+
+/// Exporting metrics to Prometheus, with alerts and a dashboard. The examples need the feature `metrics`.
+///
+#[cfg_attr(feature = "metrics", doc = include_str!("metrics.md"))]
+pub mod metrics {}
 
 /// Reporting written bytes, so that as many uploads as possible fit.
 ///

@@ -120,6 +120,8 @@ pub enum Event<'a> {
         status: &'a VolumeStatus,
         /// How long the reading took.
         took: Duration,
+        /// When the volume will be full.
+        forecast: Forecast,
     },
     /// A volume [takes no writes](crate::Volume::takes_writes) from now on.
     #[non_exhaustive]
@@ -197,5 +199,33 @@ pub enum Event<'a> {
     QuotaBack {
         /// How long it was away.
         after: Duration,
+    },
+    /// A store that is [observed](crate::store::ObservedStore) has answered a call, or has failed.
+    #[non_exhaustive]
+    StoreAnswered {
+        /// The name of the method of [`Store`](crate::store::Store).
+        operation: &'static str,
+        /// How long the answer took.
+        took: Duration,
+        /// The error, if the store has failed. A quota that is exceeded is an answer.
+        error: Option<&'a (dyn Error + 'static)>,
+    },
+    /// An observed store fails. Once, until it is back.
+    #[non_exhaustive]
+    StoreAway {
+        /// The error.
+        error: &'a (dyn Error + 'static),
+    },
+    /// An observed store answers again.
+    #[non_exhaustive]
+    StoreBack {
+        /// How long it was away.
+        after: Duration,
+    },
+    /// A [`LeasedQuota`](crate::store::LeasedQuota) on an observed store was asked for room.
+    #[non_exhaustive]
+    Leased {
+        /// Whether it had leased enough. Otherwise the store was asked.
+        is_hit: bool,
     },
 }

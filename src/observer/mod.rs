@@ -31,6 +31,8 @@ mod observed;
 use std::sync::Arc;
 
 pub use self::event::Event;
+#[cfg(feature = "store")]
+pub(crate) use self::observed::Outage;
 pub(crate) use self::observed::{Observed, WeakObserved};
 
 /// Is told what a guard does.

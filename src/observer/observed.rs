@@ -19,17 +19,46 @@ use super::{Event, Observer};
 pub(crate) struct Observed(Arc<Inner<dyn Observer>>);
 
 struct Inner<O: ?Sized> {
-    /// Whether the quota source is away, so that its answers need no lock.
-    is_away: AtomicBool,
-    away_since: Mutex<Option<Instant>>,
+    quota: Outage,
     observer: O,
+}
+
+/// Whether something that is asked is away, and since when.
+#[derive(Debug, Default)]
+pub(crate) struct Outage {
+    /// Whether it is, so that answers need no lock.
+    is_away: AtomicBool,
+    since: Mutex<Option<Instant>>,
+}
+
+impl Outage {
+    /// It has answered. Returns how long it was away, if it was.
+    pub(crate) fn ends(&self) -> Option<Duration> {
+        if !self.is_away.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(self.set(None)?.elapsed())
+    }
+
+    /// It has not answered. Returns whether it had before.
+    pub(crate) fn begins(&self) -> bool {
+        !self.is_away.load(Ordering::Relaxed) && self.set(Some(Instant::now())).is_none()
+    }
+
+    /// Sets since when it is away, unless that is known. Returns what was known.
+    fn set(&self, since: Option<Instant>) -> Option<Instant> {
+        let mut known = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *known;
+        *known = since.and(before.or(since));
+        self.is_away.store(known.is_some(), Ordering::Relaxed);
+        before
+    }
 }
 
 impl Observed {
     pub(crate) fn new(observer: impl Observer) -> Self {
         Self(Arc::new(Inner {
-            is_away: AtomicBool::new(false),
-            away_since: Mutex::new(None),
+            quota: Outage::default(),
             observer,
         }))
     }
@@ -44,21 +73,14 @@ impl Observed {
 
     /// The quota source has decided.
     pub(crate) fn quota_answers(&self) {
-        if !self.0.is_away.load(Ordering::Relaxed) {
-            return;
-        }
-        let since = self.away_since(None);
-        if let Some(since) = since {
-            let after = since.elapsed();
+        if let Some(after) = self.0.quota.ends() {
             self.observe(&Event::QuotaBack { after });
         }
     }
 
     /// The quota source could not decide.
     pub(crate) fn quota_fails(&self, error: &(dyn Error + 'static)) {
-        if !self.0.is_away.load(Ordering::Relaxed)
-            && self.away_since(Some(Instant::now())).is_none()
-        {
+        if self.0.quota.begins() {
             self.observe(&Event::QuotaAway { error });
         }
     }
@@ -68,19 +90,6 @@ impl Observed {
         if took > timeout / 2 {
             self.observe(&Event::QuotaSlow { took });
         }
-    }
-
-    /// Sets since when the source is away, unless it is known. Returns what was known.
-    fn away_since(&self, since: Option<Instant>) -> Option<Instant> {
-        let mut known = self
-            .0
-            .away_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = *known;
-        *known = since.and(before.or(since));
-        self.0.is_away.store(known.is_some(), Ordering::Relaxed);
-        before
     }
 }
 

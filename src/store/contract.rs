@@ -5,6 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use super::{Account, Baseline, HoldEntry, HoldId, Reserve, Reserved, Settlement, StoreError};
 use crate::{
     amount::Amount,
+    observer::Observer,
     quota::{Limits, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
@@ -131,6 +132,11 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the engine fails or does not answer in time. The baseline may have been set all the same.
     fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline>;
+
+    /// Returns what is told of the leases of this store. Defaults to none: an [`ObservedStore`](super::ObservedStore) has one.
+    fn observer(&self) -> Option<&dyn Observer> {
+        None
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -184,5 +190,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn set_baseline(&self, baseline: Baseline) -> StoreFuture<'_, Baseline> {
         S::set_baseline(self, baseline)
+    }
+
+    fn observer(&self) -> Option<&dyn Observer> {
+        S::observer(self)
     }
 }

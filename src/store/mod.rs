@@ -36,6 +36,7 @@
 //!
 //! - [`LeasedQuota`] decides most requests in memory, from budget that it leases from a [`StoredQuota`].
 //! - [`Journal`] keeps charges on the local disk until the store has taken them.
+//! - [`ObservedStore`] tells an observer how long a store takes to answer.
 //! - [`Admin`] looks at accounts and corrects them, in a service or in a tool.
 //!
 //! # When to use this, and when not
@@ -56,6 +57,7 @@ mod error;
 mod intent;
 mod journal;
 mod leased;
+mod observed;
 #[cfg(feature = "store-postgres")]
 mod postgres;
 mod records;
@@ -85,6 +87,7 @@ pub use self::{
     intent::Intent,
     journal::Journal,
     leased::{LeasedHold, LeasedQuota},
+    observed::ObservedStore,
     records::{Account, Baseline, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement},
     settler::Settled,
     source::{StoredHold, StoredQuota},

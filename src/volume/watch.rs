@@ -81,6 +81,7 @@ impl Seen {
                 volume: name,
                 status,
                 took: freshness.took(),
+                forecast: volume.forecast(),
             });
         }
         let sight = match (freshness.is_lost(), volume.is_stale()) {

@@ -3,6 +3,7 @@
 mod axum_upload;
 mod documents;
 mod kills;
+mod metrics;
 #[cfg(target_os = "linux")]
 mod nodes;
 mod proto;

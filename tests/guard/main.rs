@@ -25,6 +25,8 @@ mod hang;
 mod holds;
 #[cfg(feature = "axum")]
 mod limits;
+#[cfg(all(feature = "metrics", feature = "test-util"))]
+mod metrics;
 #[cfg(all(feature = "axum", feature = "test-util"))]
 mod observer;
 #[cfg(all(feature = "axum", feature = "conformance", feature = "test-util"))]

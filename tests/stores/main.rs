@@ -17,8 +17,9 @@ mod sql;
 mod sqlite;
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -26,9 +27,10 @@ use std::{
 
 use tower_storage_guard::{
     Amount, Scopes,
+    observer::Event,
     quota::{Change, Exceeded, Limits, QuotaError, QuotaHold, QuotaSource},
     store::{
-        HoldId, Reserve, Settlement, Store, StoreError, StoreErrorKind, StoredQuota,
+        HoldId, ObservedStore, Reserve, Settlement, Store, StoreError, StoreErrorKind, StoredQuota,
         conformance::{self, ReferenceStore},
     },
 };
@@ -200,5 +202,16 @@ async fn a_store_that_panics_is_asked_again() {
 #[tokio::test]
 async fn the_reference_conforms_to_itself() {
     let reference = Arc::new(ReferenceStore::default());
-    conformance::run(Arc::clone(&reference), reference).await;
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    // What is observed is as good, and each operation is told.
+    let observed = || {
+        let seen = Arc::clone(&seen);
+        ObservedStore::new(Arc::clone(&reference), move |event: &Event<'_>| {
+            if let Event::StoreAnswered { operation, .. } = event {
+                seen.lock().unwrap().insert(*operation);
+            }
+        })
+    };
+    conformance::run(observed(), observed()).await;
+    assert_eq!(seen.lock().unwrap().len(), 11, "{seen:?}");
 }

@@ -7,10 +7,11 @@
 //!
 //! Or open <http://127.0.0.1:3000> in a browser. `--help` lists the flags and the routes.
 
+mod metrics;
 mod page;
 mod room;
 
-use std::{fmt::Display, io, process::ExitCode};
+use std::{fmt::Display, io, process::ExitCode, sync::Arc};
 
 use axum::{
     Extension, Json, RequestExt, Router,
@@ -25,6 +26,7 @@ use axum::{
     response::{ErrorResponse, IntoResponse, Redirect, Response},
     routing::{get, post},
 };
+use clap::Parser;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -35,11 +37,13 @@ use tower_storage_guard::{
 };
 
 use example_support::{
-    flags::Program,
+    flags::{self, Flags, Program},
     log::LogFailures,
-    run::{run, until_stopped},
+    run::{report, start, until_stopped},
     store::{Entry, Folder, Name, NotAFile, Store},
 };
+
+use self::metrics::Exporter;
 
 const PROGRAM: Program = Program {
     name: env!("CARGO_BIN_NAME"),
@@ -52,25 +56,51 @@ const PROGRAM: Program = Program {
   PUT    /files/NAME  stores a file
   DELETE /files/NAME  removes a file
   GET    /status      how full the disk and the quotas are
-  GET    /ready       whether uploads are accepted: 200 or 503",
+  GET    /ready       whether uploads are accepted: 200 or 503
+  GET    /metrics     for Prometheus, with --metrics",
 };
+
+#[derive(Clone, Debug, Parser)]
+struct UploadFlags {
+    #[command(flatten)]
+    all: Flags,
+
+    /// Serves /metrics for Prometheus, to the clients that may see /status: with users, it takes the token of any of them. Build with
+    /// `--features metrics`
+    #[arg(long)]
+    metrics: bool,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    run(PROGRAM, serve).await
+    report(run(flags::read(PROGRAM)).await)
 }
 
-async fn serve(listener: TcpListener, store: Store) -> Result<(), BoxError> {
-    let serving = axum::serve(listener, app(store));
+async fn run(flags: UploadFlags) -> Result<(), BoxError> {
+    let exporter = flags.metrics.then(Exporter::start).transpose()?;
+    let observer = exporter
+        .as_ref()
+        .map(|exporter| Arc::new(exporter.observer()) as _);
+    start(flags.all, observer, async |listener, store| {
+        serve(listener, app(store, exporter)).await
+    })
+    .await
+}
+
+async fn serve(listener: TcpListener, app: Router) -> Result<(), BoxError> {
+    let serving = axum::serve(listener, app);
     until_stopped(|stop| serving.with_graceful_shutdown(stop).into_future()).await
 }
 
-fn app(store: Store) -> Router {
-    let guard = StorageGuardLayer::new(store.volume.clone())
+fn app(store: Store, exporter: Option<Exporter>) -> Router {
+    let mut guard = StorageGuardLayer::new(store.volume.clone().named("uploads"))
         .quota(store.quota.source.clone())
         .scope_by(Folder::scopes_of)
         .price_by_async(price)
         .render_with(page::refusal);
+    if let Some(exporter) = &exporter {
+        guard = guard.observer(exporter.observer());
+    }
     let name = get(read_file).put(put_file).delete(delete_file);
     Router::new()
         .route("/files", get(list_files).post(post_files))
@@ -78,6 +108,7 @@ fn app(store: Store) -> Router {
         .route("/files/{*name}", name)
         .route("/room", get(room::room))
         .route("/status", get(status))
+        .merge(exporter.map(Exporter::route).unwrap_or_default())
         .route_layer(guard)
         // A POST would not pass the guard when the disk is full.
         .route("/delete/{*name}", post(page::delete))

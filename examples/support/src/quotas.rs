@@ -1,9 +1,12 @@
 //! The quotas of a server: in memory, or in a store that outlives the process and may be shared.
 
-use std::{collections::HashMap, future::pending, io, path::PathBuf, time::Duration};
+use std::{collections::HashMap, future::pending, io, path::PathBuf, sync::Arc, time::Duration};
 
+#[cfg(feature = "stored")]
+use tower_storage_guard::store::ObservedStore;
 use tower_storage_guard::{
     BoxError, Reservation, Scope, Scopes,
+    observer::Observer,
     quota::{AnyQuota, Change, Limits, MemoryQuota, Usage},
 };
 
@@ -38,9 +41,14 @@ impl Quotas {
         has_leases: bool,
         limits: HashMap<Scope, Limits>,
         made: impl Fn(&[u8]) -> io::Result<Change> + Send + 'static,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, BoxError> {
         #[cfg(feature = "stored")]
         if let Some(store) = place.open().await.map_err(|error| place.error(&*error))? {
+            let store = match observer {
+                Some(observer) => Arc::new(ObservedStore::new(store, observer)),
+                None => store,
+            };
             let stored =
                 Stored::open(store, journal, time_to_live, has_leases, limits, made).await?;
             return Ok(Self {
@@ -48,7 +56,7 @@ impl Quotas {
                 kept: Kept::Stored(stored),
             });
         }
-        let _ = (place, journal, time_to_live, has_leases, made);
+        let _ = (place, journal, time_to_live, has_leases, made, observer);
         let quota = MemoryQuota::new(Limits::UNLIMITED);
         for (scope, limits) in limits {
             quota.set_limits(scope, limits);

@@ -4,12 +4,13 @@ use std::{
     io::{self, Write},
     pin::{Pin, pin},
     process::{self, ExitCode},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{net::TcpListener, signal, sync::oneshot, time::timeout};
-use tower_storage_guard::BoxError;
+use tower_storage_guard::{BoxError, observer::Observer};
 
 use crate::{
     created::Created,
@@ -23,7 +24,7 @@ pub async fn run(
     program: Program,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> ExitCode {
-    report(start(flags::read(program), serve).await)
+    report(start(flags::read(program), None, serve).await)
 }
 
 /// Reports the error that ended it, if any.
@@ -37,14 +38,20 @@ pub fn report(result: Result<(), BoxError>) -> ExitCode {
     }
 }
 
-async fn start(
+/// Opens the store that these flags describe, and serves it. The observer is told of a store of quotas.
+///
+/// # Errors
+///
+/// When it cannot start, or serving fails.
+pub async fn start(
     flags: Flags,
+    observer: Option<Arc<dyn Observer>>,
     serve: impl AsyncFnOnce(TcpListener, Store) -> Result<(), BoxError>,
 ) -> Result<(), BoxError> {
     // Before anything is created.
     let listener = flags.listen.bind().await?;
     let mut created = Created::default();
-    let store = Store::open(flags, &mut created).await?;
+    let store = Store::open_observed(flags, &mut created, observer).await?;
     started(&listener, created)?;
     let served = serve(listener, store.clone()).await;
     store.close().await.and(served)

@@ -28,6 +28,7 @@ use tokio::{
 };
 use tower_storage_guard::{
     Amount, AsyncReportingWriter, BoxError, Reservation, Scope, Scopes, Volume,
+    observer::Observer,
     quota::{Change, Limits},
 };
 
@@ -84,6 +85,15 @@ impl Store {
     ///
     /// In a runtime of one thread.
     pub async fn open(flags: Flags, created: &mut Created) -> Result<Self, BoxError> {
+        Self::open_observed(flags, created, None).await
+    }
+
+    /// As [`open`](Self::open). The observer is told of the store of the quotas, if there is one.
+    pub(crate) async fn open_observed(
+        flags: Flags,
+        created: &mut Created,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Self, BoxError> {
         flags.check()?;
         let (claim, volume) = block_in_place(|| prepare(&flags, created))?;
         let place = flags.quota_store.clone();
@@ -99,7 +109,16 @@ impl Store {
         let dir = flags.dir.clone();
         // Before leftovers are removed, because they tell what was done with them.
         let made = move |note: &[u8]| change::made(&dir, note);
-        let quota = Quotas::open(&place, journal, lives, leases, limits.clone(), made).await?;
+        let open = Quotas::open(
+            &place,
+            journal,
+            lives,
+            leases,
+            limits.clone(),
+            made,
+            observer,
+        );
+        let quota = open.await?;
         let opened = move || Self::with_quota(&flags, quota, volume, claim);
         let store = spawn_blocking(opened).await??;
         if store.quota.is_counted() {

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
+    observer::Event,
     quota::{Change, QuotaError},
     scope::{PassThrough, Scope, Scopes},
 };
@@ -74,6 +75,10 @@ impl<S: Store> Leases<S> {
                     self.start_growing(scope, lease, now);
                 }
             }
+        }
+        drop(table);
+        if let Some(observer) = self.stored.store().observer() {
+            observer.observe(&Event::Leased { is_hit: fits });
         }
         fits
     }

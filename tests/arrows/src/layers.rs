@@ -31,7 +31,7 @@ pub const LAYERS: &[&[&str]] = &[
     &["calls", "dav", "upload"],
     &["operator"],
     // Frameworks.
-    &["axum", "preflight", "tonic", "tracing"],
+    &["axum", "metrics", "preflight", "tonic", "tracing"],
     // For the tests of services.
     &["test_util"],
     // Pages of the documentation.
