@@ -134,6 +134,29 @@ impl Observer for Tracing {
                 "an error that was not classified names full storage",
                 error = self.error(Some(error))
             ),
+            Event::QuotaSlow { .. }
+            | Event::QuotaAway { .. }
+            | Event::QuotaBack { .. }
+            | Event::SoftLimit { .. } => self.of_quota(event),
+            Event::Probed { .. }
+            | Event::Full { .. }
+            | Event::Resumed { .. }
+            | Event::Horizon { .. }
+            | Event::Stale { .. }
+            | Event::Moved { .. }
+            | Event::Fresh { .. } => of_volume(event),
+            Event::StoreAnswered { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }
+            | Event::Leased { .. } => self.of_store(event),
+        }
+    }
+}
+
+impl Tracing {
+    /// What a quota source has answered.
+    fn of_quota(self, event: &Event<'_>) {
+        match *event {
             Event::QuotaSlow { took } => send!(
                 WARN,
                 "quota_slow",
@@ -168,22 +191,10 @@ impl Observer for Tracing {
                 grace_s = grace.map(|grace| grace.as_secs_f64()),
                 scope = scope.is_disclosed().then_some(scope.as_str())
             ),
-            Event::Probed { .. }
-            | Event::Full { .. }
-            | Event::Resumed { .. }
-            | Event::Horizon { .. }
-            | Event::Stale { .. }
-            | Event::Moved { .. }
-            | Event::Fresh { .. } => of_volume(event),
-            Event::StoreAnswered { .. }
-            | Event::StoreAway { .. }
-            | Event::StoreBack { .. }
-            | Event::Leased { .. } => self.of_store(event),
+            _ => {}
         }
     }
-}
 
-impl Tracing {
     /// What a store has answered, or a lease.
     fn of_store(self, event: &Event<'_>) {
         match *event {
