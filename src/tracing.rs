@@ -134,40 +134,15 @@ impl Observer for Tracing {
                 "an error that was not classified names full storage",
                 error = self.error(Some(error))
             ),
-            Event::QuotaSlow { took } => send!(
-                WARN,
-                "quota_slow",
-                "the quota source answers late",
-                took_ms = ms(took)
-            ),
             Event::QuotaAway { error } => send!(
                 ERROR,
                 "quota_away",
                 "the quota source does not answer",
                 error = self.error(Some(error))
             ),
-            Event::QuotaBack { after } => send!(
-                WARN,
-                "quota_back",
-                "the quota source answers again",
-                after_s = after.as_secs_f64()
-            ),
-            Event::SoftLimit {
-                scope,
-                resource,
-                limit,
-                used,
-                grace,
-            } => send!(
-                DEBUG,
-                "soft_limit",
-                "a soft limit was crossed",
-                resource = resource.as_str(),
-                limit = limit,
-                used = used,
-                grace_s = grace.map(|grace| grace.as_secs_f64()),
-                scope = scope.is_disclosed().then_some(scope.as_str())
-            ),
+            Event::QuotaSlow { .. } | Event::QuotaBack { .. } | Event::SoftLimit { .. } => {
+                of_quota(event);
+            }
             Event::Probed { .. }
             | Event::Full { .. }
             | Event::Resumed { .. }
@@ -219,6 +194,41 @@ impl Tracing {
             ),
             _ => {}
         }
+    }
+}
+
+/// What has become of a quota source, or of a scope.
+fn of_quota(event: &Event<'_>) {
+    match *event {
+        Event::QuotaSlow { took } => send!(
+            WARN,
+            "quota_slow",
+            "the quota source answers late",
+            took_ms = ms(took)
+        ),
+        Event::QuotaBack { after } => send!(
+            WARN,
+            "quota_back",
+            "the quota source answers again",
+            after_s = after.as_secs_f64()
+        ),
+        Event::SoftLimit {
+            scope,
+            resource,
+            limit,
+            used,
+            grace,
+        } => send!(
+            DEBUG,
+            "soft_limit",
+            "a soft limit was crossed",
+            resource = resource.as_str(),
+            limit = limit,
+            used = used,
+            grace_s = grace.map(|grace| grace.as_secs_f64()),
+            scope = scope.is_disclosed().then_some(scope.as_str())
+        ),
+        _ => {}
     }
 }
 
