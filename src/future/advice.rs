@@ -29,7 +29,7 @@ pub(super) fn advise<Q: QuotaSource, R>(
     if advice.rate_limit {
         let usage = quota.usage_now(scopes);
         let left = usage.iter().filter_map(|(scope, usage)| {
-            let limit = usage.limits.bytes?;
+            let limit = usage.in_force().bytes?;
             let taken = usage.used.bytes.saturating_add(usage.held.bytes);
             Some((scope, limit, limit.saturating_sub(taken)))
         });

@@ -150,3 +150,26 @@ async fn a_store_keeps_the_timers() {
     );
     assert_eq!(refusal["limit"], 80, "{refusal}");
 }
+
+/// What is left of a quota is what a soft limit leaves, once its grace has passed.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_above_a_soft_limit_after_its_grace() {
+    let (_, quota, guard) = layer(100);
+    quota.set_default(LIMITS);
+    let guard = guard.rate_limit_fields();
+    let left = async |bytes| {
+        let handler = service_fn(read_all);
+        let answer = guard
+            .layer(handler)
+            .oneshot(put(full(bytes)))
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 201);
+        answer.headers()["ratelimit"].to_str().unwrap().to_owned()
+    };
+    let before = left(85).await;
+    assert!(before.contains(";r=15"), "{before}");
+    advance(GRACE).await;
+    let after = left(0).await;
+    assert!(after.contains(";r=0"), "{after}");
+}
