@@ -190,7 +190,7 @@ use tower::BoxError;
 pub struct Failure(Source);
 
 impl Failure {
-    /// The error.
+    /// Returns the error.
     pub fn error(&self) -> &(dyn std::error::Error + 'static) {
         self.0.error()
     }

@@ -11,7 +11,7 @@ use crate::{
     status::VolumeStatus,
 };
 
-/// What has happened. Amounts are in bytes and objects.
+/// An event of a guard, of its volume, its quota source or a store. Amounts are in bytes and objects.
 ///
 /// `volume` is the [name](crate::Volume::named) of the volume; none where quotas alone are guarded.
 ///
@@ -27,9 +27,9 @@ pub enum Event<'a> {
         volume: Option<&'a str>,
         /// The scopes that are charged.
         scopes: &'a Scopes,
-        /// What is reserved for it: nothing where its price is [free](crate::Price::free).
+        /// The reserved amount. It is zero if the price of the request is [free](crate::Price::free).
         reserved: Amount,
-        /// How long it has waited for room, and for the quota source.
+        /// The time that it has waited for room, and for the quota source.
         waited: Duration,
     },
     /// A demand was refused, and the inner service was not called; or a reservation could not grow.
@@ -37,9 +37,9 @@ pub enum Event<'a> {
     Refused {
         /// The volume, if one is guarded.
         volume: Option<&'a str>,
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// What else is known of the reason, as the figures and the scope if a quota was exceeded.
+        /// Details for logs, such as the figures and the scope if a quota was exceeded.
         internal: &'a Internal,
     },
     /// A body that was being read was cut, because the reservation could not grow.
@@ -49,11 +49,11 @@ pub enum Event<'a> {
         volume: Option<&'a str>,
         /// The scopes that are charged.
         scopes: &'a Scopes,
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// What else is known of the reason.
+        /// Details for logs.
         internal: &'a Internal,
-        /// How much of it was read.
+        /// The bytes that were read of it.
         received: u64,
     },
     /// A client has stopped sending, and its request was ended.
@@ -63,7 +63,7 @@ pub enum Event<'a> {
         volume: Option<&'a str>,
         /// The scopes that are charged.
         scopes: &'a Scopes,
-        /// How much of the body was read.
+        /// The bytes that were read of the body.
         received: u64,
     },
     /// A reservation has ended with success.
@@ -73,9 +73,9 @@ pub enum Event<'a> {
         volume: Option<&'a str>,
         /// The scopes that are charged.
         scopes: &'a Scopes,
-        /// What was reserved at the end, in bytes. What of it was not stored is available again.
+        /// The bytes that were reserved at the end. Those that were not stored are available again.
         reserved: u64,
-        /// What was stored, in bytes.
+        /// The bytes that were stored.
         stored: u64,
     },
     /// A reservation has ended without success, and nothing is charged.
@@ -85,15 +85,15 @@ pub enum Event<'a> {
         volume: Option<&'a str>,
         /// The scopes that are charged.
         scopes: &'a Scopes,
-        /// What was reserved at the end, in bytes.
+        /// The bytes that were reserved at the end.
         reserved: u64,
-        /// What was read of the body, in bytes.
+        /// The bytes that were read of the body.
         received: u64,
     },
     /// The unread rest of a refused request was read and discarded beside the answer, so that the answer arrives.
     #[non_exhaustive]
     Drained {
-        /// How much was read, in bytes.
+        /// The bytes that were discarded.
         bytes: u64,
     },
     /// A storage failure was found in an answer of the inner service.
@@ -116,14 +116,14 @@ pub enum Event<'a> {
     Probed {
         /// The volume.
         volume: &'a str,
-        /// What is known of it now.
+        /// The figures of the volume.
         status: &'a VolumeStatus,
         /// How long the reading took.
         took: Duration,
         /// When the volume will be full.
         forecast: Forecast,
     },
-    /// A volume [takes no writes](crate::Volume::takes_writes) from now on.
+    /// A volume takes no writes from now on: as [`takes_writes`](crate::Volume::takes_writes) says.
     #[non_exhaustive]
     Full {
         /// The volume.

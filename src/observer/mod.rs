@@ -1,4 +1,4 @@
-//! What a guard tells of its work: events, for logs and metrics.
+//! Events of a guard, for logs and metrics.
 //!
 //! [`Guard::observer`](crate::Guard::observer) sets an [`Observer`], which is called with an [`Event`] for each decision, each end
 //! of a reservation, and each change of a volume or a quota source. The features `tracing` and `metrics` bring observers that
@@ -35,15 +35,15 @@ pub use self::event::Event;
 pub(crate) use self::observed::Outage;
 pub(crate) use self::observed::{Observed, WeakObserved};
 
-/// Is told what a guard does.
+/// Receives the events of a guard.
 ///
-/// It is called on the thread that does it, inside of the request's `tracing` span if there is one, and never under a lock of this
-/// crate. Events of a volume come from a thread of their own. It must not block. A panic in it is the request's; in an event of a
-/// volume, it is caught.
+/// Set one with [`Guard::observer`](crate::Guard::observer). It is called on the thread of the request, inside of the request's
+/// `tracing` span if there is one, and never under a lock of this crate. Events of a volume come from threads of their own. An
+/// observer must not block. If it panics, the request panics; a panic in an event of a volume is caught.
 ///
 /// A function of an [`Event`] is an observer, and two observers in a tuple are one.
 pub trait Observer: Send + Sync + 'static {
-    /// Something has happened.
+    /// Is called with each event.
     fn observe(&self, event: &Event<'_>);
 }
 

@@ -66,7 +66,7 @@ impl Limits {
     /// No limit on anything.
     pub const UNLIMITED: Self = Self::new(None, None);
 
-    /// A limit on bytes and one on objects, for limits that come from a configuration. `None` is unlimited.
+    /// Creates a limit on bytes and one on objects, for limits that come from a configuration. `None` is unlimited.
     pub const fn new(bytes: Option<u64>, objects: Option<u64>) -> Self {
         Self {
             bytes,
@@ -77,7 +77,7 @@ impl Limits {
         }
     }
 
-    /// A limit on bytes alone.
+    /// Creates a limit on bytes alone.
     pub const fn bytes(bytes: u64) -> Self {
         Self::new(Some(bytes), None)
     }
@@ -258,11 +258,11 @@ impl From<Limits> for Ceiling {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Its own limits, or the default ones.
+    /// The limits of the scope: its own, or the default ones.
     pub limits: Limits,
-    /// What the scope has stored.
+    /// The bytes and objects that the scope has stored.
     pub used: Amount,
-    /// What is reserved for requests in flight.
+    /// The bytes and objects that are reserved for requests in flight.
     pub held: Amount,
     /// For how long usage has been above the soft limits.
     pub over: OverFor,

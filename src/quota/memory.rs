@@ -57,7 +57,7 @@ pub struct MemoryQuota {
 }
 
 impl MemoryQuota {
-    /// Quotas with these limits for every scope that has none of its own.
+    /// Creates quotas with these limits for every scope that has none of its own.
     pub fn new(default: Limits) -> Self {
         Self {
             store: Arc::new(Store::new(default)),
@@ -209,7 +209,7 @@ impl QuotaSource for MemoryQuota {
     }
 }
 
-/// What a [`MemoryQuota`] has reserved for one request.
+/// The hold of a [`MemoryQuota`] for one request.
 pub struct MemoryHold {
     store: Arc<Store>,
     scopes: Scopes,

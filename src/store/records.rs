@@ -21,7 +21,13 @@ use crate::{
 /// How long a hold lives by default, unless it is renewed.
 pub(super) const TIME_TO_LIVE: Duration = Duration::from_secs(30);
 
-/// Identifies a hold, or a change without one. Unique among all processes and over time.
+/// Identifies a hold, or a change without one. Unique among all processes and over time: it is random.
+///
+/// Its text is a hexadecimal number, which [`FromStr`] reads.
+///
+/// # Errors
+///
+/// Text that is no hexadecimal number of up to 128 bits is not read.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct HoldId(u128);
 

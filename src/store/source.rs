@@ -188,7 +188,7 @@ impl<S: Store> QuotaSource for StoredQuota<S> {
     }
 }
 
-/// What a [`StoredQuota`] has reserved for one request.
+/// The hold of a [`StoredQuota`] for one request.
 pub struct StoredHold<S: Store> {
     shared: Arc<Shared<S>>,
     id: HoldId,

@@ -128,7 +128,7 @@ const LONGEST: usize = 4_096;
 type KeyBy = dyn Fn(&str) -> String + Send + Sync;
 
 impl Uploads {
-    /// Uploads of one protocol.
+    /// Creates a registry for uploads of one protocol.
     pub fn new(protocol: impl Protocol) -> Self {
         Self {
             registry: Registry::new(),
@@ -246,12 +246,12 @@ impl Uploads {
         self
     }
 
-    /// The number of open uploads.
+    /// Returns the number of open uploads.
     pub fn len(&self) -> usize {
         self.registry.len()
     }
 
-    /// Whether none is open.
+    /// Returns whether no upload is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -65,10 +65,19 @@ impl Volume {
     /// - [`Closed::Unknown`], when the last reading is older than [`Self::max_age`]. With [`Outage::Admit`] such a
     ///   volume takes writes, regardless of the last reading.
     pub fn takes_writes(&self) -> Result<(), Closed> {
+        self.could_take_writes().map_err(|shortfall| {
+            // A caller told "full" sends nothing, so no refusal would arm the resume level; arm it here.
+            self.note_full(shortfall, Amount::ZERO);
+            shortfall.into()
+        })
+    }
+
+    /// The same, for those who only look: it does not arm the level to resume.
+    pub(super) fn could_take_writes(&self) -> Result<(), Shortfall> {
         if self.is_stale() {
             return match self.outage {
                 Outage::Admit => Ok(()),
-                Outage::Refuse => Err(Closed::Unknown),
+                Outage::Refuse => Err(Shortfall::Unknown),
             };
         }
         let filesystem = self.filesystem();
@@ -83,10 +92,7 @@ impl Volume {
         } else {
             return Ok(());
         };
-        let shortfall = self.shortfall(Amount::ZERO, missing);
-        // A caller told "full" sends nothing, so no refusal would arm the resume level; arm it here.
-        self.note_full(shortfall, Amount::ZERO);
-        Err(shortfall.into())
+        Err(self.shortfall(Amount::ZERO, missing))
     }
 
     /// Whether the volume waits to resume, and would also wait with nothing in flight.

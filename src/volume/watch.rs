@@ -6,12 +6,12 @@ use std::{
     thread,
 };
 
-use super::{Closed, Volume};
+use super::{Shortfall, Volume};
 use crate::observer::{Event, Observed, WeakObserved};
 
 impl Volume {
-    /// Tells the observer of each reading, and of each change, until the observer is gone. This takes a thread, because the one
-    /// that reads may hang, and an observer may block.
+    /// Tells the observer of each reading, and of each change, until the observer is gone. It takes a thread of its own: the
+    /// thread that reads may hang, and an observer may block.
     ///
     /// # Panics
     ///
@@ -101,8 +101,9 @@ impl Seen {
         if sight != Sight::Fresh {
             return;
         }
-        match volume.takes_writes() {
-            Err(Closed::Full(fault)) if !self.is_full => {
+        // To be observed must change nothing, so the level to resume is not armed.
+        match volume.could_take_writes() {
+            Err(Shortfall::Full { fault, .. }) if !self.is_full => {
                 self.is_full = true;
                 tell(&Event::Full {
                     volume: name,

@@ -296,9 +296,16 @@ async fn what_was_drained_is_told() {
 async fn the_edges_of_a_volume_are_told_once() {
     let (log, disk) = (Log::default(), FakeVolume::new(1_000));
     let volume = disk.volume().named("files").keep_free(100).resume_at(300);
-    let _guard = Guard::new(volume.clone()).observer(log.clone());
+    let guard = Guard::new(volume.clone()).observer(log.clone());
     disk.set_available(100);
     log.until("full files Bytes").await;
+    // Nothing was refused yet, so nothing waits for the level to resume: to be observed changes nothing.
+    disk.set_available(101);
+    assert_eq!(log.until("resumed files").await, ["resumed files"]);
+    disk.set_available(100);
+    log.until("full files Bytes").await;
+    assert!(guard.reserve(Scopes::NONE, Demand::known(1)).await.is_err());
+    log.until("refused disk_full Some(1) ").await;
     for available in [99, 50, 200, 299] {
         disk.set_available(available);
     }

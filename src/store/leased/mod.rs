@@ -169,7 +169,7 @@ impl<S: Store> QuotaSource for LeasedQuota<S> {
     }
 }
 
-/// What a [`LeasedQuota`] has reserved for one request.
+/// The hold of a [`LeasedQuota`] for one request.
 pub struct LeasedHold<S: Store> {
     taken: Taken<S>,
     /// What was reserved in the store, because the leases did not have it.
