@@ -1,4 +1,4 @@
-//! Events as [`tracing`](::tracing) events, with feature `tracing`.
+//! Events as [`tracing`] events, with feature `tracing`.
 //!
 //! ```
 //! use tower_storage_guard::{StorageGuardLayer, Volume, tracing::Tracing};

@@ -1,4 +1,4 @@
-//! An observer for the [`metrics`](::metrics) facade, in the naming of Prometheus.
+//! An observer for the [`metrics`] facade, in the naming of Prometheus.
 //!
 //! ```
 //! use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
