@@ -1,6 +1,6 @@
 //! The cost of the guard in an axum server on loopback, relative to the same server without it: `cargo bench -p bench-server`.
 //!
-//! Four servers share one thread, and one client thread sends to them in turns. So the servers have one processor for
+//! Five servers share one thread, and one client thread sends to them in turns. So the servers have one processor for
 //! themselves, and it is their work that limits the requests per second. All turns of a round are compared with each other;
 //! the reported ratios are medians over the rounds.
 //!
@@ -30,6 +30,7 @@ use self::{
 };
 
 fn main() -> ExitCode {
+    servers::log_warnings();
     let has = |given| std::env::args().any(|argument| argument == given);
     if has(callgrind::COUNTED) {
         servers::run_counted();
@@ -170,9 +171,9 @@ impl Setting {
 
 fn throughput(settings: &[Setting]) -> String {
     let mut table = format!(
-        "| PUT | at a time | bare, per second | {} / bare | {} / bare | {} / bare | disk guard: at least | holds |\n\
-         |---|---|---|---|---|---|---|---|\n",
-        VARIANTS[1], VARIANTS[2], VARIANTS[3],
+        "| PUT | at a time | bare, per second | {} / bare | {} / bare | {} / bare | {} / bare | disk guard: at least | holds |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+        VARIANTS[1], VARIANTS[2], VARIANTS[3], VARIANTS[4],
     );
     for setting in settings {
         let Setting {
@@ -185,7 +186,7 @@ fn throughput(settings: &[Setting]) -> String {
             length if length > 1 << 20 => format!("{:.0} MB", bare * length as f64 / 1e6),
             _ => format!("{bare:.0} requests"),
         };
-        let ratios = [1, 2, 3].map(|variant| {
+        let ratios = [1, 2, 3, 4].map(|variant| {
             let [low, middle, high] = setting.quartiles(variant, 0);
             format!("{middle:.3} ({low:.3} to {high:.3})")
         });
@@ -218,7 +219,7 @@ fn instructions(counts: &Counts) -> String {
         .to_owned();
     let bare = counts.of("server/0").instructions;
     table += &format!("| {} | {bare:.0} |  |  |  |\n", VARIANTS[0]);
-    for (variant, most) in [(1, None), (2, Some(1.7)), (3, Some(2.2))] {
+    for (variant, most) in [(1, None), (2, Some(1.7)), (3, Some(2.2)), (4, None)] {
         let ratio = of(variant) / of(1);
         let budget = match most {
             None => "| ".to_owned(),

@@ -1,4 +1,4 @@
-//! The servers: without a layer, with the limit of tower-http, and with the guard.
+//! The servers: without a layer, with the limit of tower-http, with the guard, and with one that is observed.
 
 use std::{
     io,
@@ -16,6 +16,7 @@ use axum::{
 };
 use bench_support::callgrind;
 use http_body_util::BodyExt;
+use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{
     net::TcpListener,
     runtime,
@@ -24,14 +25,18 @@ use tokio::{
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_storage_guard::{
     Headroom, Probe, Reading, Reservation, StorageGuardLayer, Volume,
+    metrics::Metrics,
     quota::{Limits, MemoryQuota},
+    tracing::Tracing,
 };
+use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-pub(crate) const VARIANTS: [&str; 4] = [
+pub(crate) const VARIANTS: [&str; 5] = [
     "no layer",
     "`RequestBodyLimit`",
     "disk guard",
     "disk guard, memory quota, handle",
+    "the same, with metrics and tracing",
 ];
 
 /// How often each variant is counted below valgrind, each time over so many requests.
@@ -98,6 +103,13 @@ async fn end_count(State(end): State<mpsc::Sender<()>>) -> StatusCode {
     StatusCode::CREATED
 }
 
+/// Takes warnings, as logs do, and drops them: none is sent here.
+pub(crate) fn log_warnings() {
+    tracing_subscriber::registry()
+        .with(LevelFilter::WARN)
+        .init();
+}
+
 fn runtime() -> runtime::Runtime {
     let mut builder = runtime::Builder::new_current_thread();
     builder.enable_all().build().expect("a runtime")
@@ -115,12 +127,16 @@ fn routers() -> [Router; VARIANTS.len()] {
     let bare = || Router::new().route("/files/{name}", put(upload));
     let quota = MemoryQuota::new(Limits::bytes(1 << 60).objects(1 << 60));
     let whole = guard().quota(quota).scope_by(|_| "user:42");
-    let with_handle = Router::new().route("/files/{name}", put(upload_with_handle));
+    let with_handle = || Router::new().route("/files/{name}", put(upload_with_handle));
+    // As an application has them: an exporter, and logs of what is worth a warning.
+    let metrics = Metrics::with_recorder(PrometheusBuilder::new().build_recorder());
+    let observed = whole.clone().observer((metrics, Tracing::new()));
     [
         bare(),
         bare().layer(RequestBodyLimitLayer::new(1 << 30)),
         bare().layer(guard()),
-        with_handle.layer(whole),
+        with_handle().layer(whole),
+        with_handle().layer(observed),
     ]
 }
 
