@@ -39,6 +39,8 @@
 //! | `store_answered` | TRACE | `operation`, `took_ms`, `error` | [`Event::StoreAnswered`] |
 //! | `store_away` | ERROR | `error` | [`Event::StoreAway`] |
 //! | `store_back` | WARN | `after_s` | [`Event::StoreBack`] |
+//! | `journal_away` | ERROR | | [`Event::JournalAway`] |
+//! | `journal_back` | WARN | `after_s` | [`Event::JournalBack`] |
 //! | `leased` | TRACE | `is_hit` | [`Event::Leased`] |
 //!
 //! `bytes`, `reserved`, `stored`, `received`, `total`, `available`, `claimed` and `headroom` are bytes. `needed`, `limit` and `used` are
@@ -148,6 +150,8 @@ impl Observer for Tracing {
             Event::StoreAnswered { .. }
             | Event::StoreAway { .. }
             | Event::StoreBack { .. }
+            | Event::JournalAway
+            | Event::JournalBack { .. }
             | Event::Leased { .. } => self.of_store(event),
         }
     }
@@ -220,6 +224,13 @@ impl Tracing {
                 WARN,
                 "store_back",
                 "the store of the quotas answers again",
+                after_s = after.as_secs_f64()
+            ),
+            Event::JournalAway => send!(ERROR, "journal_away", "the journal cannot be written"),
+            Event::JournalBack { after } => send!(
+                WARN,
+                "journal_back",
+                "the journal is written again",
                 after_s = after.as_secs_f64()
             ),
             Event::Leased { is_hit } => send!(
@@ -613,6 +624,8 @@ mod tests {
             },
             Event::StoreAway { error },
             Event::StoreBack { after: took },
+            Event::JournalAway,
+            Event::JournalBack { after: took },
             Event::Leased { is_hit: true },
         ];
         look(&events);

@@ -57,6 +57,7 @@
 //! | `storage_guard_store_call_duration_seconds` | histogram | seconds | `operation` | How long a store took to answer |
 //! | `storage_guard_store_errors_total` | counter | | `operation` | Calls that a store has failed |
 //! | `storage_guard_store_away` | gauge | | | Stores that fail now |
+//! | `storage_guard_journal_away` | gauge | | | Journals that cannot be written now |
 //! | `storage_guard_lease_hits_total` | counter | | | Demands for which enough was leased |
 //! | `storage_guard_lease_misses_total` | counter | | | Demands for which the store was asked, because too little was leased |
 //!
@@ -104,7 +105,7 @@ mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use ::metrics::Recorder;
+use ::metrics::{Gauge, Recorder};
 
 use self::{
     registry::{ByName, Installed, Registry},
@@ -133,6 +134,8 @@ struct Inner {
     volumes: ByName<VolumeSeries>,
     operations: ByName<Operation>,
     stores: OnceLock<Stores>,
+    /// Journals that cannot be written.
+    journals: OnceLock<Gauge>,
 }
 
 impl Metrics {
@@ -151,6 +154,7 @@ impl Metrics {
             volumes: ByName::new(),
             operations: ByName::new(),
             stores: OnceLock::new(),
+            journals: OnceLock::new(),
         }))
     }
 
@@ -209,6 +213,10 @@ impl Metrics {
 
     fn observe_store(&self, event: &Event<'_>) {
         let stores = || self.0.stores.get_or_init(|| Stores::new(&self.0.registry));
+        let journals = || {
+            let make = || self.0.registry.gauge(&names::JOURNAL_AWAY, &[]);
+            self.0.journals.get_or_init(make)
+        };
         match *event {
             Event::StoreAnswered {
                 operation,
@@ -224,6 +232,8 @@ impl Metrics {
             }
             Event::StoreAway { .. } => stores().away.increment(1),
             Event::StoreBack { .. } => stores().away.decrement(1),
+            Event::JournalAway => journals().increment(1),
+            Event::JournalBack { .. } => journals().decrement(1),
             Event::Leased { is_hit: true, .. } => stores().hits.increment(1),
             Event::Leased { is_hit: false, .. } => stores().misses.increment(1),
             _ => {}
@@ -268,6 +278,8 @@ impl Observer for Metrics {
             Event::StoreAnswered { .. }
             | Event::StoreAway { .. }
             | Event::StoreBack { .. }
+            | Event::JournalAway
+            | Event::JournalBack { .. }
             | Event::Leased { .. } => self.observe_store(event),
         }
     }

@@ -187,6 +187,11 @@ pub(super) const STORE_AWAY: Metric = Metric(
     Unit::Count,
     "Stores that fail now",
 );
+pub(super) const JOURNAL_AWAY: Metric = Metric(
+    "storage_guard_journal_away",
+    Unit::Count,
+    "Journals that cannot be written now",
+);
 pub(super) const LEASE_HITS: Metric = Metric(
     "storage_guard_lease_hits_total",
     Unit::Count,

@@ -201,6 +201,7 @@ fn the_table_is_what_is_registered() {
     let (kept, metrics) = kept();
     metrics.observe(&probed("a", &STATUS, Forecast::Full));
     metrics.observe(&answered("reserve", None));
+    metrics.observe(&Event::JournalAway);
     let (registered, documented) = (kept.rows(), documented());
     let difference: Vec<_> = registered.symmetric_difference(&documented).collect();
     assert!(difference.is_empty(), "{difference:#?}");
@@ -438,6 +439,7 @@ fn each_event_of_a_store_is_counted() {
         Event::Leased { is_hit: true },
         Event::Leased { is_hit: true },
         Event::Leased { is_hit: false },
+        Event::JournalAway,
     ] {
         metrics.observe(&event);
     }
@@ -449,10 +451,14 @@ fn each_event_of_a_store_is_counted() {
         ("store_away", 1.0),
         ("lease_hits_total", 2.0),
         ("lease_misses_total", 1.0),
+        ("journal_away", 1.0),
     ] {
         assert_eq!(kept.value(&format!("storage_guard_{series}")), value);
     }
     let after = Duration::from_secs(1);
     metrics.observe(&Event::StoreBack { after });
-    assert_eq!(kept.value("storage_guard_store_away"), 0.0);
+    metrics.observe(&Event::JournalBack { after });
+    for series in ["store_away", "journal_away"] {
+        assert_eq!(kept.value(&format!("storage_guard_{series}")), 0.0);
+    }
 }

@@ -222,6 +222,16 @@ pub enum Event<'a> {
         /// How long it was away.
         after: Duration,
     },
+    /// An observed [`Journal`](crate::store::Journal) cannot be written, or takes too long. Charges are kept in memory only. Once,
+    /// until it is back.
+    #[non_exhaustive]
+    JournalAway,
+    /// An observed journal is written again, with all that it has missed.
+    #[non_exhaustive]
+    JournalBack {
+        /// How long it was away.
+        after: Duration,
+    },
     /// A [`LeasedQuota`](crate::store::LeasedQuota) on an observed store was asked for room.
     #[non_exhaustive]
     Leased {

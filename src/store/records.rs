@@ -316,6 +316,7 @@ impl Account {
 
     /// Stops usage where it is as far below zero as is held. Returns whether that changes anything.
     #[cfg(any(
+        test,
         feature = "conformance",
         feature = "store-postgres",
         feature = "store-sqlite"

@@ -7,9 +7,10 @@ mod tests;
 
 use std::{
     fmt, io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll},
     thread,
     time::Duration,
@@ -26,7 +27,11 @@ use self::{
     segment::{Charge, Entry, Intended, Outstanding, Record},
 };
 use super::{HoldId, Settlement};
-use crate::{quota::Change, scope::Scopes};
+use crate::{
+    observer::{Event, Observer, Outage},
+    quota::Change,
+    scope::Scopes,
+};
 
 /// How much of the disk each of the two segments takes, in bytes.
 const SIZE: u64 = 1 << 20;
@@ -82,7 +87,7 @@ const LAZY: Duration = Duration::from_millis(100);
 /// - Nothing is synced to the disk, as services do not sync what they store either. So the journal survives the process,
 ///   and not a crash of the machine.
 /// - While the disk takes no writes, charges are kept in memory only. The disk is tried again every second, and
-///   [`StoredQuota::is_journaled`](super::StoredQuota::is_journaled) tells.
+///   [`StoredQuota::is_journaled`](super::StoredQuota::is_journaled) tells, and an [observer](Self::observer).
 ///
 /// # When it is opened late
 ///
@@ -125,10 +130,22 @@ impl Journal {
             queue: Arc::new(Queue {
                 state: state.into(),
                 bell: Notify::new(),
+                outage: Outage::default(),
+                observer: OnceLock::new(),
             }),
             segments: Some(segments),
             left,
         })
+    }
+
+    /// Sets an observer, which is told when the journal [cannot be written](Event::JournalAway), and when it is
+    /// [written again](Event::JournalBack). The first one stays.
+    ///
+    /// It is called on the thread that writes, or in the task that waits for that. A panic in it is caught.
+    #[must_use]
+    pub fn observer(self, observer: impl Observer) -> Self {
+        self.queue.observer.get_or_init(|| Box::new(observer));
+        self
     }
 
     /// Resolves what an earlier process has [intended](super::StoredQuota::intend), and may have done before it was killed.
@@ -313,6 +330,8 @@ struct Queue {
     state: Mutex<JournalState>,
     /// Rings when something is due earlier than before.
     bell: Notify,
+    outage: Outage,
+    observer: OnceLock<Box<dyn Observer>>,
 }
 
 #[derive(Default)]
@@ -430,6 +449,19 @@ impl Queue {
         };
         drop(state);
         drop(told);
+        self.tell(is_written);
+    }
+
+    /// Tells the observer whether the journal is written, if that is news.
+    fn tell(&self, is_written: bool) {
+        let event = match is_written {
+            true => self.outage.ends().map(|after| Event::JournalBack { after }),
+            false => self.outage.begins().then_some(Event::JournalAway),
+        };
+        if let (Some(observer), Some(event)) = (self.observer.get(), event) {
+            // Writing goes on.
+            let _ = catch_unwind(AssertUnwindSafe(|| observer.observe(&event)));
+        }
     }
 
     /// All that is outstanding, for a new segment. Nothing else has to be written after it.
@@ -457,6 +489,7 @@ async fn write(ending: Ending, mut segments: Segments) {
             Err(_) => {
                 let told = queue.state().fail();
                 drop(told);
+                queue.tell(false);
                 writing.await
             }
         };

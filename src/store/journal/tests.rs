@@ -443,7 +443,17 @@ async fn a_disk_that_hangs_is_not_waited_for() {
     use std::{io::Read, os::fd::OwnedFd};
 
     let directory = tempdir().unwrap();
-    let mut journal = Journal::open(directory.path()).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = told.clone();
+    let journal = Journal::open(directory.path()).unwrap();
+    let mut journal = journal.observer(move |event: &Event<'_>| {
+        let is_back = match event {
+            Event::JournalAway => false,
+            Event::JournalBack { .. } => true,
+            other => panic!("{other:?} is not of a journal"),
+        };
+        log.lock().unwrap().push(is_back);
+    });
     let (mut reader, writer) = io::pipe().unwrap();
     let hangs = fs::File::from(OwnedFd::from(writer));
     let segments = journal.segments.take().unwrap();
@@ -455,6 +465,7 @@ async fn a_disk_that_hangs_is_not_waited_for() {
     journal.note(id, &large, bytes(1)).await;
     assert!(began.elapsed() >= PATIENCE, "the pipe has taken it");
     assert!(!journal.is_written());
+    assert_eq!(*told.lock().unwrap(), [false]);
     // Later charges are not waited for.
     let began = Instant::now();
     journal.note(HoldId::unique(), &large, bytes(2)).await;
@@ -470,6 +481,7 @@ async fn a_disk_that_hangs_is_not_waited_for() {
     }
     let journal = reopened(directory.path(), journal).await;
     assert_eq!((journal.left().len(), sum(&journal.left())), (2, 7));
+    assert_eq!(*told.lock().unwrap(), [false, true], "each once");
 }
 
 #[test]
