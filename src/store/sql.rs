@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Account, Reserve, Reserved};
 use crate::{
     amount::Amount,
-    quota::{Ceiling, Change, Crossed, Exceeded, Limits, OverFor, OverSince, over},
+    quota::{Ceiling, Change, Crossed, Exceeded, Limits, over},
 };
 
 /// The largest number that an engine can count to. A limit above it has no effect.
@@ -35,11 +35,6 @@ pub(super) fn limits(columns: Columns) -> Limits {
         grace: columns[4].map(lives),
         ..Limits::new(bytes, objects)
     }
-}
-
-/// How long a timer has run by now, in milliseconds of an engine.
-pub(super) fn elapsed(since: OverSince<i64>, now: i64) -> OverFor {
-    since.elapsed(|since| lives(now.saturating_sub(since)))
 }
 
 /// Clamped to the largest signed number.
@@ -96,7 +91,7 @@ fn ceiling(limits: Limits) -> Ceiling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::HoldId;
+    use crate::{quota::OverFor, store::HoldId};
 
     fn asked(bytes: u64, limits: Limits) -> Reserve {
         Reserve {

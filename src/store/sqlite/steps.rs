@@ -9,11 +9,11 @@ use rusqlite::{Error, OptionalExtension, Result, Row, Transaction, params, types
 
 use super::super::{
     Account, Baseline, HoldEntry, HoldId, Keep, Reserve, Reserved, Settlement,
-    sql::{amount, columns, elapsed, judge, limit, limits, lives, milliseconds, signed},
+    sql::{amount, columns, judge, limit, limits, lives, milliseconds, signed},
 };
 use crate::{
     amount::Amount,
-    quota::{Change, Crossed, Exceeded, Limits, OverSince, OverSoftLimit, over},
+    quota::{Change, Crossed, Exceeded, Limits, OverFor, OverSince, OverSoftLimit, over},
     scope::{Scope, Scopes},
 };
 
@@ -382,4 +382,9 @@ pub(super) fn set_baseline(tx: &Transaction<'_>, new: Baseline) -> Result<Baseli
 pub(super) fn remove(tx: &Transaction<'_>, scope: &Scope) -> Result<()> {
     tx.execute("DELETE FROM accounts WHERE scope = ?1", [scope.as_str()])?;
     Ok(())
+}
+
+/// How long a timer has run by now, in milliseconds of an engine.
+fn elapsed(since: OverSince<i64>, now: i64) -> OverFor {
+    since.elapsed(|since| lives(now.saturating_sub(since)))
 }
