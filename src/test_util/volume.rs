@@ -111,14 +111,14 @@ impl Probe for Disk {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Instant};
+    use std::{iter, sync::mpsc, time::Instant};
 
     use tokio::time::advance;
 
     use super::*;
     use crate::{
-        amount::Amount, cause::Resource, demand::Demand, guard::Guard, refused::Reason,
-        scope::Scopes, volume::Forecast,
+        amount::Amount, cause::Resource, demand::Demand, guard::Guard, observer::Event,
+        refused::Reason, scope::Scopes, volume::Forecast,
     };
 
     async fn refusal(guard: &Guard, demand: Demand) -> Option<Reason> {
@@ -183,48 +183,62 @@ mod tests {
 
         let disk = FakeVolume::new(1_000_000);
         let (send, events) = mpsc::channel();
-        let volume = disk
-            .volume()
-            .horizons([MINUTE * 30, MINUTE * 60])
-            .on_horizon(move |horizon, forecast| send.send((horizon, forecast)).unwrap())
-            .keep_free(100_000);
+        let volume = disk.volume().horizons([MINUTE * 30, MINUTE * 60]);
+        let volume = volume.keep_free(100_000);
+        let guard = Guard::new(volume.clone()).observer(move |event: &Event<'_>| {
+            // The test may have ended.
+            let _ = send.send(match *event {
+                Event::Horizon {
+                    horizon, forecast, ..
+                } => Some((horizon, forecast)),
+                Event::Probed { .. } => None,
+                _ => return,
+            });
+        });
+        // The horizons that the forecast has fallen below with the next reading.
+        let crossed = || {
+            let next = || events.recv_timeout(Duration::from_secs(10)).unwrap();
+            iter::from_fn(next).collect::<Vec<_>>()
+        };
+        assert_eq!(crossed(), []);
+        let set = |available| {
+            disk.set_available(available);
+            crossed()
+        };
         assert_eq!(volume.forecast(), Forecast::Unknown);
         // 9,000 bytes a minute: full after 100 minutes.
         let fill = async |minutes| {
+            let mut all = Vec::new();
             for _ in 0..minutes {
                 advance(MINUTE).await;
-                disk.set_available(volume.status().available - 9_000);
+                all.extend(set(volume.status().available - 9_000));
             }
+            all
         };
-        fill(9).await;
+        assert_eq!(fill(9).await, []);
         let in_minutes = |left| Forecast::FullIn(MINUTE * left);
         assert_eq!(volume.forecast(), in_minutes(91));
-        assert!(events.try_recv().is_err());
-        fill(71).await;
-        assert_eq!(events.try_recv(), Ok((MINUTE * 60, in_minutes(60))));
-        assert_eq!(events.try_recv(), Ok((MINUTE * 30, in_minutes(30))));
+        let both = [60, 30].map(|minutes| (MINUTE * minutes as u32, in_minutes(minutes as u32)));
+        assert_eq!(fill(71).await, both);
         // What is claimed counts as what is used.
-        let guard = Guard::new(volume.clone());
         let claim = guard.reserve(Scopes::NONE, Demand::known(90_000)).await;
         assert_eq!(volume.forecast(), in_minutes(10));
         drop(claim);
         assert_eq!(volume.forecast(), in_minutes(20));
-        disk.set_available(0);
+        assert_eq!(set(0), []);
         assert_eq!(volume.forecast(), Forecast::Full);
         // Another headroom has another forecast.
         assert_eq!(volume.clone().keep_free(0).forecast(), Forecast::Full);
         disk.lose();
         assert_eq!(volume.forecast(), Forecast::Unknown);
-        disk.set_available(1_000_000);
+        assert_eq!(set(1_000_000), []);
         for _ in 0..20 {
             advance(MINUTE).await;
-            disk.set_available(1_000_000);
+            assert_eq!(set(1_000_000), []);
         }
         assert_eq!(volume.forecast(), Forecast::NotFilling);
-        assert!(events.try_recv().is_err(), "one event for each horizon");
-        disk.set_available(0);
         let full = [60, 30].map(|minutes| (MINUTE * minutes, Forecast::Full));
-        assert_eq!(events.try_iter().collect::<Vec<_>>(), full);
+        assert_eq!(set(0), full);
     }
 
     /// No advance, no trend.
@@ -238,14 +252,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_function_that_panics_stops_no_readings() {
+    async fn an_observer_that_panics_stops_no_readings_and_is_told_of_more() {
         let disk = FakeVolume::new(1_000);
-        let volume = disk.volume().on_horizon(|_, _| panic!("as the test wants"));
+        let (send, told) = mpsc::channel();
+        let guard = Guard::new(disk.volume()).observer(move |event: &Event<'_>| {
+            if let Event::Probed { status, .. } = event {
+                send.send(status.available).unwrap();
+            }
+            panic!("as the test wants");
+        });
+        let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(next(), 1_000);
         for available in [0, 500, 0, 700] {
             advance(Duration::from_secs(1_000)).await;
             disk.set_available(available);
-            assert_eq!(volume.status().available, available);
+            assert_eq!(next(), available);
         }
+        drop(guard);
     }
 
     #[test]

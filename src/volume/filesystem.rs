@@ -15,9 +15,9 @@ use std::{
 
 use super::{
     freshness::{Freshness, Probing},
-    horizons::Outlook,
     ledger::{Epoch, Ledger, UNKNOWN},
     probe::{Device, GONE, Probe, Reading, Statvfs, Writes},
+    trend::Trend,
 };
 use crate::{amount::Amount, wait_queue::WaitQueue};
 
@@ -46,7 +46,7 @@ pub(crate) struct Filesystem {
     pub(super) followers: Arc<WaitQueue>,
     size: Size,
     pub(super) freshness: Freshness,
-    pub(super) outlook: Outlook,
+    trend: Mutex<Trend>,
     control: Mutex<Control>,
     wake: Condvar,
 }
@@ -91,7 +91,7 @@ impl Filesystem {
                 blocks,
             },
             freshness: Freshness::new(),
-            outlook: Outlook::new(),
+            trend: Mutex::new(Trend::new()),
             control: Mutex::new(Control {
                 every: every.unwrap_or(EVERY).max(SHORTEST),
                 wanted: false,
@@ -167,16 +167,13 @@ impl Filesystem {
     fn note(&self, at: Instant) {
         let total = i64::try_from(self.total()).unwrap_or(i64::MAX);
         let taken = total.saturating_sub(self.ledger.free_bytes());
-        self.outlook.note(at, taken, |keep_free| {
-            self.room_above(keep_free.of(self.total(), self.inodes_total()).bytes)
-        });
+        self.trend().note(at, taken);
     }
 
-    /// What can still be claimed above a floor: the bytes of so many whole blocks.
-    pub(super) fn room_above(&self, floor: u64) -> u64 {
-        let free = u64::try_from(self.ledger.free_bytes()).unwrap_or(0);
-        let room = free.saturating_sub(floor);
-        room - room % self.size.blocks.size
+    /// How fast the filesystem fills.
+    pub(super) fn trend(&self) -> MutexGuard<'_, Trend> {
+        // Plain values, each of them always valid.
+        self.trend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the next probe is due or requested. False when the thread has to stop.

@@ -1,146 +1,52 @@
-//! Events when the forecast of a volume falls below a horizon.
+//! When the forecast of a volume falls below a horizon.
 
 use std::{
     cmp::Reverse,
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Headroom, trend::Trend};
 use crate::forecast::Forecast;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
-/// A day to plan, and a shift to act: what alerts on disks are commonly set to.
-const DEFAULT: [Duration; 2] = [HOUR.saturating_mul(24), HOUR.saturating_mul(4)];
 /// For how long a forecast has to be clearly beyond a horizon before it can fall below it again. It is longer than any two
 /// readings of a trend are apart, so that no single one causes an event.
 const CALM: Duration = Duration::from_secs(10 * 60);
 
-/// A function that is called with a horizon and the forecast that has fallen below it.
-type OnHorizon = dyn Fn(Duration, Forecast) + Send + Sync;
-
-/// What the readings of a filesystem show over time. Only the probing thread notes readings.
-#[derive(Debug)]
-pub(super) struct Outlook {
-    trend: Mutex<Trend>,
-    followed: Mutex<Vec<Weak<Horizons>>>,
-}
-
-impl Outlook {
-    pub(super) const fn new() -> Self {
-        Self {
-            trend: Mutex::new(Trend::new()),
-            followed: Mutex::new(Vec::new()),
-        }
-    }
-
-    pub(super) fn forecast(&self, room: u64) -> Forecast {
-        lock(&self.trend).forecast(room)
-    }
-
-    /// Checks these horizons after each reading, until the last volume that has them is dropped.
-    pub(super) fn follow(&self, horizons: Horizons) -> Arc<Horizons> {
-        let horizons = Arc::new(horizons);
-        let mut followed = lock(&self.followed);
-        followed.retain(|followed| followed.strong_count() > 0);
-        followed.push(Arc::downgrade(&horizons));
-        horizons
-    }
-
-    /// A reading: the bytes that are used and claimed at a time, and the room that is left above a headroom.
-    pub(super) fn note(&self, at: Instant, taken: i64, room: impl Fn(Headroom) -> u64) {
-        lock(&self.trend).note(at, taken);
-        // Foreign code is called with no lock held.
-        let followed: Vec<_> = lock(&self.followed)
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect();
-        for horizons in followed {
-            let forecast = self.forecast(room(horizons.keep_free));
-            for horizon in horizons.check(at, forecast) {
-                horizons.crossed(horizon, forecast);
-            }
-        }
-    }
-}
-
-/// The horizons of a volume and of its clones.
-pub(super) struct Horizons {
-    keep_free: Headroom,
-    /// The longest first.
-    edges: Mutex<Vec<Edge>>,
-    on_horizon: Option<Arc<OnHorizon>>,
-}
-
-impl Default for Horizons {
-    fn default() -> Self {
-        Self {
-            keep_free: Headroom::NONE,
-            edges: Mutex::new(DEFAULT.map(Edge::new).into()),
-            on_horizon: None,
-        }
-    }
-}
+/// The horizons of a volume, the longest first.
+#[derive(Clone, Debug)]
+pub(super) struct Horizons(Arc<[Duration]>);
 
 impl Horizons {
-    /// The same above another headroom.
-    pub(super) fn above(&self, keep_free: Headroom) -> Self {
-        Self {
-            keep_free,
-            ..self.anew()
-        }
+    pub(super) fn new(horizons: impl IntoIterator<Item = Duration>) -> Self {
+        let mut horizons: Vec<_> = horizons.into_iter().collect();
+        horizons.sort_unstable_by_key(|horizon| Reverse(*horizon));
+        horizons.dedup();
+        Self(horizons.into())
     }
 
-    pub(super) fn at(&self, horizons: impl IntoIterator<Item = Duration>) -> Self {
-        let mut edges: Vec<_> = horizons.into_iter().map(Edge::new).collect();
-        edges.sort_unstable_by_key(|edge| Reverse(edge.horizon));
-        edges.dedup_by_key(|edge| edge.horizon);
-        Self {
-            edges: Mutex::new(edges),
-            ..self.anew()
-        }
-    }
-
-    pub(super) fn call(&self, on_horizon: Arc<OnHorizon>) -> Self {
-        Self {
-            on_horizon: Some(on_horizon),
-            ..self.anew()
-        }
-    }
-
-    /// The same settings, with nothing crossed.
-    fn anew(&self) -> Self {
-        let edges = lock(&self.edges);
-        Self {
-            keep_free: self.keep_free,
-            edges: Mutex::new(edges.iter().map(|edge| Edge::new(edge.horizon)).collect()),
-            on_horizon: self.on_horizon.clone(),
-        }
-    }
-
-    /// The horizons that this forecast has fallen below, the longest first.
-    fn check(&self, at: Instant, forecast: Forecast) -> Vec<Duration> {
-        let mut edges = lock(&self.edges);
-        let crossed = |edge: &mut Edge| edge.is_crossed(at, forecast).then_some(edge.horizon);
-        edges.iter_mut().filter_map(crossed).collect()
-    }
-
-    /// The forecast has fallen below this horizon: the one place that all such events come by. On the probing thread.
-    fn crossed(&self, horizon: Duration, forecast: Forecast) {
-        if let Some(on_horizon) = &self.on_horizon {
-            // The thread has to go on probing, whatever a function of the user does.
-            let _ = catch_unwind(AssertUnwindSafe(|| on_horizon(horizon, forecast)));
-        }
+    /// Nothing has fallen below them yet.
+    pub(super) fn edges(&self) -> Edges {
+        Edges(self.0.iter().copied().map(Edge::new).collect())
     }
 }
 
-impl fmt::Debug for Horizons {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Horizons")
-            .field("edges", &self.edges)
-            .finish_non_exhaustive()
+/// A day to plan, and a shift to act: what alerts on disks are commonly set to.
+impl Default for Horizons {
+    fn default() -> Self {
+        Self::new([HOUR * 24, HOUR * 4])
+    }
+}
+
+/// Which horizons a forecast is below.
+#[derive(Debug)]
+pub(super) struct Edges(Vec<Edge>);
+
+impl Edges {
+    /// The horizons that this forecast, by a reading of this time, has fallen below, the longest first.
+    pub(super) fn check(&mut self, at: Instant, forecast: Forecast) -> Vec<Duration> {
+        let crossed = |edge: &mut Edge| edge.is_crossed(at, forecast).then_some(edge.horizon);
+        self.0.iter_mut().filter_map(crossed).collect()
     }
 }
 
@@ -187,11 +93,6 @@ impl Edge {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Foreign code runs with none of them locked.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -202,13 +103,13 @@ mod tests {
 
     /// Which horizons are crossed, minute by minute, by forecasts in hours. None is a volume that is not filling.
     fn crossings(forecasts: impl IntoIterator<Item = Option<f64>>) -> Vec<(usize, u64)> {
-        let (start, horizons) = (Instant::now(), Horizons::default());
+        let (start, mut edges) = (Instant::now(), Horizons::default().edges());
         let mut crossed = Vec::new();
         for (minute, hours) in forecasts.into_iter().enumerate() {
             let forecast = hours.map_or(Forecast::NotFilling, |hours| {
                 Forecast::FullIn(HOUR.mul_f64(hours))
             });
-            for horizon in horizons.check(start + MINUTE * minute as u32, forecast) {
+            for horizon in edges.check(start + MINUTE * minute as u32, forecast) {
                 crossed.push((minute, horizon.as_secs() / HOUR.as_secs()));
             }
         }
@@ -223,14 +124,11 @@ mod tests {
 
     #[test]
     fn all_are_crossed_at_once_if_the_volume_is_full() {
-        let horizons = Horizons::default().at([MINUTE, HOUR, MINUTE, MINUTE * 2]);
+        let mut edges = Horizons::new([MINUTE, HOUR, MINUTE, MINUTE * 2]).edges();
         let now = Instant::now();
-        assert!(horizons.check(now, Forecast::Unknown).is_empty());
-        assert_eq!(
-            horizons.check(now, Forecast::Full),
-            [HOUR, MINUTE * 2, MINUTE]
-        );
-        assert!(horizons.check(now, Forecast::Full).is_empty());
+        assert!(edges.check(now, Forecast::Unknown).is_empty());
+        assert_eq!(edges.check(now, Forecast::Full), [HOUR, MINUTE * 2, MINUTE]);
+        assert!(edges.check(now, Forecast::Full).is_empty());
     }
 
     #[test]
@@ -251,32 +149,28 @@ mod tests {
 
     #[test]
     fn a_forecast_that_is_unknown_is_no_recovery() {
-        let (now, horizons) = (Instant::now(), Horizons::default());
-        assert_eq!(horizons.check(now, Forecast::Full).len(), 2);
+        let (now, mut edges) = (Instant::now(), Horizons::default().edges());
+        assert_eq!(edges.check(now, Forecast::Full).len(), 2);
         for minute in 1..100 {
             assert!(
-                horizons
+                edges
                     .check(now + MINUTE * minute, Forecast::Unknown)
                     .is_empty()
             );
         }
-        assert!(
-            horizons
-                .check(now + MINUTE * 100, Forecast::Full)
-                .is_empty()
-        );
+        assert!(edges.check(now + MINUTE * 100, Forecast::Full).is_empty());
     }
 
     #[test]
     fn a_clock_that_goes_back_is_no_recovery() {
-        let horizons = Horizons::default();
+        let mut edges = Horizons::default().edges();
         let now = Instant::now() + HOUR;
-        assert_eq!(horizons.check(now, Forecast::Full).len(), 2);
+        assert_eq!(edges.check(now, Forecast::Full).len(), 2);
         for _ in 0..100 {
-            assert!(horizons.check(now, Forecast::NotFilling).is_empty());
-            assert!(horizons.check(now - HOUR, Forecast::NotFilling).is_empty());
+            assert!(edges.check(now, Forecast::NotFilling).is_empty());
+            assert!(edges.check(now - HOUR, Forecast::NotFilling).is_empty());
         }
-        assert!(horizons.check(now, Forecast::Full).is_empty());
+        assert!(edges.check(now, Forecast::Full).is_empty());
     }
 
     proptest! {

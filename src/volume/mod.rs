@@ -88,7 +88,7 @@ pub struct Volume {
     resume: Option<Resume>,
     max_age: Duration,
     outage: Outage,
-    horizons: Arc<Horizons>,
+    horizons: Horizons,
 }
 
 /// The level at which a volume that was full takes requests again.
@@ -144,10 +144,9 @@ impl Volume {
     }
 
     fn new(watched: Arc<Watched>) -> Self {
-        let outlook = &watched.filesystem().outlook;
         Self {
-            horizons: outlook.follow(Horizons::default()),
             watched,
+            horizons: Horizons::default(),
             name: "volume".into(),
             keep_free: Headroom::NONE,
             resume: None,
@@ -176,8 +175,7 @@ impl Volume {
     #[must_use]
     pub fn keep_free(mut self, headroom: impl Into<Headroom>) -> Self {
         self.keep_free = headroom.into();
-        let horizons = self.horizons.above(self.keep_free);
-        self.follow(horizons)
+        self
     }
 
     /// Sets a level to resume at, higher than what is kept free.
@@ -223,24 +221,8 @@ impl Volume {
     ///
     /// Defaults to 24 hours and 4 hours.
     #[must_use]
-    pub fn horizons(self, horizons: impl IntoIterator<Item = Duration>) -> Self {
-        let horizons = self.horizons.at(horizons);
-        self.follow(horizons)
-    }
-
-    /// Calls a function when the [forecast](Self::forecast) has fallen below a [horizon](Self::horizons), with both. It is called
-    /// on the volume's thread, between two readings. Clones that are made later share the calls, until one of them is given other
-    /// horizons or another headroom.
-    pub(crate) fn on_horizon(
-        self,
-        call: impl Fn(Duration, Forecast) + Send + Sync + 'static,
-    ) -> Self {
-        let horizons = self.horizons.call(Arc::new(call));
-        self.follow(horizons)
-    }
-
-    fn follow(mut self, horizons: Horizons) -> Self {
-        self.horizons = self.filesystem().outlook.follow(horizons);
+    pub fn horizons(mut self, horizons: impl IntoIterator<Item = Duration>) -> Self {
+        self.horizons = Horizons::new(horizons);
         self
     }
 
@@ -258,7 +240,7 @@ impl Volume {
     pub fn forecast(&self) -> Forecast {
         match self.is_stale() {
             true => Forecast::Unknown,
-            false => self.filesystem().outlook.forecast(self.room()),
+            false => self.filesystem().trend().forecast(self.room()),
         }
     }
 
@@ -399,7 +381,9 @@ impl Volume {
 
     /// What can still be claimed: the bytes of so many whole blocks.
     pub(crate) fn room(&self) -> u64 {
-        self.filesystem().room_above(self.floor().bytes)
+        let free = u64::try_from(self.filesystem().ledger.free_bytes()).unwrap_or(0);
+        let room = free.saturating_sub(self.floor().bytes);
+        room - room % self.filesystem().in_blocks(1)
     }
 
     /// How large a new object may be. None where it is not known.

@@ -25,6 +25,8 @@ const REACH: u32 = 16;
 pub(super) struct Trend {
     short: Ring,
     long: Ring,
+    /// When the last reading was taken.
+    read_at: Option<Instant>,
 }
 
 impl Trend {
@@ -32,11 +34,18 @@ impl Trend {
         Self {
             short: Ring::new(SHORT),
             long: Ring::new(LONG),
+            read_at: None,
         }
+    }
+
+    /// When the last reading was taken.
+    pub(super) fn read_at(&self) -> Option<Instant> {
+        self.read_at
     }
 
     /// A reading: the bytes that were used and claimed at a time. One that is not later than the last is ignored.
     pub(super) fn note(&mut self, at: Instant, taken: i64) {
+        self.read_at = Some(at);
         let reading = Reading {
             at,
             taken,

@@ -2,11 +2,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
     thread,
 };
 
-use super::{Shortfall, Volume};
+use super::{Shortfall, Volume, horizons::Edges};
 use crate::observer::{Event, Observed, WeakObserved};
 
 impl Volume {
@@ -17,18 +16,7 @@ impl Volume {
     ///
     /// If no thread can be started.
     pub(crate) fn tell(&self, observer: &Observed) {
-        let told = observer.downgrade();
-        let name = Arc::clone(&self.name);
-        let volume = self.clone().on_horizon(move |horizon, forecast| {
-            if let Some(observer) = told.upgrade() {
-                observer.observe(&Event::Horizon {
-                    volume: &name,
-                    horizon,
-                    forecast,
-                });
-            }
-        });
-        let observer = observer.downgrade();
+        let (volume, observer) = (self.clone(), observer.downgrade());
         thread::Builder::new()
             .name("storage-guard-watch".into())
             .spawn(move || watch(&volume, &observer))
@@ -37,7 +25,7 @@ impl Volume {
 }
 
 fn watch(volume: &Volume, observer: &WeakObserved) {
-    let mut seen = Seen::default();
+    let mut seen = Seen::new(volume);
     loop {
         let Some(observer) = observer.upgrade() else {
             return;
@@ -54,35 +42,41 @@ fn watch(volume: &Volume, observer: &WeakObserved) {
 }
 
 /// What was seen of a volume before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     /// The number of the reading.
     published: u64,
     is_full: bool,
     sight: Sight,
+    /// The horizons that the forecast is below.
+    edges: Edges,
 }
 
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Sight {
-    #[default]
     Fresh,
     Stale,
     Moved,
 }
 
 impl Seen {
+    /// Nothing yet.
+    fn new(volume: &Volume) -> Self {
+        Self {
+            published: 0,
+            is_full: false,
+            sight: Sight::Fresh,
+            edges: volume.horizons.edges(),
+        }
+    }
+
     fn look(&mut self, volume: &Volume, tell: impl Fn(&Event<'_>)) {
         let (name, freshness) = (volume.name(), &volume.filesystem().freshness);
         let published = freshness.published();
-        if published != self.published {
+        // The trend has a reading once its probe has ended.
+        if published != self.published && published <= freshness.ended() {
             self.published = published;
-            let status = &volume.status();
-            tell(&Event::Probed {
-                volume: name,
-                status,
-                took: freshness.took(),
-                forecast: volume.forecast(),
-            });
+            self.tell_reading(volume, &tell);
         }
         let sight = match (freshness.is_lost(), volume.is_stale()) {
             (true, _) => Sight::Moved,
@@ -116,5 +110,24 @@ impl Seen {
             }
             _ => {}
         }
+    }
+
+    /// Tells of a new reading, and of the horizons that the forecast falls below with it.
+    fn tell_reading(&mut self, volume: &Volume, tell: impl Fn(&Event<'_>)) {
+        let (name, forecast) = (volume.name(), volume.forecast());
+        let read_at = volume.filesystem().trend().read_at();
+        for horizon in read_at.map_or_else(Vec::new, |at| self.edges.check(at, forecast)) {
+            tell(&Event::Horizon {
+                volume: name,
+                horizon,
+                forecast,
+            });
+        }
+        tell(&Event::Probed {
+            volume: name,
+            status: &volume.status(),
+            took: volume.filesystem().freshness.took(),
+            forecast,
+        });
     }
 }
