@@ -239,7 +239,10 @@ fn by_answer<Q: QuotaSource, A: Adapter>(
         Answer::Now(Ok(hold)) => {
             return Admit::Now(Ok(reservation(pending, Some(hold), adapter)));
         }
-        Answer::Now(Err(error)) => error,
+        Answer::Now(Err(error)) => {
+            pending.context().rules.tell_of_quota(Some(&error));
+            error
+        }
         Answer::Later(hold) => {
             return Admit::Wait(Box::pin(Admission::Quota {
                 hold,
@@ -334,8 +337,7 @@ impl<Q: QuotaSource> Admission<Q> {
                         }
                     };
                     let pending = pending.take().expect(NOT_READY);
-                    let rules = &pending.context().rules;
-                    rules.tell_of_quota(*asked, answer.as_ref().err());
+                    pending.context().rules.tell_of_wait(*asked);
                     by_answer(pending, Answer::Now(answer), &adapter, *came_back)
                 }
                 AdmissionProj::Again {

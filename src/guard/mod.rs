@@ -79,6 +79,9 @@ impl<Q> Guard<Q> {
     ///
     /// Defaults to none.
     pub fn quota<R: QuotaSource>(self, quota: R) -> Guard<R> {
+        if let Some(observer) = &self.context.rules.observer {
+            tell_of_soft_limits(&quota, observer);
+        }
         Guard {
             context: Arc::new(Context {
                 quota,
@@ -146,20 +149,7 @@ impl<Q: Clone> Guard<Q> {
         Q: QuotaSource,
     {
         let observed = Observed::new(observer);
-        let told = observed.downgrade();
-        self.context
-            .quota
-            .on_soft_limit(SoftLimitHook::new(move |over| {
-                if let Some(observer) = told.upgrade() {
-                    observer.observe(&Event::SoftLimit {
-                        scope: &over.scope,
-                        resource: over.resource,
-                        limit: over.limit,
-                        used: over.used,
-                        grace: over.grace,
-                    });
-                }
-            }));
+        tell_of_soft_limits(&self.context.quota, &observed);
         if let Some(volume) = self.volume() {
             volume.tell(&observed);
         }
@@ -233,8 +223,8 @@ impl<Q: QuotaSource> Guard<Q> {
     /// may take the room in the next moment.
     ///
     /// Use it to tell a client before it sends, and [`reserve`](Self::reserve) before anything is stored. It does not
-    /// wait for room. For a demand of unknown length it asks for the size hint, or one byte. No
-    /// [observer](Self::observer) is told.
+    /// wait for room. For a demand of unknown length it asks for the size hint, or one byte. An
+    /// [observer](Self::observer) is not told of the answer.
     ///
     /// ```
     /// use tower_storage_guard::{Demand, Guard, quota::{Limits, MemoryQuota}};
@@ -273,6 +263,22 @@ pub enum TryReserveError {
     /// The quota source has not answered yet. Use [`Guard::reserve`].
     #[error("the quota source has not answered yet")]
     WouldBlock,
+}
+
+/// Tells an observer of each crossing of a soft limit in a quota source, as long as both are there.
+fn tell_of_soft_limits<Q: QuotaSource>(quota: &Q, observer: &Observed) {
+    let told = observer.downgrade();
+    quota.on_soft_limit(SoftLimitHook::new(move |over| {
+        if let Some(observer) = told.upgrade() {
+            observer.observe(&Event::SoftLimit {
+                scope: &over.scope,
+                resource: over.resource,
+                limit: over.limit,
+                used: over.used,
+                grace: over.grace,
+            });
+        }
+    }));
 }
 
 /// Makes a guard of this volume, without quotas.

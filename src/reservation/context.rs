@@ -108,10 +108,11 @@ impl Rules {
         &self,
         answer: impl Future<Output = Result<T, QuotaError>>,
     ) -> Result<T, QuotaError> {
-        let began = self.began();
+        let asked = self.began();
         let answer = within(self.quota_timeout, answer).await;
         let answer = answer.unwrap_or_else(|| Err(too_late()));
-        self.tell_of_quota(began, answer.as_ref().err());
+        self.tell_of_wait(asked);
+        self.tell_of_quota(answer.as_ref().err());
         answer
     }
 
@@ -120,14 +121,18 @@ impl Rules {
         self.observer.as_ref().map(|_| Instant::now())
     }
 
-    /// Tells the observer of an answer of the quota source that was asked for then.
-    pub(crate) fn tell_of_quota(&self, asked: Option<Instant>, error: Option<&QuotaError>) {
+    /// Tells the observer if the quota source, which was asked then, has answered late.
+    pub(crate) fn tell_of_wait(&self, asked: Option<Instant>) {
+        if let (Some(observer), Some(asked)) = (&self.observer, asked) {
+            observer.quota_took(asked.elapsed(), self.quota_timeout);
+        }
+    }
+
+    /// Tells the observer what the quota source has answered, if that is news.
+    pub(crate) fn tell_of_quota(&self, error: Option<&QuotaError>) {
         let Some(observer) = &self.observer else {
             return;
         };
-        if let Some(asked) = asked {
-            observer.quota_took(asked.elapsed(), self.quota_timeout);
-        }
         match error {
             Some(QuotaError::Unavailable(error)) => observer.quota_fails(&**error),
             None | Some(QuotaError::Exceeded(_)) => observer.quota_answers(),

@@ -20,11 +20,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_storage_guard::{
-    Amount, Demand, Guard, Outage, Price, Probe, Reading, Scopes, StorageGuardLayer, Volume,
+    Amount, Demand, Guard, Outage, Price, Probe, Reading, Scope, Scopes, StorageGuardLayer, Volume,
     axum::Failure,
     fault::{Cause, Fault, Resource},
     observer::{Event, Observer},
-    quota::{Limits, MemoryQuota},
+    quota::{Limits, MemoryQuota, Quota, quota_fn},
     test_util::{FakeQuota, FakeVolume},
 };
 
@@ -503,4 +503,47 @@ async fn a_volume_that_fills_is_told_ahead() {
     assert_eq!(horizons, [60 * minute]);
     let left = told[0].1.unwrap();
     assert!(left <= 60 * minute && left > 59 * minute, "{left:?}");
+}
+
+/// It is told too if the source answers at once that it cannot decide.
+#[tokio::test]
+async fn a_quota_function_that_fails_is_away() {
+    let (log, fails) = (Log::default(), Arc::new(Mutex::new(true)));
+    let answers = fails.clone();
+    let quota = quota_fn(move |_: &Scope| match *answers.lock().unwrap() {
+        true => Err(io::Error::other("no")),
+        false => Ok(Quota {
+            limits: Limits::bytes(1_000),
+            used: Amount::ZERO,
+        }),
+    });
+    let guard = Guard::quota_only(quota).observer(log.clone());
+    for _ in 0..2 {
+        assert!(guard.reserve(USER, Demand::known(1)).await.is_err());
+    }
+    let refused = "refused capacity_unknown None ";
+    assert_eq!(log.take(), ["quota away", refused, refused]);
+    *fails.lock().unwrap() = false;
+    let reservation = guard.reserve(USER, Demand::known(1)).await.unwrap();
+    let told = log.take();
+    assert_eq!(told, ["quota back 0", "admitted none user:42 1+1 0"]);
+    drop(reservation);
+}
+
+/// The soft limits of a source that is set later are told as well.
+#[tokio::test]
+async fn the_source_that_is_set_last_tells_of_its_soft_limits() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let crossed = told.clone();
+    let limits = Limits::bytes(100).soft_bytes(50);
+    let guard = Guard::new(FakeVolume::new(1_000).volume())
+        .observer(move |event: &Event<'_>| {
+            if let Event::SoftLimit { limit, used, .. } = event {
+                crossed.lock().unwrap().push((*limit, *used));
+            }
+        })
+        .quota(MemoryQuota::new(limits));
+    let reservation = guard.reserve(USER, Demand::known(60)).await.unwrap();
+    assert!(reservation.commit().await);
+    assert_eq!(*told.lock().unwrap(), [(50, 60)]);
 }
