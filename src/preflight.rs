@@ -39,7 +39,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | HEAD or GET with `Upload-Length`: bytes | 204 if it would be admitted, otherwise the refusal that the upload would get |
+//! | HEAD or GET with `Upload-Length`: bytes | 204 if it would be admitted, otherwise a refusal as a layer without settings of its own answers |
 //! | POST with JSON: `files`, an array of objects with a `size` in bytes | 200 with `files`: for each whether it `fits`, and if not the `reason`. Those that fit before it count |
 //! | the same with more than 1,000 files, or more than 128 KiB | 413 |
 //! | a length that is missing, is there twice, or is no number; JSON of another form | 400 |
@@ -77,7 +77,7 @@ use crate::{
         Answers, Asked, Refusal,
         json::{Object, array},
     },
-    refused::Refused,
+    refused::{Reason, Refused},
     scope::Scopes,
 };
 
@@ -163,24 +163,45 @@ impl<Q: QuotaSource> Preflight<Q> {
         if sizes.len() > MOST {
             return answer(StatusCode::PAYLOAD_TOO_LARGE, "the list is too long");
         }
-        let mut files = Vec::with_capacity(sizes.len());
-        let (mut bytes, mut objects) = (0_u64, 0);
-        for size in sizes {
-            let with_it = Demand::known(bytes.saturating_add(size)).with_objects(objects + 1);
-            let fits = self.guard.would_fit(&scopes, with_it).await;
-            if fits.is_ok() {
-                bytes += size;
-                objects += 1;
-            }
-            files.push(file(fits.err()));
-        }
+        let refused = self.refused_of(&scopes, &sizes).await;
         let mut json = Object::default();
-        let written = json.value("files", array(files));
+        let written = json.value("files", array(refused.into_iter().map(file)));
         written.expect("a string takes all that is written to it");
         let mut response = answer(StatusCode::OK, json.end());
         let kind = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, kind);
         response
+    }
+}
+
+impl<Q: QuotaSource> Preflight<Q> {
+    /// Why each of these files would be refused, behind those that fit before it. None if it fits.
+    async fn refused_of(&self, scopes: &Scopes, sizes: &[u64]) -> Vec<Option<Refused>> {
+        let all = sizes.iter().copied().fold(0, u64::saturating_add);
+        let all = Demand::known(all).with_objects(sizes.len() as u64);
+        // Mostly everything fits, and one question is enough.
+        if self.guard.would_fit(scopes, all).await.is_ok() {
+            return vec![None; sizes.len()];
+        }
+        let mut refused = Vec::with_capacity(sizes.len());
+        let (mut bytes, mut objects) = (0_u64, 0);
+        for size in sizes {
+            let with_it = Demand::known(bytes.saturating_add(*size)).with_objects(objects + 1);
+            match self.guard.would_fit(scopes, with_it).await {
+                Ok(()) => {
+                    bytes += size;
+                    objects += 1;
+                    refused.push(None);
+                }
+                // Each answer may take as long as the guard waits for its quota source.
+                Err(unknown) if unknown.reason() == Reason::Unavailable => {
+                    refused.resize(sizes.len(), Some(unknown));
+                    return refused;
+                }
+                Err(other) => refused.push(Some(other)),
+            }
+        }
+        refused
     }
 }
 
@@ -330,6 +351,22 @@ mod tests {
             ask(&preflight, several(r#"{"files":[]}"#)).await.1,
             r#"{"files":[]}"#
         );
+    }
+
+    /// A source that does not answer is asked twice, not for each file.
+    #[cfg(feature = "test-util")]
+    #[tokio::test(start_paused = true)]
+    async fn a_list_is_not_asked_on_where_the_source_is_away() {
+        let quota = crate::test_util::FakeQuota::new(Limits::bytes(10));
+        let preflight = Preflight::new(Guard::quota_only(quota.clone()), |_| "user:42");
+        quota.wait();
+        let began = tokio::time::Instant::now();
+        let list = several(r#"{"files":[{"size":4},{"size":7},{"size":1}]}"#);
+        let answer = preflight.oneshot(list).await.unwrap();
+        let content = answer.into_body().collect().await.unwrap().to_bytes();
+        let content = String::from_utf8(content.into()).unwrap();
+        assert_eq!(content.matches("capacity_unknown").count(), 3, "{content}");
+        assert_eq!(began.elapsed().as_secs(), 4);
     }
 
     #[tokio::test]
