@@ -127,14 +127,14 @@ where
             }
             (Some(Answer::Now(())), _) => {
                 settings.guard.context.rules.quota_queue.notify();
-                Next::Done(Ok(charged(settings, &mut Some(response), &advised)))
+                Next::Done(Ok(charged(settings, response, &advised)))
             }
             (None, Some(settled)) => Next::Wait(Self::Complete {
                 settled,
                 response: Some(response),
                 advised,
             }),
-            (None, None) => Next::Done(Ok(charged(settings, &mut Some(response), &advised))),
+            (None, None) => Next::Done(Ok(charged(settings, response, &advised))),
         }
     }
 }

@@ -381,7 +381,7 @@ where
                     ready!(time.poll(cx));
                 }
                 settings.guard.context.rules.quota_queue.notify();
-                charged(settings, response, advised)
+                charged(settings, response.take().expect(ONCE), advised)
             }
             StateProj::Complete {
                 settled,
@@ -389,7 +389,7 @@ where
                 advised,
             } => {
                 ready!(settled.as_mut().poll(cx));
-                charged(settings, response, advised)
+                charged(settings, response.take().expect(ONCE), advised)
             }
             StateProj::Failed { failed } => {
                 let volume = settings.guard.volume();
@@ -479,10 +479,9 @@ type Advised = Option<Box<Scopes>>;
 /// The answer of a success that is charged.
 fn charged<R, Q: QuotaSource>(
     settings: &Settings<Q>,
-    response: &mut Option<Response<R>>,
+    mut response: Response<R>,
     advised: &Advised,
 ) -> Response<ResponseBody<R>> {
-    let mut response = response.take().expect(ONCE);
     if let Some(scopes) = advised {
         advise(settings, scopes, &mut response);
     }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 pub use self::event::Event;
 #[cfg(feature = "store")]
-pub(crate) use self::observed::Outage;
+pub(crate) use self::observed::Absence;
 pub(crate) use self::observed::{Observed, WeakObserved};
 
 /// Receives the events of a guard.

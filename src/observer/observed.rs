@@ -19,19 +19,19 @@ use super::{Event, Observer};
 pub(crate) struct Observed(Arc<Inner<dyn Observer>>);
 
 struct Inner<O: ?Sized> {
-    quota: Outage,
+    quota: Absence,
     observer: O,
 }
 
 /// Whether something that is asked is away, and since when.
 #[derive(Debug, Default)]
-pub(crate) struct Outage {
+pub(crate) struct Absence {
     /// Whether it is, so that answers need no lock.
     is_away: AtomicBool,
     since: Mutex<Option<Instant>>,
 }
 
-impl Outage {
+impl Absence {
     /// It has answered. Returns how long it was away, if it was.
     pub(crate) fn ends(&self) -> Option<Duration> {
         if !self.is_away.load(Ordering::Relaxed) {
@@ -58,7 +58,7 @@ impl Outage {
 impl Observed {
     pub(crate) fn new(observer: impl Observer) -> Self {
         Self(Arc::new(Inner {
-            quota: Outage::default(),
+            quota: Absence::default(),
             observer,
         }))
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     amount::Amount,
-    observer::{Event, Observer, Outage},
+    observer::{Absence, Event, Observer},
     quota::{Limits, OverSoftLimit, QuotaError},
     scope::{Scope, Scopes},
 };
@@ -49,7 +49,7 @@ use crate::{
 /// ```
 pub struct ObservedStore<S> {
     store: S,
-    outage: Outage,
+    absence: Absence,
     observer: Box<dyn Observer>,
 }
 
@@ -58,7 +58,7 @@ impl<S: Store> ObservedStore<S> {
     pub fn new(store: S, observer: impl Observer) -> Self {
         Self {
             store,
-            outage: Outage::default(),
+            absence: Absence::default(),
             observer: Box::new(observer),
         }
     }
@@ -90,12 +90,12 @@ impl<S: Store> ObservedStore<S> {
             error,
         });
         match error {
-            Some(error) if self.outage.begins() => {
+            Some(error) if self.absence.begins() => {
                 self.observer.observe(&Event::StoreAway { error });
             }
             Some(_) => {}
             None => {
-                if let Some(after) = self.outage.ends() {
+                if let Some(after) = self.absence.ends() {
                     self.observer.observe(&Event::StoreBack { after });
                 }
             }

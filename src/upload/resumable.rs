@@ -46,8 +46,8 @@ impl Resumable {
     /// An upload that announces more is answered 413 before the service is called. Answers of the IETF's draft get
     /// `Upload-Limit` with `max-size` and `max-age`, the time of [`expire_after`](super::Uploads::expire_after). An
     /// `Upload-Limit` that the service has set stays. The size is a property of the service, and never the room that is
-    /// free at the moment, because it must not shrink during an upload (section 4.1.4 of the draft). The service bounds
-    /// uploads that announce no length.
+    /// free at the moment, because by the draft it must not shrink during an upload. The service bounds uploads that
+    /// announce no length.
     ///
     /// Answers to OPTIONS do not pass the guard's hooks: let the service send [`options`](Self::options) there.
     ///

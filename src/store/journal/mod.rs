@@ -28,7 +28,7 @@ use self::{
 };
 use super::{HoldId, Settlement};
 use crate::{
-    observer::{Event, Observer, Outage},
+    observer::{Absence, Event, Observer},
     quota::Change,
     scope::Scopes,
 };
@@ -130,7 +130,7 @@ impl Journal {
             queue: Arc::new(Queue {
                 state: state.into(),
                 bell: Notify::new(),
-                outage: Outage::default(),
+                absence: Absence::default(),
                 observer: OnceLock::new(),
             }),
             segments: Some(segments),
@@ -330,7 +330,7 @@ struct Queue {
     state: Mutex<JournalState>,
     /// Rings when something is due earlier than before.
     bell: Notify,
-    outage: Outage,
+    absence: Absence,
     observer: OnceLock<Box<dyn Observer>>,
 }
 
@@ -455,8 +455,11 @@ impl Queue {
     /// Tells the observer whether the journal is written, if that is news.
     fn tell(&self, is_written: bool) {
         let event = match is_written {
-            true => self.outage.ends().map(|after| Event::JournalBack { after }),
-            false => self.outage.begins().then_some(Event::JournalAway),
+            true => self
+                .absence
+                .ends()
+                .map(|after| Event::JournalBack { after }),
+            false => self.absence.begins().then_some(Event::JournalAway),
         };
         if let (Some(observer), Some(event)) = (self.observer.get(), event) {
             // Writing goes on.
