@@ -50,6 +50,7 @@
 //! | a charge above a soft limit crosses it once | 5 |
 //! | a crossing is told once, and lasts until it is over | 3, 5 |
 //! | a soft limit is enforced after its grace | 2, 5 |
+//! | only a charge starts the timer of a soft limit | 5 |
 //! | a quota over the store holds, charges and releases | 1 to 4 |
 //! | what was just released is free | 1 |
 //! | an admin reads and corrects accounts, as [`Admin`](super::Admin) promises | 1, 3 |
@@ -110,6 +111,7 @@ pub async fn run<S: Store>(one: S, other: S) {
     soft::crossing(by("a charge above a soft limit crosses it once")).await;
     soft::once(by("a crossing is told once, and lasts until it is over")).await;
     soft::grace(by("a soft limit is enforced after its grace")).await;
+    soft::no_grace(by("only a charge starts the timer of a soft limit")).await;
     quota::holds(by("a quota over the store holds, charges and releases")).await;
     quota::just_released(by("what was just released is free")).await;
     admin::rules(by("an admin reads and corrects accounts")).await;

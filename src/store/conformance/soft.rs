@@ -184,3 +184,23 @@ pub(super) async fn grace([one, two]: [Handle; 2]) {
     )
     .await;
 }
+
+/// Only a charge starts a timer, and without one there is no end of a grace, however short it is.
+pub(super) async fn no_grace([one, two]: [Handle; 2]) {
+    let user = "{no-grace}user";
+    let scope = Scope::from(user);
+    let limits = Limits::bytes(100).soft_bytes(50).grace(Duration::ZERO);
+    let set = one.store.set_limits(&scope, Some(limits)).await;
+    one.done("set_limits", set);
+    one.done(
+        "set_used",
+        one.store.set_used(&scope, Amount::bytes(60)).await,
+    );
+    let asked = reserve(HoldId::unique(), user, 1, 0);
+    two.admit("a byte before a charge has crossed", &asked)
+        .await;
+    two.settle(asked.id, user, 0).await;
+    one.charge(user, bytes(1), None).await;
+    let refused = two.refuse_hold(user, 1, 0).await;
+    two.expect("the limit after no grace at all", refused.limit, 50);
+}

@@ -115,7 +115,8 @@ CREATE OR REPLACE FUNCTION storage_guard_2_in_force(
 LANGUAGE sql IMMUTABLE AS $$
     SELECT least(
         CASE WHEN hard >= 0 THEN hard ELSE 9223372036854775807 END,
-        CASE WHEN soft >= 0 AND used > soft AND greatest(now - since, 0) >= grace THEN soft END
+        -- Without a timer `greatest` would be zero, and no NULL.
+        CASE WHEN soft >= 0 AND used > soft AND since IS NOT NULL AND greatest(now - since, 0) >= grace THEN soft END
     )
 $$;
 
