@@ -20,7 +20,7 @@ APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
 # Of these, the ones that link another SQLite than the workspace.
 LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
-.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest screenshots fuzz plain apart features features-alone counts expect package soak bench
+.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest interface screenshots fuzz plain apart features features-alone counts expect package soak bench
 
 # The last three compile one crate at a time, mostly, and partly in folders of their own: together they keep two cores busy.
 test: tools clients lint unit fuzz plain apart
@@ -87,7 +87,16 @@ unit-calling:
 unit-rest:
 	rest=$$(/usr/bin/python3 tests/targets.py $(SERVING) $(CALLING)) && \
 		$(TEST) --lib $$rest -- --include-ignored
-	$(TEST) --doc
+	STORAGE_GUARD_INTERFACE=$(INTERFACE) $(TEST) --doc
+	$(LISTED)
+
+# The public interface, one item a line. `interface` writes the list: its diff shows what a change does.
+INTERFACE = $(abspath $(TARGET))/interface
+LISTED = $(CHECKED) $(CARGO) build $(ALL) --bin interface && \
+	$(TARGET)/debug/interface $(INTERFACE)/tower_storage_guard.json tests/public-api.txt
+interface:
+	STORAGE_GUARD_INTERFACE=$(INTERFACE) $(TEST) --doc
+	$(LISTED) --accept
 
 # The pictures of README: of the page of axum-upload, as a test finds it.
 screenshots: tools
