@@ -43,13 +43,12 @@ impl Resumable {
 
     /// Sets the largest upload, in bytes, and tells clients.
     ///
-    /// An upload that announces more is answered 413 before the service is called. Answers of the IETF's draft get
-    /// `Upload-Limit` with `max-size` and `max-age`, the time of [`expire_after`](super::Uploads::expire_after). An
-    /// `Upload-Limit` that the service has set stays. The size is a property of the service, and never the room that is
+    /// An upload that announces more is answered 413 before the service is called. Successful answers of the IETF's draft
+    /// and to OPTIONS get `Upload-Limit` with `max-size` and `max-age`, the time of
+    /// [`expire_after`](super::Uploads::expire_after). Those to OPTIONS get `Tus-Max-Size` of tus 1.0 too. What the service
+    /// has set stays. The size is a property of the service, and never the room that is
     /// free at the moment, because by the draft it must not shrink during an upload. The service bounds uploads that
     /// announce no length.
-    ///
-    /// Answers to OPTIONS do not pass the guard's hooks: let the service send [`options`](Self::options) there.
     ///
     /// Defaults to none.
     #[must_use]
@@ -58,22 +57,24 @@ impl Resumable {
         self
     }
 
-    /// Returns the headers that an answer to OPTIONS should have, for uploads that are kept for `idle`. They are
-    /// `Upload-Limit` of the IETF's draft, and `Tus-Max-Size` of tus 1.0. An interim 104 (Upload Resumption Supported)
-    /// should have the former too.
+    /// Returns the headers that tell clients the largest upload, for uploads that are kept for `idle`: `Upload-Limit` of
+    /// the IETF's draft, and `Tus-Max-Size` of tus 1.0. None without [`max_size`](Self::max_size).
+    ///
+    /// The layer adds them to answers. Use them where no layer can: in an interim 104 (Upload Resumption Supported), which
+    /// should have `Upload-Limit` too.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tower_storage_guard::upload::Resumable;
     ///
-    /// let headers = Resumable::new().max_size(1 << 30).options(Duration::from_secs(3_600));
+    /// let headers = Resumable::new().max_size(1 << 30).headers(Duration::from_secs(3_600));
     /// assert_eq!(headers["upload-limit"], "max-size=1073741824, max-age=3600");
     /// assert_eq!(headers["tus-max-size"], "1073741824");
     /// ```
-    pub fn options(&self, idle: Duration) -> HeaderMap {
+    pub fn headers(&self, idle: Duration) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if let Some(bytes) = self.max_size {
-            headers.insert(HeaderName::from_static("tus-max-size"), bytes.into());
+            headers.insert(TUS_MAX_SIZE, bytes.into());
             headers.insert(UPLOAD_LIMIT, upload_limit(bytes, idle));
         }
         headers
@@ -81,6 +82,7 @@ impl Resumable {
 }
 
 const UPLOAD_LIMIT: HeaderName = HeaderName::from_static("upload-limit");
+const TUS_MAX_SIZE: HeaderName = HeaderName::from_static("tus-max-size");
 
 /// The value of `Upload-Limit`. Integers have fifteen digits at most (RFC 9651, section 3.3.1).
 fn upload_limit(bytes: u64, idle: Duration) -> HeaderValue {
@@ -99,6 +101,9 @@ impl Protocol for Resumable {
         let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         if head.method == Method::DELETE {
             return Some(Step::abort(path));
+        }
+        if head.method == Method::OPTIONS && self.max_size.is_some() {
+            return Some(Step::options());
         }
         let is_tus = head.headers.contains_key("tus-resumable");
         let may_write = is_write(&head.method) || head.headers.contains_key(METHOD);
@@ -153,16 +158,16 @@ impl Protocol for Resumable {
         }
     }
 
-    fn limits(
-        &self,
-        _: &Step,
-        answer: &response::Parts,
-        idle: Duration,
-    ) -> Option<(HeaderName, HeaderValue)> {
-        let bytes = self
-            .max_size
-            .filter(|_| answer.headers.contains_key("upload-complete"))?;
-        Some((UPLOAD_LIMIT, upload_limit(bytes, idle)))
+    fn limits(&self, step: &Step, answer: &response::Parts, idle: Duration) -> HeaderMap {
+        let mut headers = self.headers(idle);
+        if !step.is_options() {
+            // tus tells it in answers to OPTIONS only.
+            headers.remove(TUS_MAX_SIZE);
+            if !answer.headers.contains_key("upload-complete") {
+                headers.clear();
+            }
+        }
+        headers
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, request, response};
+use http::{HeaderMap, request, response};
 
 /// Recognises uploads of several requests, and tracks their progress.
 ///
@@ -68,18 +68,13 @@ pub trait Protocol: Send + Sync + 'static {
     /// its response, such as the key of the upload if only the content of the answer has it.
     fn outcome(&self, step: &Step, answer: &response::Parts) -> Outcome;
 
-    /// Returns the header that tells the client the limits on uploads, for a successful answer. It is added unless the service
-    /// has set it. `idle` is how long an upload is [kept](super::Uploads::expire_after).
+    /// Returns the headers that tell the client the limits on uploads, for a successful answer. Each is added unless the
+    /// service has set it. `idle` is how long an upload is [kept](super::Uploads::expire_after).
     ///
     /// Defaults to none.
-    fn limits(
-        &self,
-        step: &Step,
-        answer: &response::Parts,
-        idle: Duration,
-    ) -> Option<(HeaderName, HeaderValue)> {
+    fn limits(&self, step: &Step, answer: &response::Parts, idle: Duration) -> HeaderMap {
         let _ = (step, answer, idle);
-        None
+        HeaderMap::new()
     }
 }
 
@@ -92,12 +87,7 @@ impl<T: Protocol + ?Sized> Protocol for Arc<T> {
         T::outcome(self, step, answer)
     }
 
-    fn limits(
-        &self,
-        step: &Step,
-        answer: &response::Parts,
-        idle: Duration,
-    ) -> Option<(HeaderName, HeaderValue)> {
+    fn limits(&self, step: &Step, answer: &response::Parts, idle: Duration) -> HeaderMap {
         T::limits(self, step, answer, idle)
     }
 }
@@ -111,12 +101,7 @@ impl<T: Protocol + ?Sized> Protocol for Box<T> {
         T::outcome(self, step, answer)
     }
 
-    fn limits(
-        &self,
-        step: &Step,
-        answer: &response::Parts,
-        idle: Duration,
-    ) -> Option<(HeaderName, HeaderValue)> {
+    fn limits(&self, step: &Step, answer: &response::Parts, idle: Duration) -> HeaderMap {
         T::limits(self, step, answer, idle)
     }
 }
@@ -169,6 +154,8 @@ pub(super) enum Kind {
     },
     Finish,
     Abort,
+    /// It asks what uploads are taken.
+    Options,
     Malformed,
     TooLarge,
 }
@@ -199,6 +186,12 @@ impl Step {
     /// Ends the upload, and removes its content.
     pub fn abort(key: &str) -> Self {
         Self::new(Kind::Abort, key)
+    }
+
+    /// Asks what uploads the service takes, as OPTIONS does. It is admitted whatever room there is, and its answer gets
+    /// the [limits](Protocol::limits).
+    pub fn options() -> Self {
+        Self::new(Kind::Options, "")
     }
 
     /// Refuses the request, because its head is malformed, or ambiguous so that the service may read it differently.
@@ -293,6 +286,11 @@ impl Step {
     /// Returns whether the request ends the upload, and removes its content.
     pub fn is_abort(&self) -> bool {
         self.kind == Kind::Abort
+    }
+
+    /// Returns whether the request asks what uploads the service takes.
+    pub fn is_options(&self) -> bool {
+        self.kind == Kind::Options
     }
 
     /// Whether it begins an upload that is unknown. If nothing more is to come, it was complete before.

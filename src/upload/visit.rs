@@ -40,6 +40,8 @@ pub(super) struct Visit {
 
 /// The state of the request.
 enum At {
+    /// It costs nothing, and its answer tells the limits.
+    Options,
     /// It is answered 400.
     Malformed,
     /// It is answered 413.
@@ -60,7 +62,12 @@ impl steps::Steps for Uploads {
 
 impl steps::FoundStep for FoundStep {
     fn is_open(&self) -> bool {
-        !self.step.is_begin() && self.uploads.registry.get(&self.step.key).is_some()
+        match self.step.kind {
+            // Nothing is reserved for it, and its answer passes the guard all the same.
+            Kind::Options => true,
+            Kind::Begin => false,
+            _ => self.uploads.registry.get(&self.step.key).is_some(),
+        }
     }
 
     fn is_write(&self) -> bool {
@@ -78,6 +85,7 @@ impl steps::FoundStep for FoundStep {
             known.is_some_and(|known| !known.has(&step.part))
         };
         let at = match step.kind {
+            Kind::Options => At::Options,
             Kind::Malformed => At::Malformed,
             Kind::TooLarge => At::TooLarge,
             Kind::Begin if is_full => At::Full,
@@ -128,7 +136,7 @@ impl steps::Visit for Visit {
     fn draw(&self, demand: Demand, grant: u64) -> steps::Draw {
         let draw = match &self.at {
             At::Open(draw) if draw.is_stored() => draw,
-            At::Open(_) => return steps::Draw::Price(Price::free()),
+            At::Open(_) | At::Options => return steps::Draw::Price(Price::free()),
             At::Malformed | At::First => return steps::Draw::Price(Price::malformed()),
             At::TooLarge => return steps::Draw::Price(Price::too_large()),
             At::Full => return steps::Draw::Price(Price::unavailable()),
@@ -173,17 +181,19 @@ impl steps::Visit for Visit {
     fn share(&self, own: Arc<dyn Exchange>) -> Arc<dyn Exchange> {
         match &self.at {
             At::Open(draw) => Arc::new(Part::new(own, Arc::clone(draw))),
-            At::Malformed | At::TooLarge | At::Full | At::First => own,
+            At::Options | At::Malformed | At::TooLarge | At::Full | At::First => own,
         }
     }
 
     fn answered(&self, answer: &mut response::Parts, success: bool) {
-        let At::Open(draw) = &self.at else { return };
-        if success {
-            draw.answered(self.meaning(draw, answer));
-            self.add_limits(answer);
-        } else if answer.status.is_client_error() {
-            draw.answered(Answer::Refused);
+        match &self.at {
+            At::Options if success => self.add_limits(answer),
+            At::Open(draw) if success => {
+                draw.answered(self.meaning(draw, answer));
+                self.add_limits(answer);
+            }
+            At::Open(draw) if answer.status.is_client_error() => draw.answered(Answer::Refused),
+            _ => {}
         }
     }
 
@@ -210,8 +220,9 @@ impl Visit {
             protocol,
             uploads,
         } = &self.found;
-        if let Some((name, value)) = protocol.limits(step, answer, uploads.expiry.idle) {
-            answer.headers.entry(name).or_insert(value);
+        for (name, value) in &protocol.limits(step, answer, uploads.expiry.idle) {
+            let theirs = answer.headers.entry(name);
+            theirs.or_insert_with(|| value.clone());
         }
     }
 

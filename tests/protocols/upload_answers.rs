@@ -878,6 +878,50 @@ async fn what_panics_when_an_upload_expires_ends_that_upload_alone() {
     }
 }
 
+/// Of any service, however full it is, and in front of tus' own answer.
+#[tokio::test]
+async fn the_largest_upload_is_told_to_those_who_ask() {
+    let uploads = Uploads::new(Resumable::new().max_size(100)).expire_after(HOUR);
+    let site = Site::new(0, uploads, async |head, body| {
+        read(body).await;
+        match head.uri.path() {
+            "/tus" => reply(204, &[TUS, ("tus-max-size", "7")]),
+            "/none" => reply(404, &[]),
+            _ => reply(200, &[("allow", "OPTIONS, POST")]),
+        }
+    });
+    let limit = Some("max-size=100, max-age=3600");
+    for (path, status, limit, size) in [
+        ("/files", 200, limit, Some("100")),
+        ("/tus", 204, limit, Some("7")),
+        ("/none", 404, None, None),
+    ] {
+        for method in ["OPTIONS", "HEAD"] {
+            let (answered, headers) = site.answer(request(method, path, &[]), full(0)).await;
+            assert_eq!(answered, status, "{method} {path}");
+            let of = |name| headers.get(name).map(|value| value.to_str().unwrap());
+            if method == "OPTIONS" {
+                let told = (of("upload-limit"), of("tus-max-size"));
+                assert_eq!(told, (limit, size), "{path}");
+            } else {
+                assert_eq!(of("upload-limit"), None, "{path}");
+            }
+        }
+    }
+    assert_eq!(site.held(), 0);
+    // Content is not stored by the method's definition, and is read by the service as it likes.
+    assert_eq!(
+        site.send(request("OPTIONS", "/files", &[]), full(50)).await,
+        200
+    );
+    let unlimited = Uploads::new(Resumable::new());
+    let site = Site::new(0, unlimited, async |_, _| reply(200, &[]));
+    let (_, headers) = site
+        .answer(request("OPTIONS", "/files", &[]), full(0))
+        .await;
+    assert_eq!(headers.get("upload-limit"), None);
+}
+
 #[tokio::test]
 async fn the_largest_upload_is_told_and_kept() {
     const COMPLETE: (&str, &str) = ("upload-complete", "?0");
