@@ -73,7 +73,7 @@ lint:
 	$(CHECKED) $(CARGO) build $(ALL) --all-targets
 
 # All tests, with those that mount filesystems and start servers and clients. These wait most of the time, so two groups of them run
-# at once. The rest is whatever the workspace has beside them; programs have no tests of their own.
+# at once. The rest is whatever the workspace has beside them; programs have no tests of their own. What takes minutes is run by `soak`.
 TEST = $(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((3 * $$(nproc) / 2)) $(CARGO) test $(ALL)
 SERVING = examples stores
 CALLING = adopters clients downstream guard
@@ -81,7 +81,7 @@ unit: clients lint
 	$(MAKE) --jobs=2 --output-sync=target unit-serving unit-calling
 	$(MAKE) unit-rest
 unit-serving:
-	$(TEST) $(SERVING:%=--test %) -- --include-ignored
+	$(TEST) $(SERVING:%=--test %) -- --include-ignored --skip takes_minutes
 unit-calling:
 	$(TEST) $(CALLING:%=--test %) -- --include-ignored
 unit-rest:

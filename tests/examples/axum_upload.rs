@@ -1,8 +1,8 @@
 //! The upload example, from the outside.
 
-use std::{fs, iter, time::Duration};
 #[cfg(target_os = "linux")]
-use std::{os::unix::fs::MetadataExt, process::Command, time::Instant};
+use std::time::Instant;
+use std::{fs, iter, time::Duration};
 
 use futures_util::{
     future::join_all,
@@ -19,10 +19,7 @@ use reqwest::{
 use serde_json::{Value, json};
 use test_support::example::Server;
 #[cfg(target_os = "linux")]
-use test_support::{
-    mounts::{in_runtime, unmount, with_own_mounts},
-    running::{Running, signal},
-};
+use test_support::mounts::{Passed, in_runtime, with_own_mounts};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -557,25 +554,17 @@ async fn strangers_are_turned_away() {
 #[ignore = "mounts a filesystem, and needs bindfs: run by `make test`"]
 fn a_disk_that_hangs_costs_few_threads_and_no_answer() {
     with_own_mounts(|| {
-        let (real, mounted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let at = mounted.path().to_owned();
-        let device = || fs::metadata(&at).unwrap().dev();
-        let before = device();
-        let mut bindfs = Command::new("bindfs");
-        bindfs.arg("-f").arg(real.path()).arg(&at);
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let bindfs = Running::start(&mut bindfs, log.path(), || device() != before);
+        let mounted = tempfile::tempdir().unwrap();
+        let disk = Passed::through(mounted.path());
         in_runtime(async {
             let server = Server::start_in(mounted, "axum-upload", &[]);
-            uploads_are_answered(&server, bindfs.id()).await;
-            drop(server);
+            uploads_are_answered(&server, &disk).await;
         });
-        unmount(&at);
     });
 }
 
 #[cfg(target_os = "linux")]
-async fn uploads_are_answered(server: &Server, disk: u32) {
+async fn uploads_are_answered(server: &Server, disk: &Passed) {
     const MANY: usize = 600;
     let put = async |number: usize| {
         let start = Instant::now();
@@ -584,8 +573,7 @@ async fn uploads_are_answered(server: &Server, disk: u32) {
     };
     assert_eq!(put(0).await.0, 201);
     let before = server.threads();
-    signal(disk, "STOP");
-    let goes_on = GoesOn(disk);
+    let stopped = disk.stop();
     // Half of them while it is not known yet.
     for half in [0..MANY / 2, MANY / 2..MANY] {
         for (status, took) in join_all(half.map(put)).await {
@@ -596,7 +584,7 @@ async fn uploads_are_answered(server: &Server, disk: u32) {
         assert!(threads <= before + 2, "{threads} of {before}");
     }
     until(async || server.get("/ready").await.status() == 503).await;
-    drop(goes_on);
+    drop(stopped);
     until(async || put(0).await.0 == 204).await;
 }
 
@@ -605,17 +593,6 @@ async fn until(is_so: impl AsyncFn() -> bool) {
     let started = Instant::now();
     while !is_so().await {
         assert!(started.elapsed() < Duration::from_secs(30));
-    }
-}
-
-/// A stopped process, which goes on when this is dropped.
-#[cfg(target_os = "linux")]
-struct GoesOn(u32);
-
-#[cfg(target_os = "linux")]
-impl Drop for GoesOn {
-    fn drop(&mut self) {
-        signal(self.0, "CONT");
     }
 }
 

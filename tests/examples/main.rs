@@ -5,6 +5,8 @@ mod documents;
 mod kills;
 mod metrics;
 #[cfg(target_os = "linux")]
+mod metrics_of_disks;
+#[cfg(target_os = "linux")]
 mod nodes;
 mod proto;
 mod quota_admin;

@@ -6,7 +6,7 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::{axum_upload::status_line, quota_admin};
+
 const MONITORING: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../examples/axum-upload/monitoring"
@@ -31,7 +33,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(MONITORING).join(file)).unwrap()
 }
 
-async fn scrape(server: &Server) -> String {
+pub(crate) async fn scrape(server: &Server) -> String {
     let answer = server.get("/metrics").await;
     assert_eq!(answer.status(), 200);
     assert_eq!(
@@ -42,22 +44,27 @@ async fn scrape(server: &Server) -> String {
 }
 
 /// The value of a series, with its labels as they are written.
-fn value(text: &str, series: &str) -> Option<f64> {
+pub(crate) fn value(text: &str, series: &str) -> Option<f64> {
     let series = format!("storage_guard_{series} ");
     let value = text.lines().find_map(|line| line.strip_prefix(&series))?;
     Some(value.parse().unwrap())
 }
 
 /// Scrapes until a series has at least this value.
-async fn until(server: &Server, series: &str, least: f64) -> String {
+pub(crate) async fn until(server: &Server, series: &str, least: f64) -> String {
+    until_so(server, series, |value| value >= least).await
+}
+
+/// Scrapes until a series has a value that is as expected.
+pub(crate) async fn until_so(server: &Server, series: &str, is_so: impl Fn(f64) -> bool) -> String {
     let start = Instant::now();
     loop {
         let text = scrape(server).await;
-        if value(&text, series).is_some_and(|value| value >= least) {
+        if value(&text, series).is_some_and(&is_so) {
             return text;
         }
         let is_late = start.elapsed() > Duration::from_secs(30);
-        assert!(!is_late, "{series} is not {least}:\n{text}");
+        assert!(!is_late, "{series} is not as expected:\n{text}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -68,7 +75,7 @@ fn chunked(chunks: usize, of: usize) -> Body {
 }
 
 /// An upload of which nothing is sent. Returns the status.
-async fn announce(server: &Server, length: u64) -> String {
+pub(crate) async fn announce(server: &Server, length: u64) -> String {
     let mut stream = TcpStream::connect(&server.addr).await.unwrap();
     let head = format!("PUT /files/x HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -152,6 +159,9 @@ async fn what_happens_is_counted() {
     ] {
         assert!(value(&text, series) > Some(0.0), "{series}\n{text}");
     }
+    let read = value(&text, r#"volume_read_timestamp_seconds{volume="uploads"}"#).unwrap();
+    let age = UNIX_EPOCH.elapsed().unwrap().as_secs_f64() - read;
+    assert!((0.0..60.0).contains(&age), "{age}");
     let total = fs4::total_space(server.dir.path()).unwrap();
     let size = value(&text, r#"volume_size_bytes{volume="uploads"}"#);
     assert_eq!(size, Some(total as f64));
@@ -203,6 +213,97 @@ async fn an_outage_of_the_quotas_is_shown() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(is_away(&scrape(&server).await, 0.0));
+}
+
+/// A Redis that is stopped for longer than half of the time that the quotas have, and then goes on.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn slow_quotas_are_shown() {
+    let database = test_support::redis::Server::start();
+    let flags = ["--metrics", "--quota-store", &database.url()];
+    let server = Server::start("axum-upload", &flags);
+    assert_eq!(server.put("/files/a", "content").await.status(), 201);
+    database.signal("STOP");
+    let start = Instant::now();
+    let going_on = async {
+        while start.elapsed() < Duration::from_millis(1_200) {
+            assert_eq!(value(&scrape(&server).await, SLOW), Some(0.0));
+        }
+        database.signal("CONT");
+    };
+    let (answer, ()) = tokio::join!(server.put("/files/b", "content"), going_on);
+    assert_eq!(answer.status(), 201);
+    assert_eq!(value(&scrape(&server).await, SLOW), Some(1.0));
+}
+
+#[cfg(target_os = "linux")]
+const SLOW: &str = "quota_slow_answers_total";
+
+/// Set by an operator, in the store that the server uses.
+#[tokio::test]
+async fn soft_limits_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = format!("sqlite:{}", dir.path().join("quotas.db").display());
+    let server = Server::start("axum-upload", &["--metrics", "--quota-store", &store]);
+    let limit = [
+        "limit",
+        "everyone",
+        "--soft-bytes",
+        "50kB",
+        "--bytes",
+        "1MB",
+    ];
+    quota_admin::answer(&store, &limit);
+    let crossed = r#"soft_limits_total{resource="bytes"}"#;
+    for (name, times) in [("a", 0.0), ("b", 1.0), ("c", 1.0)] {
+        let answer = server.put(&format!("/files/{name}"), vec![7; 30_000]).await;
+        assert_eq!(answer.status(), 201);
+        assert_eq!(
+            value(&scrape(&server).await, crossed),
+            Some(times),
+            "{name}"
+        );
+    }
+}
+
+/// An error of a database that names a full disk in its text alone.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn suspects_are_counted() {
+    let database = test_support::postgres::Server::new();
+    let flags = ["--metrics", "--quota-store", &database.url()];
+    let server = Server::start("axum-upload", &flags);
+    assert_eq!(server.get("/status").await.status(), 200);
+    assert_eq!(value(&scrape(&server).await, "suspects_total"), Some(0.0));
+    let failing = "CREATE OR REPLACE FUNCTION storage_guard_2_now() RETURNS timestamptz LANGUAGE plpgsql AS \
+                   $$ BEGIN RAISE EXCEPTION 'the archiver: no space left on device'; END $$";
+    database.execute(failing).await;
+    assert_eq!(server.get("/status").await.status(), 500);
+    assert_eq!(value(&scrape(&server).await, "suspects_total"), Some(1.0));
+}
+
+/// A client that sends no more, on a server whose seconds are sixtieths.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "needs libfaketime"]
+async fn stalls_are_counted() {
+    let mut command = Command::new(test_support::example::path_of("axum-upload"));
+    test_support::running::by_another_clock(&mut command)
+        .env("FAKETIME", "+0 x60")
+        .env_remove("FAKETIME_DONT_FAKE_MONOTONIC");
+    command.arg("--metrics");
+    let server = Server::start_with(tempfile::tempdir().unwrap(), command);
+    let mut stream = TcpStream::connect(&server.addr).await.unwrap();
+    let head = "PUT /files/x HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nabc";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(
+        status_line(&mut stream).await,
+        "HTTP/1.1 408 Request Timeout"
+    );
+    let text = scrape(&server).await;
+    assert_eq!(value(&text, r#"stalls_total{volume="uploads"}"#), Some(1.0));
 }
 
 /// How full the disk is concerns those who may store.
@@ -302,6 +403,27 @@ async fn alerts_and_dashboard_use_metrics_that_there_are() {
         .collect();
     let moved = "storage_guard_volume_moved";
     assert_eq!(left_out, [&"storage_guard_volume_horizons_total", &moved]);
+}
+
+/// What the tests here and of disks read, so that there is none that nothing moves.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn each_metric_is_tested_on_a_server() {
+    const TESTS: [&str; 2] = [
+        include_str!("metrics.rs"),
+        include_str!("metrics_of_disks.rs"),
+    ];
+    let text = scrape(&busy_server().await).await;
+    let there = names(&text);
+    assert!(there.len() > 30, "{there:?}");
+    for name in there {
+        let name = name.strip_prefix("storage_guard_").unwrap();
+        let name = name.trim_end_matches("_bucket").trim_end_matches("_sum");
+        let is_read = |test: &str| {
+            test.contains(&format!("\"{name}")) || test.contains(&format!("#\"{name}{{"))
+        };
+        assert!(TESTS.iter().any(|test| is_read(test)), "{name}");
+    }
 }
 
 /// Prometheus, which reads a server four times a second.

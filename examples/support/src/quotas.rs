@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, future::pending, io, path::PathBuf, sync::Arc, time::Duration};
 
-#[cfg(feature = "stored")]
-use tower_storage_guard::store::ObservedStore;
 use tower_storage_guard::{
     BoxError, Reservation, Scope, Scopes,
     observer::Observer,
@@ -45,12 +43,16 @@ impl Quotas {
     ) -> Result<Self, BoxError> {
         #[cfg(feature = "stored")]
         if let Some(store) = place.open().await.map_err(|error| place.error(&*error))? {
-            let store = match observer {
-                Some(observer) => Arc::new(ObservedStore::new(store, observer)),
-                None => store,
-            };
-            let stored =
-                Stored::open(store, journal, time_to_live, has_leases, limits, made).await?;
+            let opening = Stored::open(
+                store,
+                journal,
+                time_to_live,
+                has_leases,
+                limits,
+                made,
+                observer,
+            );
+            let stored = opening.await?;
             return Ok(Self {
                 source: stored.source(),
                 kept: Kept::Stored(stored),

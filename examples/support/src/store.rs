@@ -88,7 +88,7 @@ impl Store {
         Self::open_observed(flags, created, None).await
     }
 
-    /// As [`open`](Self::open). The observer is told of the store of the quotas, if there is one.
+    /// As [`open`](Self::open). The observer is told of the store of the quotas and of its journal, if there is one.
     pub(crate) async fn open_observed(
         flags: Flags,
         created: &mut Created,

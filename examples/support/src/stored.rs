@@ -9,8 +9,11 @@ use tokio::{
 };
 use tower_storage_guard::{
     BoxError, Scope, Scopes,
+    observer::Observer,
     quota::{AnyQuota, Change, Limits, Usage},
-    store::{self, Account, Admin, Journal, LeasedQuota, Settled, Store, StoredQuota},
+    store::{
+        self, Account, Admin, Journal, LeasedQuota, ObservedStore, Settled, Store, StoredQuota,
+    },
 };
 
 /// How long a caller waits for a charge to reach the store. It reaches the store even after that.
@@ -30,7 +33,7 @@ pub(crate) struct Stored {
 
 impl Stored {
     /// With the limits of scopes that have none of their own in the store. Charges that have not reached the store yet are in
-    /// the directory `journal`, and what was intended there is resolved by `made`.
+    /// the directory `journal`, and what was intended there is resolved by `made`. The observer is told of both.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         journal: PathBuf,
@@ -38,6 +41,7 @@ impl Stored {
         has_leases: bool,
         limits: HashMap<Scope, Limits>,
         made: impl Fn(&[u8]) -> io::Result<Change> + Send + 'static,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, BoxError> {
         let is_counted = Admin::new(Arc::clone(&store)).is_counted().await?;
         let journal = spawn_blocking(move || {
@@ -49,13 +53,19 @@ impl Stored {
             }
             Ok::<_, io::Error>(journal)
         });
+        let mut journal = journal.await??;
+        let mut store = store;
+        if let Some(observer) = observer {
+            journal = journal.observer(Arc::clone(&observer));
+            store = Arc::new(ObservedStore::new(store, observer));
+        }
         let emptied = Arc::new(Notify::new());
         let notice = Arc::clone(&emptied);
         let quota = StoredQuota::builder(store, Limits::UNLIMITED)
             .limits_by(move |scope| limits.get(scope).copied().unwrap_or(Limits::UNLIMITED))
             .on_emptied(move || notice.notify_one())
             .time_to_live(time_to_live)
-            .journal(journal.await??)
+            .journal(journal)
             .build();
         Ok(Self {
             leased: has_leases.then(|| LeasedQuota::new(quota.clone())),

@@ -8,6 +8,7 @@ use std::{
     env,
     ffi::OsStr,
     fs::File,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -15,6 +16,12 @@ use std::{
 };
 
 use fs4::FileExt;
+use tempfile::TempDir;
+
+use crate::{
+    running::{Running, signal},
+    times,
+};
 
 /// Set in the process that runs a test for the second time.
 const AGAIN: &str = "STORAGE_GUARD_TEST_AGAIN";
@@ -73,7 +80,7 @@ fn again<F: FnOnce()>(mut wrapper: Command, test: F) {
     let name = name.trim_end_matches("::{{closure}}");
     let output = wrapper
         // A hung filesystem must not hang the tests.
-        .args(["timeout", "--signal=KILL", "120"])
+        .args(["timeout", "--signal=KILL", &times(120).to_string()])
         .arg(env::current_exe().unwrap())
         .args(["--exact", name, "--include-ignored", "--nocapture"])
         .env(AGAIN, "1")
@@ -126,6 +133,50 @@ pub fn image(folder: &Path, mebibytes: u64, mkfs: &str, options: &[&str]) -> Pat
     let args = ["-o", "loop"].map(OsStr::new).into_iter();
     run("mount", args.chain([image.as_os_str(), at.as_os_str()]));
     at
+}
+
+/// A folder that a process passes through to another one, in a mount namespace of the test's own.
+pub struct Passed {
+    at: PathBuf,
+    process: Running,
+    _real: TempDir,
+}
+
+impl Passed {
+    pub fn through(at: &Path) -> Self {
+        let device = || std::fs::metadata(at).unwrap().dev();
+        let before = device();
+        let real = tempfile::tempdir().unwrap();
+        let mut bindfs = Command::new("bindfs");
+        bindfs.arg("-f").arg(real.path()).arg(at);
+        let log = tempfile::NamedTempFile::new().unwrap();
+        Self {
+            at: at.to_owned(),
+            process: Running::start(&mut bindfs, log.path(), || device() != before),
+            _real: real,
+        }
+    }
+
+    /// Whatever looks there hangs until what this returns is dropped.
+    pub fn stop(&self) -> Stopped {
+        signal(self.process.id(), "STOP");
+        Stopped(self.process.id())
+    }
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        unmount(&self.at);
+    }
+}
+
+/// A stopped process, which goes on when this is dropped.
+pub struct Stopped(u32);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
 }
 
 /// Runs the async part of a test that mounts.
