@@ -115,6 +115,11 @@ fn scope((scope, usage): &(Scope, Usage)) -> Result<String, fmt::Error> {
     object.value("held_objects", usage.held.objects)?;
     object.optional("limit_bytes", usage.limits.bytes)?;
     object.optional("limit_objects", usage.limits.objects)?;
+    object.optional("soft_limit_bytes", usage.limits.soft_bytes)?;
+    object.optional("soft_limit_objects", usage.limits.soft_objects)?;
+    object.optional("grace_seconds", usage.limits.grace.map(seconds))?;
+    object.optional("over_bytes_seconds", usage.over.bytes.map(seconds))?;
+    object.optional("over_objects_seconds", usage.over.objects.map(seconds))?;
     Ok(object.end())
 }
 

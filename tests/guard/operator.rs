@@ -111,7 +111,8 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 #[tokio::test(start_paused = true)]
 async fn volumes_scopes_and_uploads_in_flight_are_shown() {
     let disk = filling_disk().await;
-    let quota = MemoryQuota::new(Limits::bytes(500_000));
+    let limits = Limits::bytes(500_000).soft_bytes(600).soft_objects(0);
+    let quota = MemoryQuota::new(limits.grace(HOUR));
     quota.set_used("user:1", Amount::new(20_000, 2));
     quota.set_used("user:2", Amount::new(1, 1));
     quota.set_limits("user:1", Limits::UNLIMITED);
@@ -191,6 +192,11 @@ async fn volumes_scopes_and_uploads_in_flight_are_shown() {
                     "held_objects": 0,
                     "limit_bytes": null,
                     "limit_objects": null,
+                    "soft_limit_bytes": null,
+                    "soft_limit_objects": null,
+                    "grace_seconds": null,
+                    "over_bytes_seconds": null,
+                    "over_objects_seconds": null,
                 }, {
                     "scope": "user:42",
                     "used_bytes": 700,
@@ -199,6 +205,11 @@ async fn volumes_scopes_and_uploads_in_flight_are_shown() {
                     "held_objects": 2,
                     "limit_bytes": 500_000,
                     "limit_objects": null,
+                    "soft_limit_bytes": 600,
+                    "soft_limit_objects": 0,
+                    "grace_seconds": 3_600,
+                    "over_bytes_seconds": 10,
+                    "over_objects_seconds": 10,
                 }],
                 "store": null,
             }],
@@ -433,7 +444,12 @@ async fn the_documented_schema_is_the_one_that_is_written() {
     memory.set_used("user:2", Amount::new(1, 1));
     memory.set_limits("user:2", Limits::UNLIMITED);
     let stored = StoredQuota::new(ReferenceStore::default(), Limits::UNLIMITED);
+    let soft = Limits::UNLIMITED.soft_bytes(0).soft_objects(0);
+    memory.set_limits("user:3", soft.grace(HOUR));
     let guard = Guard::new(disk.volume()).quota(memory.clone());
+    let one = guard.reserve("user:3", Demand::known(1)).await.unwrap();
+    one.stored(1);
+    assert!(one.commit().await);
     let uploads = Uploads::default();
     let app = app(&guard, &uploads);
     for header in [("upload-length", "10"), ("upload-defer-length", "1")] {
