@@ -33,7 +33,8 @@ use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tower_http::csrf::CsrfLayer;
 use tower_storage_guard::{
-    Amount, BoxError, Demand, Readiness, Reservation, Scope, StorageGuardLayer, axum::Failure,
+    Amount, BoxError, Demand, Guard, Readiness, Reservation, Scope, StorageGuardLayer,
+    axum::Failure, preflight::Preflight,
 };
 
 use example_support::{
@@ -49,12 +50,14 @@ const PROGRAM: Program = Program {
     name: env!("CARGO_BIN_NAME"),
     listen: "127.0.0.1:3000",
     routes: "  \
-  GET    /            a page to upload with, which uses /sign-in, /sign-out, /room and /delete/NAME
+  GET    /            a page to upload with, which uses /sign-in, /sign-out, /room, /preflight and /delete/NAME
   GET    /files       lists the files
   POST   /files       stores the files of a form: all of them, or none
   GET    /files/NAME  reads a file
   PUT    /files/NAME  stores a file
   DELETE /files/NAME  removes a file
+  HEAD   /preflight/NAME  whether the file would be admitted, by the header Upload-Length: 204 or 507
+  POST   /preflight   which of several files would be, by JSON: files, a list of objects with name and size
   GET    /status      how full the disk and the quotas are
   GET    /ready       whether uploads are accepted: 200 or 503
   GET    /metrics     for Prometheus, with --metrics",
@@ -93,14 +96,16 @@ async fn serve(listener: TcpListener, app: Router) -> Result<(), BoxError> {
 }
 
 fn app(store: Store, exporter: Option<Exporter>) -> Router {
-    let mut guard = StorageGuardLayer::new(store.volume.clone().named("uploads"))
-        .quota(store.quota.source.clone())
-        .scope_by(Folder::scopes_of)
-        .price_by_async(price)
-        .render_with(page::refusal);
+    let mut guard =
+        Guard::new(store.volume.clone().named("uploads")).quota(store.quota.source.clone());
     if let Some(exporter) = &exporter {
         guard = guard.observer(exporter.observer());
     }
+    let preflight = Preflight::new(guard.clone(), Folder::scopes_of).replaced_by(replaced);
+    let guard = StorageGuardLayer::new(guard)
+        .scope_by(Folder::scopes_of)
+        .price_by_async(price)
+        .render_with(page::refusal);
     let name = get(read_file).put(put_file).delete(delete_file);
     Router::new()
         .route("/files", get(list_files).post(post_files))
@@ -112,6 +117,8 @@ fn app(store: Store, exporter: Option<Exporter>) -> Router {
         .route_layer(guard)
         // A POST would not pass the guard when the disk is full.
         .route("/delete/{*name}", post(page::delete))
+        .route_service("/preflight", preflight.clone())
+        .route_service("/preflight/{*name}", preflight)
         // Outside of the guard: unauthenticated clients learn nothing about storage, and cannot reserve any.
         .route_layer(middleware::from_fn_with_state(store.clone(), identify))
         .merge(page::routes())
@@ -137,7 +144,8 @@ async fn identify(
     };
     request.extensions_mut().insert(folder.clone());
     let path = request.uri().path();
-    if path.starts_with("/files/") || path.starts_with("/delete/") {
+    let named = ["/files/", "/delete/", "/preflight/"];
+    if named.iter().any(|of_files| path.starts_with(of_files)) {
         let name: Option<Path<String>> = request.extract_parts().await.ok();
         let name: Name = name
             .map_or_else(String::new, |Path(name)| name)
@@ -150,17 +158,30 @@ async fn identify(
 
 /// An overwrite only costs the difference.
 fn price(head: &Parts, demand: Demand) -> impl Future<Output = Demand> + Send + use<> {
-    let folder = head.extensions.get::<Folder>().cloned();
-    let name = head.extensions.get::<Name>().cloned();
-    let is_put = head.method == Method::PUT;
+    let replaced = (head.method == Method::PUT).then(|| replaced(head, None));
     async move {
-        let (Some(folder), Some(name), true) = (folder, name, is_put) else {
-            return demand;
+        match replaced {
+            Some(replaced) => demand.replacing(replaced.await),
+            None => demand,
+        }
+    }
+}
+
+/// What an upload replaces: by its name in a list, or by that of the request.
+fn replaced(head: &Parts, listed: Option<&str>) -> impl Future<Output = Amount> + Send + use<> {
+    let folder = head.extensions.get::<Folder>().cloned();
+    let name = match listed {
+        Some(name) => name.parse().ok(),
+        None => head.extensions.get::<Name>().cloned(),
+    };
+    async move {
+        let (Some(folder), Some(name)) = (folder, name) else {
+            return Amount::ZERO;
         };
         match folder.size(&name).await {
-            Ok(Some(old)) => demand.replacing(Amount::new(old, 1)),
+            Ok(Some(old)) => Amount::new(old, 1),
             // Any error occurs again when the file is written.
-            Ok(None) | Err(_) => demand,
+            Ok(None) | Err(_) => Amount::ZERO,
         }
     }
 }

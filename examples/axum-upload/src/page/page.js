@@ -72,8 +72,8 @@ function become(old, fresh) {
   }
 }
 
-async function ask(path, method = "GET") {
-  const asking = fetch(path, { method, headers: { accept: "text/html" } })
+async function ask(path, method = "GET", body) {
+  const asking = fetch(path, { method, body, headers: { accept: "text/html" } })
   const answer = await asking.catch(() => { throw new Error("The server does not answer.") })
   const text = await answer.text()
   if (!answer.ok) throw new Error(reason(answer.status, text))
@@ -96,6 +96,12 @@ async function refresh(from = "/room") {
     const fresh = page.getElementById(id)
     if (fresh) become(document.getElementById(id), fresh)
   }
+}
+
+/** Asks whether the server would admit these uploads, one after the other, and returns what it says of each. */
+async function preflight(asked) {
+  const files = asked.map(({ file: { name, size } }) => ({ name, size }))
+  return JSON.parse(await ask("/preflight", "POST", JSON.stringify({ files }))).files
 }
 
 /** An upload in the queue: waiting, sending, storing, refused, or cancelled. */
@@ -158,30 +164,41 @@ class Upload {
     if (hadFocus) next?.focus()
   }
 
-  /** Refuses it, and returns true, if the figures on the page say that there is no room. */
-  refuseWithoutRoom() {
-    const { name, size: needed } = this.file
+  /** How large the file is that it replaces, as far as the page knows. */
+  get replaced() { return Number(stored(this.file.name)?.dataset.size ?? 0) }
+
+  /** Why the preflight refuses it, by the figures on the page if they tell, and after others that take `before` bytes. */
+  explain(reason, before = 0) {
+    const needed = this.file.size
     for (const gauge of document.querySelectorAll("#room [data-left]")) {
+      const isDisk = gauge.id === "disk"
+      if (reason !== (isDisk ? "disk_full" : "quota_exceeded")) continue
       // What is replaced stays on the disk until the new file is complete.
-      const replaced = gauge.id === "disk" ? 0 : Number(stored(name)?.dataset.size ?? 0)
-      const left = Number(gauge.dataset.left) + replaced
-      if (needed <= left) continue
+      const left = Number(gauge.dataset.left) + (isDisk ? 0 : this.replaced), rest = Math.max(left - before, 0)
+      if (needed <= rest) continue
+      const has = needed > left ? `${size(left)} left` : `${size(rest)} left after the files before it`
       const advice = needed > gauge.dataset.limit
         ? "It can never fit: choose a smaller file."
         : "Delete files that are no longer needed and retry, or choose a smaller file."
-      this.refuse(`It has ${size(needed)}, and ${gauge.dataset.of} has ${size(left)} left, so it was not sent. ${advice}`)
-      return true
+      return `It has ${size(needed)}, and ${gauge.dataset.of} has ${has}, so it was not sent. ${advice}`
     }
-    return false
+    const full = { disk_full: "The disk", quota_exceeded: "The quota" }[reason]
+    return full
+      ? `${full} has no room for it, so it was not sent. Delete files that are no longer needed and retry.`
+      : "The server cannot tell right now whether there is room for it, so it was not sent. Retry in a moment."
   }
 
   async run() {
     const { signal } = this.aborting
     this.show("sending", "Looking for room")
     try {
-      await refresh()
+      const [{ fits, reason }] = await preflight([this])
       signal.throwIfAborted()
-      if (this.refuseWithoutRoom()) return
+      if (!fits) {
+        await refresh().catch(lose)
+        this.refuse(this.explain(reason))
+        return
+      }
       await this.send(signal)
     } catch (error) {
       if (signal.aborted) this.cancel()
@@ -255,12 +272,22 @@ async function run() {
 
 async function add(chosen) {
   find("#uploads").hidden = !uploads.length && !chosen.length
-  const added = chosen.map((file) => new Upload(file))
-  uploads.push(...added)
-  // Each is checked again before it is sent. What can never fit is said at once.
-  await refresh().catch(lose)
-  for (const upload of added) if (upload.state === "waiting") upload.refuseWithoutRoom()
+  uploads.push(...chosen.map((file) => new Upload(file)))
+  await refuseEarly().catch(lose)
   run()
+}
+
+/** Refuses what would not fit after the files before it. Each is asked about again before it is sent. */
+async function refuseEarly() {
+  // So many names fit into a list.
+  const waiting = uploads.filter((upload) => upload.state === "waiting").slice(0, 200)
+  const [answers] = await Promise.all([preflight(waiting), refresh()])
+  let before = 0
+  answers.forEach(({ fits, reason }, at) => {
+    const upload = waiting[at]
+    if (fits) before += upload.file.size - upload.replaced
+    else if (upload.state === "waiting") upload.refuse(upload.explain(reason, before))
+  })
 }
 
 input.onchange = () => {
