@@ -48,7 +48,9 @@
 //! Each file is taken for a new object, unless [`Preflight::replaced_by`] says what it replaces. Answers must not be stored by
 //! caches.
 //!
-//! Mount it inside of authentication, as the upload itself: it tells how much room a scope has.
+//! Mount it inside of authentication, as the upload itself: it tells how much room a scope has. Mount it outside of the layer: a POST
+//! would be refused there when the disk is full. The example `axum-upload` in the repository does so, and its page asks before it
+//! sends.
 
 use std::{
     collections::HashSet,
@@ -85,7 +87,6 @@ use crate::{
     reservation::BoxFuture,
     scope::Scopes,
     time::within,
-    volume::Volume,
 };
 
 /// The longest list of files, in bytes.
@@ -260,8 +261,10 @@ impl<Q: QuotaSource> Preflight<Q> {
             .iter()
             .fold(0, |sum: u64, file| sum.saturating_add(file.size));
         let all = Demand::known(all).with_objects(files.len() as u64);
+        // An upload would wait for what it replaces, and be refused if that hangs.
+        let has_to_look = self.replaced.is_some() && self.guard.context.is_in_doubt();
         // Mostly everything fits, even if nothing is replaced, and one question is enough.
-        if self.guard.would_fit(scopes, all).await.is_ok() {
+        if !has_to_look && self.guard.would_fit(scopes, all).await.is_ok() {
             return vec![None; files.len()];
         }
         let mut refused = Vec::with_capacity(files.len());
@@ -308,19 +311,17 @@ impl<Q: QuotaSource> Preflight<Q> {
         let Some(replaced) = &self.replaced else {
             return Ok(Amount::ZERO);
         };
-        let volume = self.guard.volume();
         // The function may look at the filesystem, and would hang with it.
-        if volume.is_some_and(Volume::refuses_unseen) {
+        let context = &self.guard.context;
+        if context.refuses_unseen() {
             return Err(Refused::unavailable());
         }
-        let patience = self.guard.context.rules.patience;
+        let pause = context.rules.patience.max(PAUSE);
         let mut replaced = pin!(replaced(head, name));
         loop {
-            match within(patience.max(PAUSE), replaced.as_mut()).await {
+            match within(pause, replaced.as_mut()).await {
                 Some(replaced) => return Ok(replaced),
-                None if volume.is_some_and(|volume| volume.is_in_doubt_for(patience)) => {
-                    return Err(Refused::unavailable());
-                }
+                None if context.is_in_doubt() => return Err(Refused::unavailable()),
                 None => {}
             }
         }

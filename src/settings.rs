@@ -16,7 +16,6 @@ use crate::{
     reservation::BoxFuture,
     scope::Scopes,
     steps::Steps,
-    volume::Volume,
 };
 
 /// Decides by a request's head.
@@ -30,22 +29,6 @@ type Pricing<T> = Arc<dyn Fn(&request::Parts, Demand) -> T + Send + Sync>;
 pub(crate) struct Settings<Q> {
     pub(crate) guard: Guard<Q>,
     pub(crate) http: HttpSettings,
-}
-
-impl<Q> Settings<Q> {
-    /// Whether the reading of the volume is too old, so that requests that need room are refused.
-    pub(crate) fn refuses_unseen(&self) -> bool {
-        let volume = self.guard.context.volume.as_ref();
-        volume.is_some_and(Volume::refuses_unseen)
-    }
-
-    /// Whether the volume's probe has been hanging or failing for longer than a request waits. A price that is not there by
-    /// then hangs with it.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        let context = &self.guard.context;
-        let volume = context.volume.as_ref();
-        volume.is_some_and(|volume| volume.is_in_doubt_for(context.rules.patience))
-    }
 }
 
 /// The settings that only concern HTTP.

@@ -414,7 +414,7 @@ where
                     Poll::Ready(price) => price,
                     Poll::Pending => loop {
                         ready!(look.poll(cx));
-                        if let (true, Some(held)) = (settings.is_in_doubt(), &held) {
+                        if let (true, Some(held)) = (settings.guard.context.is_in_doubt(), &held) {
                             break price_in_doubt(&held.head.method);
                         }
                         *look = Bound::new(look.after());
@@ -464,7 +464,9 @@ fn price_of<Q>(
         None => Ok(demand.into()),
         Some(PriceBy::At(price)) => Ok(price(head, demand)),
         // The function may look at the filesystem, and would hang with it.
-        Some(PriceBy::Later(_)) if settings.refuses_unseen() => Ok(price_in_doubt(&head.method)),
+        Some(PriceBy::Later(_)) if settings.guard.context.refuses_unseen() => {
+            Ok(price_in_doubt(&head.method))
+        }
         Some(PriceBy::Later(price)) => Err(price(head, demand)),
     }
 }

@@ -29,6 +29,18 @@ impl<Q> Context<Q> {
         self.volume.as_ref().map(Volume::name)
     }
 
+    /// Whether the reading of the volume is too old, so that demands for room are refused.
+    pub(crate) fn refuses_unseen(&self) -> bool {
+        self.volume.as_ref().is_some_and(Volume::refuses_unseen)
+    }
+
+    /// Whether the volume's probe has been hanging or failing for longer than a demand waits. What looks at the filesystem, and
+    /// is not ready by then, hangs with it.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let volume = self.volume.as_ref();
+        volume.is_some_and(|volume| volume.is_in_doubt_for(self.rules.patience))
+    }
+
     /// Tells the observer of a demand that was refused.
     #[cold]
     pub(crate) fn tell_refused(&self, refused: &Refused) {

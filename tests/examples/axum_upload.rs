@@ -323,6 +323,62 @@ async fn an_overwrite_is_charged_for_its_difference() {
     }
 }
 
+/// As the upload itself is priced, in the folder of the user who asks.
+#[tokio::test]
+async fn tells_beforehand_what_would_be_admitted() {
+    let server = start(&USERS);
+    let put = server.request(Method::PUT, "/files/a%20b");
+    let put = put.bearer_auth("to:ken").body(vec![b'x'; 900]);
+    assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
+    for (token, name, size, status) in [
+        ("to:ken", "/a%20b", 1000, 204),
+        ("to:ken", "/a%20b", 1001, 507),
+        ("to:ken", "/b", 100, 204),
+        ("to:ken", "/b", 101, 507),
+        ("to:ken", "", 101, 507),
+        ("to:ken", "/.b", 1, 400),
+        ("secret", "/a%20b", 500, 204),
+        ("secret", "/a%20b", 501, 507),
+    ] {
+        for method in [Method::HEAD, Method::GET] {
+            let request = server.request(method, &format!("/preflight{name}"));
+            let request = request.header("upload-length", size).bearer_auth(token);
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), status, "{token} {name}: {size}");
+        }
+    }
+    let files = json!([
+        { "name": "b", "size": 101 },
+        { "name": "a b", "size": 950 },
+        { "name": "a b", "size": 51 },
+        { "name": ".b", "size": 50 },
+        { "name": "c", "size": 1 },
+    ]);
+    assert_eq!(
+        listed_beforehand(&server, "to:ken", files).await,
+        ["quota_exceeded", "", "quota_exceeded", "", "quota_exceeded"]
+    );
+    let status = server.status_when("to:ken", |_| true).await;
+    assert_eq!(status["user"]["held"], 0);
+
+    let request = server.request(Method::POST, "/preflight");
+    let request = request.header("origin", "https://other.example");
+    let answer = request.bearer_auth("to:ken").body("{}").send().await;
+    assert_eq!(answer.unwrap().status(), StatusCode::FORBIDDEN);
+}
+
+/// Why each of these files would be refused. Empty if it would not be.
+async fn listed_beforehand(server: &Server, token: &str, files: Value) -> Vec<String> {
+    let request = server
+        .request(Method::POST, "/preflight")
+        .bearer_auth(token);
+    let answer = request.json(&json!({ "files": files })).send().await;
+    let answer: Value = answer.unwrap().json().await.unwrap();
+    let files = answer["files"].as_array().unwrap().iter();
+    let reason = |file: &Value| file["reason"].as_str().unwrap_or_default().to_owned();
+    files.map(reason).collect()
+}
+
 #[tokio::test]
 async fn the_price_of_an_overwrite_is_checked_again() {
     let server = start(&["--quota", "1000"]);
@@ -430,6 +486,11 @@ async fn a_full_disk_still_serves_reads_and_deletes() {
     assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
     let refusal: Value = answer.json().await.unwrap();
     assert_eq!(refusal["reason"], "disk_full");
+    let files = json!([{ "name": "a", "size": 5 }, { "name": "b", "size": 1 }]);
+    assert_eq!(
+        listed_beforehand(&server, "", files).await,
+        ["disk_full", "disk_full"]
+    );
     assert_eq!(
         listed(&server, "").await,
         json!([{ "name": "a", "size": 5 }])
@@ -514,6 +575,8 @@ async fn strangers_are_turned_away() {
         (Method::PUT, "/files/.b"),
         (Method::DELETE, "/files/a"),
         (Method::POST, "/delete/a"),
+        (Method::GET, "/preflight/a"),
+        (Method::POST, "/preflight"),
         (Method::GET, "/room"),
         (Method::GET, "/status"),
     ] {
@@ -580,6 +643,11 @@ async fn uploads_are_answered(server: &Server, disk: &Passed) {
             assert_eq!(status, 503);
             assert!(took < Duration::from_secs(5), "{took:?}");
         }
+        let files = json!([{ "name": "0", "size": 1 }, { "name": "1", "size": 1 }]);
+        assert_eq!(
+            listed_beforehand(server, "", files).await,
+            ["capacity_unknown", "capacity_unknown"]
+        );
         let threads = server.threads();
         assert!(threads <= before + 2, "{threads} of {before}");
     }

@@ -1,11 +1,12 @@
 //! Uploads, refusals, cancelling and deleting.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 use test_support::{
-    example::Server,
+    example::{Server, path_of},
     mounts::{fill_but, in_runtime, tmpfs, with_own_mounts},
+    redis,
 };
 
 use crate::{
@@ -304,6 +305,97 @@ async fn what_the_server_says_is_shown() {
         )
         .await;
     drop(dir);
+}
+
+/// How often the page has asked the server whether there is room.
+const ASKED: &str = "performance.getEntriesByType('resource').filter((it) => it.name.endsWith('/preflight')).length";
+
+#[tokio::test]
+#[ignore = "needs chromium: run by `make test`"]
+async fn the_preflight_decides_what_is_sent() {
+    let visit = Visit::to(&["--quota", "20MiB"]).await;
+    let browser = &visit.browser;
+    // By another client: the page knows how much room is left, but not what would be replaced.
+    visit.put("theirs.zip", 14 * MIB).await;
+    visit.choose(&[("theirs.zip", 16 * MIB)]).await;
+    visit.until_stored("theirs.zip").await;
+    assert_eq!(browser.value(ASKED).await, 2);
+
+    // Each of them would fit alone.
+    visit
+        .choose(&[
+            ("one.zip", 3 * MIB),
+            ("two.zip", 2 * MIB),
+            ("theirs.zip", 18 * MIB),
+        ])
+        .await;
+    browser
+        .until(&format!(
+            "{} && document.querySelectorAll('#queue li').length === 2",
+            row("one.zip")
+        ))
+        .await;
+    let (two, theirs) = ("#queue li:first-child", "#queue li:last-child");
+    let after = "MiB left after the files before it, so it was not sent. Delete files";
+    for (upload, needed, left) in [(two, 2, 1), (theirs, 18, 17)] {
+        let why = format!("It has {needed}.0 MiB, and the quota has {left}.0 {after}");
+        browser.until_says(&format!("{upload} .state"), &why).await;
+    }
+    let sent = "performance.getEntriesByType('resource').filter((it) => it.name.includes('/files/')).length";
+    assert_eq!(browser.value(sent).await, 2);
+    assert_eq!(browser.value(ASKED).await, 4);
+    browser.click(&format!("{two} .retry")).await;
+    browser
+        .until_says(
+            &format!("{two} .state"),
+            "It has 2.0 MiB, and the quota has 1.0 MiB left, so it was not sent. Delete files",
+        )
+        .await;
+    assert_eq!(browser.value(sent).await, 2);
+    assert_eq!(browser.value(ASKED).await, 5);
+    assert_eq!(visit.server.names(), ["one.zip", "theirs.zip"]);
+}
+
+/// The gauges show bytes, and what they showed last.
+#[tokio::test]
+#[ignore = "needs chromium and redis: run by `make test`"]
+async fn a_refusal_that_no_gauge_explains() {
+    let mut redis = redis::Server::start();
+    let visit = Visit::to(&["--quota-store", &redis.url()]).await;
+    let browser = &visit.browser;
+    visit.put("one", 10).await;
+    browser.open(&visit.wire.addr).await;
+    let limited = Command::new(path_of("quota-admin"))
+        .args(["--store", &redis.url(), "limit", "everyone"])
+        .args(["--bytes", "1GiB", "--objects", "1"])
+        .output();
+    assert!(limited.unwrap().status.success());
+    let before = visit.wire.sent();
+    visit.choose(&[("two", MIB)]).await;
+    browser
+        .until_says(
+            "#queue [data-state=refused] .state",
+            "The quota has no room for it, so it was not sent. Delete files that are no longer needed and retry.",
+        )
+        .await;
+    // As the advice says.
+    delete(browser, "one").await;
+    browser.until(&format!("!{}", row("one"))).await;
+
+    redis.kill();
+    browser.click("#queue .retry").await;
+    browser
+        .until_says(
+            "#queue [data-state=refused] .state",
+            "The server cannot tell right now whether there is room for it, so it was not sent. Retry in a moment.",
+        )
+        .await;
+    let sent = visit.wire.sent() - before;
+    assert!(sent < 64 << 10, "{sent}");
+    redis.start_again();
+    browser.click("#queue .retry").await;
+    visit.until_stored("two").await;
+    assert_eq!(visit.server.names(), ["two"]);
 }
 
 /// The disk fills up while a file is sent: only the server can know.
