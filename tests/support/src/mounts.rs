@@ -80,7 +80,7 @@ fn again<F: FnOnce()>(mut wrapper: Command, test: F) {
     let name = name.trim_end_matches("::{{closure}}");
     let output = wrapper
         // A hung filesystem must not hang the tests.
-        .args(["timeout", "--signal=KILL", &times(120).to_string()])
+        .args(["timeout", "--signal=KILL", &times(300).to_string()])
         .arg(env::current_exe().unwrap())
         .args(["--exact", name, "--include-ignored", "--nocapture"])
         .env(AGAIN, "1")
