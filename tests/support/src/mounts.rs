@@ -8,6 +8,7 @@ use std::{
     env,
     ffi::OsStr,
     fs::File,
+    io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
@@ -186,11 +187,21 @@ pub fn in_runtime(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
-/// A file that leaves this many bytes of the filesystem free.
+/// A file that leaves this many bytes of the filesystem free, or fewer if others write there meanwhile.
 pub fn fill_but(folder: &Path, left: u64) {
     let filler = File::create(folder.join("filler")).unwrap();
-    let free = fs4::available_space(folder).unwrap();
-    filler.allocate(free.checked_sub(left).unwrap()).unwrap();
+    let begun = Instant::now();
+    loop {
+        let free = fs4::available_space(folder).unwrap();
+        match filler.allocate(free.saturating_sub(left)) {
+            Ok(()) => break,
+            // What was free when it was measured is not free any more.
+            Err(error) if error.kind() == ErrorKind::StorageFull => {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
     // Writing to preallocated blocks may allocate others for metadata.
     filler.sync_all().unwrap();
 }
