@@ -20,7 +20,7 @@ APART = $(LINKED) tests/downstream/rdkafka tests/downstream/rocksdb
 # Of these, the ones that link another SQLite than the workspace.
 LINKED = tests/downstream/newest-rusqlite tests/downstream/oldest-rusqlite tests/downstream/sqlx08
 
-.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest interface screenshots fuzz plain apart features features-alone counts expect package soak bench
+.PHONY: test tools clients lint unit unit-serving unit-calling unit-rest unit-doc interface screenshots fuzz plain apart features features-alone counts expect package soak bench
 
 # The last three compile one crate at a time, mostly, and partly in folders of their own: together they keep two cores busy.
 test: tools clients lint unit fuzz plain apart
@@ -72,14 +72,14 @@ lint:
 	for package in $(APART); do $(CARGO) fmt --check --manifest-path $$package/Cargo.toml || exit 1; done
 	$(CHECKED) $(CARGO) build $(ALL) --all-targets
 
-# All tests, with those that mount filesystems and start servers and clients. These wait most of the time, so two groups of them run
-# at once. The rest is whatever the workspace has beside them; programs have no tests of their own. What takes minutes is run by `soak`.
+# All tests, with those that mount filesystems and start servers and clients. Each of these waits now and then, so two groups of them
+# run at once. The rest is whatever the workspace has beside them; programs have no tests of their own. What takes minutes is run by `soak`.
 TEST = $(CHECKED) STORAGE_GUARD_EXAMPLES=built RUST_TEST_THREADS=$$((3 * $$(nproc) / 2)) $(CARGO) test $(ALL)
-SERVING = examples stores
+SERVING = examples page stores
 CALLING = adopters clients downstream guard
 unit: clients lint
 	$(MAKE) --jobs=2 --output-sync=target unit-serving unit-calling
-	$(MAKE) unit-rest
+	$(MAKE) --jobs=2 --output-sync=target unit-rest unit-doc
 unit-serving:
 	$(TEST) $(SERVING:%=--test %) -- --include-ignored --skip takes_minutes
 unit-calling:
@@ -87,6 +87,7 @@ unit-calling:
 unit-rest:
 	rest=$$(/usr/bin/python3 tests/targets.py $(SERVING) $(CALLING)) && \
 		$(TEST) --lib $$rest -- --include-ignored
+unit-doc:
 	STORAGE_GUARD_INTERFACE=$(INTERFACE) $(TEST) --doc
 	$(LISTED)
 
