@@ -13,7 +13,8 @@ use std::{
 };
 
 use super::{
-    shared::{Adapter, Shared, State},
+    shared::Shared,
+    state::{Adapter, State},
     tickets::Tickets,
 };
 use crate::{

@@ -2,6 +2,7 @@
 
 mod async_writer;
 mod context;
+mod end;
 mod growth;
 mod hooks;
 mod meter;
@@ -9,6 +10,7 @@ mod ops;
 mod pending;
 mod shared;
 mod silence;
+mod state;
 mod tickets;
 mod writer;
 
@@ -21,7 +23,8 @@ pub(crate) use self::{
     meter::Meter,
     ops::{BoxFuture, Outer, Report, ReservationOps},
     pending::{Pending, RareTerms, Terms, Unkept},
-    shared::{Adapter, Ended, Shared},
+    shared::Shared,
+    state::{Adapter, Ended},
 };
 use crate::{amount::Amount, demand::Demand, refused::Refused, volume::Volume};
 

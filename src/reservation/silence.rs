@@ -7,7 +7,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::shared::{Adapter, Shared, State};
+use super::{
+    shared::Shared,
+    state::{Adapter, State},
+};
 use crate::{
     offers::{Offer, Shortage, Silent},
     quota::QuotaSource,
