@@ -91,7 +91,10 @@ where
         let is_open = step.as_ref().is_some_and(|step| step.is_open());
         let writes = step.as_ref().is_some_and(|step| step.is_write());
         let has_content = || !body.is_end_stream();
-        if !is_open && !http.applies.to(&head, &asked, writes, has_content) {
+        let is_guarded = is_open || http.applies.to(&head, &asked, writes, has_content);
+        // What is guarded for another reason costs what it costs.
+        let step = step.filter(|step| !is_guarded || !step.asks());
+        if !is_guarded && step.as_ref().is_none_or(|step| !step.asks()) {
             let request = Request::from_parts(head, MeteredBody::open(body));
             let response = self.inner.call(request);
             return ResponseFuture::open(self.settings(), asked, response);

@@ -30,6 +30,9 @@ pub(crate) trait FoundStep: Send {
     /// Whether it writes, even if its method does not.
     fn is_write(&self) -> bool;
 
+    /// Whether it only asks what uploads are taken. It costs nothing, and its answer passes the guard.
+    fn asks(&self) -> bool;
+
     /// None if the request is priced like any other.
     fn visit(self: Box<Self>, demand: Demand) -> Option<Box<dyn Visit>>;
 }

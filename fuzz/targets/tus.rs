@@ -17,11 +17,11 @@ use tower::{Layer, service_fn};
 use tower_storage_guard::{
     Amount, MeteredBody, StorageGuardLayer,
     quota::{Limits, MemoryQuota},
-    upload::Uploads,
+    upload::{Resumable, Uploads},
 };
 
 const LIMIT: Amount = Amount::new(1_000, 6);
-const METHODS: [&str; 5] = ["DELETE", "HEAD", "PATCH", "POST", "PUT"];
+const METHODS: [&str; 6] = ["DELETE", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"];
 
 #[derive(Default)]
 struct Server {
@@ -46,7 +46,8 @@ async fn several(input: &[u8]) {
     let uploads = {
         let server = Arc::clone(&server);
         // Later requests would be charged one by one, and not at all if they fail: the service ends what the guard forgets.
-        Uploads::default().on_expiry(move |key| {
+        let protocol = Resumable::new().max_size(LIMIT.bytes);
+        Uploads::new(protocol).on_expiry(move |key| {
             let is_removed = lock(&server).expire(&key);
             async move { is_removed }
         })
@@ -107,13 +108,18 @@ fn is_tus(head: &Parts) -> bool {
     head.headers.contains_key("tus-resumable")
 }
 
-/// tus, section "Method overriding". tusd overrides nothing but POST.
+/// tus, section "Method overriding". tusd overrides nothing but POST; this server, OPTIONS too.
 fn method(head: &Parts) -> String {
     let other = head.headers.get("x-http-method-override");
-    let other = other.filter(|_| is_tus(head) && head.method == "POST");
+    let other =
+        other.filter(|_| is_tus(head) && matches!(head.method.as_str(), "OPTIONS" | "POST"));
     let other = other.map(|other| other.to_str());
     let own = head.method.as_str();
     other.and_then(Result::ok).unwrap_or(own).to_uppercase()
+}
+
+fn is_creation(head: &Parts) -> bool {
+    number(head, "upload-length").is_some() || head.headers.contains_key("upload-defer-length")
 }
 
 /// An answer in the words of tus.
@@ -140,6 +146,11 @@ impl Server {
     /// The answer to a head, before the body is read.
     fn refuse(&mut self, head: &Parts) -> Option<Reply> {
         let method = method(head);
+        let is_of_tus = method == "POST" && is_creation(head)
+            || matches!(&*method, "DELETE" | "HEAD" | "PATCH");
+        if head.method == "OPTIONS" && !is_of_tus {
+            return Some(answer(StatusCode::NO_CONTENT, &[]));
+        }
         if !matches!(&*method, "DELETE" | "HEAD" | "PATCH") {
             return None;
         }
@@ -166,7 +177,6 @@ impl Server {
     fn keep(&mut self, head: &Parts, bytes: u64, is_whole: bool) -> Reply {
         let path = in_url(head.uri.path()).unwrap_or_default();
         let length = number(head, "upload-length");
-        let is_creation = length.is_some() || head.headers.contains_key("upload-defer-length");
         match &*method(head) {
             "DELETE" => {
                 self.uploads.remove(&path);
@@ -178,7 +188,7 @@ impl Server {
             },
             // What has failed leaves nothing, because its client does not know where it is.
             _ if !is_whole => answer(StatusCode::INTERNAL_SERVER_ERROR, &[]),
-            "POST" if is_tus(head) && is_creation => {
+            "POST" if is_tus(head) && is_creation(head) => {
                 let mut upload = Upload::default();
                 let mut created = upload.append(length, bytes, true);
                 if created.status() == StatusCode::NO_CONTENT {

@@ -102,11 +102,12 @@ impl Protocol for Resumable {
         if head.method == Method::DELETE {
             return Some(Step::abort(path));
         }
-        if head.method == Method::OPTIONS && self.max_size.is_some() {
+        let is_tus = head.headers.contains_key("tus-resumable");
+        let is_overridden = head.headers.contains_key(METHOD);
+        if head.method == Method::OPTIONS && !is_overridden && self.max_size.is_some() {
             return Some(Step::options());
         }
-        let is_tus = head.headers.contains_key("tus-resumable");
-        let may_write = is_write(&head.method) || head.headers.contains_key(METHOD);
+        let may_write = is_write(&head.method) || is_overridden;
         if !may_write || !is_tus && !head.headers.contains_key("upload-complete") {
             return None;
         }

@@ -189,7 +189,8 @@ impl Step {
     }
 
     /// Asks what uploads the service takes, as OPTIONS does. It is admitted whatever room there is, and its answer gets
-    /// the [limits](Protocol::limits).
+    /// the [limits](Protocol::limits). A request that the layer guards for another reason, such as a method that overrides its own,
+    /// is priced like any other.
     pub fn options() -> Self {
         Self::new(Kind::Options, "")
     }

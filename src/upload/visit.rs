@@ -62,12 +62,12 @@ impl steps::Steps for Uploads {
 
 impl steps::FoundStep for FoundStep {
     fn is_open(&self) -> bool {
-        match self.step.kind {
-            // Nothing is reserved for it, and its answer passes the guard all the same.
-            Kind::Options => true,
-            Kind::Begin => false,
-            _ => self.uploads.registry.get(&self.step.key).is_some(),
-        }
+        let is_of_one = !self.step.is_begin() && !self.step.is_options();
+        is_of_one && self.uploads.registry.get(&self.step.key).is_some()
+    }
+
+    fn asks(&self) -> bool {
+        self.step.is_options()
     }
 
     fn is_write(&self) -> bool {

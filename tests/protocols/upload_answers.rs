@@ -909,11 +909,26 @@ async fn the_largest_upload_is_told_to_those_who_ask() {
         }
     }
     assert_eq!(site.held(), 0);
-    // Content is not stored by the method's definition, and is read by the service as it likes.
+    // Only a service that goes by another method stores its content.
     assert_eq!(
         site.send(request("OPTIONS", "/files", &[]), full(50)).await,
         200
     );
+    for override_by in [
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+    ] {
+        for (method, is_tus) in [("PUT", false), ("POST", true), ("PATCH", true)] {
+            let mut headers = vec![(override_by, method)];
+            if is_tus {
+                headers.extend([TUS, ("upload-offset", "0"), ("upload-length", "50")]);
+            }
+            let request = request("OPTIONS", "/files", &headers);
+            let status = site.send(request, full(50)).await;
+            assert_eq!(status, 507, "{override_by}: {method}");
+        }
+    }
     let unlimited = Uploads::new(Resumable::new());
     let site = Site::new(0, unlimited, async |_, _| reply(200, &[]));
     let (_, headers) = site
