@@ -15,7 +15,7 @@ use test_support::{
     example::Server,
     mounts::{Passed, fill_but, in_runtime, tmpfs, unmount, with_own_mounts},
 };
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{io::AsyncWriteExt, sync::mpsc, time::interval};
 
 use crate::{
     axum_upload::begin_upload_of,
@@ -176,6 +176,7 @@ fn a_disk_that_will_be_full_is_shown_which_takes_minutes() {
             let watching = async {
                 let horizons = of_volume("volume_horizons_total");
                 let start = Instant::now();
+                let mut turns = interval(Duration::from_millis(200));
                 let text = loop {
                     let text = scrape(&server).await;
                     is_settling |= value(&text, &of_volume("volume_settling_bytes")) > Some(0.0);
@@ -184,7 +185,7 @@ fn a_disk_that_will_be_full_is_shown_which_takes_minutes() {
                     }
                     assert!(start.elapsed() < Duration::from_secs(400), "{text}");
                     grown.write_all(&[7; 50_000]).unwrap();
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    turns.tick().await;
                 };
                 is_over.store(true, Relaxed);
                 text
