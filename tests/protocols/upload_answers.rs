@@ -929,6 +929,14 @@ async fn the_largest_upload_is_told_to_those_who_ask() {
             assert_eq!(status, 507, "{override_by}: {method}");
         }
     }
+    // A creation has to be reserved even if nothing comes with it.
+    let creation = [
+        TUS,
+        ("x-http-method-override", "POST"),
+        ("upload-length", "50"),
+    ];
+    let creation = request("OPTIONS", "/files", &creation);
+    assert_eq!(site.send(creation, full(0)).await, 507);
     let unlimited = Uploads::new(Resumable::new());
     let site = Site::new(0, unlimited, async |_, _| reply(200, &[]));
     let (_, headers) = site
