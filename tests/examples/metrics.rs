@@ -183,7 +183,7 @@ async fn leases_are_counted() {
 /// What a server shows whose quotas are in a Redis that is killed and started again.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-#[ignore = "needs redis-server"]
+#[ignore = "needs redis-server: run by `make test`"]
 async fn an_outage_of_the_quotas_is_shown() {
     let mut database = test_support::redis::Server::start();
     let flags = ["--metrics", "--quota-store", &database.url()];
@@ -218,7 +218,7 @@ async fn an_outage_of_the_quotas_is_shown() {
 /// A Redis that is stopped for longer than half of the time that the quotas have, and then goes on.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-#[ignore = "needs redis-server"]
+#[ignore = "needs redis-server: run by `make test`"]
 async fn slow_quotas_are_shown() {
     let database = test_support::redis::Server::start();
     let flags = ["--metrics", "--quota-store", &database.url()];
@@ -270,7 +270,7 @@ async fn soft_limits_are_counted() {
 /// An error of a database that names a full disk in its text alone.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-#[ignore = "needs PostgreSQL"]
+#[ignore = "needs PostgreSQL: run by `make test`"]
 async fn suspects_are_counted() {
     let database = test_support::postgres::Server::new();
     let flags = ["--metrics", "--quota-store", &database.url()];
@@ -287,7 +287,7 @@ async fn suspects_are_counted() {
 /// A client that sends no more, on a server whose seconds are sixtieths.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-#[ignore = "needs libfaketime"]
+#[ignore = "needs libfaketime: run by `make test`"]
 async fn stalls_are_counted() {
     let mut command = Command::new(test_support::example::path_of("axum-upload"));
     test_support::running::by_another_clock(&mut command)
@@ -340,7 +340,7 @@ fn promtool(arguments: &[&str], input: &str) -> String {
 
 /// It knows the conventions: names, units, suffixes, and that there is help.
 #[tokio::test]
-#[ignore = "needs promtool"]
+#[ignore = "needs promtool: run by `make test`"]
 async fn promtool_finds_nothing_to_improve() {
     let server = busy_server().await;
     let text = until(&server, "drained_bytes_total", 90_000.0).await;
@@ -477,7 +477,7 @@ impl Prometheus {
 }
 
 #[tokio::test]
-#[ignore = "needs Prometheus"]
+#[ignore = "needs Prometheus: run by `make test`"]
 async fn each_query_of_the_dashboard_has_data_in_prometheus() {
     let server = busy_server().await;
     let dir = tempfile::tempdir().unwrap();

@@ -48,12 +48,17 @@ fn run() -> Result<(), Error> {
         return fs::write(&kept, text).map_err(|error| Error::File { path: kept, error });
     }
     let before = fs::read_to_string(&kept).map_err(|error| Error::File { path: kept, error })?;
-    let before: Vec<_> = before.lines().collect();
+    let before: Vec<_> = before.lines().map(str::to_owned).collect();
     if before == now {
         return Ok(());
     }
-    let [old, new] = [&before, &as_lines(&now)].map(|lines| lines.iter().copied().collect());
-    show(&old, &new);
+    let [old, new] = [&before, &now].map(|items| items.iter().collect::<BTreeSet<_>>());
+    for gone in old.difference(&new) {
+        println!("-{gone}");
+    }
+    for added in new.difference(&old) {
+        println!("+{added}");
+    }
     Err(Error::Changed)
 }
 
@@ -66,17 +71,4 @@ fn items(json: &PathBuf) -> Result<Vec<String>, Error> {
         .build()?;
     let items = interface.items().map(ToString::to_string);
     Ok(items.filter(|item| !item.contains("::guide")).collect())
-}
-
-fn as_lines(items: &[String]) -> Vec<&str> {
-    items.iter().map(String::as_str).collect()
-}
-
-fn show(old: &BTreeSet<&str>, new: &BTreeSet<&str>) {
-    for gone in old.difference(new) {
-        println!("-{gone}");
-    }
-    for added in new.difference(old) {
-        println!("+{added}");
-    }
 }
